@@ -1,0 +1,223 @@
+"""The five steps as data, and how one is carried out: found up to date, or done and recorded.
+
+A step is up to date when its options, tool versions, rules (the source files that decide its result) and inputs are those recorded, and its
+outputs are still the files it wrote. Whatever differs is named; only what depends on it is done again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from artifact.errors import ArtifactError
+from artifact.manifest import Manifest, atomic_write, fingerprint, locked, read_manifest, sha256_of, unchanged, write_manifest
+from artifact.progress import Progress, silent
+
+Report = dict[str, Any]
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a kind of step reads, and what decides its result.
+
+    Attributes:
+        inputs: glob patterns in the artifact folder; the first must match.
+        rules: glob patterns of source files, from the project's root.
+        packages: distributions whose versions matter.
+    """
+
+    inputs: tuple[str, ...]
+    rules: tuple[str, ...]
+    packages: tuple[str, ...]
+
+
+STEPS: Mapping[str, Step] = {
+    "export": Step((), ("exporter/**/*.py", "artifact/*.py"), ("torch", "onnx", "onnx-ir", "onnxscript")),
+    "fuse": Step(("traced.onnx",), ("graphs/fusions/*.py", "graphs/*.py"), ("onnx-ir", "onnxscript")),
+    "quantize": Step(("fused.onnx", "weights/checksums.json"), ("graphs/quantize/*.py",), ("onnx-ir", "numpy")),
+    "build": Step((), ("engines/**/*.py",), ("onnx-ir", "polygraphy", "tensorrt-rtx-cu12")),
+    "validate": Step(
+        ("traced.onnx", "*.onnx", "engines/*/build.json"),
+        ("validation/**/*.py", "validation/**/*.j2", "validation/texts/*", "exporter/model.py", "exporter/rope.py"),
+        ("torch", "transformers", "onnxruntime-gpu", "onnxruntime", "onnx-ir", "numpy"),
+    ),
+}
+"""Step name → what it depends on. A step id is a name, or a name and a variant: `quantize-int8`, `build-a100-80gb-fp16`."""
+
+MADE_BY = {
+    "traced.onnx": "python cli.py export --checkpoint SRC --out {artifact}",
+    "weights/checksums.json": "python cli.py export --checkpoint SRC --out {artifact}",
+    "fused.onnx": "python cli.py fuse {artifact}",
+    "int8.onnx": "python cli.py quantize {artifact} --scheme int8",
+}
+"""File → the command that makes it."""
+
+
+@dataclass
+class StepContext:
+    """What a step's work gets: the folder, a way to write into it, and someone to tell how far it is."""
+
+    artifact: Path
+    progress: Progress = silent
+    outputs: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @contextmanager
+    def write(self, relative: str) -> Iterator[Path]:
+        """Give a temporary path; on success the file is synced, renamed to ``relative`` and recorded."""
+        with atomic_write(self.artifact / relative) as temporary:
+            yield temporary
+        self.outputs[relative] = fingerprint(self.artifact / relative)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A step's report, and why it was done: an empty reason means it was up to date."""
+
+    report: Report
+    reason: str
+
+    @property
+    def up_to_date(self) -> bool:
+        """Whether nothing had to be done."""
+        return not self.reason
+
+
+def run_step(
+    artifact: Path,
+    step_id: str,
+    options: Mapping[str, Any],
+    work: Callable[[StepContext], Report],
+    *,
+    inputs: tuple[str, ...] = (),
+    force: bool = False,
+    progress: Progress = silent,
+) -> Outcome:
+    """Carry out one step, or find it up to date.
+
+    Args:
+        artifact: the folder.
+        step_id: a name of ``STEPS``, with a variant after it where there are several.
+        options: whatever decides the result beside files; JSON values.
+        work: does it, writes through the context and returns the report.
+        inputs: patterns beside those of the step's kind.
+        force: do it even where it is up to date.
+        progress: told what is being done.
+
+    Raises:
+        ArtifactError: an input is missing (the hint says which command makes it), or another run holds the folder.
+    """
+    kind = STEPS[step_id.split("-", maxsplit=1)[0]]
+    with locked(artifact):
+        manifest = read_manifest(artifact)
+        wanted = {
+            "options": dict(options),
+            "versions": _versions(kind.packages),
+            "rules": _rules_hash(kind.rules),
+            "inputs": _input_hashes(artifact, manifest, (*inputs, *kind.inputs)),
+        }
+        reason = "forced" if force else _why_stale(artifact, manifest["steps"].get(step_id), wanted)
+        if not reason:
+            return Outcome(manifest["steps"][step_id]["report"], "")
+        start = time.perf_counter()
+        step = StepContext(artifact, progress)
+        report = work(step)
+        seconds = round(time.perf_counter() - start, 3)
+        manifest = read_manifest(artifact)  # the work may have described the model
+        _remove_stale(artifact, manifest, step_id, step.outputs)
+        manifest["steps"][step_id] = {**wanted, "outputs": step.outputs, "seconds": seconds, "report": report}
+        write_manifest(artifact, manifest)
+        return Outcome(report, reason)
+
+
+def require(artifact: Path, file: str) -> Path:
+    """A file of the artifact that an earlier step makes.
+
+    Raises:
+        ArtifactError: it is not there; the hint is the command that makes it.
+    """
+    path = artifact / file
+    if not path.is_file():
+        raise ArtifactError(f"{artifact} has no {file}", hint=MADE_BY.get(file, MADE_BY["traced.onnx"]).format(artifact=artifact))
+    return path
+
+
+def _why_stale(artifact: Path, record: dict[str, Any] | None, wanted: dict[str, Any]) -> str:
+    if record is None:
+        return "not done yet"
+    for key in ("options", "versions", "rules", "inputs"):
+        if record[key] != wanted[key]:
+            return f"{key} changed{_difference(record[key], wanted[key])}"
+    changed = [file for file, recorded in record["outputs"].items() if not unchanged(artifact / file, recorded)]
+    return f"{changed[0]} is missing or was changed" if changed else ""
+
+
+def _difference(old: object, new: object) -> str:
+    if not isinstance(old, dict) or not isinstance(new, dict):
+        return ""
+    keys = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
+    return f": {', '.join(keys[:3])}"
+
+
+def _input_hashes(artifact: Path, manifest: Manifest, patterns: tuple[str, ...]) -> dict[str, str]:
+    if patterns:
+        require(artifact, patterns[0])
+    recorded = {file: record for step in manifest["steps"].values() for file, record in step["outputs"].items()}
+    hashes = {}
+    for path in sorted({path for pattern in patterns for path in artifact.glob(pattern) if path.is_file()}):
+        file = path.relative_to(artifact).as_posix()
+        same = file in recorded and unchanged(path, recorded[file])
+        hashes[file] = recorded[file]["sha256"] if same else sha256_of(path)
+    return hashes
+
+
+def _remove_stale(artifact: Path, manifest: Manifest, step_id: str, outputs: Mapping[str, Any]) -> None:
+    """Files that this step wrote before, and neither it nor another step writes now, would look as if they belonged."""
+    others = {file for name, step in manifest["steps"].items() if name != step_id for file in step["outputs"]}
+    for file in manifest["steps"].get(step_id, {}).get("outputs", {}):
+        if file not in outputs and file not in others:
+            (artifact / file).unlink(missing_ok=True)
+
+
+def _versions(packages: tuple[str, ...]) -> dict[str, str]:
+    versions = {}
+    for package in packages:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def _rules_hash(patterns: tuple[str, ...]) -> str:
+    digest = hashlib.sha256()
+    for path in sorted({path for pattern in patterns for path in ROOT.glob(pattern)}):
+        digest.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
+
+
+def check_belongs(artifact: Path, fingerprint_: str, *, force: bool) -> None:
+    """Refuse to export into a folder that holds another checkpoint, or something that is no artifact.
+
+    Raises:
+        ArtifactError: the folder belongs to another checkpoint and ``force`` is not given, or holds foreign files.
+    """
+    if not artifact.exists():
+        return
+    if not artifact.is_dir():
+        raise ArtifactError(f"{artifact} is a file, not a folder", hint="choose another --out")
+    model = read_manifest(artifact)["model"]
+    if model is not None and model["fingerprint"] != fingerprint_ and not force:
+        raise ArtifactError(
+            f"{artifact} belongs to another checkpoint: {model['name']} from {model['source']}",
+            hint="choose another --out, or --force to replace it",
+        )
+    foreign = [path.name for path in artifact.iterdir() if not path.name.startswith(".")]
+    if model is None and foreign and not {"weights", "config.json", "traced.onnx"} & set(foreign):
+        raise ArtifactError(f"{artifact} is not empty and not an artifact folder (it holds {sorted(foreign)[0]})", hint="choose another --out")

@@ -1,0 +1,60 @@
+"""What every checkpoint reader offers: names, shapes, dtypes, one tensor at a time, and the files that come along."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Protocol
+
+from torch import Tensor
+
+from artifact.config import LlamaConfig
+
+Write = Callable[[str], AbstractContextManager[Path]]
+"""``write(relative_path)``: a temporary path to fill, moved into place when the block ends well (``StepContext.write``)."""
+
+
+class Checkpoint(Protocol):
+    """An opened and checked checkpoint: whoever holds one may rely on every weight being there with the right shape.
+
+    Attributes:
+        source: absolute path, or ``demo``.
+        name: short model name, safe as a folder name.
+        format: ``safetensors`` or ``gguf``.
+        shapes: Hugging Face name → shape; the weights of the model and nothing else.
+        dtypes: Hugging Face name → stored type in the format's own word (``BF16``, ``Q4_1``).
+        dropped: tensors of the file that are not weights of the model.
+        unknown_config_keys: config keys that no table knows.
+        notes: what a user should know, one line each (no tokenizer, …).
+        fingerprint: sha256 over config, headers, sizes and a sample of every tensor; says which checkpoint this is, not that its bytes are whole.
+    """
+
+    source: str
+    name: str
+    format: str
+    config: LlamaConfig
+    shapes: Mapping[str, tuple[int, ...]]
+    dtypes: Mapping[str, str]
+    dropped: list[str]
+    unknown_config_keys: list[str]
+    notes: list[str]
+    fingerprint: str
+
+    def read(self, name: str) -> Tensor:
+        """One weight: float16, bfloat16 or float32 as stored (mapped, not copied), float32 for quantised blocks.
+
+        Raises:
+            KeyError: the model has no weight of this name.
+        """
+        ...
+
+    def write_sidecars(self, write: Write) -> list[str]:
+        """Write config.json and the tokenizer files as real files; returns their relative paths."""
+        ...
+
+
+def folder_name(text: str) -> str:
+    """A model name as a folder name: lower case, nothing but letters, digits, ``.``, ``_`` and ``-``."""
+    return re.sub(r"[^a-z0-9._-]+", "-", text.lower()).strip(".-") or "model"

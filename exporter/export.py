@@ -1,0 +1,97 @@
+"""The export step: a checkpoint → ``traced.onnx``, ``weights/`` and the sidecars, in the memory of one tensor."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import asdict, replace
+from typing import Any
+
+import onnx_ir as ir
+import psutil
+
+from artifact.io_spec import Dtype
+from artifact.manifest import read_manifest, write_manifest
+from artifact.steps import StepContext
+from artifact.tensor_file import StoredTensor
+from exporter.checkpoints import Checkpoint
+from exporter.stamp import stamp_layers
+from exporter.trace import trace_model
+from exporter.weights import plan_weights, write_weights
+
+logger = logging.getLogger(__name__)
+_ONNX_DTYPES = {"F16": ir.DataType.FLOAT16, "F32": ir.DataType.FLOAT}
+
+
+def export_checkpoint(step: StepContext, checkpoint: Checkpoint, *, dtype: Dtype = "fp16") -> dict[str, Any]:
+    """Write everything that the later steps need of a checkpoint.
+
+    Returns:
+        artifact, nodes, trace_s, weights_s, weights_bytes, peak_rss_mb, dropped, unknown_config_keys, notes.
+    """
+    start = time.perf_counter()
+    step.progress("tracing one layer", 0, 1)
+    model = traced_graph(checkpoint, dtype)
+    trace_s = time.perf_counter() - start
+    start = time.perf_counter()
+    written = write_weights(step, checkpoint, dtype)
+    weights_s = time.perf_counter() - start
+    checkpoint.write_sidecars(step.write)
+    with step.write("traced.onnx") as temporary:
+        ir.save(model, temporary)
+    _describe_model(step, checkpoint, dtype)
+    return {
+        "artifact": str(step.artifact),
+        "nodes": model.graph.num_nodes(),
+        "trace_s": round(trace_s, 3),
+        "weights_s": round(weights_s, 3),
+        "weights_bytes": sum(tensor.length for tensor in written),
+        "peak_rss_mb": peak_rss_mb(),
+        "dropped": list(checkpoint.dropped),
+        "unknown_config_keys": list(checkpoint.unknown_config_keys),
+        "notes": list(checkpoint.notes),
+    }
+
+
+def traced_graph(checkpoint: Checkpoint, dtype: Dtype) -> ir.Model:
+    """Trace one layer, stamp the rest, and point every weight at its place in ``weights/``."""
+    config = checkpoint.config
+    model = stamp_layers(trace_model(replace(config, num_hidden_layers=1), dtype), config)
+    for _, planned in plan_weights(config, dtype).values():
+        for tensor in planned:
+            if tensor.name in model.graph.initializers:
+                model.graph.initializers[tensor.name].const_value = external_tensor(tensor)
+    return model
+
+
+def external_tensor(tensor: StoredTensor) -> ir.ExternalTensor:
+    """A reference to a stored tensor, as ONNX external data."""
+    return ir.ExternalTensor(
+        location=tensor.file,
+        offset=tensor.offset,
+        length=tensor.length,
+        dtype=_ONNX_DTYPES[tensor.dtype],
+        shape=ir.Shape(tensor.shape),
+        name=tensor.name,
+    )
+
+
+def peak_rss_mb() -> int:
+    """Largest resident memory of this process so far, in MB, mapped file pages included."""
+    memory = psutil.Process().memory_info()
+    with open("/proc/self/status", encoding="ascii") as status:  # psutil has no peak on Linux
+        peak_kb = next((int(line.split()[1]) for line in status if line.startswith("VmHWM")), memory.rss // 1024)
+    return round(peak_kb * 1024 / 1e6)
+
+
+def _describe_model(step: StepContext, checkpoint: Checkpoint, dtype: Dtype) -> None:
+    manifest = read_manifest(step.artifact)
+    manifest["model"] = {
+        "name": checkpoint.name,
+        "source": checkpoint.source,
+        "format": checkpoint.format,
+        "fingerprint": checkpoint.fingerprint,
+        "dtype": dtype,
+        "config": asdict(checkpoint.config),
+    }
+    write_manifest(step.artifact, manifest)

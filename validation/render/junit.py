@@ -1,0 +1,74 @@
+"""The report as JUnit XML: one test suite a stage, one test case a check, so that a CI names the gate that broke."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from xml.etree import ElementTree as ET
+
+from validation.render.gates import Check, Group, Report, groups
+from validation.render.wording import clean, label, limit, metric
+
+COUNTED = ("tests", "failures", "errors", "skipped")
+
+
+def render_junit(report: Report) -> str:
+    """JUnit XML. A failed check is a failure, an unjudged check and a stage that did not run are skipped.
+
+    A report that failed although all of its groups passed gets a suite of its own that fails: CI is never greener than the verdict.
+    """
+    suites = [_suite(group, report) for group in groups(report)]
+    suites += [_not_run(entry) for entry in report.get("not_run") or ()]
+    if report.get("passed") is False and not any(int(suite.get("failures", 0)) for suite in suites):
+        suites.append(_suite(Group("report", False, (_verdict(report),)), report))
+    root = ET.Element("testsuites", name="parity", time=f"{report.get('seconds') or 0:.3f}")
+    root.extend(suites)
+    for key in COUNTED:
+        root.set(key, str(sum(int(suite.get(key, 0)) for suite in suites)))
+    ET.indent(root)
+    return ET.tostring(root, encoding="unicode", xml_declaration=False).join(('<?xml version="1.0" encoding="utf-8"?>\n', "\n"))
+
+
+def _suite(group: Group, report: Report) -> ET.Element:
+    cases = [_case(group.name, check) for check in group.checks]
+    suite = _with_counts(group.name, cases)
+    suite.set("time", f"{group.seconds or 0:.3f}")
+    suite.set("timestamp", clean(report.get("created") or ""))
+    return suite
+
+
+def _with_counts(name: str, cases: Sequence[ET.Element]) -> ET.Element:
+    failures = sum(case.find("failure") is not None for case in cases)
+    skipped = sum(case.find("skipped") is not None for case in cases)
+    suite = ET.Element("testsuite", name=clean(name), tests=str(len(cases)), failures=str(failures), errors="0", skipped=str(skipped))
+    suite.extend(cases)
+    return suite
+
+
+def _case(group: str, check: Check) -> ET.Element:
+    name = check["check"] if not check.get("where") else f"{check['check']} [{check['where']}]"
+    case = ET.Element("testcase", name=clean(name), classname=clean(f"parity.{group}"))
+    if check["passed"] is False:
+        failure = ET.SubElement(case, "failure", message=_sentence(check), type="ParityMismatch")
+        failure.text = clean(check.get("reason") or "")
+    elif check["passed"] is None:
+        ET.SubElement(case, "skipped", message=clean(check.get("reason") or "shown, not judged"))
+    return case
+
+
+def _sentence(check: Check) -> str:
+    """``noise ratio is 1.31, must be ≤ 1, in layer 15``."""
+    name = check["check"]
+    where = f", in {clean(check['where'])}" if check.get("where") else ""
+    return f"{label(name)} is {metric(name, check.get('value'), against=check.get('limit'))}, must be {limit(name, check)}{where}"
+
+
+def _not_run(entry: Report) -> ET.Element:
+    case = ET.Element("testcase", name="run", classname=clean(f"parity.{entry['stage']}"))
+    ET.SubElement(case, "skipped", message=clean(f"not run: {entry['reason']}"))
+    suite = _with_counts(entry["stage"], [case])
+    suite.set("time", "0.000")
+    return suite
+
+
+def _verdict(report: Report) -> Check:
+    return {"check": "verdict", "value": "failed", "limit": "passed", "comparison": "==", "passed": False, "where": None, "reason": report.get("headline")}

@@ -1,0 +1,96 @@
+"""The report as Markdown for the summary of a CI job: verdict, what failed, one table by stage, engines, what did not run."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from validation.render.gates import METRICS, Check, Metric, Report, counts, failing, gate_of
+from validation.render.wording import DASH, MARKS, count, duration, label, limit, metric, number, shorten, size
+
+ICONS = {True: "✅", False: "❌", None: "⚪"}
+
+# A character reference is text and never structure (CommonMark §2.5), in a table cell too, where a backslash is not enough everywhere.
+# Underscores and tildes inside a word, hyphens and dots are plain text already.
+_MARKUP = re.compile(r"[&<>|`*\[\]{}\\!#$@\"']|(?<!\w)_|_(?!\w)|~|:(?=//)|\.(?<=www\.)|^[-+=]|(?<=^\d)[.)]", re.IGNORECASE)
+
+
+def escape(text: object) -> str:
+    """A stranger's string as one line of plain Markdown text, at most 120 characters."""
+    return _MARKUP.sub(lambda match: f"&#{ord(match[0])};", shorten(text))
+
+
+def render_markdown(report: Report) -> str:
+    """Markdown with GitHub tables; strings are escaped, so that a name can't break a table or bring in HTML."""
+    blocks = [_head(report), _failing(report), _stages(report), _engines(report), _not_run(report), _foot(report)]
+    return "\n\n".join(block for block in blocks if block) + "\n"
+
+
+def _head(report: Report) -> str:
+    model, text, floor = (report.get(key) or {} for key in ("model", "text", "floor"))
+    tally = counts(report)
+    facts = [
+        f"**{escape(model.get('name'))}** ({count(model.get('parameters'))} parameters, {escape(model.get('dtype'))})",
+        f"text {escape(text.get('name'))}, {number(text.get('scored_tokens'))} scored tokens",
+        f"float16 floor {number(floor.get('mean_abs'))}" + (f" ({escape(floor['reason'])})" if floor.get("reason") else ""),
+        f"{tally[True]} checks passed, {tally[False]} failed",
+    ]
+    return f"## {ICONS[report.get('passed')]} Parity {escape(report.get('verdict'))}\n\n{escape(report.get('headline'))}\n\n" + " · ".join(facts)
+
+
+def _failing(report: Report) -> str:
+    rows = [(escape(group), *_failing_cells(check)) for group, check in failing(report)]
+    return _section("Failing checks", _table(("Stage", "Check", "Where", "Value", "Must be", "Why"), rows)) if rows else ""
+
+
+def _failing_cells(check: Check) -> tuple[str, ...]:
+    name = check["check"]
+    value = metric(name, check.get("value"), against=check.get("limit"))
+    return (escape(label(name)), escape(check.get("where") or DASH), escape(value), escape(limit(name, check)), escape(check.get("reason") or DASH))
+
+
+def _stages(report: Report) -> str:
+    rows = [(f"{MARKS[stage.get('passed')]} **{escape(stage['stage'])}**", *(_cell(stage, column) for column in METRICS)) for stage in report["stages"]]
+    if not rows:
+        return _section("Stages", "No stage ran.")
+    return _section("Stages", _table(("Stage", *(column.label for column in METRICS)), rows, right_from=1))
+
+
+def _cell(stage: Report, column: Metric) -> str:
+    gate = gate_of(stage, column)
+    value = escape(metric(column.key, stage.get(column.key), against=gate and gate.get("limit")))
+    error = stage.get("perplexity_se_pct") if column.key == "perplexity_increase_pct" else None
+    spread = f" ± {number(error)}" if error is not None else ""
+    return f"{value}{spread} {MARKS[gate['passed']]} {escape(limit(gate['check'], gate))}" if gate else f"{value}{spread}"
+
+
+def _engines(report: Report) -> str:
+    rows = [_engine(engine) for engine in report.get("engines") or ()]
+    columns = ("Plan", "Precision", "Target", "Size", "Bytes per weight", "Built in", "Audit")
+    return _section("Engines", _table(columns, rows)) if rows else ""
+
+
+def _engine(engine: Report) -> tuple[str, ...]:
+    audit: dict[str, Any] = engine.get("audit") or {}
+    names = ("file", "precision", "target")
+    numbers = (size(engine.get("bytes")), number(engine.get("bytes_per_weight")), duration(engine.get("build_s")))
+    return (*(escape(engine.get(name) or DASH) for name in names), *numbers, MARKS[audit.get("passed")])
+
+
+def _not_run(report: Report) -> str:
+    entries = [f"- **{escape(entry['stage'])}**: {escape(entry['reason'])}" for entry in report.get("not_run") or ()]
+    return _section("Not run", "\n".join(entries)) if entries else ""
+
+
+def _foot(report: Report) -> str:
+    return f"{MARKS[True]} passed · {MARKS[False]} failed · {DASH} not measured · {escape(report.get('created'))} · {duration(report.get('seconds'))}"
+
+
+def _section(title: str, body: str) -> str:
+    return f"### {title}\n\n{body}"
+
+
+def _table(columns: Sequence[str], rows: Iterable[Sequence[str]], right_from: int = 99) -> str:
+    rule = ["---:" if index >= right_from else "---" for index in range(len(columns))]
+    return "\n".join(f"| {' | '.join(row)} |" for row in (columns, rule, *rows))
