@@ -70,7 +70,9 @@ class LlamaConfig:
         heads = _required(config, "num_attention_heads")
         hidden_size = _required(config, "hidden_size")
         if config.get("head_dim") is None and hidden_size % heads:
-            raise CheckpointError(f"config.json: hidden_size {hidden_size} is not a multiple of num_attention_heads {heads}, and head_dim is not given")
+            raise CheckpointError(
+                f"config.json: hidden_size {hidden_size} is not a multiple of num_attention_heads {heads}, and head_dim is not given"
+            )
         eos = config.get("eos_token_id")
         return cls(
             hidden_size=hidden_size,
@@ -92,7 +94,14 @@ class LlamaConfig:
         """A ``config.json`` that Hugging Face transformers reads as the same model."""
         eos = self.eos_token_id
         fields = asdict(self) | {"eos_token_id": list(eos) if isinstance(eos, tuple) else eos}
-        return {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu", "attention_bias": False, "mlp_bias": False, **fields}
+        return {
+            "architectures": ["LlamaForCausalLM"],
+            "model_type": "llama",
+            "hidden_act": "silu",
+            "attention_bias": False,
+            "mlp_bias": False,
+            **fields,
+        }
 
 
 def unknown_keys(config: Mapping[str, Any]) -> list[str]:
@@ -129,4 +138,3 @@ def _required(config: Mapping[str, Any], key: str) -> int:
     if not isinstance(value, int) or isinstance(value, bool):
         raise CheckpointError(f"config.json: {key} must be an integer, got {value!r}")
     return value
-

@@ -15,7 +15,9 @@ from artifact.errors import ArtifactError
 
 MANIFEST = "manifest.json"
 FORMAT = 1
-_TEMPORARY = ".tmp-"
+_TEMPORARY, _LOCK = ".tmp-", ".lock"
+_held: set[Path] = set()
+"""Folders that this process has locked."""
 Manifest = dict[str, Any]
 
 
@@ -77,19 +79,41 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def locked(artifact: Path) -> Iterator[None]:
-    """Hold the folder's lock, and clear away what a killed run left unfinished.
+    """Hold the folder's lock, and clear away what a killed run left unfinished; may be nested within one process.
+
+    A folder that is empty at the end, because the step failed before its first file, is removed.
 
     Raises:
         ArtifactError: another process holds it.
     """
-    artifact.mkdir(parents=True, exist_ok=True)
-    with (artifact / ".lock").open("w") as file:
+    folder = artifact.resolve()
+    if folder in _held:
+        yield
+        return
+    with _lock_file(folder):
+        _held.add(folder)
+        try:
+            for leftover in folder.rglob(_TEMPORARY + "*"):
+                leftover.unlink()
+            yield
+        finally:
+            _held.discard(folder)
+            if [path.name for path in folder.iterdir()] == [_LOCK]:
+                (folder / _LOCK).unlink()
+                folder.rmdir()
+
+
+@contextmanager
+def _lock_file(folder: Path) -> Iterator[None]:
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / _LOCK).open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ArtifactError(f"another run is working in {artifact}", hint="wait for it to end, or choose another --out") from error
-        for leftover in artifact.rglob(_TEMPORARY + "*"):
-            leftover.unlink()
+            same = (folder / _LOCK).stat().st_ino == os.fstat(file.fileno()).st_ino  # not one that its holder has just removed
+        except (BlockingIOError, FileNotFoundError):
+            same = False
+        if not same:
+            raise ArtifactError(f"another run is working in {folder}", hint="wait for it to end, or choose another --out")
         yield
 
 
@@ -109,4 +133,4 @@ def unchanged(path: Path, recorded: dict[str, Any]) -> bool:
     """Whether a file is the recorded one: by size and time, and by hash where only the time differs."""
     if not path.is_file() or path.stat().st_size != recorded["size"]:
         return False
-    return path.stat().st_mtime_ns == recorded["mtime_ns"] or sha256_of(path) == recorded["sha256"]
+    return bool(path.stat().st_mtime_ns == recorded["mtime_ns"] or sha256_of(path) == recorded["sha256"])

@@ -104,4 +104,6 @@ def read_checksums(artifact: Path, file: str = CHECKSUMS) -> dict[str, StoredTen
     except FileNotFoundError as error:
         raise ArtifactError(f"{artifact} has no {file}", hint=f"python cli.py export --checkpoint SRC --out {artifact}") from error
     except (ValueError, TypeError, KeyError) as error:
-        raise ArtifactError(f"{artifact / file} can't be read: {error}", hint=f"python cli.py export --checkpoint SRC --out {artifact} --force") from error
+        raise ArtifactError(
+            f"{artifact / file} can't be read: {error}", hint=f"python cli.py export --checkpoint SRC --out {artifact} --force"
+        ) from error

@@ -67,7 +67,8 @@ class Attention(nn.Module):
         scores = torch.where(mask, scores, torch.finfo(scores.dtype).min)
         weights = torch.softmax(scores.float(), dim=-1).to(x.dtype)
         context = (weights @ self._repeat(value)).transpose(1, 2).flatten(2)  # [B, S, H·D]
-        return self.o_proj(context), (key, value)
+        output: Tensor = self.o_proj(context)
+        return output, (key, value)
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # [B, S, n·D] → [B, n, S, D]

@@ -9,14 +9,13 @@ isomorphic to a full trace (graphs/diff.py).
 
 from __future__ import annotations
 
-from collections import Counter
-
 import onnx_ir as ir
 
 from artifact import io_spec
 from artifact.config import LlamaConfig
 from artifact.errors import ExportError
 from artifact.layout import MODULE_KEY, layer_of, layer_prefix
+from artifact.naming import name_by_module
 
 
 def stamp_layers(traced: ir.Model, config: LlamaConfig) -> ir.Model:
@@ -102,29 +101,6 @@ def _stamp(graph: ir.Graph, nodes: list[ir.Node], layer: int, hidden_in: ir.Valu
     result = copies[hidden_out]
     assert result is not None
     return result
-
-
-def name_by_module(model: ir.Model) -> None:
-    """Name nodes and values by module and operator (`model.layers.3.self_attn.q_proj.MatMul`): readable, and the same every time."""
-    outputs = set(model.graph.outputs)
-    _name_constants(model.graph)
-    seen: Counter[str] = Counter()
-    for node in model.graph:
-        base = ".".join(filter(None, (node.metadata_props.get(MODULE_KEY), node.op_type)))
-        seen[base] += 1
-        node.name = base if seen[base] == 1 else f"{base}_{seen[base]}"
-        for index, value in enumerate(node.outputs):
-            if value not in outputs:
-                value.name = f"{node.name}.{index}" if len(node.outputs) > 1 else node.name
-
-
-def _name_constants(graph: ir.Graph) -> None:
-    """Number the small constants in the order of their first use."""
-    used = {value: None for node in graph for value in node.inputs if value is not None and value.const_value is not None}
-    constants = [value for value in used if value.is_initializer()]
-    for prefix in ("renaming", "constant"):  # twice, so that a new name never meets an old one
-        for index, value in enumerate(constants):
-            value.name = f"{prefix}_{index}"
 
 
 def _like(value: ir.Value, name: str | None) -> ir.Value:

@@ -64,7 +64,9 @@ def trace_model(config: LlamaConfig, dtype: Dtype) -> ir.Model:
     model.producer_name, model.producer_version = "llama2trt", ""
     foreign = sorted({f"{node.domain}::{node.op_type}" for node in model.graph if node.domain})
     if foreign or model.functions:
-        raise ExportError(f"the trace holds operators that are not plain ONNX: {', '.join(foreign)}", hint="pin torch to the version in constraints.txt")
+        raise ExportError(
+            f"the trace holds operators that are not plain ONNX: {', '.join(foreign)}", hint="pin torch to the version in constraints.txt"
+        )
     return model
 
 

@@ -26,7 +26,7 @@ def plan_weights(config: LlamaConfig, dtype: Dtype) -> dict[str, tuple[bytes, li
     """File → its header and where every tensor will lie; a pure function of the model's shape."""
     stored = STORED_DTYPES[dtype]
     table = (config.max_position_embeddings, config.head_dim // 2)
-    shapes = {**weight_files(config), ROTARY_FILE: {ROTARY_COS: table, ROTARY_SIN: table}}
+    shapes: dict[str, dict[str, tuple[int, ...]]] = {**weight_files(config), ROTARY_FILE: {ROTARY_COS: table, ROTARY_SIN: table}}
     return {file: plan_tensors(file, {name: (stored, shape) for name, shape in tensors.items()}) for file, tensors in shapes.items()}
 
 
@@ -61,8 +61,9 @@ def convert(name: str, tensor: Tensor, dtype: Dtype) -> Tensor:
     converted = tensor.to(TORCH_DTYPES[dtype]).contiguous()
     overflowed = int(torch.isinf(converted).sum()) if converted.dtype != tensor.dtype else 0
     if overflowed:
+        largest, limit = tensor.abs().max().item(), torch.finfo(converted.dtype).max
         raise ExportError(
-            f"{name}: {overflowed} of {tensor.numel()} values overflow {dtype} (largest {tensor.abs().max().item():g}, limit {torch.finfo(converted.dtype).max:g})",
+            f"{name}: {overflowed} of {tensor.numel()} values overflow {dtype} (largest {largest:g}, limit {limit:g})",
             hint="export with --dtype fp32",
         )
     return converted
@@ -79,4 +80,4 @@ def _rotary(config: LlamaConfig, dtype: Dtype) -> Iterator[memoryview]:
 
 
 def _bytes(tensor: Tensor) -> memoryview:
-    return memoryview(tensor.numpy()).cast("B")
+    return tensor.numpy().data.cast("B")

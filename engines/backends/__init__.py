@@ -1,0 +1,1 @@
+"""The compilers that make plans, behind one small interface (``protocol.Backend``)."""

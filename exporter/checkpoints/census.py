@@ -22,6 +22,7 @@ def check_tensors(
     """Check names and shapes against the config.
 
     Args:
+        config: what the weights must fit.
         found: Hugging Face name → shape, as the checkpoint has them.
         equal: says whether two tensors of the checkpoint hold the same values.
 
@@ -65,7 +66,8 @@ def _check_names(expected: Mapping[str, object], weights: Mapping[str, object]) 
     missing = [name for name in expected if name not in weights]
     extra = sorted(name for name in weights if name not in expected)
     if missing:
-        hint = 'a model without lm_head needs "tie_word_embeddings": true' if missing == [LM_HEAD] else "download the checkpoint again; a file may be missing"
+        tied = 'a model that uses its embedding as lm_head says so in its config: "tie_word_embeddings": true'
+        hint = tied if missing == [LM_HEAD] else "download the checkpoint again; a file may be missing"
         raise CheckpointError(f"missing {_listed(missing)}" + (f"; extra {_listed(extra)}" if extra else ""), hint=hint)
     if extra:
         raise CheckpointError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ SIDECARS = (
 )
 """Data that comes along; never code."""
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
+NO_TOKENIZER = "the checkpoint has no tokenizer files: text needs them, the weights don't"
 
 
 @dataclass(kw_only=True)
@@ -34,24 +36,16 @@ class HuggingFaceCheckpoint:
 
     folder: Path
     files: dict[str, SafetensorsFile] = field(repr=False)
+    source: str
     name: str
     config: LlamaConfig
-    shapes: dict[str, tuple[int, ...]] = field(repr=False)
+    shapes: Mapping[str, tuple[int, ...]] = field(repr=False)
+    dtypes: Mapping[str, str] = field(repr=False)
     dropped: list[str]
     unknown_config_keys: list[str]
     notes: list[str]
     fingerprint: str
     format: str = "safetensors"
-
-    @property
-    def source(self) -> str:
-        """The folder's absolute path."""
-        return str(self.folder)
-
-    @property
-    def dtypes(self) -> dict[str, str]:
-        """Weight → stored dtype."""
-        return {name: self.files[name].tensors[name][0] for name in self.shapes}
 
     def read(self, name: str) -> Tensor:
         """One weight as stored, mapped; KeyError for a name the model does not have."""
@@ -81,16 +75,17 @@ def open_huggingface(folder: Path) -> HuggingFaceCheckpoint:
     _check_dtypes(files)
     found = {name: file.tensors[name][1] for name, file in files.items()}
     shapes, dropped = check_tensors(config, found, equal=lambda ours, theirs: torch.equal(files[ours].read(ours), files[theirs].read(theirs)))
-    notes = [] if any((folder / name).is_file() for name in TOKENIZERS) else ["the folder has no tokenizer files: text needs a tokenizer, weights don't"]
     return HuggingFaceCheckpoint(
         folder=folder,
         files=files,
+        source=str(folder),
         name=folder_name(_model_name(folder)),
         config=config,
         shapes=shapes,
+        dtypes={name: files[name].tensors[name][0] for name in shapes},
         dropped=dropped,
         unknown_config_keys=unknown_keys(raw),
-        notes=notes,
+        notes=[] if any((folder / name).is_file() for name in TOKENIZERS) else [NO_TOKENIZER],
         fingerprint=_fingerprint(raw, files),
     )
 
@@ -111,7 +106,8 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{folder / CONFIG}: expected a JSON object, got {type(config).__name__}")
     if quantization := config.get("quantization_config"):
         method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
-        raise CheckpointError(f"{folder}: the checkpoint is quantised ({method!r})", hint="give the float16 or bfloat16 original; `quantize` makes the int8 graph")
+        hint = "give the float16 or bfloat16 original; `quantize` makes the int8 graph"
+        raise CheckpointError(f"{folder}: the checkpoint is quantised ({method!r}); supported: not quantised", hint=hint)
     return config
 
 
@@ -129,6 +125,6 @@ def _model_name(folder: Path) -> str:
 
 
 def _fingerprint(config: dict[str, Any], files: dict[str, SafetensorsFile]) -> str:
-    unique = sorted({file.path.name: file for file in files.values()}.items())
+    unique = sorted({file.path: file for file in files.values()}.items())
     spans = ((file.path, file.header_bytes, sorted((entry[2], entry[3]) for entry in file.tensors.values())) for _, file in unique)
     return fingerprint_files(json.dumps(config, sort_keys=True).encode(), spans)

@@ -20,7 +20,7 @@ def open_shards(folder: Path) -> dict[str, SafetensorsFile]:
     """
     single, index = inside(folder, SINGLE), inside(folder, INDEX)
     if single.is_file() and index.is_file():
-        raise CheckpointError(f"{folder}: has both {SINGLE} and {INDEX}; it is not clear which weights are meant", hint="remove the one that is not meant")
+        raise CheckpointError(f"{folder}: has both {SINGLE} and {INDEX}", hint="remove the one that is not meant")
     if single.is_file():
         file = open_safetensors(single)
         return dict.fromkeys(file.tensors, file)

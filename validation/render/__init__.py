@@ -6,11 +6,10 @@ Every renderer is a pure function of the report dict; only `write_reports` touch
 from __future__ import annotations
 
 import json
-from contextlib import AbstractContextManager
 from math import isfinite
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
+from artifact.steps import StepContext
 from validation.render.gates import Report
 from validation.render.html import render_html
 from validation.render.junit import render_junit
@@ -25,15 +24,7 @@ KEYS = (
 """Top-level keys as they stand in the file, the verdict first; others follow by name, so that two reports differ only where they differ."""
 
 
-class ReportWriter(Protocol):
-    """What of a step's context is needed here: an atomic writer."""
-
-    def write(self, path: str, /) -> AbstractContextManager[Path]:
-        """Open a temporary file that becomes ``path`` of the artifact on success."""
-        ...
-
-
-def write_reports(step: ReportWriter, report: Report) -> None:
+def write_reports(step: StepContext, report: Report) -> None:
     """Write ``reports/parity.{json,md,html,xml}``; all four are rendered before the first is written.
 
     Raises:

@@ -9,6 +9,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from validation.render.wording import limit, metric, plus_minus
+
 Report = Mapping[str, Any]
 Check = dict[str, Any]
 
@@ -52,10 +54,30 @@ METRICS = (
 """Columns of the stage table, in reading order: the numbers first, then their proportion, then what a user notices."""
 
 
+GATE_WORDS = {"max_abs_relative": "relative", "decisive_disagreements": "decisive", "decisive_top1": "decisive"}
+"""What is said of a gate that judges another number than its column shows."""
+
+
 def gate_of(stage: Report, metric: Metric) -> Check | None:
     """The check that gates a metric in a stage, or None where the metric is only shown."""
     by_name = {check["check"]: check for check in stage.get("checks") or ()}
     return next((by_name[name] for name in metric.gates if name in by_name), None)
+
+
+def value_text(stage: Report, column: Metric) -> str:
+    """What stands in a cell of the stage table: the value, with as many digits as its gate needs."""
+    value, gate = stage.get(column.key), gate_of(stage, column)
+    if column.key == "perplexity_increase_pct":
+        return plus_minus(value, stage.get("perplexity_se_pct"))
+    return metric(column.key, value, against=gate["limit"] if gate and gate["check"] == column.key else None)
+
+
+def gate_text(gate: Check, column: Metric) -> str:
+    """What stands beside it: ``≤ 1.25``; a gate on another number says which, and how much that is: ``relative 3.1e-6 ≤ 1e-4``."""
+    name = gate["check"]
+    if name not in GATE_WORDS:
+        return limit(name, gate)
+    return f"{GATE_WORDS[name]} {metric(name, gate.get('value'), against=gate.get('limit'))} {limit(name, gate)}".replace(" = 0", "")
 
 
 def groups(report: Report) -> list[Group]:

@@ -71,4 +71,5 @@ def _not_run(entry: Report) -> ET.Element:
 
 
 def _verdict(report: Report) -> Check:
-    return {"check": "verdict", "value": "failed", "limit": "passed", "comparison": "==", "passed": False, "where": None, "reason": report.get("headline")}
+    judged = {"check": "verdict", "value": "failed", "limit": "passed", "comparison": "==", "passed": False, "where": None}
+    return judged | {"reason": report.get("headline")}

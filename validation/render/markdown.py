@@ -6,14 +6,14 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from validation.render.gates import METRICS, Check, Metric, Report, counts, failing, gate_of
+from validation.render.gates import METRICS, Check, Metric, Report, counts, failing, gate_of, gate_text, value_text
 from validation.render.wording import DASH, MARKS, count, duration, label, limit, metric, number, shorten, size
 
 ICONS = {True: "✅", False: "❌", None: "⚪"}
 
 # A character reference is text and never structure (CommonMark §2.5), in a table cell too, where a backslash is not enough everywhere.
 # Underscores and tildes inside a word, hyphens and dots are plain text already.
-_MARKUP = re.compile(r"[&<>|`*\[\]{}\\!#$@\"']|(?<!\w)_|_(?!\w)|~|:(?=//)|\.(?<=www\.)|^[-+=]|(?<=^\d)[.)]", re.IGNORECASE)
+_MARKUP = re.compile(r"[&<>|`*\[\]{}\\!#$@]|(?<!\w)_|_(?!\w)|~|:(?=//)|\.(?<=www\.)|^[-+=]|(?<=^\d)[.)]", re.IGNORECASE)
 
 
 def escape(text: object) -> str:
@@ -47,22 +47,29 @@ def _failing(report: Report) -> str:
 def _failing_cells(check: Check) -> tuple[str, ...]:
     name = check["check"]
     value = metric(name, check.get("value"), against=check.get("limit"))
-    return (escape(label(name)), escape(check.get("where") or DASH), escape(value), escape(limit(name, check)), escape(check.get("reason") or DASH))
+    texts = (escape(label(name)), escape(check.get("where") or DASH))
+    return (*texts, _safe(value, check.get("value")), _safe(limit(name, check), check.get("limit")), escape(check.get("reason") or DASH))
+
+
+def _safe(text: str, source: object) -> str:
+    """A written value: numbers of ours stay readable in the source, a stranger's string is escaped."""
+    return escape(text) if isinstance(source, str) else text
 
 
 def _stages(report: Report) -> str:
-    rows = [(f"{MARKS[stage.get('passed')]} **{escape(stage['stage'])}**", *(_cell(stage, column) for column in METRICS)) for stage in report["stages"]]
+    rows = [_stage(stage) for stage in report.get("stages") or ()]
     if not rows:
         return _section("Stages", "No stage ran.")
     return _section("Stages", _table(("Stage", *(column.label for column in METRICS)), rows, right_from=1))
 
 
+def _stage(stage: Report) -> tuple[str, ...]:
+    return (f"{MARKS[stage.get('passed')]} **{escape(stage['stage'])}**", *(_cell(stage, column) for column in METRICS))
+
+
 def _cell(stage: Report, column: Metric) -> str:
-    gate = gate_of(stage, column)
-    value = escape(metric(column.key, stage.get(column.key), against=gate and gate.get("limit")))
-    error = stage.get("perplexity_se_pct") if column.key == "perplexity_increase_pct" else None
-    spread = f" ± {number(error)}" if error is not None else ""
-    return f"{value}{spread} {MARKS[gate['passed']]} {escape(limit(gate['check'], gate))}" if gate else f"{value}{spread}"
+    gate, value = gate_of(stage, column), _safe(value_text(stage, column), stage.get(column.key))
+    return f"{value} {MARKS[gate['passed']]} {_safe(gate_text(gate, column), gate.get('limit'))}" if gate else value
 
 
 def _engines(report: Report) -> str:

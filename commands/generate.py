@@ -1,0 +1,115 @@
+"""generate: stream greedy text from any ONNX stage of an artifact, on the CPU."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from artifact.config import LlamaConfig
+from artifact.errors import ArtifactError, ValidationError
+from artifact.manifest import require_artifact
+from artifact.steps import require
+from validation.graph_runner import GraphRunner
+from validation.scenarios import Call
+
+Report = dict[str, Any]
+
+
+def generate(
+    artifact: Path, prompt: str, *, stage: str = "fused", max_new_tokens: int = 32, say: Callable[[str], None] = lambda piece: None
+) -> Report:
+    """Continue a prompt with the likeliest token, again and again, until the model ends it.
+
+    Args:
+        artifact: the folder.
+        prompt: taken as it is, without a chat template.
+        stage: which graph: traced, fused, int8 or one of their engine graphs.
+        max_new_tokens: how many tokens at most.
+        say: gets the text piece by piece.
+
+    Returns:
+        stage, prompt, text, prompt_tokens, new_tokens, finished, time_to_first_token_ms, decode_tokens_per_s.
+
+    Raises:
+        ArtifactError: no such stage, or the artifact has no tokenizer.
+        ValidationError: the prompt is empty, or longer than the model's positions.
+    """
+    model = require_artifact(artifact)["model"]
+    config = LlamaConfig(**model["config"])
+    graph = require(artifact, f"{stage}.onnx")
+    tokenizer = _tokenizer(artifact)
+    ids = tokenizer.encode(prompt).ids
+    _check_length(ids, config, max_new_tokens)
+    runner = GraphRunner(graph, config, model["dtype"], one_position=stage.endswith("-engine"))
+    start, first, tokens, shown = time.perf_counter(), 0.0, [], ""
+    for token in _greedy(runner, ids, config):
+        first = first or time.perf_counter()
+        if token in _ends(config):
+            break
+        tokens.append(token)
+        shown = _say_new(tokenizer.decode(tokens), shown, say)
+        if len(tokens) == max_new_tokens:
+            break
+    decode_s = time.perf_counter() - first
+    return {
+        "stage": stage,
+        "prompt": prompt,
+        "text": tokenizer.decode(tokens),
+        "prompt_tokens": len(ids),
+        "new_tokens": len(tokens),
+        "finished": len(tokens) < max_new_tokens,
+        "time_to_first_token_ms": round(1000 * (first - start), 1),
+        "decode_tokens_per_s": round((len(tokens) - 1) / decode_s, 1) if len(tokens) > 1 else None,
+    }
+
+
+def _greedy(runner: GraphRunner, ids: list[int], config: LlamaConfig) -> Iterator[int]:
+    """Likeliest token after token; the caller stops."""
+    cache = runner.empty_cache(1)
+    new = np.array([ids], dtype=np.int64)
+    total = 0
+    while total + new.shape[1] <= config.max_position_embeddings:
+        start, total = total, total + new.shape[1]
+        positions = np.arange(start, total, dtype=np.int64)[None]
+        logits, *cache = runner.call(Call(start, total, new, np.ones((1, total), np.int64), positions), cache)
+        token = int(logits[0, -1].argmax())
+        yield token
+        new = np.array([[token]], dtype=np.int64)
+
+
+def _say_new(text: str, shown: str, say: Callable[[str], None]) -> str:
+    """Say what the text has grown by; a character that is not whole yet waits for its next token."""
+    if text.endswith("\ufffd") or not text.startswith(shown):
+        return shown
+    say(text[len(shown) :])
+    return text
+
+
+def _tokenizer(artifact: Path) -> Tokenizer:
+    path = artifact / "tokenizer.json"
+    if not path.is_file():
+        raise ArtifactError(
+            f"{artifact} has no tokenizer.json: its checkpoint came without one", hint="put the model's tokenizer.json into the folder"
+        )
+    return Tokenizer.from_file(str(path))
+
+
+def _check_length(ids: list[int], config: LlamaConfig, max_new_tokens: int) -> None:
+    if not ids:
+        raise ValidationError("the prompt is empty")
+    limit = config.max_position_embeddings
+    if len(ids) + max_new_tokens > limit:
+        raise ValidationError(
+            f"the prompt has {len(ids)} tokens, and {max_new_tokens} more are asked for; the graph has {limit} positions",
+            hint=f"--max-new-tokens {limit - len(ids)}" if len(ids) < limit else "shorten the prompt",
+        )
+
+
+def _ends(config: LlamaConfig) -> tuple[int, ...]:
+    ends = config.eos_token_id
+    return () if ends is None else (ends,) if isinstance(ends, int) else tuple(ends)

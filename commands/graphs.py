@@ -1,0 +1,38 @@
+"""fuse and quantize: ONNX → ONNX inside an artifact."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from artifact.errors import QuantizationError
+from artifact.manifest import require_artifact
+from artifact.progress import Progress, silent
+from artifact.steps import Outcome, Report, StepContext, run_step
+
+SCHEMES = ("int8",)
+
+
+def fuse(artifact: Path, *, target: str = "tensorrt", allow_partial: bool = False, force: bool = False, progress: Progress = silent) -> Outcome:
+    """Rewrite traced.onnx into fused.onnx with the target's operators."""
+    require_artifact(artifact)
+
+    def work(step: StepContext) -> Report:
+        from graphs.pipeline import fuse_artifact
+
+        return fuse_artifact(step, target=target, allow_partial=allow_partial)
+
+    return run_step(artifact, "fuse", {"target": target, "allow_partial": allow_partial}, work, force=force, progress=progress)
+
+
+def quantize(artifact: Path, *, scheme: str = "int8", force: bool = False, progress: Progress = silent) -> Outcome:
+    """Quantise fused.onnx; writes `<scheme>.onnx` and its weights."""
+    require_artifact(artifact)
+    if scheme not in SCHEMES:
+        raise QuantizationError(f"no scheme {scheme!r}; there is: {', '.join(SCHEMES)}")
+
+    def work(step: StepContext) -> Report:
+        from graphs.quantize.int8 import quantize_int8
+
+        return quantize_int8(step)
+
+    return run_step(artifact, f"quantize-{scheme}", {"scheme": scheme}, work, force=force, progress=progress)

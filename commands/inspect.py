@@ -1,0 +1,133 @@
+"""inspect: what a checkpoint, ONNX file, artifact folder or plan holds."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from artifact.config import LlamaConfig
+from artifact.errors import ArtifactError, FusionError
+from artifact.layout import MODULE_KEY, layer_of, parameter_count
+from artifact.manifest import MANIFEST, fingerprint, read_manifest, sha256_of
+from artifact.progress import Progress, silent
+
+Report = dict[str, Any]
+
+
+def inspect(path: str, *, verify: bool = False, progress: Progress = silent) -> Report:
+    """Describe whatever ``path`` is.
+
+    Args:
+        path: an artifact folder, an ONNX file, a plan, or anything that ``export`` takes as a checkpoint.
+        verify: re-hash every file of an artifact; ``passed`` says whether all are as recorded.
+        progress: told what is being hashed.
+
+    Returns:
+        path, kind, and what that kind holds.
+
+    Raises:
+        ToolkitError: it is none of these, or can't be read.
+    """
+    found = Path(path)
+    if (found / MANIFEST).is_file():
+        return _artifact(found, verify=verify, progress=progress)
+    if verify:
+        raise ArtifactError(f"{path} is not an artifact folder: only there are hashes to verify", hint="cli.py inspect ART --verify")
+    if found.suffix == ".onnx":
+        return _graph(found)
+    if found.suffix == ".plan":
+        return _plan(found)
+    return _checkpoint(path, progress)
+
+
+def _artifact(folder: Path, *, verify: bool, progress: Progress) -> Report:
+    manifest = read_manifest(folder)
+    outputs = {file: record for step in manifest["steps"].values() for file, record in step["outputs"].items()}
+    report: Report = {
+        "path": str(folder),
+        "kind": "artifact folder",
+        "model": {key: value for key, value in (manifest["model"] or {}).items() if key != "config"},
+        "config": (manifest["model"] or {}).get("config", {}),
+        "steps": {name: f"{step['seconds']} s, {len(step['outputs'])} files" for name, step in manifest["steps"].items()},
+        "files": {file: record["size"] for file, record in outputs.items()},
+    }
+    if verify:
+        broken = []
+        for done, (file, record) in enumerate(outputs.items()):
+            progress(f"hashing {file}", done, len(outputs))
+            if not (folder / file).is_file():
+                broken.append(f"{file} is missing")
+            elif sha256_of(folder / file) != record["sha256"]:
+                broken.append(f"{file} is not the file that was written")
+        report |= {"passed": not broken, "verified": len(outputs), "broken": broken}
+    return report
+
+
+def _graph(path: Path) -> Report:
+    import onnx_ir as ir
+
+    if not path.is_file():
+        raise ArtifactError(f"{path} is not there")
+    try:
+        model = ir.load(path)
+    except Exception as error:
+        raise FusionError(f"{path} is not a readable ONNX file: {type(error).__name__}: {error}") from error
+    layers: dict[int | None, Counter[str]] = {}
+    for node in model.graph:
+        layers.setdefault(layer_of(node.metadata_props.get(MODULE_KEY)), Counter())[node.op_type] += 1
+    dtypes: Counter[str] = Counter()
+    for value in model.graph.initializers.values():
+        if value.const_value is not None:
+            dtypes[str(value.const_value.dtype)] += value.const_value.nbytes
+    return {
+        "path": str(path),
+        "kind": "ONNX graph",
+        "opset": model.opset_imports.get(""),
+        "nodes": model.graph.num_nodes(),
+        "layers": len(layers.keys() - {None}),
+        "operators": dict(Counter(node.op_type for node in model.graph).most_common()),
+        "operators_of_layer_0": dict(layers.get(0, Counter()).most_common()),
+        "operators_outside_layers": dict(layers.get(None, Counter()).most_common()),
+        "inputs": {str(value.name): f"{value.dtype} {value.shape}" for value in model.graph.inputs[:5]},
+        "outputs": {str(value.name): f"{value.dtype} {value.shape}" for value in model.graph.outputs[:3]},
+        "initializer_bytes": dict(dtypes),
+        "file": fingerprint(path),
+    }
+
+
+def _plan(path: Path) -> Report:
+    import json
+
+    if not path.is_file():
+        raise ArtifactError(f"{path} is not there")
+    record = path.parent / "build.json"
+    if not record.is_file():
+        return {"path": str(path), "kind": "TensorRT plan", "note": "no build.json beside it: made by another tool", "file": fingerprint(path)}
+    engines = json.loads(record.read_text(encoding="utf-8"))["engines"]
+    engine = next((engine for engine in engines if Path(engine["file"]).name == path.name), None)
+    if engine is None:
+        return {"path": str(path), "kind": "TensorRT plan", "note": "build.json beside it does not name this file", "file": fingerprint(path)}
+    same = sha256_of(path) == engine["plan_sha256"]
+    return {"path": str(path), "kind": "TensorRT plan", "passed": same, "as_built": same} | {
+        key: value for key, value in engine.items() if key != "file"
+    }
+
+
+def _checkpoint(path: str, progress: Progress) -> Report:
+    from exporter.checkpoints import open_checkpoint
+
+    checkpoint = open_checkpoint(path, progress=progress)
+    config: LlamaConfig = checkpoint.config
+    return {
+        "path": path,
+        "kind": f"checkpoint ({checkpoint.format})",
+        "name": checkpoint.name,
+        "parameters": parameter_count(config),
+        "tensors": len(checkpoint.shapes),
+        "config": {key: value for key, value in config.to_hf().items() if key not in ("architectures",)},
+        "dropped": list(checkpoint.dropped),
+        "unknown_config_keys": list(checkpoint.unknown_config_keys),
+        "notes": list(checkpoint.notes),
+        "fingerprint": checkpoint.fingerprint,
+    }

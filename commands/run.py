@@ -1,0 +1,72 @@
+"""run: all five steps, each done only where something it depends on has changed."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from artifact.io_spec import Dtype
+from artifact.manifest import locked
+from artifact.progress import Progress, silent
+from artifact.steps import Outcome, Report
+from commands.build import BuildOptions, build, check_precision
+from commands.export import export_into, resolve
+from commands.graphs import SCHEMES, fuse, quantize
+from commands.validate import ValidateOptions, validate
+
+
+def run(
+    source: str,
+    out: Path | None,
+    precisions: tuple[str, ...],
+    *,
+    dtype: Dtype = "fp16",
+    build_options: BuildOptions | None = None,
+    validate_options: ValidateOptions | None = None,
+    force: bool = False,
+    progress: Progress = silent,
+) -> Report:
+    """Export, fuse, quantise, build and validate.
+
+    Args:
+        source: the checkpoint.
+        out: the artifact folder; None means `artifacts/<name>`.
+        precisions: engines to build; empty means the artifact's own dtype.
+        dtype: of the artifact.
+        build_options: of every engine.
+        validate_options: of the report.
+        force: do every step, up to date or not.
+        progress: told what is being done.
+
+    Returns:
+        artifact, passed, seconds, steps [{step, done, reason, seconds}], and each step's own report under its name.
+    """
+    start = time.perf_counter()
+    wanted = tuple(dict.fromkeys(precisions)) or (dtype,)
+    for precision in wanted:
+        check_precision(dtype, precision)
+    checkpoint, artifact = resolve(source, out, dtype, force=force, progress=progress)
+    with locked(artifact):
+        outcomes = {"export": export_into(artifact, checkpoint, dtype=dtype, force=force, progress=progress)}
+        outcomes["fuse"] = fuse(artifact, force=force, progress=progress)
+        for precision in wanted:
+            if precision in SCHEMES:
+                outcomes[f"quantize-{precision}"] = quantize(artifact, scheme=precision, force=force, progress=progress)
+        for precision in wanted:
+            outcomes[f"build-{precision}"] = build(artifact, precision, build_options or BuildOptions(), force=force, progress=progress)
+        outcomes["validate"] = validate(artifact, validate_options or ValidateOptions(), force=force, progress=progress)
+    return {
+        "artifact": str(artifact),
+        "passed": _passed(outcomes),
+        "seconds": round(time.perf_counter() - start, 1),
+        "steps": [{"step": name, "done": not outcome.up_to_date, "reason": outcome.reason or "up to date"} for name, outcome in outcomes.items()],
+        **{name: outcome.report for name, outcome in outcomes.items()},
+    }
+
+
+def _passed(outcomes: dict[str, Outcome]) -> bool | None:
+    """False where a report says so; otherwise what the parity report says."""
+    if any(outcome.report.get("passed") is False for outcome in outcomes.values()):
+        return False
+    passed: bool | None = outcomes["validate"].report["passed"]
+    return passed

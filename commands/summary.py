@@ -1,0 +1,179 @@
+"""A report as a person reads it in a terminal: sheets of plain text and tables, rendered by cli.py."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+Report = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """One line (no rows), or one table; ``numbers`` aligns all columns but the first to the right."""
+
+    title: str
+    columns: tuple[str, ...] = ()
+    rows: tuple[tuple[str, ...], ...] = ()
+    numbers: bool = False
+
+
+def summarize(command: str, report: Report, *, up_to_date: bool = False) -> list[Sheet]:
+    """The sheets of one command's report."""
+    sheets = list(_SUMMARIES[command](report))
+    return [Sheet("up to date: nothing to do (--force does it anyway)"), *sheets] if up_to_date else sheets
+
+
+def _export(report: Report) -> Iterable[Sheet]:
+    yield Sheet(
+        f"{report['artifact']}: traced.onnx ({report['nodes']} nodes, traced in {report['trace_s']:.1f} s), "
+        f"{_megabytes(report['weights_bytes'])} of weights in {report['weights_s']:.1f} s; peak memory {report['peak_rss_mb']} MB"
+    )
+    for key, what in (("dropped", "dropped, not a weight"), ("unknown_config_keys", "config key nobody reads"), ("notes", "note")):
+        for line in report[key]:
+            yield Sheet(f"{what}: {line}")
+
+
+def _fuse(report: Report) -> Iterable[Sheet]:
+    rows = tuple((rule["rule"], f"{rule['fired']} of {rule['expected']}", *_first_refusal(rule)) for rule in report["rules"])
+    yield Sheet(f"fused.onnx: {report['nodes_before']} → {report['nodes_after']} nodes", ("rule", "fired", "refused", "reason"), rows)
+
+
+def _first_refusal(rule: Report) -> tuple[str, str]:
+    first = rule["refused"][0] if rule["refused"] else {"node": "", "reason": ""}
+    return str(len(rule["refused"]) or ""), f"{first['node']} {first['reason']}".strip()
+
+
+def _quantize(report: Report) -> Iterable[Sheet]:
+    yield Sheet(f"{report['scheme']}: {report['quantized']} of {report['linears']} linears quantised, {_megabytes(report['bytes'])}")
+    for kept in report["kept"]:
+        yield Sheet(f"kept: {kept['name']}: {kept['reason']}")
+
+
+def _build(report: Report) -> Iterable[Sheet]:
+    columns = ("engine", "size", "built", "peak memory", "bytes/weight", "audit")
+    rows = tuple(
+        (
+            engine["file"],
+            _megabytes(engine["bytes"]),
+            f"{engine['build_s']:.1f} s",
+            f"{engine['peak_rss_mb']} MB",
+            _number(engine["bytes_per_weight"]),
+            _verdict(engine["audit"]["passed"]),
+        )
+        for engine in report["engines"]
+    )
+    yield Sheet("", columns, rows, numbers=True)
+    for engine in report["engines"]:
+        for check in engine["audit"]["checks"]:
+            if check["passed"] is False:
+                yield Sheet(
+                    f"audit: {engine['file']}: {check['check']} {_number(check['value'])}, must be {check['comparison']} {_number(check['limit'])}"
+                )
+
+
+def _validate(report: Report) -> Iterable[Sheet]:
+    columns = ("stage", "noise", "strict", "worst local", "range", "KL", "top-1", "perplexity", "verdict")
+    rows = tuple(
+        (
+            stage["stage"],
+            _number(stage["noise_ratio"]),
+            _number(stage["strict_noise_ratio"]),
+            _number(stage["worst_local_ratio"]),
+            _percent(stage["range_peak"]),
+            _number(stage["mean_kl"]),
+            _percent(stage["top1_agreement"]),
+            _increase(stage),
+            _verdict(stage["passed"]),
+        )
+        for stage in report["stages"]
+    )
+    yield Sheet("", columns, rows, numbers=True)
+    for stage in report["stages"]:
+        for check in stage["checks"]:
+            if check["passed"] is False:
+                where = f" in {check['where']}" if check.get("where") else ""
+                yield Sheet(
+                    f"{stage['stage']}: {check['check']}{where} is {_number(check['value'])}, must be {check['comparison']} {_number(check['limit'])}"
+                )
+    for failed in report["checksums"]["failed"]:
+        yield Sheet(f"checksum: {failed.get('tensor') or failed['file']} in {failed['file']} is not what was written")
+    for item in report["not_run"]:
+        yield Sheet(f"not run: {item['stage']}: {item['reason']}")
+    yield Sheet(f"{report['verdict']} — {report['headline']}")
+
+
+def _run(report: Report) -> Iterable[Sheet]:
+    rows = tuple((step["step"], "done" if step["done"] else "kept", step["reason"]) for step in report["steps"])
+    yield Sheet(f"{report['artifact']}: {report['seconds']:.1f} s", ("step", "", "why"), rows)
+    for name in sorted(name for name in report if name.startswith("build-")):
+        yield from _build(report[name])
+    yield from _validate(report["validate"])
+    yield Sheet(f"report: {report['artifact']}/reports/parity.html")
+
+
+def _doctor(report: Report) -> Iterable[Sheet]:
+    machine = report["machine"]
+    yield Sheet(f"Python {machine['python']}, {machine['cpu_cores']} cores, GPU: {machine['gpu'] or 'none'}")
+    yield Sheet(f"memory {machine['memory_available_gib']} of {machine['memory_gib']} GiB free, disk {machine['disk_free_gib']} GiB free")
+    yield Sheet(", ".join(f"{name} {version}" for name, version in report["versions"].items() if version))
+    missing = [name for name, version in report["versions"].items() if not version]
+    if missing:
+        yield Sheet(f"not installed: {', '.join(missing)}")
+    rows = tuple((row["what"], row["state"], row["hint"] or "") for row in report["can"])
+    yield Sheet("", ("this machine can", "", "how to get it"), rows)
+
+
+def _inspect(report: Report) -> Iterable[Sheet]:
+    yield Sheet(f"{report['path']}: {report['kind']}")
+    plain = {key: value for key, value in report.items() if key not in ("path", "kind") and not isinstance(value, (dict, list))}
+    if plain:
+        yield Sheet("", (), tuple((key, _plain(value)) for key, value in plain.items()))
+    for key, value in report.items():
+        if isinstance(value, dict) and value:
+            yield Sheet(key, (), tuple((str(name), _plain(item)) for name, item in value.items()))
+        elif isinstance(value, list) and value:
+            yield Sheet(key, (), tuple((_plain(item),) for item in value))
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_plain(item)}" for name, item in value.items())
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(_plain, value))
+    return "–" if value is None else f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def _increase(stage: Report) -> str:
+    if stage["perplexity_increase_pct"] is None:
+        return "–"
+    return f"{stage['perplexity']:.2f} ({stage['perplexity_increase_pct']:+.2f} ± {stage['perplexity_se_pct']:.2f} %)"
+
+
+def _verdict(passed: bool | None) -> str:
+    return {True: "passed", False: "FAILED", None: "–"}[passed]
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3g}" if isinstance(value, (int, float)) else str(value)
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f} %"
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.0f} MB"
+
+
+_SUMMARIES: dict[str, Callable[[Report], Iterable[Sheet]]] = {
+    "export": _export,
+    "fuse": _fuse,
+    "quantize": _quantize,
+    "build": _build,
+    "validate": _validate,
+    "run": _run,
+    "doctor": _doctor,
+    "inspect": _inspect,
+}

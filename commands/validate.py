@@ -1,0 +1,56 @@
+"""validate: every stage of an artifact against the reference model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from artifact.errors import CheckpointError, ValidationError
+from artifact.manifest import require_artifact, sha256_of
+from artifact.progress import Progress, silent
+from artifact.steps import Outcome, Report, StepContext, run_step
+from exporter.checkpoints import Checkpoint, open_checkpoint
+
+
+@dataclass(frozen=True)
+class ValidateOptions:
+    """What decides a report: the stages (empty: all there), the text (None: the default) and how many tokens of it."""
+
+    stages: tuple[str, ...] = ()
+    text: Path | None = None
+    tokens: int | None = None
+    checkpoint: str | None = None
+
+
+def validate(artifact: Path, options: ValidateOptions, *, force: bool = True, progress: Progress = silent) -> Outcome:
+    """Compare every stage with the reference and write reports/parity.*; by default always anew, because a proof is of now."""
+    model = require_artifact(artifact)["model"]
+    if options.text is not None and not options.text.is_file():
+        raise ValidationError(f"{options.text} is not a file", hint="--text FILE takes a UTF-8 text")
+    recorded = {
+        "stages": list(options.stages),
+        "text": sha256_of(options.text) if options.text else None,
+        "tokens": options.tokens,
+        "checkpoint": model["fingerprint"],
+    }
+
+    def work(step: StepContext) -> Report:
+        from validation.parity import validate_artifact
+
+        checkpoint = _reopen(options.checkpoint or model["source"], model, progress)
+        return validate_artifact(step, checkpoint=checkpoint, stages=list(options.stages) or None, text=options.text, tokens=options.tokens)
+
+    return run_step(artifact, "validate", recorded, work, force=force, progress=progress)
+
+
+def _reopen(source: str, model: Report, progress: Progress) -> Checkpoint:
+    """The checkpoint that the artifact was made from; the reference must not come from the artifact it judges."""
+    try:
+        checkpoint = open_checkpoint(source, progress=progress)
+    except CheckpointError as error:
+        raise ValidationError(f"the checkpoint of this artifact can't be opened: {error}", hint="--checkpoint SRC says where it is now") from error
+    if checkpoint.fingerprint != model["fingerprint"]:
+        raise ValidationError(
+            f"{source} is not the checkpoint that this artifact was made from ({model['name']})", hint="--checkpoint SRC says where it is"
+        )
+    return checkpoint

@@ -1,0 +1,132 @@
+"""What is inside a plan, read from its bytes: is each weight there once, in its precision, and is attention fused in every layer?
+
+Letters: L decoder layers.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from engines.graph_weights import Weight, find_weights, layer_by_label, weights_bytes
+from engines.plan_program import Constant, Program, read_programs
+from engines.weight_search import Copies, count_copies
+
+ATTENTION_KERNELS = {"prefill": "_gemm_mha_v2", "decode": "_gemv_mha_v1"}
+"""Profile → the kernel that fused attention must be: tiles over a prompt, one query row a step in decode."""
+INT8_LIMIT, PLAN_LIMIT = 1.05, 1.06
+PLAN_BASE_BYTES, PLAN_LAYER_BYTES = 5 * 10**6, 600_000
+"""TensorRT-RTX puts each attention kernel's CUDA source into the plan, 140 KB a piece: 0.57 MB a layer, 3.6 MB beside them (measured)."""
+Check = dict[str, Any]
+
+
+def audit_plan(plan: Path, graph_file: Path, *, precision: str, profiles: Sequence[str], layers: int) -> dict[str, Any]:
+    """Audit a plan against the graph that it was built from.
+
+    Args:
+        plan: TensorRT-RTX plan.
+        graph_file: ``<stage>-engine.onnx``.
+        precision: ``fp16``, ``int8`` or ``fp32``; fp32 has no fused attention and no packed linears, so those checks don't apply.
+        profiles: their names, in the plan's order.
+        layers: L.
+
+    Returns:
+        ``kernels`` {name: launches over all profiles}, ``kernels_by_profile``, ``bytes_per_weight``, ``audit`` {passed, checks}.
+
+    Raises:
+        EngineError: the plan can't be read.
+    """
+    graph = ir.load(graph_file).graph
+    programs, weights = read_programs(plan), find_weights(graph)
+    copies = count_copies(plan, weights)
+    gated = precision != "fp32"
+    per_weight, worst = bytes_per_weight(programs, weights, quantized=precision == "int8")
+    checks = [_all_found(copies), _once(copies, gated), *_attention(programs, profiles, layer_by_label(graph), layers, gated)]
+    if precision == "int8":
+        checks.append(_check("bytes_per_weight", per_weight, INT8_LIMIT, "<=", "int8 and its scales; 2 would be float16", where=worst))
+    checks.append(_plan_size(plan.stat().st_size, weights_bytes(graph), layers, precision == "fp16"))
+    return {
+        "kernels": dict(Counter(kernel.name for program in programs for kernel in program.kernels).most_common()),
+        "kernels_by_profile": {name: _names(programs, index) for index, name in enumerate(profiles)},
+        "bytes_per_weight": per_weight,
+        "audit": {"passed": all(check["passed"] is not False for check in checks), "checks": checks},
+    }
+
+
+def bytes_per_weight(programs: Sequence[Program], weights: Sequence[Weight], *, quantized: bool) -> tuple[float | None, str | None]:
+    """Bytes of the constants that linears' kernels read, over all profiles, for each of their parameters; and the largest linear's name.
+
+    A weight that two profiles keep in different layouts counts twice, as it is stored twice.
+    """
+    linears = [weight for weight in weights if weight.linears and weight.quantized == quantized]
+    stored = {weight.name: _constants(programs, weight.linears) for weight in linears}
+    parameters = sum(weight.parameters for weight in linears)
+    if not parameters or not all(stored.values()):
+        return None, next((name for name, constants in stored.items() if not constants), None)
+    sizes = {weight.name: sum(constant.size_bytes for constant in stored[weight.name]) / weight.parameters for weight in linears}
+    total = sum(constant.size_bytes for constant in set().union(*stored.values()))
+    return round(total / parameters, 4), max(sizes, key=lambda name: sizes[name])
+
+
+def _constants(programs: Sequence[Program], labels: Sequence[str]) -> set[Constant]:
+    kernels = (kernel for program in programs for kernel in program.kernels if not set(labels).isdisjoint(kernel.layers))
+    return {constant for kernel in kernels for constant in kernel.constants}
+
+
+def _all_found(copies: Sequence[Copies]) -> Check:
+    missing = [found.name for found in copies if not found.total]
+    reason = "a sample of every linear's and the embedding's weight stands in the plan, as stored or transposed"
+    return _check("weights_missing", len(missing), 0, "<=", reason, where=_first(missing))
+
+
+def _once(copies: Sequence[Copies], gated: bool) -> Check:
+    twice = [found.name for found in copies if found.total > 1]
+    unpacked = "fp32 engines come from the unpacked graph, where each profile may keep its own layout"
+    reason = "each profile may ask for its own layout of a weight; packed on a new axis, all agree" if gated else unpacked
+    return _check("weights_stored_twice", len(twice), 0 if gated else None, "<=", reason, where=_first(twice))
+
+
+def _attention(programs: Sequence[Program], profiles: Sequence[str], layer_of: Mapping[str, int], layers: int, gated: bool) -> list[Check]:
+    """One check a profile: in how many layers exactly one kernel computes attention."""
+    checks = []
+    for index, name in enumerate(profiles):
+        wanted = ATTENTION_KERNELS[name]
+        found = Counter(
+            layer
+            for program in programs
+            if program.profile == index
+            for kernel in program.kernels
+            if kernel.name == wanted
+            for layer in {layer_of[label] for label in kernel.layers if label in layer_of}
+        )
+        wrong = [f"layer {layer}: {found[layer]}" for layer in range(layers) if found[layer] != 1]
+        reason = f"one {wanted} a layer" if gated else "TensorRT has no fused attention in float32"
+        checks.append(_check(f"fused_attention_{name}", layers - len(wrong), layers if gated else None, "==", reason, where=_first(wrong)))
+    return checks
+
+
+def _plan_size(size: int, weights: int, layers: int, gated: bool) -> Check:
+    limit = PLAN_LIMIT + (PLAN_BASE_BYTES + PLAN_LAYER_BYTES * layers) / weights
+    reason = f"the weights once ({PLAN_LIMIT} ×), and the kernels' source, {PLAN_BASE_BYTES / 1e6:g} MB and {PLAN_LAYER_BYTES / 1e6:g} MB a layer"
+    return _check("plan_bytes_per_weight_byte", round(size / weights, 4), round(limit, 4) if gated else None, "<=", reason)
+
+
+def _names(programs: Sequence[Program], profile: int) -> dict[str, int]:
+    return dict(Counter(kernel.name for program in programs if program.profile == profile for kernel in program.kernels).most_common())
+
+
+def _first(items: Sequence[str]) -> str | None:
+    """The first of them, and how many more."""
+    if not items:
+        return None
+    return items[0] if len(items) == 1 else f"{items[0]} and {len(items) - 1} more"
+
+
+def _check(name: str, value: float | None, limit: float | None, comparison: str, reason: str, *, where: str | None = None) -> Check:
+    """One line of the audit; without a limit the value is shown and not gated, without a value the check fails."""
+    passed = None if limit is None else value is not None and (value <= limit if comparison == "<=" else value == limit)
+    return {"check": name, "value": value, "limit": limit, "comparison": comparison, "passed": passed, "reason": reason, "where": where}

@@ -1,0 +1,46 @@
+"""TensorRT-RTX: builds plans on a machine without a GPU, for the compute capabilities its release knows."""
+
+from __future__ import annotations
+
+import time
+from importlib import metadata
+from importlib.util import find_spec
+
+from artifact.progress import Progress
+from engines.backends.protocol import BuildRequest, BuildResult
+from engines.backends.worker import MEGABYTE, run_worker
+
+NEEDED = {"tensorrt_rtx": "tensorrt-rtx-cu12", "polygraphy": "polygraphy"}
+"""Module → the distribution that brings it."""
+
+
+class TensorRTRTX:
+    """The backend; see ``protocol.Backend``."""
+
+    name = "tensorrt-rtx"
+
+    def unavailable(self) -> str | None:
+        """Name the distribution that is missing."""
+        missing = [distribution for module, distribution in NEEDED.items() if find_spec(module) is None]
+        return f"{' and '.join(missing)} not installed" if missing else None
+
+    def install_hint(self) -> str:
+        """Both are on PyPI; neither needs a GPU or a driver to build."""
+        return f"pip install {' '.join(NEEDED.values())}"
+
+    def version(self) -> str:
+        """The distribution's version, without loading its libraries."""
+        return metadata.version(NEEDED["tensorrt_rtx"])
+
+    def build(self, request: BuildRequest, progress: Progress) -> BuildResult:
+        """Build in a worker process (``tensorrt_rtx_worker``), streamed to ``request.plan``."""
+        message = {
+            "graph": str(request.graph),
+            "plan": str(request.plan),
+            "compute_capability": request.target.compute_capability,
+            "profiles": [dict(profile.shapes) for profile in request.profiles],
+        }
+        start = time.perf_counter()
+        result, peak = run_worker("engines.backends.tensorrt_rtx_worker", message, {"POLYGRAPHY_USE_TENSORRT_RTX": "1"}, progress)
+        seconds = time.perf_counter() - start
+        return BuildResult(round(seconds, 2), peak.resident // MEGABYTE, peak.anonymous // MEGABYTE, result["version"])

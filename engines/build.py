@@ -1,0 +1,119 @@
+"""Build one engine of an artifact: engine graph → preflight → plan → audit → build.json."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from artifact.config import LlamaConfig
+from artifact.errors import EngineError
+from artifact.manifest import read_manifest
+from artifact.steps import StepContext, require
+from engines.audit import audit_plan
+from engines.backends.protocol import Backend, BuildRequest
+from engines.backends.tensorrt_rtx import TensorRTRTX
+from engines.engine_graph import write_engine_graph
+from engines.graph_weights import weights_bytes
+from engines.preflight import check_room
+from engines.profiles import default_length, make_profiles
+from engines.targets import find_target
+
+logger = logging.getLogger(__name__)
+
+STAGES = {"fp16": "fused", "int8": "int8", "fp32": "traced"}
+"""Precision → the stage its engine is built from; fp32 is for exact parity, so nothing is fused before TensorRT sees it."""
+BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (TensorRTRTX(),)}
+
+
+def build_engine(
+    step: StepContext, *, precision: str, target: str, backend: str = "auto", max_batch: int = 4, max_length: int | None = None
+) -> dict[str, Any]:
+    """Write ``<stage>-engine.onnx``, ``engines/<target>-<precision>/part-00.plan`` and ``build.json``.
+
+    Args:
+        step: the artifact; its manifest describes the model.
+        precision: ``fp16``, ``int8`` or ``fp32``.
+        target: a name of ``targets``.
+        backend: ``auto`` or a name of ``BACKENDS``.
+        max_batch: rows.
+        max_length: tokens in prompt and answer together; None is the model's, at most 4096.
+
+    Returns:
+        ``engines``: one entry a plan, as in ``build.json``; ``passed``: whether every audit passed.
+
+    Raises:
+        EngineError: no such target, precision or backend; no room; or the compiler failed.
+        ArtifactError: the stage is not there.
+    """
+    stage, chosen, gpu = _stage(precision), choose_backend(backend), find_target(target)
+    model = read_manifest(step.artifact)["model"]
+    config = LlamaConfig(**model["config"])
+    length = max_length or default_length(config)
+    profiles = make_profiles(config, model["dtype"], max_batch=max_batch, max_length=length)
+    source = require(step.artifact, f"{stage}.onnx")
+    with step.write(f"{stage}-engine.onnx") as graph_file:
+        write_engine_graph(source, graph_file)
+    graph_file = step.artifact / f"{stage}-engine.onnx"
+    folder = f"engines/{gpu.name}-{precision}"
+    check_room(step.artifact / folder, weights_bytes(ir.load(graph_file).graph), config.num_hidden_layers, packed=stage != "traced")
+    plan_name = f"{folder}/part-00.plan"
+    with step.write(plan_name) as plan:
+        result = chosen.build(BuildRequest(graph_file, plan, gpu, tuple(profiles)), step.progress)
+        step.progress("auditing the plan", 0, 1)
+        audit = audit_plan(plan, graph_file, precision=precision, profiles=[p.name for p in profiles], layers=config.num_hidden_layers)
+        size = plan.stat().st_size
+    logger.info("%s: %d bytes in %.1f s", plan_name, size, result.seconds)
+    entry = {
+        "file": plan_name,
+        "precision": precision,
+        "target": gpu.name,
+        "backend": chosen.name,
+        "bytes": size,
+        "build_s": result.seconds,
+        "peak_rss_mb": result.peak_rss_mb,
+        "peak_anonymous_mb": result.peak_anonymous_mb,
+        "profiles": {profile.name: dict(profile.axes) for profile in profiles},
+        **audit,
+        "graph": graph_file.name,
+        "graph_sha256": step.outputs[graph_file.name]["sha256"],
+        "plan_sha256": step.outputs[plan_name]["sha256"],
+        "tensorrt_version": result.version,
+        "compute_capability": ".".join(map(str, gpu.compute_capability)),
+        "max_batch": max_batch,
+        "max_length": length,
+    }
+    report = {"engines": [entry], "passed": audit["audit"]["passed"]}
+    _write_json(step, f"{folder}/build.json", report)
+    return report
+
+
+def choose_backend(name: str) -> Backend:
+    """A backend that can build here.
+
+    Raises:
+        EngineError: no backend of that name, or none that can build on this machine; the hint is the command that installs it.
+    """
+    if name != "auto" and name not in BACKENDS:
+        raise EngineError(f"no backend {name!r}; there is: auto, {', '.join(BACKENDS)}")
+    candidates = list(BACKENDS.values()) if name == "auto" else [BACKENDS[name]]
+    reasons = {backend.name: backend.unavailable() for backend in candidates}
+    usable = next((backend for backend in candidates if reasons[backend.name] is None), None)
+    if usable is None:
+        words = "; ".join(f"{backend}: {reason}" for backend, reason in reasons.items())
+        raise EngineError(f"this machine can't build engines: {words}", hint=candidates[0].install_hint())
+    return usable
+
+
+def _stage(precision: str) -> str:
+    if precision not in STAGES:
+        raise EngineError(f"no precision {precision!r}; there is: {', '.join(STAGES)}")
+    return STAGES[precision]
+
+
+def _write_json(step: StepContext, relative: str, content: dict[str, Any]) -> None:
+    with step.write(relative) as path:
+        Path(path).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

@@ -1,0 +1,90 @@
+"""The weights of a graph that is to be built: which linears it has, and where their bytes are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+
+import onnx_ir as ir
+
+from artifact.layout import MODULE_KEY, layer_of
+
+PASSED_THROUGH = ("Transpose", "DequantizeLinear", "Cast", "Identity")
+"""Operators between a stored weight and the linear that uses it."""
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A two-dimensional stored weight and the nodes that use it.
+
+    Attributes:
+        name: of the initializer.
+        tensor: its bytes, mapped.
+        linears: names of the MatMul and Gemm nodes, as TensorRT prints them; empty for an embedding alone.
+        quantized: int8 with a scale.
+    """
+
+    name: str
+    tensor: ir.TensorProtocol
+    linears: tuple[str, ...]
+    quantized: bool
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers."""
+        return prod(self.tensor.shape.numpy())
+
+
+def node_label(node: ir.Node) -> str:
+    """A node's name as TensorRT prints it."""
+    return node.name or f"node_of_{node.outputs[0].name}"
+
+
+def layer_by_label(graph: ir.Graph) -> dict[str, int]:
+    """Node label → layer, for nodes that belong to one."""
+    layers = {node_label(node): layer_of(node.metadata_props.get(MODULE_KEY)) for node in graph}
+    return {label: layer for label, layer in layers.items() if layer is not None}
+
+
+def weights_bytes(graph: ir.Graph) -> int:
+    """Bytes of all weights; a tied one counts once."""
+    return sum(value.const_value.nbytes for value in graph.initializers.values() if value.const_value is not None)
+
+
+def find_weights(graph: ir.Graph) -> list[Weight]:
+    """The two-dimensional weights that linears and the embedding use, in graph order; a tied one once."""
+    found: dict[str, tuple[list[str], bool]] = {}
+    for node in graph:
+        for position in _weight_inputs(node):
+            source, quantized = _stored(node.inputs[position])
+            if source is None or source.name is None:
+                continue
+            linears, _ = found.setdefault(source.name, ([], quantized))
+            if node.op_type != "Gather":
+                linears.append(node_label(node))
+    weights = []
+    for name, (linears, quantized) in found.items():
+        tensor = graph.initializers[name].const_value
+        if tensor is not None and len(tensor.shape) == 2:
+            weights.append(Weight(name, tensor, tuple(linears), quantized))
+    return weights
+
+
+def _weight_inputs(node: ir.Node) -> tuple[int, ...]:
+    """Where a node takes a weight; a table that positions are looked up in is none."""
+    if node.op_type in ("MatMul", "Gemm"):
+        return (0, 1)
+    is_embedding = node.op_type == "Gather" and node.inputs[1] is not None and node.inputs[1].name == "input_ids"
+    return (0,) if is_embedding else ()
+
+
+def _stored(value: ir.Value | None) -> tuple[ir.Value | None, bool]:
+    """The initializer behind a value, and whether it is dequantised on the way; (None, False) if it is computed."""
+    quantized = False
+    while value is not None and not value.is_initializer():
+        node = value.producer()
+        if node is None or node.op_type not in PASSED_THROUGH:
+            return None, False
+        quantized |= node.op_type == "DequantizeLinear"
+        value = node.inputs[0]
+    return value, quantized

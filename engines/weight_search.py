@@ -1,0 +1,88 @@
+"""Find weights in a plan's bytes, as stored and transposed: one pass over the plan, however many weights there are.
+
+TensorRT-RTX puts every constant at a multiple of 8 bytes (measured). So the plan is read as 64-bit words and looked up in a table of the
+samples' first words; whoever is found is compared in full. Whoever is not is searched byte by byte before it counts as missing.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from engines.graph_weights import Weight
+
+SAMPLE_BYTES = 64
+WORD = 8
+BLOCK_WORDS = 1 << 22
+CANDIDATES = 16
+SLOW_SEARCHES = 8
+"""Byte-by-byte passes that are worth their time; where more weights are missing, something larger is wrong than their alignment."""
+
+
+@dataclass(frozen=True)
+class Copies:
+    """How often a weight's sample stands in the plan."""
+
+    name: str
+    as_stored: int
+    transposed: int
+
+    @property
+    def total(self) -> int:
+        """In either layout."""
+        return self.as_stored + self.transposed
+
+
+def count_copies(plan: Path, weights: Sequence[Weight]) -> list[Copies]:
+    """How often each weight is stored in a plan, by a sample of up to 64 bytes."""
+    samples = [sample for weight in weights for sample in _samples(weight)]
+    with plan.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        counts = _count(content, samples)
+        missing = [i for i in range(len(weights)) if not counts[2 * i] + counts[2 * i + 1]]
+        for i in missing[:SLOW_SEARCHES]:
+            counts[2 * i], counts[2 * i + 1] = (int(content.find(sample) >= 0) for sample in samples[2 * i : 2 * i + 2])
+    return [Copies(weight.name, counts[2 * i], counts[2 * i + 1]) for i, weight in enumerate(weights)]
+
+
+def _samples(weight: Weight) -> tuple[bytes, bytes]:
+    """The most varied piece of a row and of a column; each starts at a multiple of 8 bytes in its layout."""
+    array = weight.tensor.numpy()
+    return _most_varied(array), _most_varied(array.T)
+
+
+def _most_varied(array: npt.NDArray[np.generic]) -> bytes:
+    rows, columns = array.shape
+    step = WORD // min(WORD, array.itemsize)
+    length = min(columns, SAMPLE_BYTES // array.itemsize) // step * step or columns
+    # Rows that start at a multiple of 8 bytes; of a row, its middle.
+    start = (columns - length) // 2 // step * step
+    chosen = range(0, rows, step * max(1, rows // step // CANDIDATES))
+    pieces = (np.ascontiguousarray(array[row, start : start + length]) for row in chosen)
+    return max((piece.tobytes() for piece in pieces), key=lambda piece: len(set(piece)))
+
+
+def _count(content: mmap.mmap, samples: Sequence[bytes]) -> list[int]:
+    keys = np.array([int.from_bytes(sample[:WORD].ljust(WORD, b"\0"), "little") for sample in samples], dtype="<u8")
+    order = np.argsort(keys, kind="stable")
+    is_candidate = np.zeros(1 << 16, dtype=bool)
+    is_candidate[(keys & 0xFFFF).astype(np.int64)] = True
+    counts = [0] * len(samples)
+    view = memoryview(content)
+    for start in range(0, len(content) // WORD, BLOCK_WORDS):
+        size = min(BLOCK_WORDS, len(content) // WORD - start)
+        words = np.frombuffer(view, dtype="<u8", count=size, offset=start * WORD)
+        places = np.flatnonzero(is_candidate[words.view("<u2")[::4]])
+        hits = words[places]
+        del words
+        first, last = (np.searchsorted(keys[order], hits, side=side) for side in ("left", "right"))
+        for i in np.flatnonzero(first < last):
+            at = (start + int(places[i])) * WORD
+            for j in order[first[i] : last[i]]:
+                counts[j] += content[at : at + len(samples[j])] == samples[j]
+    view.release()
+    return counts

@@ -1,0 +1,174 @@
+"""Read a GGUF file of the Llama architecture: Hugging Face names, plain row order, one dequantised tensor at a time."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import torch
+from torch import Tensor
+
+from artifact.config import LlamaConfig
+from artifact.errors import CheckpointError
+from artifact.layout import EMBEDDING, FINAL_NORM, LM_HEAD, layer_prefix
+from exporter.checkpoints.census import check_tensors
+from exporter.checkpoints.fingerprint import fingerprint_files
+from exporter.checkpoints.gguf_config import config_from_gguf
+from exporter.checkpoints.gguf_header import GgufHeader, GgufTensor, read_gguf_header
+from exporter.checkpoints.gguf_tokenizer import tokenizer_files
+from exporter.checkpoints.protocol import Write, folder_name
+
+SHARED_NAMES = {"token_embd.weight": EMBEDDING, "output_norm.weight": FINAL_NORM, "output.weight": LM_HEAD}
+LAYER_NAMES = {
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+    "attn_norm": "input_layernorm",
+    "ffn_norm": "post_attention_layernorm",
+}
+INTERLEAVED = (".self_attn.q_proj.weight", ".self_attn.k_proj.weight")
+ROPE_FACTORS = "rope_freqs.weight"
+CHUNK_ELEMENTS = 1 << 20
+"""Elements dequantised at once: small enough to stay in the cache, and the temporaries out of the memory peak."""
+
+
+@dataclass(kw_only=True)
+class GgufCheckpoint:
+    """A checked GGUF file; attributes as in ``Checkpoint``."""
+
+    source: str
+    name: str
+    path: Path
+    stored: dict[str, GgufTensor] = field(repr=False)
+    sidecars: dict[str, str] = field(repr=False)
+    config: LlamaConfig
+    shapes: Mapping[str, tuple[int, ...]] = field(repr=False)
+    dtypes: Mapping[str, str] = field(repr=False)
+    dropped: list[str]
+    unknown_config_keys: list[str]
+    notes: list[str]
+    fingerprint: str
+    format: str = "gguf"
+
+    def read(self, name: str) -> Tensor:
+        """One weight; float16 and bfloat16 stay, quantised blocks become float32; q and k rows in Hugging Face's order."""
+        tensor = load_tensor(self.path, self.stored[name])
+        if not name.endswith(INTERLEAVED):
+            return tensor
+        return deinterleave(tensor, self.config.head_dim)
+
+    def write_sidecars(self, write: Write) -> list[str]:
+        """Write config.json and, where the file holds a tokenizer, tokenizer.json and tokenizer_config.json."""
+        for name, text in self.sidecars.items():
+            with write(name) as target:
+                target.write_text(text, encoding="utf-8")
+        return list(self.sidecars)
+
+
+def open_gguf(path: Path, *, source: str | None = None, name: str | None = None) -> GgufCheckpoint:
+    """Open a GGUF file and check all of it but the values.
+
+    Args:
+        path: the file.
+        source: what to record as the source; default its absolute path.
+        name: what to record as the model's name; default its stem.
+
+    Raises:
+        CheckpointError: unreadable, another architecture, an unsupported block type, or tensors that disagree with the metadata.
+    """
+    path = path.resolve()
+    header = read_gguf_header(path)
+    config, unknown = config_from_gguf(header.metadata, header.tensors)
+    stored = {huggingface_name(gguf_name): tensor for gguf_name, tensor in header.tensors.items()}
+    shapes, dropped = check_tensors(config, {key: tensor.shape for key, tensor in stored.items()}, equal=lambda ours, theirs: False)
+    _check_types(stored, shapes)
+    _check_rope_factors(path, stored)
+    tokenizer, notes = tokenizer_files(header.metadata)
+    return GgufCheckpoint(
+        source=source or str(path),
+        name=name or folder_name(path.stem),
+        path=path,
+        stored=stored,
+        sidecars={"config.json": json.dumps(config.to_hf(), indent=2) + "\n"} | tokenizer,
+        config=config,
+        shapes=shapes,
+        dtypes={key: stored[key].type.name for key in shapes},
+        dropped=dropped,
+        unknown_config_keys=unknown,
+        notes=notes,
+        fingerprint=_fingerprint(header),
+    )
+
+
+def huggingface_name(name: str) -> str:
+    """`blk.3.attn_q.weight` → `model.layers.3.self_attn.q_proj.weight`; a name that no table has stays, and is an extra tensor."""
+    match = re.fullmatch(r"blk\.(\d+)\.(\w+)\.weight", name)
+    if match and match[2] in LAYER_NAMES:
+        return f"{layer_prefix(int(match[1]))}.{LAYER_NAMES[match[2]]}.weight"
+    return SHARED_NAMES.get(name, name)
+
+
+def deinterleave(weight: Tensor, head_dim: int) -> Tensor:
+    """Undo GGUF's row order of q and k: pairs (0, 1), (2, 3), … of a head become (0, D/2), (1, D/2 + 1), ….
+
+    Args:
+        weight: [heads·D, in], rows 2i and 2i + 1 of a head rotate together.
+        head_dim: D.
+
+    Returns:
+        [heads·D, in], rows i and i + D/2 of a head rotate together (Hugging Face's half-split layout).
+    """
+    pairs = weight.reshape(-1, head_dim // 2, 2, weight.shape[1])  # [heads, D/2, 2, in]
+    return pairs.transpose(1, 2).flatten(0, 2)
+
+
+def load_tensor(path: Path, tensor: GgufTensor) -> Tensor:
+    """Map one tensor; quantised blocks are dequantised to float32 a few rows at a time."""
+    if tensor.type == gguf.GGMLQuantizationType.F32:
+        return torch.from_numpy(_mapped(path, tensor, np.float32)).reshape(tensor.shape)
+    if tensor.type == gguf.GGMLQuantizationType.F16:
+        return torch.from_numpy(_mapped(path, tensor, np.float16)).reshape(tensor.shape)
+    if tensor.type == gguf.GGMLQuantizationType.BF16:
+        return torch.from_numpy(_mapped(path, tensor, np.int16)).view(torch.bfloat16).reshape(tensor.shape)
+    rows = _mapped(path, tensor, np.uint8).reshape(*tensor.shape[:-1], -1)  # [out, bytes of a row]
+    output = np.empty(tensor.shape, dtype=np.float32)
+    step = max(1, CHUNK_ELEMENTS // tensor.shape[-1])
+    for start in range(0, len(rows), step):
+        output[start : start + step] = gguf.quants.dequantize(np.ascontiguousarray(rows[start : start + step]), tensor.type)
+    return torch.from_numpy(output)
+
+
+def _mapped(path: Path, tensor: GgufTensor, dtype: type) -> np.ndarray[Any, Any]:
+    # copy on write: torch asks for writable memory, and the file must not change
+    count = tensor.length // np.dtype(dtype).itemsize
+    return np.memmap(path, dtype=dtype, mode="c", offset=tensor.offset, shape=(count,))
+
+
+def _check_types(stored: Mapping[str, GgufTensor], names: Mapping[str, object]) -> None:
+    for name in names:
+        kind = stored[name].type
+        try:
+            gguf.quants.dequantize(np.zeros((1, gguf.GGML_QUANT_SIZES[kind][1]), dtype=np.uint8), kind)
+        except NotImplementedError as error:
+            raise CheckpointError(f"tensor {name} is stored as {kind.name}, which the gguf package can't dequantise") from error
+
+
+def _check_rope_factors(path: Path, stored: Mapping[str, GgufTensor]) -> None:
+    """Llama 3.1 files carry their rope scaling in this tensor alone; dropping it would be another model."""
+    if ROPE_FACTORS in stored and not bool((load_tensor(path, stored[ROPE_FACTORS]) == 1).all()):
+        raise CheckpointError(f"{path.name}: {ROPE_FACTORS} scales the rotary frequencies (rope_type 'llama3'); rope scaling is not supported")
+
+
+def _fingerprint(header: GgufHeader) -> str:
+    spans = sorted((tensor.offset, tensor.length) for tensor in header.tensors.values())
+    return fingerprint_files(b"gguf", [(header.path, header.header_bytes, spans)])

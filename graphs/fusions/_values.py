@@ -1,0 +1,102 @@
+"""What rules read from a graph's values, and how they describe the values they make. Weights are never read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import chain
+from typing import Any
+
+import onnx_ir as ir
+from onnxscript.rewriter import pattern
+
+from artifact.layout import MODULE_KEY
+
+SMALL_CONSTANT = 64
+"""Elements up to which a constant may be a number or a shape; whatever is larger is data, and is not read."""
+
+Size = int | str | None
+Objection = tuple[str, ir.Value]
+"""Why a match is not taken, in words, and the value at which it shows."""
+
+
+def numbers(value: ir.Value | None) -> tuple[float | int, ...] | None:
+    """Elements of a small constant, flattened; None for what is computed, fed, large or stored outside the graph."""
+    tensor = ir.convenience.get_const_tensor(value) if value is not None else None
+    if tensor is None or isinstance(tensor, ir.ExternalTensor) or tensor.size > SMALL_CONSTANT:
+        return None
+    return tuple(tensor.numpy().reshape(-1).tolist())
+
+
+def scalar(value: ir.Value | None) -> float | int | None:
+    """The number that a one-element constant holds; None for everything else."""
+    found = numbers(value)
+    return found[0] if found is not None and len(found) == 1 else None
+
+
+def sizes(value: ir.Value | None) -> tuple[Size, ...] | None:
+    """Shape of a value: a number, or the name of a dynamic axis, or None for an axis that nothing is known of; None without a rank."""
+    if value is None or value.shape is None:
+        return None
+    return tuple(size if isinstance(size, int) else size.value for size in value.shape)
+
+
+def rank(value: ir.Value | None) -> int | None:
+    """Number of axes, None where it isn't known."""
+    shape = sizes(value)
+    return None if shape is None else len(shape)
+
+
+def last_size(value: ir.Value | None) -> Size:
+    """Size of the last axis, None where it isn't known."""
+    shape = sizes(value)
+    return shape[-1] if shape else None
+
+
+def producer(value: ir.Value | None, op_type: str) -> ir.Node | None:
+    """The node that computes a value, if it is of this operator."""
+    node = value.producer() if value is not None else None
+    return node if node is not None and node.op_type == op_type else None
+
+
+def only_user(value: ir.Value, op_type: str) -> ir.Node | None:
+    """The one node that reads a value, if there is just one and it is of this operator."""
+    uses = list(value.uses())
+    return uses[0].node if len(uses) == 1 and uses[0].node.op_type == op_type else None
+
+
+def is_last_axis(axis: float | int | None, value: ir.Value | None) -> bool:
+    """Whether an axis number means the last axis of a value."""
+    n_axes = rank(value)
+    return axis == -1 or (n_axes is not None and axis == n_axes - 1)
+
+
+def module_of(value: ir.Value) -> str:
+    """Module path of the node that computes a value; empty where it has none."""
+    node = value.producer()
+    return node.metadata_props.get(MODULE_KEY, "") if node is not None else ""
+
+
+def in_module(value: ir.Value, module: str, dtype: ir.DataType | None = None, shape: tuple[Size, ...] | None = None) -> ir.Value:
+    """Record where a new value belongs and, for values within a replacement, its dtype and shape; returns the value."""
+    node = value.producer()
+    assert node is not None
+    if module:
+        node.metadata_props[MODULE_KEY] = module
+    if dtype is not None:
+        value.type = ir.TensorType(dtype)
+    if shape is not None:
+        value.shape = ir.Shape(shape)
+    return value
+
+
+def shape_constant(op: Any, name: str, values: list[int]) -> ir.Value:
+    """A new int64 initializer; equal ones become one in the end (graphs/cleanup.py)."""
+    made: ir.Value = op.initializer(ir.tensor(values, dtype=ir.DataType.INT64, name=name))
+    return made
+
+
+def first_refusal(*objections: Iterable[Objection]) -> pattern.MatchResult:
+    """The match, unless there is an objection; objections are asked for in order, and none after the first."""
+    for reason, where in chain.from_iterable(objections):
+        return pattern.MatchResult().fail(reason, where)
+    return pattern.MatchResult()

@@ -1,0 +1,59 @@
+"""Pack the gate and up projections of a SwiGLU into one linear.
+
+Before:  x ─ MatMul(Transpose(gate [F, E])) ─ g;  x ─ MatMul(Transpose(up [F, E])) ─ u;  Mul(Mul(g, Sigmoid(g)), u)
+After:   x ─ MatMul(Transpose(gate_up [2F, E])) ─ Reshape [0, 0, 2, F] ─ Split(axis=2) ─ Squeeze ─ g, u;  Mul(Mul(g, Sigmoid(g)), u)
+Source:  SwiGLU, arXiv:2002.05202; the new axis: graphs/fusions/_packing.py
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import onnx_ir as ir
+from onnxscript.rewriter import pattern
+
+from graphs.fusions._packing import TURNED, packed_linear, packing_objections
+from graphs.fusions._values import Objection, first_refusal, in_module, module_of, producer, shape_constant, sizes
+
+PACKED_NAME = "mlp.gate_up_proj"
+NEW_AXIS = 2
+
+
+class PackGateUp(pattern.RewriteRuleClassBase):
+    """Rules: 1. both weights lie next to each other, gate first; 2. both are [F, E]."""
+
+    def pattern(self, op: Any, x: Any, gate_weight: Any, up_weight: Any) -> Any:
+        """Every form of the operands' order comes from ``commute``."""
+        gate = op.MatMul(x, op.Transpose(gate_weight, perm=TURNED))
+        up = op.MatMul(x, op.Transpose(up_weight, perm=TURNED))
+        return op.Mul(op.Mul(gate, op.Sigmoid(gate)), up, _outputs=["product"])
+
+    def check(self, context: Any, x: ir.Value, gate_weight: ir.Value, up_weight: ir.Value, **_: ir.Value) -> pattern.MatchResult:
+        """Refuse weights that are not one."""
+        return first_refusal(packing_objections(x, (gate_weight, up_weight), PACKED_NAME), self._objections(gate_weight, up_weight))
+
+    def _objections(self, gate_weight: ir.Value, up_weight: ir.Value) -> Iterator[Objection]:
+        if sizes(gate_weight) != sizes(up_weight):
+            yield "gate and up are not of one shape", up_weight
+
+    def rewrite(self, op: Any, x: ir.Value, gate_weight: ir.Value, up_weight: ir.Value, product: ir.Value) -> ir.Value:
+        """The packed linear, its two halves and the activation."""
+        module, dtype, shape = module_of(product), x.dtype, sizes(product) or ()
+        pairs_shape, half_shape = (*shape[:NEW_AXIS], 2, *shape[NEW_AXIS:]), (*shape[:NEW_AXIS], 1, *shape[NEW_AXIS:])
+        both = packed_linear(op, x, (gate_weight, up_weight), PACKED_NAME)  # [B, S, 2F]
+        target = shape_constant(op, f"{product.name}.pairs", [0, 0, 2, int(shape[-1] or 0)])
+        pairs = in_module(op.Reshape(both, target), module, dtype, pairs_shape)  # [B, S, 2, F]
+        halves = op.Split(pairs, shape_constant(op, f"{product.name}.halves", [1, 1]), axis=NEW_AXIS, _outputs=2)
+        axes = shape_constant(op, f"{product.name}.axis", [NEW_AXIS])
+        gate, up = (in_module(op.Squeeze(in_module(half, module, dtype, half_shape), axes), module, dtype, shape) for half in halves)
+        sigmoid = in_module(op.Sigmoid(gate), module, dtype, shape)
+        return in_module(op.Mul(in_module(op.Mul(gate, sigmoid), module, dtype, shape), up), module)
+
+
+def is_candidate(node: ir.Node) -> bool:
+    """Every Sigmoid of a linear's output could be a SwiGLU's."""
+    return node.op_type == "Sigmoid" and producer(node.inputs[0], "MatMul") is not None
+
+
+RULES = pattern.RewriteRuleSet([PackGateUp.rule()], commute=True)

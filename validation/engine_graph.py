@@ -1,0 +1,90 @@
+"""An engine graph against its stage: the same numbers at the gathered position, and the same nodes everywhere else.
+
+What is built is what was checked: the engine graph is measured too, and not taken on trust from the stage that it was cut from.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from artifact import io_spec
+from artifact.errors import ToolkitError
+from artifact.layout import LM_HEAD
+from artifact.progress import Progress
+from graphs.diff import compare_graphs
+from validation import metrics, tolerances
+from validation.graph_runner import GraphRunner, RowResult
+from validation.oracle import Oracle
+from validation.stage import StageMeasurement, compare_scenario, stage_entry
+
+SCENARIOS = ("prefill", "chunked", "padded")
+"""The 64 decode steps are left out: padded has 8 of its own."""
+
+
+def measure_engine_graph(oracle: Oracle, stage: str, progress: Progress) -> dict[str, Any]:
+    """Run an engine graph and its stage side by side, and compare their structure.
+
+    Returns:
+        The entry of the report; a graph that can't be run is an entry that failed and says why.
+    """
+    start = time.perf_counter()
+    progress(f"{stage}: against its stage", 0, 1)
+    measured = StageMeasurement()
+    numbers: dict[str, float] = {}
+    checks = []
+    graph, base = (oracle.artifact / f"{name}.onnx" for name in (stage, stage.removesuffix(tolerances.ENGINE)))
+    try:
+        numbers["engine_difference"] = _compare_numbers(oracle, graph, base, measured)
+        different = structural_difference(graph, base)
+        numbers["engine_structure"] = len(different)
+        if different:
+            measured.where["engine_structure"] = different[0]
+    except ToolkitError as error:
+        checks.append(tolerances.failed_to_run(str(error)))
+    rows = tolerances.limits_of("engine")
+    checks += [tolerances.judge(row, numbers.get(row.check), where=measured.where.get(row.check)) for row in rows]
+    entry = stage_entry(stage, measured, checks, time.perf_counter() - start)
+    return entry | {"engine_difference": numbers.get("engine_difference")}
+
+
+def structural_difference(engine: Path, base: Path) -> list[str]:
+    """What differs beside the gathered position: outputs other than the logits, and nodes outside the output layer."""
+    difference = compare_graphs(ir.load(base), ir.load(engine))
+    lm_head = LM_HEAD.removesuffix(".weight")
+    nodes = [node for node in (*difference.only_left, *difference.only_right) if lm_head not in node]
+    return [f"output {name}" for name in difference.outputs if name != io_spec.LOGITS] + nodes
+
+
+def _compare_numbers(oracle: Oracle, graph: Path, base: Path, measured: StageMeasurement) -> float:
+    """Largest difference from the stage ÷ its largest logit; the errors against the reference go into ``measured``."""
+    scenarios = [scenario for scenario in oracle.scenarios if scenario.name in SCENARIOS]
+    runner = GraphRunner(base, oracle.config, oracle.dtype)
+    expected = [_without_cache(runner.run(scenario)) for scenario in scenarios]
+    runner = GraphRunner(graph, oracle.config, oracle.dtype, one_position=True)
+    worst = []
+    for scenario, rows in zip(scenarios, expected, strict=True):
+        results = runner.run(scenario)
+        measured.scenarios.append(compare_scenario(oracle, scenario, results))
+        worst += [_difference(ours, theirs) for ours, theirs in zip(results, rows, strict=True)]
+    for key, pick in (("max_abs", np.max), ("mean_abs", np.max), ("mean_kl", np.max), ("top1_agreement", np.min)):
+        measured.numbers[key] = float(pick([entry[key] for entry in measured.scenarios]))
+    at = int(np.argmax(worst))
+    rows_of = [scenario.name for scenario in scenarios for _ in scenario.rows]
+    measured.where["engine_difference"] = rows_of[at]
+    return worst[at]
+
+
+def _difference(engine: RowResult, stage: RowResult) -> float:
+    """Largest |engine − stage| at the engine's positions ÷ largest |logit| of the stage there."""
+    theirs = stage.logits[engine.positions]  # a stage has every position, in order
+    _, largest = metrics.absolute_errors(engine.logits, theirs)
+    return float(largest.max()) / float(np.abs(theirs.astype(np.float32)).max())
+
+
+def _without_cache(rows: list[RowResult]) -> list[RowResult]:
+    return [RowResult(row.positions, row.logits) for row in rows]

@@ -1,0 +1,162 @@
+"""The floor: how far float16 arithmetic alone moves the logits, measured on an implementation that is not ours.
+
+Hugging Face transformers' Llama in PyTorch float16 on the checkpoint's weights, against the float32 reference. Above 1.5 B parameters PyTorch's
+float16 kernels take minutes and the model no longer fits: there the reference itself runs in float16, layer by layer, its products in float32
+kernels rounded to float16 (within 9 % of the former, and 4 × faster).
+Letters: L tokens, V vocab.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from importlib import metadata
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.overrides import TorchFunctionMode
+
+from artifact.config import LlamaConfig
+from artifact.layout import LM_HEAD, parameter_count, tensor_shapes
+from artifact.steps import StepContext
+from validation import metrics
+from validation.reference import Read, Reference, ReferenceRun
+
+FILE = "reports/floor.json"
+STREAMED_ABOVE = 1_500_000_000
+Ids = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Floor:
+    """Error of float16 arithmetic itself.
+
+    Attributes:
+        mean_abs: over positions and vocabulary of the main sequence; None where it can't be had, ``reason`` says why.
+        max_abs: largest of the main sequence.
+        position_max: per sequence, the largest |error| of every position [L].
+        source: what was run.
+    """
+
+    mean_abs: float | None
+    max_abs: float | None
+    position_max: list[list[float]]
+    source: str
+    reason: str | None = None
+
+    def noise(self, sequence: int, positions: NDArray[np.int64]) -> NDArray[np.float64] | None:
+        """Largest error at each of some positions of a sequence; None where there is no floor."""
+        return np.asarray(self.position_max[sequence])[positions] if self.position_max else None
+
+    def as_report(self) -> dict[str, Any]:
+        """mean_abs, max_abs, source and reason."""
+        return {"mean_abs": self.mean_abs, "max_abs": self.max_abs, "source": self.source, "reason": self.reason}
+
+
+def no_floor(reason: str, source: str = "not measured") -> Floor:
+    """A floor that can't be had, or is not needed."""
+    return Floor(None, None, [], source, reason)
+
+
+def measure_floor(step: StepContext, fingerprint: str, reference: Reference, sequences: Sequence[Ids], runs: Sequence[ReferenceRun]) -> Floor:
+    """The floor of a checkpoint on some sequences, the main one first; measured once and kept in ``reports/floor.json`` by hash.
+
+    Args:
+        step: the artifact.
+        fingerprint: of the checkpoint.
+        reference: on the checkpoint's weights.
+        sequences: token ids [L] each.
+        runs: what the reference computed for them.
+    """
+    streamed = parameter_count(reference.config) > STREAMED_ABOVE
+    source = "float32 kernels, every result rounded to float16" if streamed else f"transformers {metadata.version('transformers')} LlamaForCausalLM float16"
+    key = _key(fingerprint, sequences, source)
+    floor = _kept(step, key)
+    if floor is None:
+        step.progress("float16 floor", 0, 1)
+        half = streamed_logits(reference, sequences) if streamed else transformers_logits(reference.config, reference.read, sequences)
+        floor = compare(half, [run.logits() for run in runs], source)
+    with step.write(FILE) as temporary:  # also where it was kept: the file is an output of this step
+        temporary.write_text(json.dumps({"key": key, "floor": asdict(floor)}, indent=1) + "\n", encoding="utf-8")
+    return floor
+
+
+def compare(half: Sequence[NDArray[np.float32]], reference: Sequence[NDArray[np.float32]], source: str) -> Floor:
+    """Floor from float16 logits and float32 logits, [L, V] per sequence."""
+    errors = [metrics.absolute_errors(ours, theirs) for ours, theirs in zip(half, reference, strict=True)]
+    for index, (mean, _) in enumerate(errors):
+        if not np.isfinite(mean).all():
+            first = int(np.flatnonzero(~np.isfinite(mean))[0])
+            return no_floor(f"float16 logits are not finite from position {first} of sequence {index} on: the model overflows float16", source)
+    mean, largest = errors[0]
+    return Floor(float(mean.mean()), float(largest.max()), [maximum.tolist() for _, maximum in errors], source)
+
+
+def transformers_logits(config: LlamaConfig, read: Read, sequences: Sequence[Ids]) -> list[NDArray[np.float32]]:
+    """Logits [L, V] of transformers' Llama in float16."""
+    model = _transformers_model(config, read)
+    with torch.inference_mode():
+        return [model(torch.from_numpy(ids)[None], use_cache=False).logits[0].float().numpy() for ids in sequences]
+
+
+def streamed_logits(reference: Reference, sequences: Sequence[Ids]) -> list[NDArray[np.float32]]:
+    """Logits [L, V] of our model in float16, one layer at a time, its products in float32 kernels."""
+    with Float32Products():
+        runs = reference.run(sequences, keep_cache=(), dtype=torch.float16)
+        return [run.logits() for run in runs]
+
+
+class Float32Products(TorchFunctionMode):
+    """Compute matrix products of float16 tensors in float32 and round the result: what float16 hardware with float32 accumulators does."""
+
+    PRODUCTS = frozenset({torch.nn.functional.linear, torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__})
+
+    def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Called by PyTorch instead of ``func``."""
+        if func in self.PRODUCTS and args[0].dtype == torch.float16:
+            return func(args[0].float(), args[1].float()).half()
+        return func(*args, **(kwargs or {}))
+
+
+def _transformers_model(config: LlamaConfig, read: Read) -> Any:
+    from transformers import LlamaConfig as TransformersConfig  # noqa: PLC0415 - slow to import, and not needed where the floor is kept
+    from transformers import LlamaForCausalLM  # noqa: PLC0415
+
+    with _quiet(), torch.device("meta"):
+        model = LlamaForCausalLM(TransformersConfig(**config.to_hf()))
+    weights = {name: read(name).to(torch.float16) for name in tensor_shapes(config)}
+    model.load_state_dict(weights, strict=False, assign=True)
+    if config.tie_word_embeddings:
+        model.tie_weights()
+    model.model.rotary_emb = type(model.model.rotary_emb)(model.config)  # its buffers are computed, not loaded
+    left = [name for name, tensor in model.state_dict().items() if tensor.is_meta]
+    assert not left, f"{LM_HEAD if LM_HEAD in left else left} has no weight"
+    return model.eval()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _key(fingerprint: str, sequences: Sequence[Ids], source: str) -> dict[str, str]:
+    digest = hashlib.sha256()
+    for ids in sequences:
+        digest.update(len(ids).to_bytes(8, "little") + np.ascontiguousarray(ids, np.int64).tobytes())
+    return {"checkpoint": fingerprint, "tokens": digest.hexdigest(), "source": source, "torch": torch.__version__}
+
+
+def _kept(step: StepContext, key: dict[str, str]) -> Floor | None:
+    try:
+        kept = json.loads((step.artifact / FILE).read_text(encoding="utf-8"))
+        return replace(Floor(**kept["floor"])) if kept["key"] == key else None
+    except (OSError, ValueError, TypeError, KeyError):
+        return None  # absent or unreadable: measured again

@@ -1,0 +1,91 @@
+"""How far two sets of logits, or two caches, are from each other. Pure functions of numpy arrays; NaN stays NaN.
+
+Letters: n positions, V vocab.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+Floats = NDArray[np.float64]
+BLOCK = 64
+"""Positions handled at a time: [64, V] in float64 is 25 MB at V = 49,152."""
+_nan_stays = np.errstate(invalid="ignore", over="ignore")
+"""What is not finite is a result here, not a warning."""
+
+
+@_nan_stays
+def absolute_errors(logits: Array, reference: Array) -> tuple[Floats, Floats]:
+    """Mean and largest |logit − reference| of every position: [n], [n]."""
+    mean, largest = np.empty(len(logits)), np.empty(len(logits))
+    for block in _blocks(len(logits)):
+        difference = np.abs(logits[block].astype(np.float32) - reference[block].astype(np.float32))
+        mean[block] = difference.mean(axis=-1, dtype=np.float64)
+        largest[block] = difference.max(axis=-1)
+    return mean, largest
+
+
+@_nan_stays
+def log_softmax(logits: Array) -> Array:
+    """[n, V] any float → [n, V] float32, natural logarithm."""
+    shifted = logits.astype(np.float32)
+    shifted -= shifted.max(axis=-1, keepdims=True)
+    shifted -= np.log(np.exp(shifted).sum(axis=-1, keepdims=True, dtype=np.float64)).astype(np.float32)
+    return shifted
+
+
+@_nan_stays
+def kl_divergence(logits: Array, reference: Array) -> Floats:
+    """KL(reference ‖ logits) of every position, nats: [n]."""
+    result = np.empty(len(logits))
+    for block in _blocks(len(logits)):
+        log_p, log_q = log_softmax(reference[block]), log_softmax(logits[block])
+        result[block] = (np.exp(log_p) * (log_p - log_q)).sum(axis=-1, dtype=np.float64)
+    return result
+
+
+def negative_log_likelihoods(logits: Array, targets: NDArray[np.int64]) -> Floats:
+    """−log p(target) of every position, nats: logits [n, V], targets [n] → [n]."""
+    result = np.empty(len(logits))
+    for block in _blocks(len(logits)):
+        rows = log_softmax(logits[block])
+        result[block] = -rows[np.arange(len(rows)), targets[block]]
+    return result
+
+
+def top1_agreement(logits: Array, reference: Array) -> float:
+    """Share of positions whose best token is the reference's."""
+    return float((logits.argmax(axis=-1) == reference.argmax(axis=-1)).mean())
+
+
+@_nan_stays
+def decisive_disagreements(logits: Array, reference: Array, noise: Floats) -> tuple[int, int]:
+    """Positions where the reference is sure and the graph says something else.
+
+    A position is decisive where the reference's margin (best − second best logit) exceeds twice ``noise`` [n], the floor's largest error there: neither
+    logit can have moved so far by rounding.
+
+    Returns:
+        Disagreements at decisive positions, decisive positions.
+    """
+    best_two = np.partition(reference, -2, axis=-1)[:, -2:]  # [n, 2], ascending
+    decisive = best_two[:, 1] - best_two[:, 0] > 2 * noise
+    different = logits.argmax(axis=-1) != reference.argmax(axis=-1)
+    return int((decisive & different).sum()), int(decisive.sum())
+
+
+@_nan_stays
+def relative_error(values: Array, reference: Array) -> float:
+    """Root mean square of the error over root mean square of the reference."""
+    wide = reference.astype(np.float64)
+    scale = float(np.sqrt(np.mean(wide**2)))
+    error = float(np.sqrt(np.mean((values.astype(np.float64) - wide) ** 2)))
+    return error / scale if scale else (0.0 if error == 0 else float("inf"))
+
+
+def _blocks(count: int) -> list[slice]:
+    return [slice(start, start + BLOCK) for start in range(0, count, BLOCK)]

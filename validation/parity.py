@@ -1,0 +1,170 @@
+"""The parity report: checksums, then every stage against the reference, then what could not run, and one verdict.
+
+Every number is in the report whether it passes or not; the gate (tolerances.py) stands apart from the measurement.
+"""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+from artifact.errors import ValidationError
+from artifact.io_spec import Dtype
+from artifact.layout import parameter_count
+from artifact.manifest import require_artifact, sha256_of
+from artifact.steps import MADE_BY, StepContext
+from exporter.checkpoints import Checkpoint
+from validation import machine, tolerances
+from validation.checksums import verify_checksums
+from validation.engine_graph import measure_engine_graph
+from validation.engines import engine_entries, plans_not_run
+from validation.oracle import Oracle, prepare_oracle
+from validation.render import write_reports
+from validation.stage import measure_stage
+
+SCHEMA = 1
+
+
+def validate_artifact(step: StepContext, *, checkpoint: Checkpoint, stages: list[str] | None, text: Path | None, tokens: int | None) -> dict[str, Any]:
+    """Measure every stage of an artifact and write ``reports/parity.{json,md,html,xml}``.
+
+    Args:
+        step: the artifact; its manifest says what each step wrote.
+        checkpoint: what the artifact was made from; the reference's weights.
+        stages: which; None is every graph that is there.
+        text: what to score; None is the text that comes with the package.
+        tokens: how many tokens to score; None is 2,048.
+
+    Returns:
+        The report; ``passed`` is False where anything does not match.
+
+    Raises:
+        ValidationError: a stage that is not there, no usable text, or a model too short for the scenarios.
+    """
+    start = time.perf_counter()
+    manifest = require_artifact(step.artifact)
+    dtype: Dtype = manifest["model"]["dtype"]
+    chosen, unknown = choose_stages(step.artifact, stages, dtype)
+    stored = verify_checksums(step.artifact, manifest, step.progress)
+    seconds = {"checksums": round(time.perf_counter() - start, 2)}
+    oracle = prepare_oracle(step, checkpoint, dtype, text=text, tokens=tokens)
+    measured = [_measure(oracle, stage, step) for stage in chosen]
+    engines = engine_entries(step.artifact)
+    report = {
+        "schema": SCHEMA,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "artifact": step.artifact.name,
+        "model": {**manifest["model"], "parameters": parameter_count(checkpoint.config)},
+        "text": oracle.tokens.as_report(oracle.scored_tokens),
+        "floor": oracle.floor.as_report(),
+        "stages": measured,
+        "not_run": [*plans_not_run(engines), *unknown],
+        "engines": engines,
+        "checksums": stored.as_report(),
+        "tolerances": tolerances.table(chosen, dtype, has_floor=oracle.floor.mean_abs is not None),
+        "versions": machine.versions(),
+        "machine": machine.machine(),
+        "hashes": {f"{stage}.onnx": sha256_of(step.artifact / f"{stage}.onnx") for stage in chosen},
+    }
+    report |= {"passed": overall(report), "seconds": round(time.perf_counter() - start, 2)}
+    report |= {"verdict": verdict(report), "headline": headline(report, random_weights=checkpoint.format == "random")}
+    report["seconds_by_part"] = seconds | oracle.seconds | {entry["stage"]: entry["seconds"] for entry in measured}
+    finite: dict[str, Any] = without_nonfinite(report)
+    write_reports(step, finite)
+    return finite
+
+
+def choose_stages(artifact: Path, wanted: list[str] | None, dtype: Dtype) -> tuple[list[str], list[dict[str, str]]]:
+    """The stages to measure in the order they are made, each before its engine graph; and what is there and can't be measured, with the reason.
+
+    Raises:
+        ValidationError: a wanted stage is not there or not known, or there is none at all.
+    """
+    there = [path.stem for path in artifact.glob("*.onnx")]
+    for stage in wanted or ():
+        if tolerances.kind_of(stage, dtype) is None:
+            raise ValidationError(f"{stage!r} is not a stage; stages: {', '.join(tolerances.STAGE_ORDER)}, and each with {tolerances.ENGINE}")
+        if stage not in there:
+            raise ValidationError(f"{artifact} has no {stage}.onnx", hint=MADE_BY.get(f"{stage}.onnx", "python cli.py build {artifact}").format(artifact=artifact))
+    chosen, left_out = [], []
+    for stage in wanted or there:
+        if reason := _unmeasurable(stage, there, dtype):
+            left_out.append({"stage": stage, "reason": reason})
+        else:
+            chosen.append(stage)
+    if not chosen:
+        raise ValidationError(f"{artifact} has no graph to measure", hint=MADE_BY["traced.onnx"].format(artifact=artifact))
+    order = [name + suffix for name in tolerances.STAGE_ORDER for suffix in ("", tolerances.ENGINE)]
+    return sorted(set(chosen), key=order.index), sorted(left_out, key=lambda entry: entry["stage"])
+
+
+def overall(report: dict[str, Any]) -> bool | None:
+    """False if anything failed; None if no stage was judged."""
+    outcomes = [stage["passed"] for stage in report["stages"]]
+    audits = [(engine.get("audit") or {}).get("passed") for engine in report["engines"]]
+    if not report["checksums"]["passed"] or False in outcomes or False in audits:
+        return False
+    return True if outcomes and all(outcomes) else None
+
+
+def verdict(report: dict[str, Any]) -> str:
+    """``passed: 5 of 7 stages ran, 2 not run``."""
+    word = {True: "passed", False: "failed", None: "not judged"}[report["passed"]]
+    ran, missing = len(report["stages"]), len(report["not_run"])
+    failed = sum(stage["passed"] is False for stage in report["stages"])
+    tail = f", {failed} failed" if failed else ""
+    return f"{word}: {ran} of {ran + missing} stages ran{tail}" + (f", {missing} not run" if missing else "")
+
+
+def headline(report: dict[str, Any], *, random_weights: bool) -> str:
+    """What the report says, in one sentence: the first thing that does not match, or what was proven."""
+    if failed := report["checksums"]["failed"]:
+        first = failed[0]
+        more = f" and {len(failed) - 1} more" if len(failed) > 1 else ""
+        return f"stored bytes are not those that were written: {first['tensor'] or 'the file itself'} in {first['file']}{more}"
+    for stage in report["stages"]:
+        for check in stage["checks"]:
+            if check["passed"] is False:
+                return f"{stage['stage']} does not match: {describe(check)}"
+    for engine in report["engines"]:
+        if (engine.get("audit") or {}).get("passed") is False:
+            return f"the audit of {engine['file']} failed"
+    unjudged = [stage["stage"] for stage in report["stages"] if stage["passed"] is None]
+    if unjudged:
+        return f"{', '.join(unjudged)}: measured, not judged"
+    if random_weights or report["text"]["kind"] == "random ids":
+        return f"structure proven, quality not: random {'weights' if random_weights else 'token ids, because there is no tokenizer'}"
+    return "structure and quality proven"
+
+
+def describe(check: dict[str, Any]) -> str:
+    """``worst_local_ratio 15.2 in layer 15``; what could not be run says why."""
+    if check["check"] == "runs":
+        return str(check["reason"])
+    value = check["value"]
+    shown = "not finite" if value is None else f"{value:.3g}"
+    return f"{check['check']} {shown} (must be {check['comparison']} {check['limit']:g})" + (f" in {check['where']}" if check["where"] else "")
+
+
+def without_nonfinite(value: Any) -> Any:
+    """The same value with null for NaN and inf, which JSON can't hold; the checks have judged them already."""
+    if isinstance(value, float):
+        return value if isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: without_nonfinite(item) for key, item in value.items()}
+    return [without_nonfinite(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _measure(oracle: Oracle, stage: str, step: StepContext) -> dict[str, Any]:
+    measure = measure_engine_graph if stage.endswith(tolerances.ENGINE) else measure_stage
+    return measure(oracle, stage, step.progress)
+
+
+def _unmeasurable(stage: str, there: list[str], dtype: Dtype) -> str | None:
+    if tolerances.kind_of(stage, dtype) is None:
+        return "not a stage that this version knows"
+    base = stage.removesuffix(tolerances.ENGINE)
+    return None if base in there else f"its stage {base}.onnx is not there to compare it with"

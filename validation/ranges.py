@@ -1,0 +1,148 @@
+"""Range audit: how close every float16 tensor of a graph comes to float16's largest value, 65504.
+
+The graph is run node by node in float32 (``node_runner``), so nothing overflows and every value that the graph stores as float16 is measured:
+also those that the reference module never makes (packed, scaled, repeated). Values inside a fused operator are not tensors of the graph.
+
+Not measured, because they are not computed: weights, and the fill values of masks. A mask's fill value is a constant of -10,000 or less
+(-inf, the least float) or whatever is computed from token ids, masks and constants alone; where it has spread (Where, Add, Cast …),
+elements of -10,000 or less are masked scores, and the scores themselves were measured where they were made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from artifact.layout import MODULE_KEY, layer_of
+from artifact.progress import Progress, silent
+from validation.node_runner import Array, run_nodes
+
+FLOAT16_MAX = 65504.0
+WARN_FRACTION = 0.5
+FILL = -1e4
+FLOATS = frozenset({ir.DataType.FLOAT16, ir.DataType.FLOAT, ir.DataType.BFLOAT16, ir.DataType.DOUBLE})
+_SPREADS_FILL = frozenset("Add Cast Concat Expand Gather Identity Min Reshape Slice Squeeze Sub Transpose Tile Unsqueeze Where".split())
+_INLINE_BYTES = 1 << 20
+_BLOCK = 1 << 20
+
+
+@dataclass(frozen=True)
+class RangeAudit:
+    """Largest |value| of the float16 tensors of one run, as a fraction of 65504; 1.0 and more overflows.
+
+    Attributes:
+        peak_fraction: of the worst tensor; NaN or inf where even float32 fails; 0 where the graph has no float16 tensor.
+        tensor: its name; empty where the graph has none.
+        layer: its layer; None outside the layers.
+        per_layer: the worst of each layer.
+        warnings: one line for each layer's worst tensor above half of the range.
+    """
+
+    peak_fraction: float
+    tensor: str
+    layer: int | None
+    per_layer: list[float]
+    warnings: list[str]
+
+
+def audit_ranges(model: ir.Model | Path, feeds: Mapping[str, Array], progress: Progress = silent) -> RangeAudit:
+    """Measure every float16 tensor of a graph in a float32 run.
+
+    Args:
+        model: a graph, or the path of one.
+        feeds: graph input name → array, dtypes as in the graph.
+        progress: told the layer that is being run.
+
+    Raises:
+        ValidationError: a feed is missing, a weight can't be read, or a node can't be run alone.
+    """
+    model = ir.load(model) if isinstance(model, Path) else model
+    fills = fill_values(model.graph)
+    worst: dict[int | None, tuple[float, str]] = {}
+
+    def observe(node: ir.Node, value: ir.Value, dtype: ir.DataType, array: Array) -> None:
+        if dtype != ir.DataType.FLOAT16:
+            return
+        layer = layer_of(node.metadata_props.get(MODULE_KEY))
+        fraction = peak(array, masked=value in fills) / FLOAT16_MAX
+        if layer not in worst or not fraction <= worst[layer][0]:
+            worst[layer] = fraction, str(value.name)
+
+    run_nodes(model, feeds, float32=True, observe=observe, progress=progress)
+    return _summary(worst)
+
+
+def fill_values(graph: ir.Graph) -> set[ir.Value]:
+    """Values that may hold a mask's fill value."""
+    computed = _computed_from_data(graph)
+    fills = {value for value in graph.initializers.values() if _is_fill(value)}
+    for node in graph:
+        spreads = node.op_type in _SPREADS_FILL and not fills.isdisjoint(node.inputs)
+        if spreads or node not in computed:
+            fills.update(node.outputs)
+    return fills
+
+
+def peak(array: Array, *, masked: bool = False) -> float:
+    """Largest |value|; inf or NaN where the array holds one.
+
+    Args:
+        array: float16, float32 or float64, any shape.
+        masked: leave out elements of -10,000 or less.
+    """
+    if masked:
+        array = array[~(array <= FILL)]  # NaN stays
+    if array.dtype not in (np.float16, np.float32):
+        return float(np.max(np.abs(array), initial=0.0))
+    # without the sign, floats order as their bits do, and NaN > inf > all others: several times faster than isfinite
+    integer = np.dtype(f"u{array.dtype.itemsize}")
+    bits = np.ascontiguousarray(array).reshape(-1).view(integer)
+    magnitude = np.iinfo(integer).max >> 1
+    blocks = (bits[start : start + _BLOCK] & integer.type(magnitude) for start in range(0, bits.size, _BLOCK))
+    largest = max((block.max() for block in blocks), default=integer.type(0))
+    return float(np.asarray(largest, dtype=integer).view(array.dtype))
+
+
+def _computed_from_data(graph: ir.Graph) -> set[ir.Node]:
+    """Nodes that depend on a weight or on a float input: whatever is not a mask or a shape."""
+    data = {value for value in graph.inputs if value.dtype in FLOATS}
+    data |= {value for value in graph.initializers.values() if value.dtype in FLOATS and not _is_inline(value)}
+    computed = set()
+    for node in graph:
+        if node.op_type != "Shape" and not data.isdisjoint(node.inputs):
+            computed.add(node)
+            data.update(node.outputs)
+    return computed
+
+
+def _is_inline(value: ir.Value) -> bool:
+    """A constant that belongs to the graph's structure: no external data and no weight's name."""
+    tensor = value.const_value
+    weight = (value.name or "").startswith(("model.", "lm_head."))
+    return tensor is not None and not weight and not isinstance(tensor, ir.ExternalTensor) and tensor.nbytes <= _INLINE_BYTES
+
+
+def _is_fill(value: ir.Value) -> bool:
+    return value.dtype in FLOATS and _is_inline(value) and value.const_value is not None and bool((value.const_value.numpy() <= FILL).any())
+
+
+def _summary(worst: Mapping[int | None, tuple[float, str]]) -> RangeAudit:
+    if not worst:
+        return RangeAudit(0.0, "", None, [], [])
+    layers = [layer for layer in worst if layer is not None]
+    layer = max(worst, key=lambda layer: np.nan_to_num(worst[layer][0], nan=np.inf))
+    per_layer = [worst.get(index, (0.0, ""))[0] for index in range(max(layers, default=-1) + 1)]
+    warnings = [_warning(worst[index], index) for index in sorted(worst, key=lambda index: -1 if index is None else index)]
+    return RangeAudit(*worst[layer], layer, per_layer, [line for line in warnings if line])
+
+
+def _warning(entry: tuple[float, str], layer: int | None) -> str:
+    fraction, tensor = entry
+    if fraction <= WARN_FRACTION:
+        return ""
+    where = "outside the layers" if layer is None else f"layer {layer}"
+    return f"{where}: {tensor} reaches {fraction * FLOAT16_MAX:,.0f}, {fraction:.0%} of float16's largest value"

@@ -1,0 +1,128 @@
+"""The four ways a model is used, as calls of a graph: prefill, cached decode, chunked prefill, a left-padded batch.
+
+Teacher-forced: every call gets the true tokens, whatever the graph said before, so that one full forward of the reference judges them all.
+Letters: B batch, S new tokens of a call, T columns so far, W columns of the whole batch (the longest row).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from artifact.config import LlamaConfig
+from artifact.errors import ValidationError
+
+Ids = NDArray[np.int64]
+FULL, SHORTEST = 320, 20
+"""Tokens of the main sequence, and the fewest that still make four different scenarios."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a graph: the new columns [start, end) of the batch, with everything before them in the cache."""
+
+    start: int
+    end: int
+    input_ids: Ids
+    attention_mask: Ids
+    position_ids: Ids
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """Token rows and how they are cut into calls.
+
+    Attributes:
+        rows: token ids [L] of each row of the batch; shorter rows are padded on the left.
+        sequences: for each row, which of the reference's sequences it is a prefix of.
+        chunks: columns of each call; they add up to the longest row.
+    """
+
+    name: str
+    rows: tuple[Ids, ...]
+    sequences: tuple[int, ...]
+    chunks: tuple[int, ...]
+
+    @property
+    def width(self) -> int:
+        """Columns of the batch, W."""
+        return max(len(row) for row in self.rows)
+
+    @property
+    def pads(self) -> tuple[int, ...]:
+        """Padded columns on the left of each row."""
+        return tuple(self.width - len(row) for row in self.rows)
+
+    @property
+    def positions(self) -> int:
+        """Real positions of all rows."""
+        return sum(len(row) for row in self.rows)
+
+    def calls(self) -> Iterator[Call]:
+        """The calls in order; ids and positions [B, S], mask [B, T], all int64. Padding has id 0, mask 0, position 0."""
+        ids = np.stack([np.pad(row, (pad, 0)) for row, pad in zip(self.rows, self.pads, strict=True)])  # [B, W]
+        mask = np.stack([np.arange(self.width) >= pad for pad in self.pads]).astype(np.int64)  # [B, W]
+        positions = np.maximum(np.cumsum(mask, axis=1) - 1, 0)  # [B, W]
+        start = 0
+        for size in self.chunks:
+            end = start + size
+            yield Call(start, end, ids[:, start:end], mask[:, :end], positions[:, start:end])
+            start = end
+
+
+def scenario_lengths(config: LlamaConfig) -> dict[str, int]:
+    """Tokens of each piece; scaled down where the model's own maximum is shorter than the full main sequence.
+
+    Raises:
+        ValidationError: the model is too short for four different scenarios.
+    """
+    main = min(FULL, config.max_position_embeddings)
+    if main < SHORTEST:
+        raise ValidationError(f"max_position_embeddings is {main}; the four scenarios need at least {SHORTEST} positions")
+    return {
+        "main": main,
+        "prompt": main * 4 // 5,  # 256 of 320; the rest is decoded one by one
+        "first_chunk": main * 5 // 16,  # 100, 156, 64: none a power of two times another
+        "second_chunk": main * 39 // 80,
+        "padded_decode": max(1, main // 40),  # 8
+        "short": main * 19 // 40,  # 152, the prompt of the padded row
+    }
+
+
+def tokens_needed(config: LlamaConfig) -> int:
+    """Tokens that the scenarios take: the main sequence and the padded row."""
+    lengths = scenario_lengths(config)
+    return lengths["main"] + lengths["short"] + lengths["padded_decode"]
+
+
+def split_sequences(config: LlamaConfig, tokens: Ids, bos: int | None) -> tuple[Ids, Ids]:
+    """The two sequences of the scenarios: the main one and the padded row; each begins with BOS where the model has one."""
+    lengths = scenario_lengths(config)
+    main, short = lengths["main"], lengths["short"] + lengths["padded_decode"]
+    return _with_bos(tokens[:main], bos), _with_bos(tokens[main : main + short], bos)
+
+
+def make_scenarios(config: LlamaConfig, main: Ids, short: Ids) -> tuple[Scenario, ...]:
+    """The four scenarios over the two sequences."""
+    lengths = scenario_lengths(config)
+    prompt, decode = lengths["prompt"], lengths["padded_decode"]
+    first, second = lengths["first_chunk"], lengths["second_chunk"]
+    return (
+        Scenario("prefill", (main,), (0,), (len(main),)),
+        Scenario("decode", (main,), (0,), (prompt, *[1] * (len(main) - prompt))),
+        Scenario("chunked", (main,), (0,), (first, second, len(main) - first - second)),
+        Scenario("padded", (main[: prompt + decode], short), (0, 1), (prompt, *[1] * decode)),
+    )
+
+
+def _with_bos(tokens: Ids, bos: int | None) -> Ids:
+    return tokens if bos is None else np.concatenate(([bos], tokens[:-1])).astype(np.int64)
+
+
+def describe(scenario: Scenario) -> dict[str, Any]:
+    """Name and size of a scenario for the report."""
+    return {"scenario": scenario.name, "positions": scenario.positions, "calls": len(scenario.chunks)}

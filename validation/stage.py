@@ -1,0 +1,275 @@
+"""Measure one stage: every number first, the gate after it.
+
+Letters: L real tokens of a row, K kv heads, D head_dim, V vocab, N layers.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from artifact.errors import ToolkitError
+from artifact.progress import Progress
+from validation import metrics, perplexity, tolerances
+from validation.graph_runner import GraphRunner, RowResult, call_feeds
+from validation.local_ratio import local_ratios
+from validation.oracle import MAIN, Oracle
+from validation.ranges import audit_ranges
+from validation.scenarios import Scenario
+from validation.strict import run_strict
+
+Array = NDArray[Any]
+BACKEND = "onnxruntime-cpu"
+NUMBERS = (
+    "max_abs", "mean_abs", "max_abs_relative", "noise_ratio", "strict_noise_ratio", "worst_local_ratio", "worst_local_layer", "range_peak", "range_tensor",
+    "mean_kl", "top1_agreement", "decisive_disagreements", "scenario_spread", "cache_error", "perplexity", "perplexity_increase_pct", "perplexity_se_pct",
+)  # fmt: skip
+"""Keys of every stage of the report, null where not measured."""
+
+
+@dataclass
+class StageMeasurement:
+    """The numbers of one stage, as they are gathered.
+
+    Attributes:
+        numbers: key of ``NUMBERS`` → value.
+        where: check → layer, tensor or node that it is about.
+        missing: check → why it has no value.
+        seconds: part → how long it took.
+    """
+
+    numbers: dict[str, Any] = field(default_factory=lambda: dict.fromkeys(NUMBERS))
+    scenarios: list[dict[str, Any]] = field(default_factory=list)
+    local_ratios: list[float] | None = None
+    decode_errors: list[float] | None = None
+    where: dict[str, str] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def measure_stage(oracle: Oracle, stage: str, progress: Progress) -> dict[str, Any]:
+    """Run one graph against the reference.
+
+    Returns:
+        The stage's entry of the report; a graph that can't be run is an entry that failed and says why.
+    """
+    start = time.perf_counter()
+    graph = oracle.artifact / f"{stage}.onnx"
+    kind = tolerances.kind_of(stage, oracle.dtype)
+    assert kind is not None, stage
+    measured = StageMeasurement()
+    broken = _measure(oracle, graph, measured, strict=kind == "float16", progress=progress)
+    checks = [tolerances.failed_to_run(message) for message in broken]
+    for row in tolerances.limits_of(kind, has_floor=oracle.floor.mean_abs is not None):
+        value = _gated(row.check, measured.numbers)
+        checks.append(tolerances.judge(row, value, where=measured.where.get(row.check), missing=measured.missing.get(row.check)))
+    return stage_entry(stage, measured, checks, time.perf_counter() - start)
+
+
+def stage_entry(stage: str, measured: StageMeasurement, checks: list[dict[str, Any]], seconds: float) -> dict[str, Any]:
+    """One entry of the report's ``stages``."""
+    return {
+        "stage": stage,
+        "backend": BACKEND,
+        **measured.numbers,
+        "passed": tolerances.verdict(checks),
+        "seconds": round(seconds, 2),
+        "seconds_by_part": measured.seconds,
+        "checks": checks,
+        "warnings": measured.warnings,
+        "scenarios": measured.scenarios,
+        "local_ratios": measured.local_ratios,
+        "decode_errors": measured.decode_errors,
+    }
+
+
+def _measure(oracle: Oracle, graph: Path, measured: StageMeasurement, *, strict: bool, progress: Progress) -> list[str]:
+    """Everything that the stage's kind asks for; one part that can't be run doesn't keep the others from running.
+
+    Returns:
+        What could not be run, and why.
+    """
+    parts = {"scenarios and perplexity": measure_structure}
+    if strict:
+        parts |= {"strict mode": measure_strict, "range audit": measure_ranges, "local ratios": measure_local}
+    broken = []
+    for number, (name, part) in enumerate(parts.items()):
+        progress(f"{graph.stem}: {name}", number, len(parts))
+        start = time.perf_counter()
+        try:
+            part(oracle, graph, measured)
+        except ToolkitError as error:
+            broken.append(str(error))
+        measured.seconds[name] = round(time.perf_counter() - start, 2)
+    return broken
+
+
+def measure_structure(oracle: Oracle, graph: Path, measured: StageMeasurement) -> None:
+    """The four scenarios and the perplexity, the whole graph in ONNX Runtime."""
+    runner = GraphRunner(graph, oracle.config, oracle.dtype)
+    caches = []
+    for scenario in oracle.scenarios:
+        rows = runner.run(scenario)
+        measured.scenarios.append(compare_scenario(oracle, scenario, rows))
+        caches.append(cache_errors(oracle, scenario, rows))
+        if scenario.name == "decode":
+            errors, _ = metrics.absolute_errors(rows[0].logits, oracle.logits[MAIN])
+            measured.decode_errors = errors[scenario.chunks[0] :].tolist()
+    _summarise(oracle, measured, np.stack(caches))
+    _score_text(oracle, runner, measured)
+
+
+def compare_scenario(oracle: Oracle, scenario: Scenario, rows: list[RowResult]) -> dict[str, Any]:
+    """One scenario's entry: real positions of all rows together."""
+    pairs = [(row.logits, oracle.logits[sequence][row.positions]) for row, sequence in zip(rows, scenario.sequences, strict=True)]
+    ours, reference = (np.concatenate(side) for side in zip(*pairs, strict=True))
+    mean, largest = metrics.absolute_errors(ours, reference)
+    noise = [oracle.floor.noise(sequence, row.positions) for row, sequence in zip(rows, scenario.sequences, strict=True)]
+    known = [values for values in noise if values is not None]
+    decisive = metrics.decisive_disagreements(ours, reference, np.concatenate(known)) if known else (None, None)
+    return {
+        "scenario": scenario.name,
+        "positions": len(ours),
+        "calls": len(scenario.chunks),
+        "max_abs": float(largest.max()),
+        "mean_abs": float(mean.mean()),
+        "cache_max_abs": _cache_max_abs(oracle, scenario, rows),
+        "mean_kl": float(metrics.kl_divergence(ours, reference).mean()),
+        "top1_agreement": metrics.top1_agreement(ours, reference),
+        "decisive_disagreements": decisive[0],
+        "decisive_positions": decisive[1],
+    }
+
+
+def cache_errors(oracle: Oracle, scenario: Scenario, rows: list[RowResult]) -> NDArray[np.float64]:
+    """Relative error of every layer's keys and values, the worst row: [N, 2]."""
+    per_row = [
+        [[metrics.relative_error(ours, theirs[:, : ours.shape[1]]) for ours, theirs in zip(*layer, strict=True)] for layer in _cache_pairs(oracle, row, sequence)]
+        for row, sequence in zip(rows, scenario.sequences, strict=True)
+    ]
+    return np.max(np.asarray(per_row), axis=0)
+
+
+def measure_strict(oracle: Oracle, graph: Path, measured: StageMeasurement) -> None:
+    """Prefill with every operation rounded to float16."""
+    result = run_strict(graph, _prefill_feeds(oracle))
+    mean, _ = metrics.absolute_errors(result.outputs["logits"][0], oracle.logits[MAIN])
+    _against_floor(oracle, measured, "strict_noise_ratio", float(mean.mean()))
+    if result.first_nonfinite is not None:
+        measured.numbers["strict_noise_ratio"] = float("nan")
+        measured.where["strict_noise_ratio"] = result.first_nonfinite
+
+
+def measure_ranges(oracle: Oracle, graph: Path, measured: StageMeasurement) -> None:
+    """Largest value of every float16 tensor, prefill in float32."""
+    audit = audit_ranges(graph, _prefill_feeds(oracle))
+    measured.numbers |= {"range_peak": audit.peak_fraction, "range_tensor": audit.tensor}
+    measured.where["range_peak"] = audit.tensor
+    measured.warnings += audit.warnings
+
+
+def measure_local(oracle: Oracle, graph: Path, measured: StageMeasurement) -> None:
+    """Error that each layer adds to the reference's hidden state."""
+    hidden = oracle.runs[MAIN].hidden
+    assert hidden is not None
+    ratios = local_ratios(graph, hidden, oracle.float16_errors)
+    if ratios is None:
+        measured.missing["worst_local_ratio"] = "not a float16 graph"
+        return
+    worst = int(np.argmax(ratios))
+    measured.local_ratios = ratios
+    measured.numbers |= {"worst_local_ratio": ratios[worst], "worst_local_layer": worst}
+    measured.where["worst_local_ratio"] = f"layer {worst}"
+
+
+def _summarise(oracle: Oracle, measured: StageMeasurement, caches: NDArray[np.float64]) -> None:
+    """Numbers of the stage from those of its scenarios; ``caches`` is [scenarios, N, 2]."""
+    columns = {key: np.asarray([entry[key] for entry in measured.scenarios], float) for key in ("max_abs", "mean_abs", "mean_kl", "top1_agreement")}
+    worst = int(np.argmax(columns["mean_abs"]))  # of NaN and numbers, NaN
+    numbers = {
+        "max_abs": float(columns["max_abs"].max()),
+        "mean_abs": float(columns["mean_abs"][worst]),
+        "max_abs_relative": float(columns["max_abs"].max()) / oracle.largest_logit,
+        "mean_kl": float(columns["mean_kl"].max()),
+        "top1_agreement": float(columns["top1_agreement"].min()),
+        "scenario_spread": float(columns["mean_abs"][worst]) / float(columns["mean_abs"][0]) if columns["mean_abs"][0] else None,
+    }
+    measured.numbers |= numbers
+    _against_floor(oracle, measured, "noise_ratio", numbers["mean_abs"] or 0.0)
+    for check in ("noise_ratio", "scenario_spread"):
+        measured.where[check] = measured.scenarios[worst]["scenario"]
+    measured.where["max_abs_relative"] = measured.scenarios[int(np.argmax(columns["max_abs"]))]["scenario"]
+    _decisive(measured)
+    scenario, layer, kind = np.unravel_index(int(np.argmax(caches)), caches.shape)
+    measured.numbers["cache_error"] = float(caches[scenario, layer, kind])
+    measured.where["cache_error"] = f"layer {layer} {('keys', 'values')[kind]}, {measured.scenarios[scenario]['scenario']}"
+
+
+def _decisive(measured: StageMeasurement) -> None:
+    counts = {entry["scenario"]: entry["decisive_disagreements"] for entry in measured.scenarios}
+    if None in counts.values():
+        measured.missing["decisive_disagreements"] = "there is no floor to say which positions are decisive"
+        return
+    measured.numbers["decisive_disagreements"] = sum(counts.values())
+    if any(counts.values()):
+        measured.where["decisive_disagreements"] = ", ".join(name for name, count in counts.items() if count)
+
+
+def _against_floor(oracle: Oracle, measured: StageMeasurement, check: str, mean_abs: float) -> None:
+    if oracle.floor.mean_abs is None:
+        measured.missing[check] = f"no floor: {oracle.floor.reason}"
+    elif oracle.floor.mean_abs == 0:
+        measured.missing[check] = "the floor is 0: float16 changes nothing on these tokens"
+    else:
+        measured.numbers[check] = mean_abs / oracle.floor.mean_abs
+
+
+def _score_text(oracle: Oracle, runner: GraphRunner, measured: StageMeasurement) -> None:
+    if oracle.reference_scores is None:
+        measured.missing["perplexity_increase_pct"] = f"perplexity is not applicable: {oracle.tokens.kind}"
+        return
+    scores = perplexity.score(oracle.windows, lambda index: runner.logits(oracle.windows[index].inputs), oracle.window_logits)
+    assert scores.kl is not None
+    increase, standard_error = perplexity.increase_pct(scores, oracle.reference_scores)
+    measured.numbers |= {
+        "mean_kl": float(scores.kl.mean()),
+        "perplexity": scores.perplexity,
+        "perplexity_increase_pct": increase,
+        "perplexity_se_pct": standard_error,
+    }
+
+
+def _gated(check: str, numbers: dict[str, Any]) -> float | None:
+    """The value that a limit is held against: perplexity's increase is gated by its lower end, two standard errors down."""
+    value: float | None = numbers[check]
+    if check == "perplexity_increase_pct" and value is not None:
+        return value - 2 * float(numbers["perplexity_se_pct"])
+    return value
+
+
+def _cache_pairs(oracle: Oracle, row: RowResult, sequence: int) -> list[tuple[tuple[Array, Array], tuple[Array, Array]]]:
+    """Per layer ((keys, values) of the graph, (keys, values) of the reference)."""
+    run = oracle.runs[sequence]
+    return list(zip(zip(row.keys, row.values, strict=True), zip(run.keys, run.values, strict=True), strict=True))
+
+
+def _cache_max_abs(oracle: Oracle, scenario: Scenario, rows: list[RowResult]) -> float:
+    differences = [
+        np.abs(ours.astype(np.float32) - theirs[:, : ours.shape[1]]).max()
+        for row, sequence in zip(rows, scenario.sequences, strict=True)
+        for layer in _cache_pairs(oracle, row, sequence)
+        for ours, theirs in zip(*layer, strict=True)
+    ]
+    return float(np.max(differences))
+
+
+def _prefill_feeds(oracle: Oracle) -> dict[str, Array]:
+    prefill = oracle.scenarios[0]
+    return call_feeds(oracle.config, oracle.dtype, next(prefill.calls()))
+

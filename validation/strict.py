@@ -1,0 +1,67 @@
+"""Strict mode: run a float16 graph so that every operation truly rounds to float16.
+
+ONNX Runtime on CPU computes a whole float16 graph in float32, and a graph that overflows on a GPU passes there. Run node by node
+(``node_runner``), each operation rounds its result, and an overflow is an inf that is named. An engine fuses operations and rounds less often:
+the error measured here is a pessimistic bound for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_ir as ir
+
+from artifact.layout import MODULE_KEY, layer_of
+from artifact.progress import Progress, silent
+from validation.node_runner import Array, describe_node, run_nodes
+from validation.ranges import FLOATS, fill_values, peak
+
+
+@dataclass(frozen=True)
+class StrictRun:
+    """What a strict run computed.
+
+    Attributes:
+        outputs: graph outputs and kept values by name, dtypes as in the graph.
+        first_nonfinite: ``name (operator, module): what`` of the first node whose result holds NaN or inf; None if there is none.
+        first_nonfinite_layer: its layer; None if there is none, or the node is outside the layers.
+    """
+
+    outputs: dict[str, Array]
+    first_nonfinite: str | None = None
+    first_nonfinite_layer: int | None = None
+
+
+def run_strict(model: ir.Model | Path, feeds: Mapping[str, Array], *, keep: Collection[str] = (), progress: Progress = silent) -> StrictRun:
+    """Run a graph node by node, every result rounded to the dtype that the graph gives it.
+
+    Args:
+        model: a graph, or the path of one.
+        feeds: graph input name → array, dtypes as in the graph (``io_spec``).
+        keep: names of further values to return.
+        progress: told the layer that is being run.
+
+    Returns:
+        The outputs, and where the first NaN or inf was made. A mask's own -inf does not count (``ranges.fill_values``).
+
+    Raises:
+        ValidationError: a feed is missing, a weight can't be read, or a node can't be run alone.
+    """
+    model = ir.load(model) if isinstance(model, Path) else model
+    fills = fill_values(model.graph)
+    first: list[tuple[ir.Node, str]] = []
+
+    def observe(node: ir.Node, value: ir.Value, dtype: ir.DataType, array: Array) -> None:
+        if first or dtype not in FLOATS:
+            return
+        largest = peak(array, masked=value in fills)
+        if not largest < float("inf"):
+            first.append((node, f"{'NaN' if largest != largest else 'inf'} in {value.name} {dtype.name}{list(array.shape)}"))
+
+    outputs = run_nodes(model, feeds, keep=keep, observe=observe, progress=progress)
+    if not first:
+        return StrictRun(outputs)
+    node, what = first[0]
+    return StrictRun(outputs, f"{describe_node(node)}: {what}", layer_of(node.metadata_props.get(MODULE_KEY)))

@@ -1,0 +1,123 @@
+"""The one table of limits: what each kind of stage must hold, and why just that. Nothing about limits stands anywhere else.
+
+A measured value is in the report whether it passes or not; here only the gate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import isfinite
+from operator import eq, le, lt
+from typing import Any, Literal
+
+from artifact.io_spec import Dtype
+
+Kind = Literal["float32", "float16", "int8", "int8-smoothquant", "int4", "engine"]
+COMPARE: Mapping[str, Callable[[float, float], bool]] = {"<=": le, "<": lt, "==": eq}
+ENGINE = "-engine"
+FLOAT_STAGES = ("traced", "fused", "fused-onnxruntime")
+STAGE_ORDER = (*FLOAT_STAGES, "int8", "int8-smoothquant", "int4")
+
+
+@dataclass(frozen=True)
+class Limit:
+    """One row: a kind of stage, a check and what it must hold."""
+
+    kind: Kind
+    check: str
+    comparison: Literal["<=", "<", "=="]
+    limit: float
+    reason: str
+
+
+LIMITS = (
+    Limit("float32", "max_abs_relative", "<=", 1e-4, "float32 kernels differ by summation order alone: 1e-4 of the largest logit, on all four scenarios"),
+    Limit("float32", "cache_error", "<=", 1e-4, "keys and values of every layer, relative root mean square: another layer's would be near 1"),
+    Limit("float16", "noise_ratio", "<=", 1.0, "no scenario is further from float32 than transformers' own float16"),
+    Limit("float16", "strict_noise_ratio", "<=", 1.25, "every operation rounded, a pessimistic bound for an engine; other exporters' graphs measure 0.74 to 1.08"),
+    Limit("float16", "worst_local_ratio", "<=", 2.0, "no layer adds twice the error of its own rounding to float16; one linear × 1.01 shows as 2.9 to 17"),
+    Limit("float16", "range_peak", "<", 1.0, "a float16 tensor of the float32 run at 65504 overflows on a GPU; above half is a warning"),
+    Limit("float16", "decisive_disagreements", "==", 0, "where the margin exceeds twice the floor's largest error, rounding can't change the best token"),
+    Limit("float16", "cache_error", "<=", 0.02, "keys and values of every layer, relative root mean square: float16 gives 0.002, another layer's would be near 1"),
+    Limit("int8", "perplexity_increase_pct", "<=", 1.0, "increase − 2 standard errors; rounding to int8 by output channel measures up to 0.6 %"),
+    Limit("int8", "mean_kl", "<=", 0.01, "nats; rounding to int8 by output channel measures 0.005"),
+    Limit("int8", "scenario_spread", "<=", 1.5, "worst scenario's mean error ÷ prefill's: tokens are equally far from the reference however they are cut into calls"),
+    Limit("int8", "cache_error", "<=", 0.2, "keys and values of every layer, relative root mean square: int8 weights give 0.03, another layer's would be near 1"),
+    Limit("int8-smoothquant", "perplexity_increase_pct", "<=", 1.0, "increase − 2 standard errors"),
+    Limit("int8-smoothquant", "scenario_spread", "<=", 1.5, "worst scenario's mean error ÷ prefill's: tokens are equally far from the reference however they are cut into calls"),
+    Limit("engine", "engine_difference", "<=", 2**-9, "largest difference from its stage ÷ largest logit, at the gathered positions: one float16 rounding each"),
+    Limit("engine", "engine_structure", "==", 0, "nodes that differ from its stage, beside the gathered position"),
+)
+"""Kind × check → limit."""
+
+NO_FLOOR = (Limit("float16", "mean_kl", "<=", 1e-3, "the floor is not finite, so noise can't be measured against it; float16 graphs measure 1e-5 to 2e-5"),)
+"""What a float16 stage must hold instead where the checkpoint overflows in float16 and has no floor."""
+
+
+def kind_of(stage: str, dtype: Dtype) -> Kind | None:
+    """Which rows judge a stage; None for a stage that this version does not know."""
+    if stage.removesuffix(ENGINE) not in STAGE_ORDER:
+        return None
+    if stage.endswith(ENGINE):
+        return "engine"
+    if stage in FLOAT_STAGES:
+        return "float16" if dtype == "fp16" else "float32"
+    return stage  # type: ignore[return-value]
+
+
+def limits_of(kind: Kind, *, has_floor: bool = True) -> list[Limit]:
+    """The rows of a kind, in the table's order."""
+    rows = [row for row in LIMITS if row.kind == kind]
+    return rows if has_floor else rows + [row for row in NO_FLOOR if row.kind == kind]
+
+
+def judge(row: Limit, value: float | None, *, where: str | None = None, missing: str | None = None) -> dict[str, Any]:
+    """One check of the report.
+
+    Args:
+        row: the limit.
+        value: what was measured; None: not measured, judged neither way; NaN or inf: measured and failed.
+        where: the layer or tensor.
+        missing: why there is no value.
+    """
+    finite = value is not None and isfinite(value)
+    passed = COMPARE[row.comparison](value, row.limit) if value is not None and finite else (None if value is None else False)
+    reason = row.reason
+    if value is None:
+        reason = f"not judged: {missing or 'not measured'}"
+    elif not finite:
+        reason = f"the value is not finite; {row.reason}"
+    return {
+        "check": row.check,
+        "value": value if finite else None,
+        "limit": row.limit,
+        "comparison": row.comparison,
+        "passed": passed,
+        "reason": reason,
+        "where": where,
+    }
+
+
+def failed_to_run(message: str) -> dict[str, Any]:
+    """The check of a stage that could not be run at all."""
+    return {"check": "runs", "value": "failed", "limit": "passed", "comparison": "==", "passed": False, "reason": message, "where": None}
+
+
+def verdict(checks: list[dict[str, Any]]) -> bool | None:
+    """False if a check failed, True if one passed and none failed, None if nothing was judged."""
+    outcomes = {check["passed"] for check in checks}
+    return False if False in outcomes else (True if True in outcomes else None)
+
+
+def table(stages: list[str], dtype: Dtype, *, has_floor: bool) -> list[dict[str, Any]]:
+    """The rows that judge some stages, for the report."""
+    rows = []
+    for stage in stages:
+        kind = kind_of(stage, dtype)
+        if kind is not None:
+            rows += [
+                {"stage": stage, "check": row.check, "limit": row.limit, "comparison": row.comparison, "reason": row.reason}
+                for row in limits_of(kind, has_floor=has_floor)
+            ]
+    return rows
