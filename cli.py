@@ -71,6 +71,12 @@ Tokens = Annotated[int | None, typer.Option(min=64, help="How many tokens of the
 Json = Annotated[bool, typer.Option("--json", help="Print the report as one JSON object, and nothing else, on stdout.")]
 
 
+@app.callback()
+def options(verbose: Annotated[bool, typer.Option("--verbose", help="Log every step, and what the compiler says, on stderr.")] = False) -> None:
+    """A Llama checkpoint in; ONNX graphs, FP16 and INT8 TensorRT engines for A100 and a parity report out."""
+    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
+
+
 @app.command()
 def run(
     checkpoint: Checkpoint,
@@ -276,7 +282,6 @@ def _print_sheet(sheet: Sheet) -> None:
 
 def main() -> None:
     """Run the app; a ToolkitError becomes `error:` and `hint:` on stderr, and its exit code."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
     try:
         app()
     except ToolkitError as error:

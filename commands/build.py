@@ -10,9 +10,8 @@ from artifact.errors import EngineError
 from artifact.manifest import require_artifact
 from artifact.progress import Progress, silent
 from artifact.steps import Outcome, Report, StepContext, require, run_step
-
-STAGES = {"fp16": "fused", "int8": "int8", "fp32": "traced"}
-"""Precision → the stage its engine is built from."""
+from engines.build import STAGES, build_engine
+from engines.targets import find_target
 
 
 @dataclass(frozen=True)
@@ -27,14 +26,17 @@ class BuildOptions:
 
 def build(artifact: Path, precision: str, options: BuildOptions, *, force: bool = False, progress: Progress = silent) -> Outcome:
     """Build and audit the engine of one precision."""
-    from engines.build import build_engine
-    from engines.targets import find_target
-
     check_precision(require_artifact(artifact)["model"]["dtype"], precision)
     target = find_target(options.target).name
     stage = f"{STAGES[precision]}.onnx"
     require(artifact, stage)
-    chosen: dict[str, Any] = {"precision": precision, "target": target, "backend": options.backend, "max_batch": options.max_batch, "max_length": options.max_length}
+    chosen: dict[str, Any] = {
+        "precision": precision,
+        "target": target,
+        "backend": options.backend,
+        "max_batch": options.max_batch,
+        "max_length": options.max_length,
+    }
 
     def work(step: StepContext) -> Report:
         report: Report = build_engine(step, **chosen)

@@ -14,7 +14,7 @@ from artifact.config import LlamaConfig
 from artifact.errors import ArtifactError, ValidationError
 from artifact.manifest import require_artifact
 from artifact.steps import require
-from validation.graph_runner import GraphRunner
+from validation.graph_runner import Array, GraphRunner
 from validation.scenarios import Call
 
 Report = dict[str, Any]
@@ -70,7 +70,7 @@ def generate(
 
 def _greedy(runner: GraphRunner, ids: list[int], config: LlamaConfig) -> Iterator[int]:
     """Likeliest token after token; the caller stops."""
-    cache = runner.empty_cache(1)
+    cache: list[Array] | None = None
     new = np.array([ids], dtype=np.int64)
     total = 0
     while total + new.shape[1] <= config.max_position_embeddings:

@@ -71,7 +71,8 @@ class Attention(nn.Module):
         return output, (key, value)
 
     def _heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # [B, S, n·D] → [B, n, S, D]
+        heads: Tensor = x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # [B, S, n·D] → [B, n, S, D]
+        return heads
 
     def _repeat(self, x: Tensor) -> Tensor:
         if self.n_groups == 1:

@@ -50,10 +50,11 @@ TENSORRT = (
 )
 """Operators that TensorRT's parser has and its compiler fuses.
 
-rms_norm, rotary, pack_gate_up   require plain operations; ensure one node, one node, one linear for each.
-attention                        requires a scaled query and a boolean mask; ensures that no key or value is expanded.
-constant_shape                   requires that attention is fused (its repeated heads have shapes that no constant can say); ensures that only the mask reads sizes.
-pack_qkv                         requires constant shapes; ensures one linear for query, key and value, split between heads.
+rms_norm, rotary    require plain operations; ensure one node each.
+attention           requires a scaled query and a boolean mask; ensures that no key or value is expanded.
+constant_shape      requires fused attention (repeated heads have shapes that no constant can say); ensures that only the mask reads sizes.
+pack_qkv            requires constant shapes; ensures one linear for query, key and value, split between heads.
+pack_gate_up        requires plain operations; ensures one linear for gate and up, split on a new axis.
 """
 
 PIPELINES = {"tensorrt": TENSORRT}

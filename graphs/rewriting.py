@@ -11,6 +11,10 @@ from onnx_ir.passes import common as common_passes
 from onnxscript.rewriter import pattern
 
 
+MAX_STEPS = 6
+"""How far behind a candidate a match may have broken off to be its reason."""
+
+
 @dataclass(frozen=True)
 class Refusal:
     """A node that could have been fused, and why it was not."""
@@ -46,7 +50,7 @@ def explain_refusals(model: ir.Model, rules: pattern.RewriteRuleSet, is_candidat
 
 
 class NearestMatches(pattern.MatchingTracer):
-    """Keeps, for each node of the graph, the failed match that came furthest with this node in it."""
+    """Keeps, for each node of the graph, the failed match that came furthest with this node in it, or that broke off at it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -64,13 +68,20 @@ class NearestMatches(pattern.MatchingTracer):
         if not match_result.nodes:
             return
         score = len(match_result.nodes) + 1000 * int(status)  # a refusal in words is nearer than any difference in structure
-        for matched in match_result.nodes:
+        broken_off = [found for found in match_result.failure_nodes_and_values if isinstance(found, ir.Node)]
+        for matched in {*match_result.nodes, *broken_off}:
             if score > self._nearest.get(matched, (0, ""))[0]:
                 self._nearest[matched] = (score, in_words(match_result))
 
     def reason(self, node: ir.Node) -> str:
-        """Why a node was not fused."""
-        return self._nearest.get(node, (0, f"nothing that is fused reads this {node.op_type}"))[1]
+        """Why a node was not fused: the record of the node, or of the nearest node that it leads to."""
+        reached = [node]
+        for _ in range(MAX_STEPS):
+            known = [self._nearest[found] for found in reached if found in self._nearest]
+            if known:
+                return max(known)[1]
+            reached = list({user: None for found in reached for output in found.outputs for user, _ in output.uses()})
+        return f"nothing that is fused reads this {node.op_type}"
 
 
 def in_words(match: pattern.MatchResult) -> str:
@@ -78,7 +89,7 @@ def in_words(match: pattern.MatchResult) -> str:
     where = next((str(found.name) for found in match.failure_nodes_and_values if found is not None and found.name), "")
     differs = re.match(r"OpType mismatch: expected (\w+), got (\w+)", match.reason)
     if differs:
-        return f"{where or 'a node'} is {differs[2]}, expected {differs[1]}"
+        return f"its structure differs: {where or 'a node'} is {differs[2]}, expected {differs[1]}"
     for internal, words in _WORDS.items():
         if match.reason.startswith(internal):
             return f"{words} (near {where})" if where else words
@@ -89,6 +100,7 @@ _WORDS = {
     "Matched nodes have other uses": "a value between its first and last node is used elsewhere too",
     "Mismatch: Computed node pattern does not match": "an operand is fed or stored where it should be computed",
     "Binding failure": "two operands should be one value, and are not",
+    "Node output index mismatch": "the outputs of a node are used in another order",
     "Attribute": "an attribute differs",
     "Number of inputs": "a node has more inputs than expected",
 }

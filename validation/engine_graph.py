@@ -20,7 +20,8 @@ from graphs.diff import compare_graphs
 from validation import metrics, tolerances
 from validation.graph_runner import GraphRunner, RowResult
 from validation.oracle import Oracle
-from validation.stage import StageMeasurement, compare_scenario, stage_entry
+from validation.scenario_errors import compare_scenario
+from validation.stage import StageMeasurement, stage_entry
 
 SCENARIOS = ("prefill", "chunked", "padded")
 """The 64 decode steps are left out: padded has 8 of its own."""

@@ -64,7 +64,9 @@ def no_floor(reason: str, source: str = "not measured") -> Floor:
     return Floor(None, None, [], source, reason)
 
 
-def measure_floor(step: StepContext, fingerprint: str, reference: Reference, sequences: Sequence[Ids], runs: Sequence[ReferenceRun]) -> Floor:
+def measure_floor(
+    step: StepContext, fingerprint: str, reference: Reference, sequences: Sequence[Ids], runs: Sequence[ReferenceRun]
+) -> Floor:
     """The floor of a checkpoint on some sequences, the main one first; measured once and kept in ``reports/floor.json`` by hash.
 
     Args:
@@ -75,7 +77,8 @@ def measure_floor(step: StepContext, fingerprint: str, reference: Reference, seq
         runs: what the reference computed for them.
     """
     streamed = parameter_count(reference.config) > STREAMED_ABOVE
-    source = "float32 kernels, every result rounded to float16" if streamed else f"transformers {metadata.version('transformers')} LlamaForCausalLM float16"
+    transformers_source = f"transformers {metadata.version('transformers')} LlamaForCausalLM float16"
+    source = "our model in float16, layer by layer, products in float32 kernels" if streamed else transformers_source
     key = _key(fingerprint, sequences, source)
     floor = _kept(step, key)
     if floor is None:

@@ -7,7 +7,6 @@ Letters: B batch, S new tokens of a call, L real tokens of a row, K kv heads, D 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -60,6 +59,7 @@ class GraphRunner:
     """
 
     def __init__(self, graph: Path, config: LlamaConfig, dtype: Dtype, *, one_position: bool = False, threads: int = 0) -> None:
+        self.name = graph.name
         self.config = config
         self.dtype = dtype
         self.one_position = one_position
@@ -67,19 +67,13 @@ class GraphRunner:
         _check_interface(graph.name, self._session.get_inputs(), io_spec.graph_inputs(config, dtype), "input")
         _check_interface(graph.name, self._session.get_outputs(), io_spec.graph_outputs(config, dtype, one_position=one_position), "output")
 
-    def run(self, scenario: Scenario, on_call: Callable[[int, int], None] = lambda done, total: None) -> list[RowResult]:
-        """All calls of a scenario; one result per row.
-
-        Args:
-            scenario: token rows and calls.
-            on_call: told (calls done, calls in all).
-        """
+    def run(self, scenario: Scenario) -> list[RowResult]:
+        """All calls of a scenario; one result per row."""
         cache: list[Array] | None = None
         columns: list[NDArray[np.int64]] = []
         logits: list[Array] = []
-        for done, call in enumerate(scenario.calls()):
-            on_call(done, len(scenario.chunks))
-            outputs = self._call(call, cache)
+        for call in scenario.calls():
+            outputs = self.call(call, cache)
             logits.append(outputs[0])
             columns.append(np.arange(call.end - outputs[0].shape[1], call.end))
             cache = outputs[1:]
@@ -89,12 +83,19 @@ class GraphRunner:
         """Logits [L, V] of one sequence from an empty cache; the caches are not computed where nothing else needs them."""
         window = Scenario("window", (ids,), (0,), (len(ids),))
         feeds = call_feeds(self.config, self.dtype, next(window.calls()))
-        (logits,) = self._session.run([io_spec.LOGITS], feeds)
-        return np.asarray(logits)[0]
+        logits: Array = self._run([io_spec.LOGITS], feeds)[0][0]
+        return logits
 
-    def _call(self, call: Call, cache: list[Array] | None) -> list[Array]:
+    def call(self, call: Call, cache: list[Array] | None) -> list[Array]:
         names = [value.name for value in io_spec.graph_outputs(self.config, self.dtype)]
-        return list(self._session.run(names, call_feeds(self.config, self.dtype, call, cache)))
+        return self._run(names, call_feeds(self.config, self.dtype, call, cache))
+
+    def _run(self, names: list[str], feeds: dict[str, Array]) -> list[Array]:
+        try:
+            return [np.asarray(output) for output in self._session.run(names, feeds)]
+        except Exception as error:  # its exceptions share no base class
+            batch, total = feeds[io_spec.ATTENTION_MASK].shape
+            raise ValidationError(f"{self.name}: ONNX Runtime stopped at a batch of {batch} with {total} positions: {error}") from error
 
 
 def call_feeds(config: LlamaConfig, dtype: Dtype, call: Call, cache: list[Array] | None = None) -> dict[str, Array]:
@@ -121,7 +122,8 @@ def _load(graph: Path, threads: int) -> Any:
     try:
         session = onnxruntime.InferenceSession(graph, options, providers=PROVIDERS)
     except Exception as error:  # its exceptions share no base class
-        raise ValidationError(f"{graph.name}: ONNX Runtime can't load it: {error}", hint="python cli.py inspect --verify ART finds a damaged file") from error
+        hint = "python cli.py inspect --verify ART finds a damaged file"
+        raise ValidationError(f"{graph.name}: ONNX Runtime can't load it: {error}", hint=hint) from error
     if session.get_providers() != PROVIDERS:
         raise ValidationError(f"{graph.name}: ONNX Runtime runs it on {session.get_providers()}, asked for {PROVIDERS}")
     return session

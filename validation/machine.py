@@ -10,7 +10,10 @@ from typing import Any
 
 import psutil
 
-PACKAGES = ("torch", "transformers", "onnx", "onnx-ir", "onnxscript", "onnxruntime-gpu", "onnxruntime", "tokenizers", "numpy", "tensorrt-rtx-cu12", "polygraphy")
+PACKAGES = (
+    *("torch", "transformers", "tokenizers", "numpy", "onnx", "onnx-ir", "onnxscript", "onnxruntime-gpu", "onnxruntime"),
+    *("tensorrt-rtx-cu12", "polygraphy"),
+)
 GPU_DEVICE = Path("/dev/nvidiactl")
 
 

@@ -66,8 +66,8 @@ def top1_agreement(logits: Array, reference: Array) -> float:
 def decisive_disagreements(logits: Array, reference: Array, noise: Floats) -> tuple[int, int]:
     """Positions where the reference is sure and the graph says something else.
 
-    A position is decisive where the reference's margin (best − second best logit) exceeds twice ``noise`` [n], the floor's largest error there: neither
-    logit can have moved so far by rounding.
+    A position is decisive where the reference's margin (best − second best logit) exceeds twice ``noise`` [n], the floor's largest error
+    there: neither logit can have moved so far by rounding.
 
     Returns:
         Disagreements at decisive positions, decisive positions.

@@ -28,7 +28,9 @@ from validation.stage import measure_stage
 SCHEMA = 1
 
 
-def validate_artifact(step: StepContext, *, checkpoint: Checkpoint, stages: list[str] | None, text: Path | None, tokens: int | None) -> dict[str, Any]:
+def validate_artifact(
+    step: StepContext, *, checkpoint: Checkpoint, stages: list[str] | None, text: Path | None, tokens: int | None
+) -> dict[str, Any]:
     """Measure every stage of an artifact and write ``reports/parity.{json,md,html,xml}``.
 
     Args:
@@ -88,7 +90,8 @@ def choose_stages(artifact: Path, wanted: list[str] | None, dtype: Dtype) -> tup
         if tolerances.kind_of(stage, dtype) is None:
             raise ValidationError(f"{stage!r} is not a stage; stages: {', '.join(tolerances.STAGE_ORDER)}, and each with {tolerances.ENGINE}")
         if stage not in there:
-            raise ValidationError(f"{artifact} has no {stage}.onnx", hint=MADE_BY.get(f"{stage}.onnx", "python cli.py build {artifact}").format(artifact=artifact))
+            hint = MADE_BY.get(f"{stage}.onnx", "python cli.py build {artifact}").format(artifact=artifact)
+            raise ValidationError(f"{artifact} has no {stage}.onnx", hint=hint)
     chosen, left_out = [], []
     for stage in wanted or there:
         if reason := _unmeasurable(stage, there, dtype):

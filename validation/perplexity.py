@@ -37,7 +37,7 @@ class TokenScores:
 
     @property
     def perplexity(self) -> float:
-        """exp of the mean negative log-likelihood."""
+        """The exponential of the mean negative log-likelihood."""
         return float(np.exp(self.nll.mean()))
 
 

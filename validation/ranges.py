@@ -3,13 +3,12 @@
 The graph is run node by node in float32 (``node_runner``), so nothing overflows and every value that the graph stores as float16 is measured:
 also those that the reference module never makes (packed, scaled, repeated). Values inside a fused operator are not tensors of the graph.
 
-Not measured, because they are not computed: weights, and the fill values of masks. A mask's fill value is a constant of -10,000 or less
-(-inf, the least float) or whatever is computed from token ids, masks and constants alone; where it has spread (Where, Add, Cast …),
-elements of -10,000 or less are masked scores, and the scores themselves were measured where they were made.
+Not measured, because they are not computed: weights, and the fill values of masks (``masks``).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,14 +18,11 @@ import onnx_ir as ir
 
 from artifact.layout import MODULE_KEY, layer_of
 from artifact.progress import Progress, silent
+from validation.masks import find_masks
 from validation.node_runner import Array, run_nodes
 
 FLOAT16_MAX = 65504.0
 WARN_FRACTION = 0.5
-FILL = -1e4
-FLOATS = frozenset({ir.DataType.FLOAT16, ir.DataType.FLOAT, ir.DataType.BFLOAT16, ir.DataType.DOUBLE})
-_SPREADS_FILL = frozenset("Add Cast Concat Expand Gather Identity Min Reshape Slice Squeeze Sub Transpose Tile Unsqueeze Where".split())
-_INLINE_BYTES = 1 << 20
 _BLOCK = 1 << 20
 
 
@@ -61,41 +57,23 @@ def audit_ranges(model: ir.Model | Path, feeds: Mapping[str, Array], progress: P
         ValidationError: a feed is missing, a weight can't be read, or a node can't be run alone.
     """
     model = ir.load(model) if isinstance(model, Path) else model
-    fills = fill_values(model.graph)
+    masks = find_masks(model.graph)
     worst: dict[int | None, tuple[float, str]] = {}
 
     def observe(node: ir.Node, value: ir.Value, dtype: ir.DataType, array: Array) -> None:
         if dtype != ir.DataType.FLOAT16:
             return
         layer = layer_of(node.metadata_props.get(MODULE_KEY))
-        fraction = peak(array, masked=value in fills) / FLOAT16_MAX
-        if layer not in worst or not fraction <= worst[layer][0]:
+        fraction = peak(masks.results(value, array)) / FLOAT16_MAX
+        if layer not in worst or _severity(fraction) > _severity(worst[layer][0]):
             worst[layer] = fraction, str(value.name)
 
     run_nodes(model, feeds, float32=True, observe=observe, progress=progress)
     return _summary(worst)
 
 
-def fill_values(graph: ir.Graph) -> set[ir.Value]:
-    """Values that may hold a mask's fill value."""
-    computed = _computed_from_data(graph)
-    fills = {value for value in graph.initializers.values() if _is_fill(value)}
-    for node in graph:
-        spreads = node.op_type in _SPREADS_FILL and not fills.isdisjoint(node.inputs)
-        if spreads or node not in computed:
-            fills.update(node.outputs)
-    return fills
-
-
-def peak(array: Array, *, masked: bool = False) -> float:
-    """Largest |value|; inf or NaN where the array holds one.
-
-    Args:
-        array: float16, float32 or float64, any shape.
-        masked: leave out elements of -10,000 or less.
-    """
-    if masked:
-        array = array[~(array <= FILL)]  # NaN stays
+def peak(array: Array) -> float:
+    """Largest |value| of a float16, float32 or float64 array of any shape; inf or NaN where it holds one, 0 where it is empty."""
     if array.dtype not in (np.float16, np.float32):
         return float(np.max(np.abs(array), initial=0.0))
     # without the sign, floats order as their bits do, and NaN > inf > all others: several times faster than isfinite
@@ -107,37 +85,18 @@ def peak(array: Array, *, masked: bool = False) -> float:
     return float(np.asarray(largest, dtype=integer).view(array.dtype))
 
 
-def _computed_from_data(graph: ir.Graph) -> set[ir.Node]:
-    """Nodes that depend on a weight or on a float input: whatever is not a mask or a shape."""
-    data = {value for value in graph.inputs if value.dtype in FLOATS}
-    data |= {value for value in graph.initializers.values() if value.dtype in FLOATS and not _is_inline(value)}
-    computed = set()
-    for node in graph:
-        if node.op_type != "Shape" and not data.isdisjoint(node.inputs):
-            computed.add(node)
-            data.update(node.outputs)
-    return computed
-
-
-def _is_inline(value: ir.Value) -> bool:
-    """A constant that belongs to the graph's structure: no external data and no weight's name."""
-    tensor = value.const_value
-    weight = (value.name or "").startswith(("model.", "lm_head."))
-    return tensor is not None and not weight and not isinstance(tensor, ir.ExternalTensor) and tensor.nbytes <= _INLINE_BYTES
-
-
-def _is_fill(value: ir.Value) -> bool:
-    return value.dtype in FLOATS and _is_inline(value) and value.const_value is not None and bool((value.const_value.numpy() <= FILL).any())
-
-
 def _summary(worst: Mapping[int | None, tuple[float, str]]) -> RangeAudit:
     if not worst:
         return RangeAudit(0.0, "", None, [], [])
     layers = [layer for layer in worst if layer is not None]
-    layer = max(worst, key=lambda layer: np.nan_to_num(worst[layer][0], nan=np.inf))
+    layer = max(worst, key=lambda layer: _severity(worst[layer][0]))
     per_layer = [worst.get(index, (0.0, ""))[0] for index in range(max(layers, default=-1) + 1)]
     warnings = [_warning(worst[index], index) for index in sorted(worst, key=lambda index: -1 if index is None else index)]
     return RangeAudit(*worst[layer], layer, per_layer, [line for line in warnings if line])
+
+
+def _severity(fraction: float) -> float:
+    return math.inf if math.isnan(fraction) else fraction
 
 
 def _warning(entry: tuple[float, str], layer: int | None) -> str:

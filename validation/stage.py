@@ -1,6 +1,6 @@
 """Measure one stage: every number first, the gate after it.
 
-Letters: L real tokens of a row, K kv heads, D head_dim, V vocab, N layers.
+Letters: N layers.
 """
 
 from __future__ import annotations
@@ -16,18 +16,19 @@ from numpy.typing import NDArray
 from artifact.errors import ToolkitError
 from artifact.progress import Progress
 from validation import metrics, perplexity, tolerances
-from validation.graph_runner import GraphRunner, RowResult, call_feeds
+from validation.graph_runner import GraphRunner, call_feeds
 from validation.local_ratio import local_ratios
 from validation.oracle import MAIN, Oracle
 from validation.ranges import audit_ranges
-from validation.scenarios import Scenario
+from validation.scenario_errors import cache_errors, compare_scenario
 from validation.strict import run_strict
 
 Array = NDArray[Any]
 BACKEND = "onnxruntime-cpu"
 NUMBERS = (
-    "max_abs", "mean_abs", "max_abs_relative", "noise_ratio", "strict_noise_ratio", "worst_local_ratio", "worst_local_layer", "range_peak", "range_tensor",
-    "mean_kl", "top1_agreement", "decisive_disagreements", "scenario_spread", "cache_error", "perplexity", "perplexity_increase_pct", "perplexity_se_pct",
+    "max_abs", "mean_abs", "max_abs_relative", "noise_ratio", "strict_noise_ratio", "worst_local_ratio", "worst_local_layer",
+    "range_peak", "range_tensor", "mean_kl", "top1_agreement", "decisive_disagreements", "scenario_spread", "cache_error",
+    "perplexity", "perplexity_increase_pct", "perplexity_se_pct",
 )  # fmt: skip
 """Keys of every stage of the report, null where not measured."""
 
@@ -90,24 +91,23 @@ def stage_entry(stage: str, measured: StageMeasurement, checks: list[dict[str, A
 
 
 def _measure(oracle: Oracle, graph: Path, measured: StageMeasurement, *, strict: bool, progress: Progress) -> list[str]:
-    """Everything that the stage's kind asks for; one part that can't be run doesn't keep the others from running.
+    """Everything that the stage's kind asks for, until a part can't be run: a graph that breaks the contract says nothing true after that.
 
     Returns:
-        What could not be run, and why.
+        What could not be run, and why; empty where all was.
     """
     parts = {"scenarios and perplexity": measure_structure}
     if strict:
         parts |= {"strict mode": measure_strict, "range audit": measure_ranges, "local ratios": measure_local}
-    broken = []
     for number, (name, part) in enumerate(parts.items()):
         progress(f"{graph.stem}: {name}", number, len(parts))
         start = time.perf_counter()
         try:
             part(oracle, graph, measured)
         except ToolkitError as error:
-            broken.append(str(error))
+            return [str(error)]
         measured.seconds[name] = round(time.perf_counter() - start, 2)
-    return broken
+    return []
 
 
 def measure_structure(oracle: Oracle, graph: Path, measured: StageMeasurement) -> None:
@@ -123,37 +123,6 @@ def measure_structure(oracle: Oracle, graph: Path, measured: StageMeasurement) -
             measured.decode_errors = errors[scenario.chunks[0] :].tolist()
     _summarise(oracle, measured, np.stack(caches))
     _score_text(oracle, runner, measured)
-
-
-def compare_scenario(oracle: Oracle, scenario: Scenario, rows: list[RowResult]) -> dict[str, Any]:
-    """One scenario's entry: real positions of all rows together."""
-    pairs = [(row.logits, oracle.logits[sequence][row.positions]) for row, sequence in zip(rows, scenario.sequences, strict=True)]
-    ours, reference = (np.concatenate(side) for side in zip(*pairs, strict=True))
-    mean, largest = metrics.absolute_errors(ours, reference)
-    noise = [oracle.floor.noise(sequence, row.positions) for row, sequence in zip(rows, scenario.sequences, strict=True)]
-    known = [values for values in noise if values is not None]
-    decisive = metrics.decisive_disagreements(ours, reference, np.concatenate(known)) if known else (None, None)
-    return {
-        "scenario": scenario.name,
-        "positions": len(ours),
-        "calls": len(scenario.chunks),
-        "max_abs": float(largest.max()),
-        "mean_abs": float(mean.mean()),
-        "cache_max_abs": _cache_max_abs(oracle, scenario, rows),
-        "mean_kl": float(metrics.kl_divergence(ours, reference).mean()),
-        "top1_agreement": metrics.top1_agreement(ours, reference),
-        "decisive_disagreements": decisive[0],
-        "decisive_positions": decisive[1],
-    }
-
-
-def cache_errors(oracle: Oracle, scenario: Scenario, rows: list[RowResult]) -> NDArray[np.float64]:
-    """Relative error of every layer's keys and values, the worst row: [N, 2]."""
-    per_row = [
-        [[metrics.relative_error(ours, theirs[:, : ours.shape[1]]) for ours, theirs in zip(*layer, strict=True)] for layer in _cache_pairs(oracle, row, sequence)]
-        for row, sequence in zip(rows, scenario.sequences, strict=True)
-    ]
-    return np.max(np.asarray(per_row), axis=0)
 
 
 def measure_strict(oracle: Oracle, graph: Path, measured: StageMeasurement) -> None:
@@ -251,22 +220,6 @@ def _gated(check: str, numbers: dict[str, Any]) -> float | None:
     if check == "perplexity_increase_pct" and value is not None:
         return value - 2 * float(numbers["perplexity_se_pct"])
     return value
-
-
-def _cache_pairs(oracle: Oracle, row: RowResult, sequence: int) -> list[tuple[tuple[Array, Array], tuple[Array, Array]]]:
-    """Per layer ((keys, values) of the graph, (keys, values) of the reference)."""
-    run = oracle.runs[sequence]
-    return list(zip(zip(row.keys, row.values, strict=True), zip(run.keys, run.values, strict=True), strict=True))
-
-
-def _cache_max_abs(oracle: Oracle, scenario: Scenario, rows: list[RowResult]) -> float:
-    differences = [
-        np.abs(ours.astype(np.float32) - theirs[:, : ours.shape[1]]).max()
-        for row, sequence in zip(rows, scenario.sequences, strict=True)
-        for layer in _cache_pairs(oracle, row, sequence)
-        for ours, theirs in zip(*layer, strict=True)
-    ]
-    return float(np.max(differences))
 
 
 def _prefill_feeds(oracle: Oracle) -> dict[str, Array]:

@@ -7,6 +7,7 @@ the error measured here is a pessimistic bound for it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +16,10 @@ import onnx_ir as ir
 
 from artifact.layout import MODULE_KEY, layer_of
 from artifact.progress import Progress, silent
-from validation.node_runner import Array, describe_node, run_nodes
-from validation.ranges import FLOATS, fill_values, peak
+from validation.masks import FLOATS, find_masks
+from validation.node_runner import Array, run_nodes
+from validation.node_sessions import describe_node
+from validation.ranges import peak
 
 
 @dataclass(frozen=True)
@@ -44,21 +47,21 @@ def run_strict(model: ir.Model | Path, feeds: Mapping[str, Array], *, keep: Coll
         progress: told the layer that is being run.
 
     Returns:
-        The outputs, and where the first NaN or inf was made. A mask's own -inf does not count (``ranges.fill_values``).
+        The outputs, and where the first NaN or inf was made. A mask's own -inf does not count (``masks``).
 
     Raises:
         ValidationError: a feed is missing, a weight can't be read, or a node can't be run alone.
     """
     model = ir.load(model) if isinstance(model, Path) else model
-    fills = fill_values(model.graph)
+    masks = find_masks(model.graph)
     first: list[tuple[ir.Node, str]] = []
 
     def observe(node: ir.Node, value: ir.Value, dtype: ir.DataType, array: Array) -> None:
         if first or dtype not in FLOATS:
             return
-        largest = peak(array, masked=value in fills)
-        if not largest < float("inf"):
-            first.append((node, f"{'NaN' if largest != largest else 'inf'} in {value.name} {dtype.name}{list(array.shape)}"))
+        largest = peak(masks.results(value, array))
+        if not math.isfinite(largest):
+            first.append((node, f"{'NaN' if math.isnan(largest) else 'inf'} in {value.name} {dtype.name}{list(array.shape)}"))
 
     outputs = run_nodes(model, feeds, keep=keep, observe=observe, progress=progress)
     if not first:

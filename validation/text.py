@@ -53,11 +53,13 @@ def load_tokens(artifact: Path, config: LlamaConfig, text: Path | None, needed: 
         needed: how many.
 
     Raises:
-        ValidationError: the text is missing, empty, not UTF-8 or too short, the tokenizer can't be read or is another model's, or there is a text and no tokenizer.
+        ValidationError: the text is missing, empty, not UTF-8 or too short; the tokenizer can't be read or is another model's; there is a
+            text and no tokenizer.
     """
     if not (artifact / TOKENIZER).is_file():
         if text is not None:
-            raise ValidationError(f"{artifact} has no {TOKENIZER}, so {text} can't be tokenised", hint="leave out --text, or export a checkpoint that has one")
+            hint = "leave out --text, or export a checkpoint that has one"
+            raise ValidationError(f"{artifact} has no {TOKENIZER}, so {text} can't be tokenised", hint=hint)
         return random_tokens(config, needed)
     tokenizer = _open_tokenizer(artifact / TOKENIZER)
     content = _read_text(text or DEFAULT_TEXT)
@@ -66,7 +68,8 @@ def load_tokens(artifact: Path, config: LlamaConfig, text: Path | None, needed: 
     if len(ids) < needed:
         raise ValidationError(f"{name} has {len(ids)} tokens, {needed} are needed", hint="give a longer text, or a smaller --tokens")
     if ids.max() >= config.vocab_size:
-        raise ValidationError(f"{artifact / TOKENIZER} gives token {ids.max()}, the model's vocabulary has {config.vocab_size}: it belongs to another model")
+        largest = f"token {ids.max()}, the model's vocabulary has {config.vocab_size}"
+        raise ValidationError(f"{artifact / TOKENIZER} gives {largest}: it belongs to another model", hint="export the checkpoint again")
     return Tokens(ids, _bos(tokenizer, config), name, "text", hashlib.sha256(content.encode()).hexdigest())
 
 

@@ -30,28 +30,29 @@ class Limit:
     limit: float
     reason: str
 
+SPREAD = "worst scenario's mean error ÷ prefill's: the same tokens are equally far from the reference however they are cut into calls"
 
 LIMITS = (
-    Limit("float32", "max_abs_relative", "<=", 1e-4, "float32 kernels differ by summation order alone: 1e-4 of the largest logit, on all four scenarios"),
-    Limit("float32", "cache_error", "<=", 1e-4, "keys and values of every layer, relative root mean square: another layer's would be near 1"),
+    Limit("float32", "max_abs_relative", "<=", 1e-4, "float32 kernels differ by summation order alone: ÷ the largest logit, on all four scenarios"),
+    Limit("float32", "cache_error", "<=", 1e-4, "keys and values of every layer, root mean square: another layer's would be near 1"),
     Limit("float16", "noise_ratio", "<=", 1.0, "no scenario is further from float32 than transformers' own float16"),
-    Limit("float16", "strict_noise_ratio", "<=", 1.25, "every operation rounded, a pessimistic bound for an engine; other exporters' graphs measure 0.74 to 1.08"),
-    Limit("float16", "worst_local_ratio", "<=", 2.0, "no layer adds twice the error of its own rounding to float16; one linear × 1.01 shows as 2.9 to 17"),
+    Limit("float16", "strict_noise_ratio", "<=", 1.25, "every operation rounded: a pessimistic bound for an engine; other exporters: 0.74 to 1.08"),
+    Limit("float16", "worst_local_ratio", "<=", 2.0, "no layer adds twice the error of its own rounding to float16; one linear × 1.01 adds 2 to 17"),
     Limit("float16", "range_peak", "<", 1.0, "a float16 tensor of the float32 run at 65504 overflows on a GPU; above half is a warning"),
-    Limit("float16", "decisive_disagreements", "==", 0, "where the margin exceeds twice the floor's largest error, rounding can't change the best token"),
-    Limit("float16", "cache_error", "<=", 0.02, "keys and values of every layer, relative root mean square: float16 gives 0.002, another layer's would be near 1"),
+    Limit("float16", "decisive_disagreements", "==", 0, "where the margin exceeds twice the floor's error, rounding can't change the best token"),
+    Limit("float16", "cache_error", "<=", 0.02, "keys and values of every layer, root mean square: float16 gives 0.002, another layer near 1"),
     Limit("int8", "perplexity_increase_pct", "<=", 1.0, "increase − 2 standard errors; rounding to int8 by output channel measures up to 0.6 %"),
     Limit("int8", "mean_kl", "<=", 0.01, "nats; rounding to int8 by output channel measures 0.005"),
-    Limit("int8", "scenario_spread", "<=", 1.5, "worst scenario's mean error ÷ prefill's: tokens are equally far from the reference however they are cut into calls"),
-    Limit("int8", "cache_error", "<=", 0.2, "keys and values of every layer, relative root mean square: int8 weights give 0.03, another layer's would be near 1"),
+    Limit("int8", "scenario_spread", "<=", 1.5, SPREAD),
+    Limit("int8", "cache_error", "<=", 0.2, "keys and values of every layer, root mean square: int8 weights give 0.03, another layer near 1"),
     Limit("int8-smoothquant", "perplexity_increase_pct", "<=", 1.0, "increase − 2 standard errors"),
-    Limit("int8-smoothquant", "scenario_spread", "<=", 1.5, "worst scenario's mean error ÷ prefill's: tokens are equally far from the reference however they are cut into calls"),
-    Limit("engine", "engine_difference", "<=", 2**-9, "largest difference from its stage ÷ largest logit, at the gathered positions: one float16 rounding each"),
+    Limit("int8-smoothquant", "scenario_spread", "<=", 1.5, SPREAD),
+    Limit("engine", "engine_difference", "<=", 2**-9, "largest difference from its stage ÷ its largest logit: one float16 rounding each"),
     Limit("engine", "engine_structure", "==", 0, "nodes that differ from its stage, beside the gathered position"),
 )
 """Kind × check → limit."""
 
-NO_FLOOR = (Limit("float16", "mean_kl", "<=", 1e-3, "the floor is not finite, so noise can't be measured against it; float16 graphs measure 1e-5 to 2e-5"),)
+NO_FLOOR = (Limit("float16", "mean_kl", "<=", 1e-3, "there is no finite floor to measure noise against; float16 graphs measure 1e-5 to 2e-5"),)
 """What a float16 stage must hold instead where the checkpoint overflows in float16 and has no floor."""
 
 

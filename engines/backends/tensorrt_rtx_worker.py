@@ -126,10 +126,15 @@ def build(request: dict[str, Any]) -> None:
         for name, (minimum, optimum, maximum) in shapes.items():
             profile.add(name, min=tuple(minimum), opt=tuple(optimum), max=tuple(maximum))
         profiles.append(profile)
-    create = CreateConfigRTX(compute_capabilities=[tuple(request["compute_capability"])], profiles=profiles, tf32=False)
-    config = create(builder, network)
     monitor = Monitor()
-    config.progress_monitor = monitor
+    create = CreateConfigRTX(
+        compute_capabilities=[tuple(request["compute_capability"])],
+        profiles=profiles,
+        profiling_verbosity=trt.ProfilingVerbosity.LAYER_NAMES_ONLY,  # the audit reads them
+        progress_monitor=monitor,
+    )
+    config = create(builder, network)
+    config.clear_flag(trt.BuilderFlag.TF32)  # on by default, and CreateConfigRTX leaves it on
     writer = PlanFile(plan)
     try:
         built = builder.build_serialized_network_to_stream(network, config, writer)

@@ -146,4 +146,4 @@ def _death(module: str, status: int, last_words: str, peak: PeakMemory) -> Engin
         )
     how = f"crashed with {signal.Signals(-status).name}" if status < 0 else f"ended with exit code {status} and no result"
     last_line = last_words.splitlines()[-1] if last_words else "nothing on stderr"
-    return EngineError(f"the compiler ({module}) {how}; {memory}; its last words: {last_line}", hint="run with --verbose for its log")
+    return EngineError(f"the compiler ({module}) {how}; {memory}; its last words: {last_line}", hint="python cli.py --verbose build … shows its log")

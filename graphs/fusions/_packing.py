@@ -13,7 +13,8 @@ from typing import Any
 import onnx_ir as ir
 
 from artifact.layout import PACKED
-from graphs.fusions._values import Objection, in_module, last_size, rank, sizes
+from graphs.fusions._rule import Objection
+from graphs.fusions._values import in_module, last_size, rank, sizes
 
 TURNED = (1, 0)
 WEIGHT = ".weight"
@@ -37,12 +38,12 @@ def packing_objections(x: ir.Value, weights: Sequence[ir.Value], packed: str) ->
 
 def packed_module(weights: Sequence[ir.Value], packed: str) -> str | None:
     """Module path of the packed projection (`model.layers.3.self_attn.qkv_proj`), None where the weights have other names or another order."""
-    prefixes = set()
+    prefixes: set[str | None] = set()
     for weight, member in zip(weights, PACKED[packed], strict=True):
         prefix, found, rest = (weight.name or "").rpartition(f"{member}{WEIGHT}")
         prefixes.add(prefix if found and not rest else None)
-    prefix = prefixes.pop()
-    return None if prefix is None or prefixes else prefix + packed
+    layer = prefixes.pop()
+    return None if layer is None or prefixes else layer + packed
 
 
 def packed_linear(op: Any, x: ir.Value, weights: Sequence[ir.Value], packed: str) -> ir.Value:

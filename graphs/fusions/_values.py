@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from itertools import chain
 from typing import Any
 
 import onnx_ir as ir
-from onnxscript.rewriter import pattern
 
 from artifact.layout import MODULE_KEY
 
@@ -15,8 +12,6 @@ SMALL_CONSTANT = 64
 """Elements up to which a constant may be a number or a shape; whatever is larger is data, and is not read."""
 
 Size = int | str | None
-Objection = tuple[str, ir.Value]
-"""Why a match is not taken, in words, and the value at which it shows."""
 
 
 def numbers(value: ir.Value | None) -> tuple[float | int, ...] | None:
@@ -64,6 +59,12 @@ def only_user(value: ir.Value, op_type: str) -> ir.Node | None:
     return uses[0].node if len(uses) == 1 and uses[0].node.op_type == op_type else None
 
 
+def cast_to(value: ir.Value | None) -> ir.DataType | None:
+    """The dtype that the Cast node behind a value makes; None where there is none."""
+    cast = producer(value, "Cast")
+    return None if cast is None else ir.DataType(cast.attributes.get_int("to"))
+
+
 def is_last_axis(axis: float | int | None, value: ir.Value | None) -> bool:
     """Whether an axis number means the last axis of a value."""
     n_axes = rank(value)
@@ -93,10 +94,3 @@ def shape_constant(op: Any, name: str, values: list[int]) -> ir.Value:
     """A new int64 initializer; equal ones become one in the end (graphs/cleanup.py)."""
     made: ir.Value = op.initializer(ir.tensor(values, dtype=ir.DataType.INT64, name=name))
     return made
-
-
-def first_refusal(*objections: Iterable[Objection]) -> pattern.MatchResult:
-    """The match, unless there is an objection; objections are asked for in order, and none after the first."""
-    for reason, where in chain.from_iterable(objections):
-        return pattern.MatchResult().fail(reason, where)
-    return pattern.MatchResult()

@@ -4,9 +4,9 @@ Before:  MatMul(query, Transpose(K)) ─ Where(mask, ·, finfo.min) ─ Cast(flo
          K, V = key, value [B, K, T, D], or each head repeated: Unsqueeze(2) ─ Expand ─ Reshape [B, H, T, D]
 After:   Attention(query [B, H, S, D], key, value, mask bool [B, 1, S, T], scale=1.0)
 
-The query comes scaled: with another scale ONNX multiplies query and key by its root, and TensorRT then rescales the whole cache. softmax_precision stays
-unset: TensorRT refuses it, and its kernels accumulate in float32 anyway. A fully masked row (uniform before, zeros after) must not occur: the
-exporter's mask lets every row attend to itself.
+The query comes scaled: with another scale ONNX multiplies query and key by its root, and TensorRT then rescales the whole cache.
+softmax_precision stays unset: TensorRT refuses it, and its kernels accumulate in float32 anyway. A fully masked row (uniform before, zeros
+after) must not occur: the exporter's mask lets every row attend to itself.
 Source:  https://onnx.ai/onnx/operators/onnx__Attention.html
 """
 
@@ -17,15 +17,16 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-from onnxscript.rewriter import pattern
+from onnxscript.rewriter.pattern import RewriteRuleSet
 
-from graphs.fusions._values import Objection, first_refusal, in_module, is_last_axis, module_of, numbers, producer, rank, scalar, sizes
+from graphs.fusions._rule import FusionRule, Objection
+from graphs.fusions._values import cast_to, in_module, is_last_axis, module_of, numbers, producer, rank, scalar, sizes
 
 HEADS_RANK = 4
-_FLOATS = {ir.DataType.FLOAT: np.float32, ir.DataType.FLOAT16: np.float16}
+SMALLEST = {ir.DataType.FLOAT: float(np.finfo(np.float32).min), ir.DataType.FLOAT16: float(np.finfo(np.float16).min)}
 
 
-class FuseAttention(pattern.RewriteRuleClassBase):
+class FuseAttention(FusionRule):
     """Rules: 1. the mask is boolean and shared by all heads; 2. query head h reads key head h // (H / K), the only repetition that Attention means.
 
     Args:
@@ -36,7 +37,7 @@ class FuseAttention(pattern.RewriteRuleClassBase):
         super().__init__(name=f"attention, upcast={upcast}")
         self.upcast = upcast
 
-    def pattern(self, op: Any, query: Any, key: Any, value: Any, mask: Any, fill: Any) -> Any:  # type: ignore[override]
+    def pattern(self, op: Any, query: Any, key: Any, value: Any, mask: Any, fill: Any) -> Any:
         """The repetition of heads is read in ``check``: it may be there or not."""
         scores = op.MatMul(query, op.Transpose(key, _outputs=["turned_key"]))
         masked = op.Where(mask, scores, fill)
@@ -45,9 +46,11 @@ class FuseAttention(pattern.RewriteRuleClassBase):
             weights = op.Cast(weights, _outputs=["rounded"])
         return op.MatMul(weights, value, _outputs=["attended"])
 
-    def check(self, context: Any, **matched: ir.Value) -> pattern.MatchResult:
-        """Refuse what Attention would compute differently."""
-        return first_refusal(self._softmax_objections(**matched), self._mask_objections(**matched), self._head_objections(**matched))
+    def objections(self, **matched: ir.Value) -> Iterator[Objection]:
+        """What Attention would compute differently."""
+        yield from self._softmax_objections(**matched)
+        yield from self._mask_objections(**matched)
+        yield from self._head_objections(**matched)
 
     def _softmax_objections(
         self, query: ir.Value, weights: ir.Value, scores32: ir.Value | None = None, rounded: ir.Value | None = None, **_: ir.Value
@@ -55,13 +58,13 @@ class FuseAttention(pattern.RewriteRuleClassBase):
         softmax = weights.producer()
         if softmax is None or not is_last_axis(softmax.attributes.get_int("axis", -1), weights):
             yield "the softmax is not over the last axis, the keys", weights
-        if scores32 is not None and scores32.dtype != ir.DataType.FLOAT:
-            yield f"the softmax is {scores32.dtype}, not FLOAT", scores32
-        if rounded is not None and rounded.dtype != query.dtype:
-            yield f"the softmax is cast to {rounded.dtype}, the query is {query.dtype}", rounded
+        if scores32 is not None and cast_to(scores32) != ir.DataType.FLOAT:
+            yield f"the softmax is {cast_to(scores32)}, not FLOAT", scores32
+        if rounded is not None and cast_to(rounded) != query.dtype:
+            yield f"the softmax is cast to {cast_to(rounded)}, the query is {query.dtype}", rounded
 
     def _mask_objections(self, query: ir.Value, mask: ir.Value, fill: ir.Value, **_: ir.Value) -> Iterator[Objection]:
-        if query.dtype not in _FLOATS or scalar(fill) != float(np.finfo(_FLOATS[query.dtype]).min):
+        if query.dtype not in SMALLEST or scalar(fill) != SMALLEST[query.dtype]:
             yield f"masked scores are not set to the smallest {query.dtype}", fill
         if mask.dtype != ir.DataType.BOOL or rank(mask) != HEADS_RANK or (sizes(mask) or ())[1:2] != (1,):
             yield "the mask is not bool [B, 1, S, T]", mask
@@ -123,4 +126,4 @@ def is_candidate(node: ir.Node) -> bool:
     return node.op_type == "Softmax"
 
 
-RULES = pattern.RewriteRuleSet([FuseAttention.rule(upcast=True), FuseAttention.rule(upcast=False)])
+RULES = RewriteRuleSet([FuseAttention.rule(upcast=True), FuseAttention.rule(upcast=False)])

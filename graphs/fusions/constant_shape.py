@@ -11,32 +11,31 @@ from collections.abc import Iterator
 from typing import Any
 
 import onnx_ir as ir
-from onnxscript.rewriter import pattern
+from onnxscript.rewriter.pattern import RewriteRuleSet
 
-from graphs.fusions._values import Objection, Size, first_refusal, in_module, module_of, numbers, producer, shape_constant, sizes
+from graphs.fusions._rule import FusionRule, Objection
+from graphs.fusions._values import Size, in_module, module_of, numbers, producer, shape_constant, sizes
 
 KEEP = 0
 
 
-class FuseConstantShape(pattern.RewriteRuleClassBase):
+class FuseConstantShape(FusionRule):
     """Rules: 1. a dynamic size is that of the same axis of the input; 2. every other size is a constant."""
 
     def pattern(self, op: Any, x: Any, shape: Any) -> Any:
         """The sizes are read in ``check``: their number varies."""
         return op.Reshape(x, shape, _outputs=["reshaped"])
 
-    def check(self, context: Any, x: ir.Value, shape: ir.Value, **_: ir.Value) -> pattern.MatchResult:
-        """Refuse shapes that are constant already, and those that a constant can't say."""
-        return first_refusal(self._objections(x, shape))
-
-    def _objections(self, x: ir.Value, shape: ir.Value) -> Iterator[Objection]:
+    def objections(self, **matched: ir.Value) -> Iterator[Objection]:
+        """What a constant can't say, and shapes that are constant already."""
+        x, shape = matched["x"], matched["shape"]
         parts = _concatenated(shape)
         if parts is None:
             yield "the shape is not joined from single sizes", shape
         for axis, part in enumerate(parts or ()):
             constant = numbers(part)
             if constant is not None and (len(constant) != 1 or constant[0] == KEEP):
-                yield "a constant part of the shape is not one size above 0", part
+                yield "a constant part of the shape is 0, or not a single size", part
             if constant is None and not _keeps_axis(x, axis, part):
                 yield f"size {axis} of the shape is neither constant nor the size of axis {axis} of the input", part
 
@@ -73,4 +72,4 @@ def is_candidate(node: ir.Node) -> bool:
     return node.op_type == "Reshape" and producer(node.inputs[1], "Concat") is not None
 
 
-RULES = pattern.RewriteRuleSet([FuseConstantShape.rule()])
+RULES = RewriteRuleSet([FuseConstantShape.rule()])

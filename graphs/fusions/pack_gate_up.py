@@ -11,16 +11,17 @@ from collections.abc import Iterator
 from typing import Any
 
 import onnx_ir as ir
-from onnxscript.rewriter import pattern
+from onnxscript.rewriter.pattern import RewriteRuleSet
 
 from graphs.fusions._packing import TURNED, packed_linear, packing_objections
-from graphs.fusions._values import Objection, first_refusal, in_module, module_of, producer, shape_constant, sizes
+from graphs.fusions._rule import FusionRule, Objection
+from graphs.fusions._values import in_module, module_of, producer, shape_constant, sizes
 
 PACKED_NAME = "mlp.gate_up_proj"
 NEW_AXIS = 2
 
 
-class PackGateUp(pattern.RewriteRuleClassBase):
+class PackGateUp(FusionRule):
     """Rules: 1. both weights lie next to each other, gate first; 2. both are [F, E]."""
 
     def pattern(self, op: Any, x: Any, gate_weight: Any, up_weight: Any) -> Any:
@@ -29,11 +30,10 @@ class PackGateUp(pattern.RewriteRuleClassBase):
         up = op.MatMul(x, op.Transpose(up_weight, perm=TURNED))
         return op.Mul(op.Mul(gate, op.Sigmoid(gate)), up, _outputs=["product"])
 
-    def check(self, context: Any, x: ir.Value, gate_weight: ir.Value, up_weight: ir.Value, **_: ir.Value) -> pattern.MatchResult:
-        """Refuse weights that are not one."""
-        return first_refusal(packing_objections(x, (gate_weight, up_weight), PACKED_NAME), self._objections(gate_weight, up_weight))
-
-    def _objections(self, gate_weight: ir.Value, up_weight: ir.Value) -> Iterator[Objection]:
+    def objections(self, **matched: ir.Value) -> Iterator[Objection]:
+        """Weights that are not one."""
+        gate_weight, up_weight = matched["gate_weight"], matched["up_weight"]
+        yield from packing_objections(matched["x"], (gate_weight, up_weight), PACKED_NAME)
         if sizes(gate_weight) != sizes(up_weight):
             yield "gate and up are not of one shape", up_weight
 
@@ -56,4 +56,4 @@ def is_candidate(node: ir.Node) -> bool:
     return node.op_type == "Sigmoid" and producer(node.inputs[0], "MatMul") is not None
 
 
-RULES = pattern.RewriteRuleSet([PackGateUp.rule()], commute=True)
+RULES = RewriteRuleSet([PackGateUp.rule()], commute=True)

@@ -11,26 +11,29 @@ from collections.abc import Iterator
 from typing import Any
 
 import onnx_ir as ir
-from onnxscript.rewriter import pattern
+from onnxscript.rewriter.pattern import MatchingTracer, MatchResult, RewriteRule, RewriteRuleSet, SimplePatternMatcher
 
 from graphs.fusions._packing import TURNED, packed_linear, packing_objections
-from graphs.fusions._values import Objection, first_refusal, in_module, module_of, numbers, only_user, producer, shape_constant, sizes
+from graphs.fusions._rule import FusionRule, Objection
+from graphs.fusions._values import in_module, module_of, numbers, only_user, producer, shape_constant, sizes
 
 PACKED_NAME = "self_attn.qkv_proj"
 HEADS_AXIS, HEADS_FIRST = 1, (0, 2, 1, 3)
 PARTS = ("query", "key", "value")
 
 
-class PackQKV(pattern.RewriteRuleClassBase):
+class PackQKV(FusionRule):
     """Rules: 1. the three weights lie next to each other: q, k, v; 2. all heads have one head_dim."""
 
     @classmethod
-    def rule(cls, *args: Any, **kwargs: Any) -> pattern.RewriteRule:
+    def rule(cls, *args: Any, **kwargs: Any) -> RewriteRule:
         """The rule, matched by ``SiblingMatcher``."""
         instance = cls(*args, **kwargs)
-        return pattern.RewriteRule(instance.pattern, instance.rewrite, instance.check, SiblingMatcher, name=instance.name)
+        return RewriteRule(instance.pattern, instance.rewrite, instance.check, SiblingMatcher, name=instance.name)
 
-    def pattern(self, op: Any, x: Any, query_weight: Any, key_weight: Any, value_weight: Any, query_shape: Any, key_shape: Any, value_shape: Any) -> Any:  # noqa: E501, PLR0913, PLR0917
+    def pattern(  # noqa: PLR0917  # the library reads the variables' names from the signature
+        self, op: Any, x: Any, query_weight: Any, key_weight: Any, value_weight: Any, query_shape: Any, key_shape: Any, value_shape: Any
+    ) -> Any:
         """Three outputs; the first is the one whose weight is stored first."""
 
         def heads(weight: Any, shape: Any, name: str) -> Any:
@@ -39,11 +42,9 @@ class PackQKV(pattern.RewriteRuleClassBase):
 
         return heads(query_weight, query_shape, "query"), heads(key_weight, key_shape, "key"), heads(value_weight, value_shape, "value")
 
-    def check(self, context: Any, **matched: ir.Value) -> pattern.MatchResult:
-        """Refuse weights that are not one, and heads of different sizes."""
-        return first_refusal(packing_objections(matched["x"], _of_parts(matched, "weight"), PACKED_NAME), self._head_objections(**matched))
-
-    def _head_objections(self, **matched: ir.Value) -> Iterator[Objection]:
+    def objections(self, **matched: ir.Value) -> Iterator[Objection]:
+        """Weights that are not one, and heads of different sizes."""
+        yield from packing_objections(matched["x"], _of_parts(matched, "weight"), PACKED_NAME)
         for shape in _of_parts(matched, "shape"):
             sizes_wanted = numbers(shape)
             if sizes_wanted is None or len(sizes_wanted) != 4 or sizes_wanted[:2] != (0, 0):
@@ -66,7 +67,7 @@ class PackQKV(pattern.RewriteRuleClassBase):
         return [in_module(part, module) for part in parts]
 
 
-class SiblingMatcher(pattern.SimplePatternMatcher):
+class SiblingMatcher(SimplePatternMatcher):
     """Try the linears that share an input, in stored order, as the outputs of a pattern.
 
     The library's own search for patterns of several outputs tries every tuple of nodes in the graph: cubic in depth here.
@@ -80,8 +81,8 @@ class SiblingMatcher(pattern.SimplePatternMatcher):
         *,
         verbose: int = 0,
         remove_nodes: bool = True,
-        tracer: pattern.MatchingTracer | None = None,
-    ) -> pattern.MatchResult:
+        tracer: MatchingTracer | None = None,
+    ) -> MatchResult:
         """Match the siblings of ``node`` if it is the first of them."""
         self._graph = graph_or_function if isinstance(graph_or_function, ir.Graph) else graph_or_function.graph
         self._init_match(verbose)
@@ -139,4 +140,4 @@ def is_candidate(node: ir.Node) -> bool:
     return len(siblings) > 1 and siblings[0] is node
 
 
-RULES = pattern.RewriteRuleSet([PackQKV.rule()])
+RULES = RewriteRuleSet([PackQKV.rule()])

@@ -11,12 +11,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import onnx_ir as ir
-from onnxscript.rewriter import pattern
+from onnxscript.rewriter.pattern import RewriteRuleSet
 
-from graphs.fusions._values import Objection, first_refusal, in_module, is_last_axis, last_size, module_of, numbers, rank, scalar
+from graphs.fusions._rule import FusionRule, Objection
+from graphs.fusions._values import cast_to, in_module, is_last_axis, last_size, module_of, numbers, rank, scalar
 
 
-class FuseRMSNorm(pattern.RewriteRuleClassBase):
+class FuseRMSNorm(FusionRule):
     """Rules: 1. the statistics are float32, over the last axis; 2. the result is rounded to the dtype of x before the weight is applied.
 
     Args:
@@ -27,7 +28,7 @@ class FuseRMSNorm(pattern.RewriteRuleClassBase):
         super().__init__(name=f"rms_norm, upcast={upcast}")
         self.upcast = upcast
 
-    def pattern(self, op: Any, x: Any, weight: Any, exponent: Any, axes: Any, epsilon: Any) -> Any:  # type: ignore[override]
+    def pattern(self, op: Any, x: Any, weight: Any, exponent: Any, axes: Any, epsilon: Any) -> Any:
         """Every form of the operands' order comes from ``commute``."""
         x32 = op.Cast(x, _outputs=["x32"]) if self.upcast else x
         mean = op.ReduceMean(op.Pow(x32, exponent), axes, _outputs=["mean"])
@@ -36,9 +37,11 @@ class FuseRMSNorm(pattern.RewriteRuleClassBase):
             normed = op.Cast(normed, _outputs=["rounded"])
         return op.Mul(weight, normed, _outputs=["scaled"])
 
-    def check(self, context: Any, **matched: ir.Value) -> pattern.MatchResult:
-        """Refuse what RMSNormalization would compute differently."""
-        return first_refusal(self._number_objections(**matched), self._axis_objections(**matched), self._precision_objections(**matched))
+    def objections(self, **matched: ir.Value) -> Iterator[Objection]:
+        """What RMSNormalization would compute differently."""
+        yield from self._number_objections(**matched)
+        yield from self._axis_objections(**matched)
+        yield from self._precision_objections(**matched)
 
     def _number_objections(self, exponent: ir.Value, epsilon: ir.Value, **_: ir.Value) -> Iterator[Objection]:
         if scalar(exponent) != 2:
@@ -58,12 +61,12 @@ class FuseRMSNorm(pattern.RewriteRuleClassBase):
     def _precision_objections(self, x: ir.Value, x32: ir.Value | None = None, rounded: ir.Value | None = None, **_: ir.Value) -> Iterator[Objection]:
         if not self.upcast and x.dtype != ir.DataType.FLOAT:
             yield f"it computes in {x.dtype} without a cast to FLOAT; RMSNormalization computes in FLOAT and would change the numbers", x
-        if x32 is not None and x32.dtype != ir.DataType.FLOAT:
-            yield f"it computes in {x32.dtype}, not in FLOAT", x32
-        if rounded is not None and rounded.dtype != x.dtype:
-            yield f"the result is cast to {rounded.dtype}, the input is {x.dtype}", rounded
+        if x32 is not None and cast_to(x32) != ir.DataType.FLOAT:
+            yield f"it computes in {cast_to(x32)}, not in FLOAT", x32
+        if rounded is not None and cast_to(rounded) != x.dtype:
+            yield f"the result is cast to {cast_to(rounded)}, the input is {x.dtype}", rounded
 
-    def rewrite(self, op: Any, x: ir.Value, weight: ir.Value, epsilon: ir.Value, scaled: ir.Value, **_: ir.Value) -> ir.Value:  # type: ignore[override]
+    def rewrite(self, op: Any, x: ir.Value, weight: ir.Value, epsilon: ir.Value, scaled: ir.Value, **_: ir.Value) -> ir.Value:
         """One node in the place of the last multiplication."""
         stash_type = int(ir.DataType.FLOAT)
         return in_module(op.RMSNormalization(x, weight, axis=-1, epsilon=scalar(epsilon), stash_type=stash_type), module_of(scaled))
@@ -74,4 +77,4 @@ def is_candidate(node: ir.Node) -> bool:
     return node.op_type == "ReduceMean"
 
 
-RULES = pattern.RewriteRuleSet([FuseRMSNorm.rule(upcast=True), FuseRMSNorm.rule(upcast=False)], commute=True)
+RULES = RewriteRuleSet([FuseRMSNorm.rule(upcast=True), FuseRMSNorm.rule(upcast=False)], commute=True)

@@ -11,26 +11,28 @@ from collections.abc import Iterator
 from typing import Any
 
 import onnx_ir as ir
-from onnxscript.rewriter import pattern
+from onnxscript.rewriter.pattern import RewriteRuleSet
 
-from graphs.fusions._values import Objection, first_refusal, in_module, is_last_axis, last_size, module_of, numbers, producer, rank, sizes
+from graphs.fusions._rule import FusionRule, Objection
+from graphs.fusions._values import in_module, is_last_axis, last_size, module_of, numbers, producer, rank, sizes
 
 N_HALVES, HEADS_RANK = 2, 4
 
 
-class FuseRotary(pattern.RewriteRuleClassBase):
+class FuseRotary(FusionRule):
     """Rules: 1. the halves of the last axis are rotated (half-split layout); 2. both tables are read by the same position ids, once for all heads."""
 
-    def pattern(self, op: Any, x: Any, cos: Any, sin: Any) -> Any:  # type: ignore[override]
+    def pattern(self, op: Any, x: Any, cos: Any, sin: Any) -> Any:
         """Cosine and sine stay variables: they are shared by all layers and die with their last user."""
         first, second = op.Split(x, _outputs=["first", "second"], _allow_other_inputs=True)
         turned_first = op.Sub(op.Mul(first, cos), op.Mul(second, sin))
         turned_second = op.Add(op.Mul(second, cos), op.Mul(first, sin))
         return op.Concat(turned_first, turned_second, _outputs=["rotated"])
 
-    def check(self, context: Any, **matched: ir.Value) -> pattern.MatchResult:
-        """Refuse what RotaryEmbedding would compute differently."""
-        return first_refusal(self._half_objections(**matched), self._table_objections(**matched))
+    def objections(self, **matched: ir.Value) -> Iterator[Objection]:
+        """What RotaryEmbedding would compute differently."""
+        yield from self._half_objections(**matched)
+        yield from self._table_objections(**matched)
 
     def _half_objections(self, x: ir.Value, first: ir.Value, rotated: ir.Value, **_: ir.Value) -> Iterator[Objection]:
         if rank(x) != HEADS_RANK:
@@ -52,7 +54,7 @@ class FuseRotary(pattern.RewriteRuleClassBase):
         if sizes(cos_table) != sizes(sin_table) or last_size(cos_table) != last_size(first):
             yield "the tables are not [positions, D/2], one column for each rotated pair", cos_table
 
-    def rewrite(self, op: Any, x: ir.Value, cos: ir.Value, sin: ir.Value, rotated: ir.Value, **_: ir.Value) -> ir.Value:  # type: ignore[override]
+    def rewrite(self, op: Any, x: ir.Value, cos: ir.Value, sin: ir.Value, rotated: ir.Value, **_: ir.Value) -> ir.Value:
         """One node that reads the tables itself."""
         cos_read, sin_read = _read_table(cos), _read_table(sin)
         assert cos_read is not None
@@ -84,4 +86,4 @@ def is_candidate(node: ir.Node) -> bool:
     return joins_last and len(node.inputs) == N_HALVES
 
 
-RULES = pattern.RewriteRuleSet([FuseRotary.rule()], commute=True)
+RULES = RewriteRuleSet([FuseRotary.rule()], commute=True)

@@ -70,7 +70,11 @@ def quantize_int8(step: StepContext) -> dict[str, Any]:
     with step.write("int8.onnx") as temporary:
         ir.save(model, temporary)
     worst = max(errors, key=lambda name: errors[name])
-    kept = [{"name": linear.name, "reason": "the output layer keeps its precision"} for linear in linears if linear not in chosen]
+    kept = [
+        {"name": linear.matmul.metadata_props.get(MODULE_KEY, linear.name), "reason": "the output layer keeps its precision"}
+        for linear in linears
+        if linear not in chosen
+    ]
     return {
         "scheme": "int8",
         "linears": len(linears),

@@ -62,6 +62,7 @@ def _view(report: Report) -> dict[str, Any]:
         **lists, **{key: report.get(key) for key in ("verdict", "headline", "passed")}, "model": {key: model.get(key) for key in ("name", "dtype")},
         "facts": _facts(report), "failing": failing(report), "groups": groups(report), "rows": [_row(stage) for stage in stages],
         "charts": _charts(stages, report.get("floor") or {}), "ranges": _ranges(stages), "intervals": _intervals(stages),
+        "warnings": [(stage["stage"], text) for stage in stages for text in stage.get("warnings") or ()],
         "engines": [_engine(engine) for engine in report.get("engines") or ()], "configuration": _flat(model.get("config") or {}),
         "versions": _flat(report.get("versions") or {}), "machine": _flat(report.get("machine") or {}), "provenance": _provenance(report),
     }  # fmt: skip
@@ -73,10 +74,10 @@ def _facts(report: Report) -> list[tuple[str, str, Any]]:
     tally = counts(report)
     failed = f", {tally[False]} failed" if tally[False] else ""
     verified = f"{wording.number(stored['verified'])} stored checksums verified" if stored else "stored checksums not checked"
-    kind = f", {text['kind']}" if text.get("kind") not in (None, "text") else ""
+    name, kind = text.get("name") or wording.DASH, text.get("kind") or "text"
     return [
         ("Model", f"{wording.count(model.get('parameters'))} parameters", model.get("source")),
-        ("Text", f"{wording.number(text.get('scored_tokens'))} tokens scored", f"{text.get('name') or wording.DASH}{kind}"),
+        ("Text", f"{wording.number(text.get('scored_tokens'))} tokens scored", name if kind == "text" or kind in name else f"{name}, {kind}"),
         ("Float16 floor", f"{wording.number(floor.get('mean_abs'))} mean abs", floor.get("reason") or floor.get("source")),
         ("Checks", f"{tally[True]} passed{failed}", verified),
         ("Took", wording.duration(report.get("seconds")), report.get("created")),
@@ -91,11 +92,12 @@ def _row(stage: Report) -> dict[str, Any]:
 
 def _cell(stage: Report, column: Metric) -> dict[str, Any]:
     gate, layer = gate_of(stage, column), stage.get("worst_local_layer")
-    return {
-        "label": column.label, "missing": stage.get(column.key) is None, "value": value_text(stage, column),
-        "note": f"layer {layer}" if column.key == "worst_local_ratio" and layer is not None else None,
-        "gate": gate and gate_text(gate, column), "passed": gate and gate["passed"], "reason": gate and gate.get("reason"),
-    }  # fmt: skip
+    note = f"layer {layer}" if column.key == "worst_local_ratio" and layer is not None else None
+    cell = {"label": column.label, "missing": stage.get(column.key) is None, "value": wording.unbroken(value_text(stage, column))}
+    cell |= {"note": note and wording.unbroken(note), "gate": None, "passed": None, "reason": "not measured"}
+    if gate is None:
+        return cell
+    return cell | {"gate": wording.unbroken(gate_text(gate, column)), "passed": gate["passed"], "reason": gate.get("reason") or cell["reason"]}
 
 
 def _charts(stages: list[Report], floor: Report) -> list[dict[str, Any]]:

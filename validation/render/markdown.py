@@ -23,7 +23,7 @@ def escape(text: object) -> str:
 
 def render_markdown(report: Report) -> str:
     """Markdown with GitHub tables; strings are escaped, so that a name can't break a table or bring in HTML."""
-    blocks = [_head(report), _failing(report), _stages(report), _engines(report), _not_run(report), _foot(report)]
+    blocks = [_head(report), _failing(report), _stages(report), _warnings(report), _engines(report), _not_run(report), _foot(report)]
     return "\n\n".join(block for block in blocks if block) + "\n"
 
 
@@ -83,6 +83,11 @@ def _engine(engine: Report) -> tuple[str, ...]:
     names = ("file", "precision", "target")
     numbers = (size(engine.get("bytes")), number(engine.get("bytes_per_weight")), duration(engine.get("build_s")))
     return (*(escape(engine.get(name) or DASH) for name in names), *numbers, MARKS[audit.get("passed")])
+
+
+def _warnings(report: Report) -> str:
+    entries = [f"- **{escape(stage['stage'])}**: {escape(text)}" for stage in report.get("stages") or () for text in stage.get("warnings") or ()]
+    return _section("Warnings", "\n".join(entries)) if entries else ""
 
 
 def _not_run(report: Report) -> str:

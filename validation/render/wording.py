@@ -112,6 +112,11 @@ def breakable(path: object) -> Markup:
     return Markup(re.sub(r"(?<=[./_])", "<wbr>", str(escape(clean(path)))))
 
 
+def unbroken(text: str) -> str:
+    """The text, with breaks only before a sign or a word: a number stays with what stands before it."""
+    return re.sub(r" (?=[\d–−])", "\N{NO-BREAK SPACE}", text)
+
+
 def size(count: Any) -> str:
     """Bytes in decimal units: ``269000000`` → ``269 MB``."""
     if not _is_number(count):

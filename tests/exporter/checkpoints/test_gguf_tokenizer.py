@@ -153,7 +153,7 @@ def test_sentencepiece_tokenizer_matches_sentencepiece(
 
 
 def test_sentencepiece_tokenizer_never_merges_text_into_a_byte_token() -> None:
-    tokens = ["<unk>", "<0x41>", *"<0x41>", "<0x4", "1>", "<0", "x4"]  # x is there once, 4 and 1 too
+    tokens = ["<unk>", "<0x41>", *"<0x41>", "<0x4", "1>", "<0", "x4"]  # six different characters and four pieces of them
     kinds = [2, 6, *[1] * (len(tokens) - 2)]
     scores = [0.0, 0.0, *[-10.0] * 6, -1.0, -2.0, -3.0, -4.0]
     keys = {"model": "llama", "tokens": tokens, "token_type": kinds, "scores": scores, "add_bos_token": False, "add_space_prefix": False}

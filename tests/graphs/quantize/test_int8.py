@@ -47,8 +47,8 @@ def artifact(folder: Path, *, bad: bool = False) -> StepContext:
             tensor.file, tensor.offset, tensor.length, ir.DataType.FLOAT16, shape=ir.Shape(tensor.shape), name=tensor.name, base_dir=folder
         )
         model.graph.initializers.add(value)
-    for node in model.graph:
-        node.metadata_props[MODULE_KEY] = "model.layers.0.self_attn.o_proj"
+    for node, module in zip(model.graph, ["model.layers.0.self_attn.o_proj"] * 2 + ["lm_head"] * 2, strict=True):
+        node.metadata_props[MODULE_KEY] = module
     ir.save(model, folder / "fused.onnx")
     return StepContext(folder)
 

@@ -53,6 +53,10 @@ def test_gate_of_another_number_is_named(report: dict[str, Any]) -> None:
     assert gate is not None
     assert gate_text(gate, COLUMNS["top1_agreement"]) == "decisive 0"
     assert gate_text(gate | {"value": 3}, COLUMNS["top1_agreement"]) == "decisive 3"
+    engine = report["stages"][3]
+    gate = gate_of(engine, COLUMNS["max_abs"])
+    assert gate is not None
+    assert gate_text(gate, COLUMNS["max_abs"]) == "stage 0.000400 ≤ 0.00195"
     relative = {"check": "max_abs_relative", "value": 3.1e-6, "limit": 1e-4, "comparison": "<=", "passed": True}
     assert gate_text(relative, COLUMNS["max_abs"]) == "relative 3.10e-6 ≤ 0.0001"
 

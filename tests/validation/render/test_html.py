@@ -110,7 +110,7 @@ def test_page_keeps_seven_stages_and_eighty_layers_readable(build_report: Callab
     stages = re.findall(r'<table class="data stages stack".*?</table>', html, flags=re.DOTALL)
     assert [table.count('role="row"') for table in stages] == [8]
     (layers,) = [table for table in re.findall(r'<table class="data dense">.*?</table>', html, flags=re.DOTALL) if "Error each layer adds" in table]
-    assert (layers.count("<tr>"), layers.count("<td")) == (81, 560)
+    assert (layers.count("<tr>"), layers.count("<td")) == (81, 5 * 80)  # engine graphs have no local ratios
     assert len(html) < 300_000
 
 
@@ -126,7 +126,7 @@ def test_page_shows_null_as_not_measured(build_report: Callable[..., dict[str, A
     report["floor"] = {"mean_abs": None, "max_abs": None, "source": "transformers", "reason": "float16 overflows in layer 3"}
     html = render_html(report)
     page = Page(html)
-    assert html.count('<span class="missing" title="not measured">–</span>') == 9
+    assert html.count('<span class="missing" title="not measured">–</span>') == 10
     assert "None" not in page.text
     assert "nan" not in page.text
     assert "float16 overflows in layer 3" in page.text
@@ -150,9 +150,25 @@ def test_page_draws_the_floor_and_the_limits(report: dict[str, Any]) -> None:
 def test_page_shows_kernels_profiles_and_hashes(report: dict[str, Any]) -> None:
     text = Page(render_html(report)).text
     assert "sm80_xmma_gemm_f16f16_f16f32 120" in text
-    assert "prefill input_ids 1×1, 1×512, 4×4096" in text
+    assert "prefill sequence_length 1, 512, 4096" in text
     assert f"fused.onnx {'1a' * 32}" in text
     assert "gpu –" in text
+
+
+def test_page_writes_shapes_of_named_records_on_one_line(report: dict[str, Any]) -> None:
+    report["engines"][0]["profiles"] = [{"name": "prefill", "input_ids": [[1, 1], [1, 512], [4, 4096]]}]
+    assert "prefill input_ids 1×1, 1×512, 4×4096" in Page(render_html(report)).text
+
+
+def test_page_and_tooltips_say_why_a_number_is_missing(report: dict[str, Any]) -> None:
+    stage = report["stages"][0]
+    stage["noise_ratio"] = None
+    stage["checks"][0] |= {"value": None, "passed": None, "reason": "not judged: no floor: it is not finite"}
+    assert '<span class="missing" title="not judged: no floor: it is not finite">–</span>' in render_html(report)
+
+
+def test_page_shows_warnings_with_their_stage(report: dict[str, Any]) -> None:
+    assert "Warnings fused model.layers.2.mlp.down_proj reaches 61 % of float16's range" in Page(render_html(report)).text
 
 
 def test_page_of_a_bare_report_is_a_page() -> None:

@@ -98,3 +98,7 @@ def test_shorten_keeps_both_ends_of_one_line() -> None:
 
 def test_breakable_escapes_and_allows_breaks() -> None:
     assert wording.breakable("a.b_<i>") == "a.<wbr>b_<wbr>&lt;i&gt;"
+
+
+def test_unbroken_keeps_a_number_with_what_stands_before_it() -> None:
+    assert wording.unbroken("to stage 0.0004 ≤ 0.00195") == "to stage\N{NO-BREAK SPACE}0.0004 ≤\N{NO-BREAK SPACE}0.00195"

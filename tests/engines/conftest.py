@@ -1,0 +1,213 @@
+"""A tiny fused Llama as the fusions make it, with unique random weights in external data, and real plans of it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from artifact.config import LlamaConfig
+from artifact.io_spec import graph_inputs, graph_outputs
+from artifact.layout import MODULE_KEY
+from artifact.progress import silent
+from engines.backends.protocol import BuildRequest
+from engines.backends.tensorrt_rtx import TensorRTRTX
+from engines.engine_graph import write_engine_graph
+from engines.profiles import make_profiles
+from engines.targets import find_target
+
+E, F, H, K, D, V, POSITIONS = 128, 256, 2, 1, 64, 512, 256
+HEAD = """
+embedded = Gather(embed, input_ids)
+sizes = Shape(attention_mask)
+total = Gather(sizes, one)
+new_sizes = Shape(input_ids)
+new = Gather(new_sizes, one)
+past = Sub(total, new)
+slots = Range(zero, total, one)
+rows = Range(past, total, one)
+rows_column = Unsqueeze(rows, axis1)
+causal = LessOrEqual(slots, rows_column)
+diagonal = Equal(slots, rows_column)
+real = Cast<to = 9>(attention_mask)
+real_4d = Unsqueeze(real, axes12)
+visible = And(causal, real_4d)
+mask = Or(visible, diagonal)
+"""
+PACKED_QKV = """
+L_qkv = MatMul(L_norm1, L_qkv_t)
+L_qkv4 = Reshape(L_qkv, qkv_shape)
+L_heads = Transpose<perm = [0, 2, 1, 3]>(L_qkv4)
+L_q, L_k, L_v = Split<axis = 1>(L_heads, qkv_parts)
+"""
+SPLIT_LAST = """
+L_qkv = MatMul(L_norm1, L_qkv_t)
+L_q3, L_k3, L_v3 = Split<axis = 2>(L_qkv, qkv_widths)
+L_q4 = Reshape(L_q3, heads_shape)
+L_k4 = Reshape(L_k3, heads_shape)
+L_v4 = Reshape(L_v3, heads_shape)
+L_q = Transpose<perm = [0, 2, 1, 3]>(L_q4)
+L_k = Transpose<perm = [0, 2, 1, 3]>(L_k4)
+L_v = Transpose<perm = [0, 2, 1, 3]>(L_v4)
+"""
+LAYER = """
+L_norm1 = RMSNormalization<axis = -1, epsilon = 0.00001>(L_in, L_scale1)
+{qkv}
+L_q_rotated = RotaryEmbedding(L_q, cos, sin, position_ids)
+L_k_rotated = RotaryEmbedding(L_k, cos, sin, position_ids)
+L_q_scaled = Mul(L_q_rotated, q_scale)
+present_key_I = Concat<axis = 2>(past_key_I, L_k_rotated)
+present_value_I = Concat<axis = 2>(past_value_I, L_v)
+L_attention = Attention<scale = 1.0>(L_q_scaled, present_key_I, present_value_I, mask)
+L_joined = Transpose<perm = [0, 2, 1, 3]>(L_attention)
+L_context = Reshape(L_joined, hidden_shape)
+L_o = MatMul(L_context, L_o_t)
+L_middle = Add(L_in, L_o)
+L_norm2 = RMSNormalization<axis = -1, epsilon = 0.00001>(L_middle, L_scale2)
+L_gate_up = MatMul(L_norm2, L_gate_up_t)
+L_gate_up4 = Reshape(L_gate_up, gate_up_shape)
+L_gate4, L_up4 = Split<axis = 2>(L_gate_up4, halves)
+L_gate = Squeeze(L_gate4, axis2)
+L_up = Squeeze(L_up4, axis2)
+L_sigmoid = Sigmoid(L_gate)
+L_silu = Mul(L_gate, L_sigmoid)
+L_swiglu = Mul(L_silu, L_up)
+L_down = MatMul(L_swiglu, L_down_t)
+L_out = Add(L_middle, L_down)
+"""
+LINEARS = {"qkv": ((H + 2 * K) * D, E), "o": (E, H * D), "gate_up": (2 * F, E), "down": (E, F)}
+CONSTANTS = (
+    f"int64 zero = {{0}}, int64 one = {{1}}, int64[1] axis1 = {{1}}, int64[2] axes12 = {{1, 2}}, int64[1] axis2 = {{2}}, "
+    f"int64[4] qkv_shape = {{0, 0, {H + 2 * K}, {D}}}, int64[3] qkv_parts = {{{H}, {K}, {K}}}, int64[3] qkv_widths = {{{H * D}, {K * D}, {K * D}}}, "
+    f"int64[4] heads_shape = {{0, 0, -1, {D}}}, int64[3] hidden_shape = {{0, 0, {H * D}}}, int64[4] gate_up_shape = {{0, 0, 2, {F}}}, "
+    f"int64[2] halves = {{1, 1}}, float16 q_scale = {{{int(np.float16(D**-0.5).view(np.uint16))}}}"
+)
+DTYPES = {"int64": "int64", "fp16": "float16"}
+
+
+def config_of(layers: int) -> LlamaConfig:
+    return LlamaConfig(
+        hidden_size=E,
+        intermediate_size=F,
+        num_hidden_layers=layers,
+        num_attention_heads=H,
+        num_key_value_heads=K,
+        head_dim=D,
+        vocab_size=V,
+        max_position_embeddings=POSITIONS,
+        rms_norm_eps=1e-5,
+        rope_theta=10000.0,
+        tie_word_embeddings=True,
+    )
+
+
+def weights_of(layers: int, precision: str) -> dict[str, np.ndarray]:
+    """Every stored tensor; values differ everywhere, because TensorRT stores equal constants once."""
+    rng = np.random.default_rng(0)
+    angles = np.outer(np.arange(POSITIONS), 10000.0 ** -(np.arange(0, D, 2) / D))
+    weights = {"embed": rng.normal(0, 0.1, (V, E)).astype(np.float16)}
+    weights |= {"cos": np.cos(angles).astype(np.float16), "sin": np.sin(angles).astype(np.float16)}
+    for layer in range(layers):
+        weights |= {f"l{layer}_scale{i}": rng.normal(1, 0.1, E).astype(np.float16) for i in (1, 2)}
+        for name, shape in LINEARS.items():
+            if precision == "int8":
+                weights[f"l{layer}_{name}_int8"] = rng.integers(-127, 128, shape).astype(np.int8)
+                weights[f"l{layer}_{name}_steps"] = rng.uniform(1e-4, 2e-4, shape[0]).astype(np.float16)
+            else:
+                weights[f"l{layer}_{name}_weight"] = rng.normal(0, 0.02, shape).astype(np.float16)
+    return weights | {"last_scale": rng.normal(1, 0.1, E).astype(np.float16)}
+
+
+def graph_text(layers: int, precision: str, weights: dict[str, np.ndarray], *, split_last: bool) -> str:
+    body = HEAD
+    for layer in range(layers):
+        text = LAYER.format(qkv=SPLIT_LAST if split_last else PACKED_QKV)
+        for name in LINEARS:
+            source = f"L_{name}_weight"
+            dequantize = f"{source} = DequantizeLinear<axis = 0>(L_{name}_int8, L_{name}_steps)\n" if precision == "int8" else ""
+            text = text.replace(f"L_{name} =", f"{dequantize}L_{name}_t = Transpose<perm = [1, 0]>({source})\nL_{name} =")
+        text = text.replace("_I", f"_{layer}").replace("L_in", f"l{layer - 1}_out" if layer else "embedded")
+        body += text.replace("L_", f"l{layer}_")
+    body += f"normed = RMSNormalization<axis = -1, epsilon = 0.00001>(l{layers - 1}_out, last_scale)\n"
+    body += "head = Transpose<perm = [1, 0]>(embed)\nlogits = MatMul(normed, head)\n"
+    config = config_of(layers)
+    inputs = [f"{DTYPES[v.dtype]}[{','.join(map(str, v.shape))}] {text_name(v.name)}" for v in graph_inputs(config, "fp16")]
+    outputs = [f"{DTYPES[v.dtype]}[{','.join(map(str, v.shape))}] {text_name(v.name)}" for v in graph_outputs(config, "fp16")]
+    stored = [f"{array.dtype}[{','.join(map(str, array.shape))}] {name}" for name, array in weights.items()]
+    return f'<ir_version: 11, opset_import: ["" : 23]>\ng ({", ".join(inputs + stored)}) => ({", ".join(outputs)})\n<{CONSTANTS}>\n{{{body}}}'
+
+
+def text_name(name: str) -> str:
+    """`past_key_values.3.key` → `past_key_3`; the text format knows no dots."""
+    parts = name.split(".")
+    return name if len(parts) == 1 else f"{parts[0].removesuffix('_key_values')}_{parts[2]}_{parts[1]}"
+
+
+@dataclass(frozen=True)
+class Stage:
+    path: Path
+    config: LlamaConfig
+
+    @property
+    def engine_graph(self) -> Path:
+        out = self.path.with_name(f"{self.path.stem}-engine.onnx")
+        if not out.exists():
+            write_engine_graph(self.path, out)
+        return out
+
+
+def write_stage(folder: Path, layers: int, precision: str, *, split_last: bool = False) -> Stage:
+    """Write `fused.onnx` or `int8.onnx` with its weights in `weights/all.bin`."""
+    weights = weights_of(layers, precision)
+    model = ir.from_onnx_text(graph_text(layers, precision, weights, split_last=split_last))
+    graph, config = model.graph, config_of(layers)
+    for value in list(graph.inputs):
+        if value.name in weights:
+            graph.inputs.remove(value)
+            value.const_value = ir.tensor(weights[value.name], name=value.name)
+            graph.register_initializer(value)
+    for values, expected in ((graph.inputs, graph_inputs(config, "fp16")), (graph.outputs, graph_outputs(config, "fp16"))):
+        for value, spec in zip(values, expected, strict=True):
+            value.name = spec.name
+    for node in graph:
+        node.name = f"node_{node.outputs[0].name}"
+        match = re.match(r"l(\d+)_", node.outputs[0].name or "")
+        node.metadata_props[MODULE_KEY] = f"model.layers.{match[1]}" if match else ""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "weights").mkdir(exist_ok=True)
+    path = folder / f"{'int8' if precision == 'int8' else 'fused'}.onnx"
+    ir.save(model, path, external_data="weights/all.bin")
+    return Stage(path, config)
+
+
+@pytest.fixture(scope="session")
+def make_stage() -> Callable[..., Stage]:
+    return write_stage
+
+
+def build_plan(stage: Stage, name: str = "model.plan", target: str = "a100") -> Path:
+    plan = stage.path.with_name(name)
+    profiles = make_profiles(stage.config, "fp16", max_batch=2, max_length=POSITIONS)
+    TensorRTRTX().build(BuildRequest(stage.engine_graph, plan, find_target(target), tuple(profiles)), silent)
+    return plan
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Stage, Path]]:
+    """`built(layers, precision, split_last)` → a stage and its real plan, built once a session."""
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx-cu12 is not installed")
+    done: dict[tuple[int, str, bool], tuple[Stage, Path]] = {}
+
+    def get(layers: int, precision: str = "fp16", split_last: bool = False) -> tuple[Stage, Path]:
+        key = (layers, precision, split_last)
+        if key not in done:
+            stage = write_stage(tmp_path_factory.mktemp("engine"), layers, precision, split_last=split_last)
+            done[key] = (stage, build_plan(stage))
+        return done[key]
+
+    return get

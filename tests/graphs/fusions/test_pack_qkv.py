@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from artifact.layout import MODULE_KEY
+from graphs.fusions import pack_qkv
+from graphs.rewriting import apply_fusion
+
+LAYER = "model.layers.3.self_attn"
+NAMES = {short: f"{LAYER}.{short}_proj.weight" for short in "qkv"}
+TEXT = """
+agraph (float[B,S,6] x, float[8,6] w_q, float[4,6] w_k, float[4,6] w_v) => (float[B,4,S,2] query, float[B,2,S,2] key, float[B,2,S,2] value)
+<int64[4] query_heads = {0, 0, 4, 2}, int64[4] key_heads = {0, 0, 2, 2}>
+{
+    q_turned = Transpose<perm=[1,0]>(w_q)
+    q = MatMul(x, q_turned)
+    q_heads = Reshape(q, query_heads)
+    [q_last] query = Transpose<perm=[0,2,1,3]>(q_heads)
+    k_turned = Transpose<perm=[1,0]>(w_k)
+    k = MatMul(x, k_turned)
+    k_heads = Reshape(k, key_heads)
+    [k_last] key = Transpose<perm=[0,2,1,3]>(k_heads)
+    v_turned = Transpose<perm=[1,0]>(w_v)
+    v = MatMul(x, v_turned)
+    v_heads = Reshape(v, key_heads)
+    [v_last] value = Transpose<perm=[0,2,1,3]>(v_heads)
+}
+"""
+ROWS = {"q": 8, "k": 4, "v": 4}
+
+
+@pytest.fixture
+def projections(graph, random):
+    """The graph with its weights in one file, in ``order``, by Hugging Face's names."""
+
+    def make(text=TEXT, dtype=np.float32, order="qkv", rows=ROWS, gap=0, names=NAMES):
+        weights = {f"w_{short}": random(rows[short], 6, dtype=dtype) for short in order}
+        model = graph(text if dtype == np.float32 else text.replace("float[", "float16["), stored=weights, gap=gap)
+        for short in order:
+            model.graph.initializers[f"w_{short}"].name = names[short]
+        for node in model.graph:
+            node.metadata_props[MODULE_KEY] = LAYER
+        return model
+
+    return make
+
+
+def fuse(model):
+    return apply_fusion(model, pack_qkv.RULES, pack_qkv.is_candidate)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_packs_into_one_linear_and_keeps_the_numbers(projections, run, random, dtype) -> None:
+    model = projections(dtype=dtype)
+    feeds = {"x": random(2, 5, 6, dtype=dtype)}
+    before = run(model, feeds)
+    result = fuse(model)
+    assert (result.fired, result.refused) == (1, [])
+    turned, linear, heads, last, split = model.graph
+    assert [node.op_type for node in (turned, linear, heads, last, split)] == ["Transpose", "MatMul", "Reshape", "Transpose", "Split"]
+    assert (dict(linear.attributes), dict(heads.attributes)) == ({}, {})
+    assert [tuple(node.attributes.get_ints("perm")) for node in (turned, last)] == [(1, 0), (0, 2, 1, 3)]
+    assert (split.attributes.get_int("axis"), set(split.attributes)) == (1, {"axis"})
+    assert heads.inputs[1].const_value.numpy().tolist() == [0, 0, 8, 2]
+    assert split.inputs[1].const_value.numpy().tolist() == [4, 2, 2]
+    for fused, unfused in zip(run(model, feeds), before, strict=True):
+        np.testing.assert_array_equal(fused, unfused)
+
+
+def test_packed_weight_is_a_view_of_the_same_bytes(projections) -> None:
+    model = projections()
+    parts = [model.graph.initializers[name].const_value for name in NAMES.values()]
+    fuse(model)
+    packed = model.graph.initializers[f"{LAYER}.qkv_proj.weight"].const_value
+    assert isinstance(packed, ir.ExternalTensor)
+    assert (packed.location, packed.offset, packed.length) == ("weights.bin", 0, sum(part.nbytes for part in parts))
+    np.testing.assert_array_equal(packed.numpy(), np.concatenate([part.numpy() for part in parts]))
+    assert set(NAMES.values()).isdisjoint(model.graph.initializers)
+
+
+def test_new_values_have_module_dtype_and_shape(projections) -> None:
+    model = projections()
+    fuse(model)
+    assert [node.metadata_props[MODULE_KEY] for node in model.graph] == [f"{LAYER}.qkv_proj"] * 2 + [LAYER] * 3
+    assert all(value.dtype == ir.DataType.FLOAT for node in model.graph for value in node.outputs)
+    shapes = [str(value.shape) for node in model.graph for value in node.outputs]
+    assert shapes == ["[6,16]", "[B,S,16]", "[B,S,8,2]", "[B,8,S,2]", "[B,4,S,2]", "[B,2,S,2]", "[B,2,S,2]"]
+
+
+def test_packs_whatever_order_the_graph_has(projections, run, random) -> None:
+    """The value branch comes first in the graph, and still last in the weight; consumers stand before the first branch's end."""
+    start, first_k, first_v = (TEXT.index(f"    {branch}_turned") for branch in "qkv")
+    branches = TEXT[start:first_k], TEXT[first_k:first_v], TEXT[first_v : TEXT.rindex("}")]
+    reverse = TEXT[:start].replace("float[B,2,S,2] value)", "float[B,2,S,2] used)") + branches[2] + "    used = Neg(value)\n" + branches[1] + branches[0] + "}"
+    model = projections(reverse)
+    feeds = {"x": random(2, 5, 6)}
+    before = run(model, feeds)
+    assert fuse(model).fired == 1
+    assert [node.op_type for node in model.graph][-2:] == ["Split", "Neg"]
+    for fused, unfused in zip(run(model, feeds), before, strict=True):
+        np.testing.assert_array_equal(fused, unfused)
+
+
+def test_packs_heads_of_equal_number(projections) -> None:
+    """Without grouped heads nothing but the names tells query, key and value apart."""
+    text = TEXT.replace("[4,6]", "[8,6]").replace("[B,2,S,2]", "[B,4,S,2]").replace("{0, 0, 2, 2}", "{0, 0, 4, 2}")
+    model = projections(text, rows=dict.fromkeys("qkv", 8))
+    assert fuse(model).fired == 1
+    assert model.graph.node(-1).inputs[1].const_value.numpy().tolist() == [4, 4, 4]
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"gap": 4}, f"{NAMES['k']} does not lie behind {NAMES['q']}: weights.bin bytes 0 to 192, weights.bin bytes 196 to 292; a packed weight would be a copy"),
+        ({"order": "kqv"}, "are not named self_attn.q_proj, self_attn.k_proj, self_attn.v_proj of one layer"),
+        ({"names": {short: f"w{short}" for short in "qkv"}}, "wq, wk, wv are not named self_attn.q_proj"),
+        ({"names": NAMES | {"v": NAMES["v"].replace("3", "4")}}, "of one layer"),
+        ({"text": TEXT.replace("[B,S,6] x", "[S,6] x")}, "the input is not [B, S, E]"),
+        ({"text": TEXT.replace("{0, 0, 2, 2}", "{0, -1, 2, 2}")}, "the reshape to heads is not [0, 0, heads, head_dim]"),
+        ({"text": TEXT.replace("{0, 0, 2, 2}", "{0, 0, 1, 4}")}, "query, key and value have different head_dim: [2, 4, 4]"),
+        ({"text": TEXT.replace("v_heads)", "v_heads)\n    more = Neg(v)").replace("value)\n<", "value, float[B,S,4] more)\n<")}, "2 linears reshaped to heads"),
+        ({"text": TEXT.replace("[v_last] value = Transpose<perm=[0,2,1,3]>", "value = Transpose<perm=[0,2,3,1]>")}, "2 linears reshaped to heads read this input"),
+    ],
+)
+def test_refuses_with_a_reason(projections, options, reason) -> None:
+    model = projections(**options)
+    result = fuse(model)
+    assert result.fired == 0
+    assert "Split" not in {node.op_type for node in model.graph}
+    (refusal,) = result.refused
+    assert refusal.node == ("k_last" if options.get("order") == "kqv" else "q_last")
+    assert reason in refusal.reason
+
+
+def test_refuses_a_branch_that_is_used_elsewhere(projections) -> None:
+    text = TEXT.replace("float[B,2,S,2] value)", "float[B,2,S,2] value, float[B,S,4] v)")
+    result = fuse(projections(text))
+    assert result.fired == 0
+    assert "a value between its first and last node is used elsewhere too" in result.refused[0].reason
+
+
+def test_refuses_weights_that_are_not_stored_outside(graph, random) -> None:
+    model = graph(TEXT, constants={f"w_{short}": random(rows, 6) for short, rows in ROWS.items()})
+    result = fuse(model)
+    assert result.fired == 0
+    assert "w_q is not a weight [out, in] stored outside the graph" in result.refused[0].reason
+
+
+def test_cost_is_linear_in_depth(projections) -> None:
+    """One layer tries one triple; the library's own search would try every triple of Transpose nodes of all layers."""
+    tried = []
+
+    class Counting(pack_qkv.SiblingMatcher):
+        def _multi_match(self, candidate, check_removable):
+            tried.append(candidate)
+            return super()._multi_match(candidate, check_removable)
+
+    model = projections()
+    rule = pack_qkv.PackQKV.rule()
+    rule._matcher = Counting(rule._target_pattern)
+    assert rule.apply_to_model(model) == 1
+    assert len(tried) == 1

@@ -1,0 +1,206 @@
+"""The command line: what a program and a person get, and what bad input gets."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
+
+import cli
+
+ROOT = Path(__file__).resolve().parents[1]
+COMMANDS = ["run", "export", "fuse", "quantize", "build", "validate", "generate", "inspect", "doctor"]
+
+
+def run_cli(*arguments: str | Path, code: int = 0) -> subprocess.CompletedProcess[str]:
+    """The real process: exit code, stdout and stderr as a user gets them."""
+    result = subprocess.run([sys.executable, ROOT / "cli.py", *map(str, arguments)], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert result.returncode == code, result.stdout + result.stderr
+    return result
+
+
+def refused(*arguments: str | Path, code: int = 1) -> tuple[str, str]:
+    """The error line and the hint line of a command that fails; nothing on stdout, no traceback."""
+    result = run_cli(*arguments, code=code)
+    assert result.stdout == ""
+    assert "Traceback" not in result.stderr
+    lines = [line for line in result.stderr.splitlines() if line.startswith(("error: ", "hint: "))]
+    assert lines, result.stderr
+    assert lines[0].startswith("error: ")
+    return lines[0], lines[1] if len(lines) > 1 else ""
+
+
+@pytest.fixture(scope="session")
+def artifact(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny artifact after export, fuse and quantize."""
+    out = tmp_path_factory.mktemp("artifact") / "tiny"
+    for command in (("export", "--checkpoint", tiny_checkpoint, "--out", out), ("fuse", out), ("quantize", out)):
+        run_cli(*command)
+    return out
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_shows_an_example(command: str) -> None:
+    result = CliRunner().invoke(cli.app, [command, "--help"])
+    assert result.exit_code == 0
+    assert f"cli.py {command}" in " ".join(result.output.split())
+
+
+def test_every_command_is_covered() -> None:
+    assert sorted(command.name or command.callback.__name__ for command in cli.app.registered_commands if command.callback) == sorted(COMMANDS)
+
+
+def test_doctor_prints_one_json_object() -> None:
+    report = json.loads(run_cli("doctor", "--json").stdout)
+    assert report["versions"]["torch"]
+    assert {row["state"] for row in report["can"]} <= {"yes", "no"}
+    assert all(row["hint"] for row in report["can"] if row["state"] == "no")
+
+
+def test_usage_error_is_exit_code_two() -> None:
+    assert run_cli("build", code=2).stdout == ""
+    assert run_cli("run", "--checkpoint", "demo", "--precision", "fp12", code=2).stdout == ""
+
+
+@pytest.mark.trace
+def test_steps_report_the_contracts_keys_and_resume(artifact: Path, tiny_checkpoint: Path) -> None:
+    export = json.loads(run_cli("export", "--checkpoint", tiny_checkpoint, "--out", artifact, "--json").stdout)
+    assert export.keys() >= {"artifact", "nodes", "trace_s", "weights_s", "weights_bytes", "peak_rss_mb"}
+    fuse = json.loads(run_cli("fuse", artifact, "--json").stdout)
+    assert fuse.keys() >= {"nodes_before", "nodes_after", "rules"}
+    assert {rule["rule"]: (rule["fired"], rule["expected"]) for rule in fuse["rules"]}.items() >= {"rms_norm": (5, 5), "attention": (2, 2)}.items()
+    quantize = json.loads(run_cli("quantize", artifact, "--json").stdout)
+    assert quantize.keys() >= {"scheme", "linears", "quantized", "kept", "bytes"}
+    assert "up to date" in run_cli("quantize", artifact).stdout
+
+
+@pytest.mark.trace
+def test_inspect_describes_each_kind(artifact: Path, tiny_checkpoint: Path) -> None:
+    kinds = {path: json.loads(run_cli("inspect", path, "--json").stdout)["kind"] for path in (artifact, artifact / "fused.onnx", tiny_checkpoint)}
+    assert list(kinds.values()) == ["artifact folder", "ONNX graph", "checkpoint (safetensors)"]
+    verified = json.loads(run_cli("inspect", artifact, "--verify", "--json").stdout)
+    assert verified["passed"] is True
+    assert verified["verified"] > 5
+
+
+@pytest.mark.trace
+def test_verify_finds_a_changed_byte(artifact: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    subprocess.run(["cp", "-r", artifact, copy], check=True)
+    weights = copy / "weights" / "layer-001.safetensors"
+    raw = bytearray(weights.read_bytes())
+    raw[-1] ^= 1
+    weights.write_bytes(raw)
+    result = run_cli("inspect", copy, "--verify", code=3)
+    assert "weights/layer-001.safetensors is not the file that was written" in " ".join(result.stdout.split())
+
+
+@pytest.mark.trace
+def test_step_before_is_named_when_it_is_missing(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    out = tmp_path / "art"
+    assert "is not an artifact folder" in refused("fuse", out)[0]
+    run_cli("export", "--checkpoint", tiny_checkpoint, "--out", out)
+    error, hint = refused("quantize", out)
+    assert "has no fused.onnx" in error
+    assert f"cli.py fuse {out}" in hint
+    error, hint = refused("build", out, "--precision", "int8")
+    assert "has no int8.onnx" in error
+    assert f"cli.py quantize {out}" in hint
+
+
+@pytest.mark.trace
+def test_folder_of_another_checkpoint_is_refused(artifact: Path, make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    other = make_checkpoint(tmp_path / "other", seed=1)
+    error, hint = refused("export", "--checkpoint", other, "--out", artifact)
+    assert "belongs to another checkpoint" in error
+    assert "--out" in hint
+
+
+@pytest.mark.trace
+def test_build_without_tensorrt_says_how_to_install_it(artifact: Path) -> None:
+    without = "import sys; sys.modules['tensorrt_rtx'] = None; import cli; cli.main()"
+    command = [sys.executable, "-c", without, "build", str(artifact)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert result.returncode == 1, result.stderr
+    assert "error: this machine can't build engines" in result.stderr
+    assert "pip install" in result.stderr
+    assert not (artifact / "engines").exists()
+
+
+@pytest.mark.trace
+def test_precision_that_the_artifact_cannot_give_is_refused(artifact: Path) -> None:
+    error, hint = refused("build", artifact, "--precision", "fp32")
+    assert "a fp32 engine needs an fp32 artifact" in error
+    assert "--dtype fp32" in hint
+
+
+@pytest.mark.trace
+def test_generate_without_a_tokenizer_is_refused(artifact: Path) -> None:
+    assert "has no tokenizer.json" in refused("generate", artifact, "hello")[0]
+
+
+class TestBadCheckpoints:
+    """Each gets one error, one hint or none, exit code 1, and leaves no folder."""
+
+    def refuse(self, folder: Path, out: Path) -> str:
+        error, _ = refused("export", "--checkpoint", folder, "--out", out)
+        assert not out.exists()
+        return error
+
+    def test_folder_without_config(self, tmp_path: Path) -> None:
+        (tmp_path / "empty").mkdir()
+        assert "config.json" in self.refuse(tmp_path / "empty", tmp_path / "out")
+
+    def test_other_model_type(self, make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+        folder = make_checkpoint(tmp_path / "c")
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | {"model_type": "foobar"}))
+        error = self.refuse(folder, tmp_path / "out")
+        assert "'foobar'" in error
+        assert "'llama'" in error
+
+    def test_missing_tensor(self, make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+        folder = make_checkpoint(tmp_path / "c")
+        tensors = load_file(folder / "model.safetensors")
+        del tensors["model.layers.1.mlp.up_proj.weight"]
+        save_file(tensors, folder / "model.safetensors")
+        assert "model.layers.1.mlp.up_proj.weight" in self.refuse(folder, tmp_path / "out")
+
+    def test_extra_tensor(self, make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+        folder = make_checkpoint(tmp_path / "c")
+        tensors = load_file(folder / "model.safetensors")
+        tensors["model.layers.1.mlp.router.weight"] = tensors["model.norm.weight"].clone()
+        save_file(tensors, folder / "model.safetensors")
+        assert "model.layers.1.mlp.router.weight" in self.refuse(folder, tmp_path / "out")
+
+    @pytest.mark.parametrize("layers", [1, 3])
+    def test_other_number_of_layers(self, make_checkpoint: Callable[..., Path], tmp_path: Path, layers: int) -> None:
+        folder = make_checkpoint(tmp_path / "c")
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": layers}))
+        error = self.refuse(folder, tmp_path / "out")
+        assert f"{layers} layers" in error or f"{layers} layer" in error
+        assert "2" in error
+
+    def test_truncated_file(self, make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+        folder = make_checkpoint(tmp_path / "c")
+        raw = (folder / "model.safetensors").read_bytes()
+        (folder / "model.safetensors").write_bytes(raw[:-100])
+        error = self.refuse(folder, tmp_path / "out")
+        assert "model.safetensors" in error
+        assert str(len(raw)) in error.replace(",", "")
+
+    def test_shape_that_disagrees_with_the_config(self, make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+        folder = make_checkpoint(tmp_path / "c")
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | {"intermediate_size": 40}))
+        error = self.refuse(folder, tmp_path / "out")
+        assert "mlp.gate_proj.weight" in error
+        assert "40" in error
+        assert "48" in error

@@ -1,0 +1,71 @@
+"""A tiny artifact made by the real exporter, and ways to damage a graph as a bug in an earlier step would: before its hash was recorded."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+import pytest
+
+from artifact.config import LlamaConfig
+from artifact.manifest import fingerprint, read_manifest, write_manifest
+from artifact.steps import StepContext, run_step
+from exporter.checkpoints import Checkpoint, open_checkpoint
+from exporter.export import export_checkpoint
+from validation.parity import validate_artifact
+
+Validate = Callable[[Path], dict[str, Any]]
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tiny_checkpoint: Path) -> Checkpoint:
+    return open_checkpoint(str(tiny_checkpoint))
+
+
+@pytest.fixture(scope="session")
+def config(checkpoint: Checkpoint) -> LlamaConfig:
+    return checkpoint.config
+
+
+@pytest.fixture(scope="session")
+def validate(checkpoint: Checkpoint) -> Validate:
+    return lambda artifact: validate_artifact(StepContext(artifact), checkpoint=checkpoint, stages=None, text=None, tokens=None)
+
+
+@pytest.fixture(scope="session")
+def sound_artifact(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An exported fp16 artifact; not to be changed."""
+    artifact = tmp_path_factory.mktemp("artifacts") / "tiny"
+    run_step(artifact, "export", {}, lambda step: export_checkpoint(step, checkpoint, dtype="fp16"))
+    return artifact
+
+
+@pytest.fixture(scope="session")
+def sound_report(sound_artifact: Path, validate: Validate) -> dict[str, Any]:
+    """The report of the undamaged artifact; its floor stays in the folder."""
+    return validate(sound_artifact)
+
+
+@pytest.fixture
+def artifact(sound_artifact: Path, sound_report: dict[str, Any], tmp_path: Path) -> Path:
+    """A copy of the exported artifact, with its floor, to be changed."""
+    assert sound_report["schema"] == 1
+    return Path(shutil.copytree(sound_artifact, tmp_path / "tiny"))
+
+
+@pytest.fixture(scope="session")
+def rewrite_graph() -> Callable[..., None]:
+    """``rewrite_graph(artifact, edit)`` changes traced.onnx; ``to`` names another file. The manifest takes the result for what a step wrote."""
+
+    def rewrite(artifact: Path, edit: Callable[[ir.Model], None], *, to: str = "traced.onnx") -> None:
+        model = ir.load(artifact / "traced.onnx")
+        edit(model)
+        ir.save(model, artifact / to)
+        manifest = read_manifest(artifact)
+        manifest["steps"]["export"]["outputs"][to] = fingerprint(artifact / to)
+        write_manifest(artifact, manifest)
+
+    return rewrite
