@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 import time
 from enum import StrEnum
@@ -18,6 +19,8 @@ from rich.table import Table
 
 from artifact.errors import ToolkitError
 from commands.summary import Sheet, summarize
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported: spinning threads made it five times slower on shared cores
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="markdown")
 out, err = Console(highlight=False), Console(stderr=True, highlight=False)

@@ -64,9 +64,7 @@ def no_floor(reason: str, source: str = "not measured") -> Floor:
     return Floor(None, None, [], source, reason)
 
 
-def measure_floor(
-    step: StepContext, fingerprint: str, reference: Reference, sequences: Sequence[Ids], runs: Sequence[ReferenceRun]
-) -> Floor:
+def measure_floor(step: StepContext, fingerprint: str, reference: Reference, sequences: Sequence[Ids], runs: Sequence[ReferenceRun]) -> Floor:
     """The floor of a checkpoint on some sequences, the main one first; measured once and kept in ``reports/floor.json`` by hash.
 
     Args:

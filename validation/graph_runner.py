@@ -25,8 +25,10 @@ Array = NDArray[Any]
 PROVIDERS = ["CPUExecutionProvider"]
 DTYPES: dict[str, Any] = {"fp16": np.float16, "fp32": np.float32}
 ORT_TYPES = {"int64": "tensor(int64)", "fp16": "tensor(float16)", "fp32": "tensor(float)"}
-SESSION_ENTRIES = {"session.enable_dq_matmulnbits_fusion": "0"}
-"""MatMulNBits may quantise activations too: another computation than the graph's."""
+SESSION_ENTRIES = {
+    "session.enable_dq_matmulnbits_fusion": "0",  # MatMulNBits may quantise activations too: another computation than the graph's
+    "session.intra_op.allow_spinning": "0",  # waiting threads that spin halve the speed of everything else on two cores
+}
 
 
 @dataclass
@@ -43,6 +45,12 @@ class RowResult:
     logits: Array
     keys: list[Array] = field(default_factory=list)
     values: list[Array] = field(default_factory=list)
+
+    def gathered(self, positions: NDArray[np.int64]) -> RowResult:
+        """Some positions alone, copied, without the caches."""
+        at = np.searchsorted(self.positions, positions)
+        assert np.array_equal(self.positions[at], positions)
+        return RowResult(positions, self.logits[at].copy())
 
 
 class GraphRunner:
@@ -68,12 +76,16 @@ class GraphRunner:
         _check_interface(graph.name, self._session.get_outputs(), io_spec.graph_outputs(config, dtype, one_position=one_position), "output")
 
     def run(self, scenario: Scenario) -> list[RowResult]:
-        """All calls of a scenario; one result per row."""
+        """All calls of a scenario; one result per row.
+
+        Raises:
+            ValidationError: ONNX Runtime stopped in one of the calls.
+        """
         cache: list[Array] | None = None
         columns: list[NDArray[np.int64]] = []
         logits: list[Array] = []
         for call in scenario.calls():
-            outputs = self.call(call, cache)
+            outputs = self._call(call, cache)
             logits.append(outputs[0])
             columns.append(np.arange(call.end - outputs[0].shape[1], call.end))
             cache = outputs[1:]
@@ -86,7 +98,7 @@ class GraphRunner:
         logits: Array = self._run([io_spec.LOGITS], feeds)[0][0]
         return logits
 
-    def call(self, call: Call, cache: list[Array] | None) -> list[Array]:
+    def _call(self, call: Call, cache: list[Array] | None) -> list[Array]:
         names = [value.name for value in io_spec.graph_outputs(self.config, self.dtype)]
         return self._run(names, call_feeds(self.config, self.dtype, call, cache))
 

@@ -35,9 +35,11 @@ class Masks:
     def results(self, value: ir.Value, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """The elements of a value that are results; the array itself where none is exempt."""
         if value in self.whole:
-            return array[np.isnan(array)]
+            wrong: npt.NDArray[Any] = array[np.isnan(array)]
+            return wrong
         if value in self.scores:
-            return array[~(array <= MASKED)]  # NaN stays
+            unmasked: npt.NDArray[Any] = array[~(array <= MASKED)]  # NaN stays
+            return unmasked
         return array
 
 

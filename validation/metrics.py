@@ -38,13 +38,11 @@ def log_softmax(logits: Array) -> Array:
     return shifted
 
 
-@_nan_stays
 def kl_divergence(logits: Array, reference: Array) -> Floats:
     """KL(reference ‖ logits) of every position, nats: [n]."""
     result = np.empty(len(logits))
     for block in _blocks(len(logits)):
-        log_p, log_q = log_softmax(reference[block]), log_softmax(logits[block])
-        result[block] = (np.exp(log_p) * (log_p - log_q)).sum(axis=-1, dtype=np.float64)
+        result[block] = _kl(log_softmax(logits[block]), log_softmax(reference[block]))
     return result
 
 
@@ -52,9 +50,17 @@ def negative_log_likelihoods(logits: Array, targets: NDArray[np.int64]) -> Float
     """−log p(target) of every position, nats: logits [n, V], targets [n] → [n]."""
     result = np.empty(len(logits))
     for block in _blocks(len(logits)):
-        rows = log_softmax(logits[block])
-        result[block] = -rows[np.arange(len(rows)), targets[block]]
+        result[block] = _nll(log_softmax(logits[block]), targets[block])
     return result
+
+
+def token_scores(logits: Array, reference: Array, targets: NDArray[np.int64]) -> tuple[Floats, Floats]:
+    """``negative_log_likelihoods`` and ``kl_divergence`` in one pass: most of the time is the softmax of [n, V]."""
+    nll, kl = np.empty(len(logits)), np.empty(len(logits))
+    for block in _blocks(len(logits)):
+        log_q = log_softmax(logits[block])
+        nll[block], kl[block] = _nll(log_q, targets[block]), _kl(log_q, log_softmax(reference[block]))
+    return nll, kl
 
 
 def top1_agreement(logits: Array, reference: Array) -> float:
@@ -85,6 +91,15 @@ def relative_error(values: Array, reference: Array) -> float:
     scale = float(np.sqrt(np.mean(wide**2)))
     error = float(np.sqrt(np.mean((values.astype(np.float64) - wide) ** 2)))
     return error / scale if scale else (0.0 if error == 0 else float("inf"))
+
+
+@_nan_stays
+def _kl(log_q: Array, log_p: Array) -> Floats:
+    return np.asarray((np.exp(log_p) * (log_p - log_q)).sum(axis=-1, dtype=np.float64))
+
+
+def _nll(log_q: Array, targets: NDArray[np.int64]) -> Floats:
+    return -log_q[np.arange(len(log_q)), targets].astype(np.float64)
 
 
 def _blocks(count: int) -> list[slice]:

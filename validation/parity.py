@@ -15,6 +15,7 @@ from artifact.errors import ValidationError
 from artifact.io_spec import Dtype
 from artifact.layout import parameter_count
 from artifact.manifest import require_artifact, sha256_of
+from artifact.progress import Progress
 from artifact.steps import MADE_BY, StepContext
 from exporter.checkpoints import Checkpoint
 from validation import machine, tolerances
@@ -23,7 +24,7 @@ from validation.engine_graph import measure_engine_graph
 from validation.engines import engine_entries, plans_not_run
 from validation.oracle import Oracle, prepare_oracle
 from validation.render import write_reports
-from validation.stage import measure_stage
+from validation.stage import LastRows, measure_stage
 
 SCHEMA = 1
 
@@ -53,7 +54,7 @@ def validate_artifact(
     stored = verify_checksums(step.artifact, manifest, step.progress)
     seconds = {"checksums": round(time.perf_counter() - start, 2)}
     oracle = prepare_oracle(step, checkpoint, dtype, text=text, tokens=tokens)
-    measured = [_measure(oracle, stage, step) for stage in chosen]
+    measured = measure_stages(oracle, chosen, step.progress)
     engines = engine_entries(step.artifact)
     report = {
         "schema": SCHEMA,
@@ -77,6 +78,18 @@ def validate_artifact(
     finite: dict[str, Any] = without_nonfinite(report)
     write_reports(step, finite)
     return finite
+
+
+def measure_stages(oracle: Oracle, stages: list[str], progress: Progress) -> list[dict[str, Any]]:
+    """The entries of some stages, in their order; an engine graph takes from its stage what it must give."""
+    entries, expected = [], dict[str, LastRows]()
+    for stage in stages:
+        if stage.endswith(tolerances.ENGINE):
+            entries.append(measure_engine_graph(oracle, stage, expected.get(stage.removesuffix(tolerances.ENGINE)), progress))
+        else:
+            entry, expected[stage] = measure_stage(oracle, stage, progress)
+            entries.append(entry)
+    return entries
 
 
 def choose_stages(artifact: Path, wanted: list[str] | None, dtype: Dtype) -> tuple[list[str], list[dict[str, str]]]:
@@ -159,11 +172,6 @@ def without_nonfinite(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: without_nonfinite(item) for key, item in value.items()}
     return [without_nonfinite(item) for item in value] if isinstance(value, list | tuple) else value
-
-
-def _measure(oracle: Oracle, stage: str, step: StepContext) -> dict[str, Any]:
-    measure = measure_engine_graph if stage.endswith(tolerances.ENGINE) else measure_stage
-    return measure(oracle, stage, step.progress)
 
 
 def _unmeasurable(stage: str, there: list[str], dtype: Dtype) -> str | None:

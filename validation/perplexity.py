@@ -73,13 +73,11 @@ def score(windows: Sequence[Window], logits: Callable[[int], NDArray[Any]], refe
         logits: index of a window → its logits [n, V].
         reference: the same of the reference, for KL.
     """
-    nll, kl = [], []
-    for index, window in enumerate(windows):
-        ours = logits(index)
-        nll.append(metrics.negative_log_likelihoods(ours, window.targets))
-        if reference is not None:
-            kl.append(metrics.kl_divergence(ours, reference(index)))
-    return TokenScores(np.concatenate(nll), np.concatenate(kl) if kl else None)
+    if reference is None:
+        return TokenScores(np.concatenate([metrics.negative_log_likelihoods(logits(i), window.targets) for i, window in enumerate(windows)]))
+    scores = [metrics.token_scores(logits(i), reference(i), window.targets) for i, window in enumerate(windows)]
+    nll, kl = (np.concatenate(side) for side in zip(*scores, strict=True))
+    return TokenScores(nll, kl)
 
 
 def increase_pct(scores: TokenScores, reference: TokenScores) -> tuple[float, float]:

@@ -62,6 +62,11 @@ class Scenario:
         """Real positions of all rows."""
         return sum(len(row) for row in self.rows)
 
+    def last_positions(self, row: int) -> Ids:
+        """The row's real position in the last column of each call."""
+        columns = np.cumsum(self.chunks) - 1 - self.pads[row]
+        return columns[columns >= 0].astype(np.int64)
+
     def calls(self) -> Iterator[Call]:
         """The calls in order; ids and positions [B, S], mask [B, T], all int64. Padding has id 0, mask 0, position 0."""
         ids = np.stack([np.pad(row, (pad, 0)) for row, pad in zip(self.rows, self.pads, strict=True)])  # [B, W]

@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 from artifact.errors import ToolkitError
 from artifact.progress import Progress
 from validation import metrics, perplexity, tolerances
-from validation.graph_runner import GraphRunner, call_feeds
+from validation.graph_runner import GraphRunner, RowResult, call_feeds
 from validation.local_ratio import local_ratios
 from validation.oracle import MAIN, Oracle
 from validation.ranges import audit_ranges
 from validation.scenario_errors import cache_errors, compare_scenario
+from validation.scenarios import Scenario
 from validation.strict import run_strict
 
 Array = NDArray[Any]
@@ -33,6 +34,10 @@ NUMBERS = (
 """Keys of every stage of the report, null where not measured."""
 
 
+LastRows = dict[str, list[RowResult]]
+"""Scenario → per row, the logits of each call's last position."""
+
+
 @dataclass
 class StageMeasurement:
     """The numbers of one stage, as they are gathered.
@@ -42,6 +47,7 @@ class StageMeasurement:
         where: check → layer, tensor or node that it is about.
         missing: check → why it has no value.
         seconds: part → how long it took.
+        last_rows: logits that an engine graph must give too.
     """
 
     numbers: dict[str, Any] = field(default_factory=lambda: dict.fromkeys(NUMBERS))
@@ -52,13 +58,15 @@ class StageMeasurement:
     missing: dict[str, str] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
+    last_rows: LastRows = field(default_factory=dict)
 
 
-def measure_stage(oracle: Oracle, stage: str, progress: Progress) -> dict[str, Any]:
+def measure_stage(oracle: Oracle, stage: str, progress: Progress) -> tuple[dict[str, Any], LastRows]:
     """Run one graph against the reference.
 
     Returns:
-        The stage's entry of the report; a graph that can't be run is an entry that failed and says why.
+        The stage's entry of the report (a graph that can't be run is an entry that failed and says why), and what its engine graph must
+        give.
     """
     start = time.perf_counter()
     graph = oracle.artifact / f"{stage}.onnx"
@@ -70,7 +78,7 @@ def measure_stage(oracle: Oracle, stage: str, progress: Progress) -> dict[str, A
     for row in tolerances.limits_of(kind, has_floor=oracle.floor.mean_abs is not None):
         value = _gated(row.check, measured.numbers)
         checks.append(tolerances.judge(row, value, where=measured.where.get(row.check), missing=measured.missing.get(row.check)))
-    return stage_entry(stage, measured, checks, time.perf_counter() - start)
+    return stage_entry(stage, measured, checks, time.perf_counter() - start), measured.last_rows
 
 
 def stage_entry(stage: str, measured: StageMeasurement, checks: list[dict[str, Any]], seconds: float) -> dict[str, Any]:
@@ -118,11 +126,17 @@ def measure_structure(oracle: Oracle, graph: Path, measured: StageMeasurement) -
         rows = runner.run(scenario)
         measured.scenarios.append(compare_scenario(oracle, scenario, rows))
         caches.append(cache_errors(oracle, scenario, rows))
+        measured.last_rows[scenario.name] = last_rows(scenario, rows)
         if scenario.name == "decode":
             errors, _ = metrics.absolute_errors(rows[0].logits, oracle.logits[MAIN])
             measured.decode_errors = errors[scenario.chunks[0] :].tolist()
     _summarise(oracle, measured, np.stack(caches))
     _score_text(oracle, runner, measured)
+
+
+def last_rows(scenario: Scenario, rows: list[RowResult]) -> list[RowResult]:
+    """What an engine graph gives of a scenario: the last position of each call."""
+    return [row.gathered(scenario.last_positions(index)) for index, row in enumerate(rows)]
 
 
 def measure_strict(oracle: Oracle, graph: Path, measured: StageMeasurement) -> None:

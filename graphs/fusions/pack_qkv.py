@@ -96,7 +96,9 @@ class SiblingMatcher(SimplePatternMatcher):
 
 
 def sibling_heads(node: ir.Node) -> list[tuple[ir.Value, ir.Node]]:
-    """Linears that are reshaped to heads and read the same input as the one that ends at ``node``, in stored order.
+    """Linears that are reshaped to heads and read the same input as the one that ends at ``node``.
+
+    In stored order where they are stored in one file, otherwise in the graph's.
 
     Returns:
         (weight, the Transpose that yields the heads) of each; empty if ``node`` is no such Transpose.
@@ -110,7 +112,8 @@ def sibling_heads(node: ir.Node) -> list[tuple[ir.Value, ir.Node]]:
         weight, heads = _weight(user), _heads(user)
         if weight is not None and heads is not None:
             found.append((weight, heads))
-    return sorted(found, key=lambda pair: _stored_at(pair[0]))
+    in_one_file = len({_stored_at(weight)[0] for weight, _ in found}) == 1
+    return sorted(found, key=lambda pair: _stored_at(pair[0])) if in_one_file else found
 
 
 def _weight(linear: ir.Node) -> ir.Value | None:

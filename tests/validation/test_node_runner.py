@@ -67,16 +67,17 @@ def test_run_nodes_returns_outputs_and_kept_values() -> None:
 
 
 def test_run_nodes_in_float32_promotes_values_constants_and_casts() -> None:
-    text = """
+    bits = np.float16(0.0002).view(np.uint16)  # the text form of float16
+    text = f"""
     g (float16[B,1] x) => (float16[B,1] y)
-    <float[1] tiny = {0.0001}>
-    {
+    <float[1] tiny = {{0.0001}}>
+    {{
         a = Add(x, tiny)
         wide = Cast<to=1>(a)
         b = Cast<to=10>(wide)
-        k = Constant<value = float16[1] {%d}>()
+        k = Constant<value = float16[1] {{{bits}}}>()
         y = Add(b, k)
-    }""" % np.float16(0.0002).view(np.uint16)  # the text form of float16 is its bits
+    }}"""
     x = {"x": np.array([[1]], np.float16)}
     assert run_nodes(graph(text), x)["y"].tolist() == [[1.0]]  # both are below half a step of float16 at 1
     promoted = run_nodes(graph(text), x, float32=True)["y"]
@@ -90,17 +91,18 @@ def test_observer_sees_the_dtype_of_the_graph_in_a_float32_run() -> None:
     assert seen == dict.fromkeys("abcdey", (ir.DataType.FLOAT16, np.float32))
 
 
-def test_optional_inputs_and_outputs_may_be_left_out() -> None:
-    text = """
-    g (float[B,4] x, float high) => (float[B,2] y)
-    <int64[1] k = {2}>
-    {
-        a = Clip(x, , high)
-        y, = TopK<axis=1>(a, k)
-    }"""
-    model = graph(text)
-    result = run_nodes(model, {"x": np.array([[1, 9, 3, 4]], np.float32), "high": np.float32(3.5).reshape(())})
-    np.testing.assert_array_equal(result["y"], [[3.5, 3.5]])
+def test_optional_input_may_be_left_out() -> None:
+    model = graph("g (float[B,4] x, float high) => (float[B,4] y) { y = Clip(x, , high) }")
+    result = run_nodes(model, {"x": np.array([[1, 9, 3, 4]], np.float32), "high": np.array(3.5, np.float32)})
+    np.testing.assert_array_equal(result["y"], [[1, 3.5, 3, 3.5]])
+
+
+def test_optional_output_may_be_left_out() -> None:
+    model = graph("g (float[1,1,2] x, float[1,2,2] w, float[1,2,2] r) => (float[1,1,2] last) { all, last = RNN<hidden_size=2>(x, w, r) }")
+    model.graph[0].outputs[0].name = ""
+    weight = np.eye(2, dtype=np.float32)[None]
+    result = run_nodes(model, {"x": np.array([[[1, 2]]], np.float32), "w": weight, "r": weight})
+    np.testing.assert_allclose(result["last"], np.tanh([[[1, 2]]]), rtol=1e-6)
 
 
 @pytest.mark.trace
@@ -199,7 +201,9 @@ def test_external_weight_is_read_from_its_offset(tmp_path: Path) -> None:
     np.testing.assert_array_equal(load_constant(external(tmp_path)), np.arange(4, 20, dtype=np.float16).reshape(4, 4))
 
 
-@pytest.mark.parametrize(("options", "reason"), [({"size": 10}, "can't be read"), ({"location": "gone.bin"}, "gone.bin"), ({"location": "../w.bin"}, "outside")], ids=str)
+@pytest.mark.parametrize(
+    ("options", "reason"), [({"size": 10}, "can't be read"), ({"location": "gone.bin"}, "gone.bin"), ({"location": "../w.bin"}, "outside")], ids=str
+)
 def test_external_weight_that_is_short_missing_or_outside_is_refused(tmp_path: Path, options: dict[str, Any], reason: str) -> None:
     with pytest.raises(ValidationError, match=reason) as caught:
         load_constant(external(tmp_path, **options))

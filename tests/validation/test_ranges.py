@@ -130,7 +130,12 @@ def test_audit_exempts_the_fill_of_a_mask(fill: str, mask: str) -> None:
 
 
 def test_audit_exempts_a_mask_that_is_computed_from_the_attention_mask() -> None:
-    arithmetic = "half = Cast<to=10>(allowed)\n    one = Cast<to=10>(keep)\n    gap = Sub(half, half)\n    off = Sub(gap, one)\n    m = Mul(off, fill)\n    s = Sub(scores, m)"
+    arithmetic = """half = Cast<to=10>(allowed)
+    one = Cast<to=10>(keep)
+    gap = Sub(half, half)
+    off = Sub(gap, one)
+    m = Mul(off, fill)
+    s = Sub(scores, m)"""
     feeds = {"scores": halves(9, -50, 3, 2), "allowed": np.array([[1, 1, 0, 0]]), "v": np.ones((4, 2), np.float16)}
     audit = audit_ranges(model(MASKED % ("-65504.0", arithmetic)), feeds)
     assert audit.warnings == []

@@ -46,7 +46,9 @@ def graph(text: str) -> ir.Model:
 
 
 def one_node(operator: str, inputs: list[np.ndarray], **attributes: object) -> tuple[ir.Model, dict[str, np.ndarray]]:
-    values = [ir.Value(name=f"i{n}", type=ir.TensorType(ir.DataType.from_numpy(array.dtype)), shape=ir.Shape(array.shape)) for n, array in enumerate(inputs)]
+    values = [
+        ir.Value(name=f"i{n}", type=ir.TensorType(ir.DataType.from_numpy(array.dtype)), shape=ir.Shape(array.shape)) for n, array in enumerate(inputs)
+    ]
     node = ir.Node("", operator, values, ir.convenience.convert_attributes(attributes), num_outputs=1, name="node")
     node.outputs[0].name = "y"
     model = ir.Model(ir.Graph(values, node.outputs, nodes=[node], opset_imports={"": 23}, name="g"), ir_version=10)
@@ -97,7 +99,9 @@ def test_lone_operation_overflows_to_inf(operator: str, inputs: list[np.ndarray]
 def test_arithmetic_is_rounded_once(operator: str, numpy_operation: np.ufunc) -> None:
     a, b = halves(64, 64), halves(64, 64, scale=3)[::-1].copy()
     model, feeds = one_node(operator, [a, b])
-    np.testing.assert_array_equal(run_strict(model, feeds).outputs["y"], numpy_operation(a.astype(np.float64), b.astype(np.float64)).astype(np.float16))
+    np.testing.assert_array_equal(
+        run_strict(model, feeds).outputs["y"], numpy_operation(a.astype(np.float64), b.astype(np.float64)).astype(np.float16)
+    )
 
 
 def test_product_is_accumulated_in_float32_and_rounded_once() -> None:
