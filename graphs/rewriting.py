@@ -10,7 +10,6 @@ import onnx_ir as ir
 from onnx_ir.passes import common as common_passes
 from onnxscript.rewriter import pattern
 
-
 MAX_STEPS = 6
 """How far behind a candidate a match may have broken off to be its reason."""
 

@@ -12,6 +12,7 @@ SMALL_CONSTANT = 64
 """Elements up to which a constant may be a number or a shape; whatever is larger is data, and is not read."""
 
 Size = int | str | None
+Shape = tuple[Size, ...]
 
 
 def numbers(value: ir.Value | None) -> tuple[float | int, ...] | None:
@@ -28,7 +29,7 @@ def scalar(value: ir.Value | None) -> float | int | None:
     return found[0] if found is not None and len(found) == 1 else None
 
 
-def sizes(value: ir.Value | None) -> tuple[Size, ...] | None:
+def sizes(value: ir.Value | None) -> Shape | None:
     """Shape of a value: a number, or the name of a dynamic axis, or None for an axis that nothing is known of; None without a rank."""
     if value is None or value.shape is None:
         return None
@@ -77,7 +78,7 @@ def module_of(value: ir.Value) -> str:
     return node.metadata_props.get(MODULE_KEY, "") if node is not None else ""
 
 
-def in_module(value: ir.Value, module: str, dtype: ir.DataType | None = None, shape: tuple[Size, ...] | None = None) -> ir.Value:
+def in_module(value: ir.Value, module: str, dtype: ir.DataType | None = None, shape: Shape | None = None) -> ir.Value:
     """Record where a new value belongs and, for values within a replacement, its dtype and shape; returns the value."""
     node = value.producer()
     assert node is not None

@@ -20,7 +20,7 @@ import onnx_ir as ir
 from onnxscript.rewriter.pattern import RewriteRuleSet
 
 from graphs.fusions._rule import FusionRule, Objection
-from graphs.fusions._values import cast_to, in_module, is_last_axis, module_of, numbers, producer, rank, scalar, sizes
+from graphs.fusions._values import Shape, cast_to, in_module, is_last_axis, module_of, numbers, producer, rank, scalar, sizes
 
 HEADS_RANK = 4
 SMALLEST = {ir.DataType.FLOAT: float(np.finfo(np.float32).min), ir.DataType.FLOAT16: float(np.finfo(np.float16).min)}
@@ -38,7 +38,7 @@ class FuseAttention(FusionRule):
         self.upcast = upcast
 
     def pattern(self, op: Any, query: Any, key: Any, value: Any, mask: Any, fill: Any) -> Any:
-        """The repetition of heads is read in ``check``: it may be there or not."""
+        """The repetition of heads is read in ``unrepeated``: it may be there or not."""
         scores = op.MatMul(query, op.Transpose(key, _outputs=["turned_key"]))
         masked = op.Where(mask, scores, fill)
         weights = op.Softmax(op.Cast(masked, _outputs=["scores32"]) if self.upcast else masked, _outputs=["weights"])
@@ -103,17 +103,24 @@ def unrepeated(value: ir.Value) -> tuple[ir.Value, str]:
     if unsqueeze is None or unsqueeze.inputs[0] is None:
         return value, "heads are expanded, but not on a new axis"
     source, axes = unsqueeze.inputs[0], numbers(unsqueeze.inputs[1])
-    shape, expanded, joined = sizes(source), sizes(expand.outputs[0]), sizes(value)
     if axes == (1,):
         return value, "heads are tiled (0, 1, 0, 1); Attention repeats each one (0, 0, 1, 1)"
-    if axes != (2,) or shape is None or expanded is None or joined is None or len(shape) != HEADS_RANK:
+    if axes != (2,) or rank(source) != HEADS_RANK:
         return value, "heads are not repeated on a new axis behind their own"
+    reason = _more_than_heads(sizes(source), sizes(expand.outputs[0]), sizes(value))
+    return (value, reason) if reason else (source, "")
+
+
+def _more_than_heads(shape: Shape | None, expanded: Shape | None, joined: Shape | None) -> str:
+    """Why [B, K, T, D] → [B, K, H/K, T, D] → [B, H, T, D] is more than a repetition of heads, or ""."""
+    if shape is None or expanded is None or joined is None:
+        return "the shapes of the repeated heads are not known"
     batch, n_heads, total, head_dim = shape
-    groups = expanded[2]
-    whole = isinstance(n_heads, int) and isinstance(groups, int) and joined == (batch, n_heads * groups, total, head_dim)
-    if not whole or expanded != (batch, n_heads, groups, total, head_dim):
-        return value, f"heads {list(shape)} are repeated to {list(expanded)} and {list(joined)}: more than the heads changes"
-    return source, ""
+    groups = expanded[2] if len(expanded) > HEADS_RANK else None
+    n_joined = n_heads * groups if isinstance(n_heads, int) and isinstance(groups, int) else None
+    if n_joined is not None and expanded == (batch, n_heads, groups, total, head_dim) and joined == (batch, n_joined, total, head_dim):
+        return ""
+    return f"heads {list(shape)} are repeated to {list(expanded)} and {list(joined)}: more than the heads changes"
 
 
 def _n_heads(value: ir.Value) -> int | None:

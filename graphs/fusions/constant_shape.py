@@ -23,7 +23,7 @@ class FuseConstantShape(FusionRule):
     """Rules: 1. a dynamic size is that of the same axis of the input; 2. every other size is a constant."""
 
     def pattern(self, op: Any, x: Any, shape: Any) -> Any:
-        """The sizes are read in ``check``: their number varies."""
+        """The sizes are read in ``objections``: their number varies."""
         return op.Reshape(x, shape, _outputs=["reshaped"])
 
     def objections(self, **matched: ir.Value) -> Iterator[Objection]:

@@ -66,12 +66,16 @@ def test_keeps_equal_constants_of_other_types_and_shapes_apart() -> None:
 
 def test_weights_keep_their_names_and_are_not_shared(tmp_path) -> None:
     """Two norms of ones are two weights."""
-    model = ir.from_onnx_text('<ir_version: 11, opset_import: ["" : 23]>\nagraph (float[4] x, float[4] a, float[4] b) => (float[4] y) { p = Mul(x, a)\n y = Mul(p, b) }')
+    model = ir.from_onnx_text(
+        '<ir_version: 11, opset_import: ["" : 23]>\nagraph (float[4] x, float[4] a, float[4] b) => (float[4] y) { p = Mul(x, a)\n y = Mul(p, b) }'
+    )
     np.ones(8, np.float32).tofile(tmp_path / "weights.bin")
     for index, value in enumerate(list(model.graph.inputs)[1:]):
         model.graph.inputs.remove(value)
         value.name = f"model.layers.{index}.input_layernorm.weight"
-        value.const_value = ir.ExternalTensor("weights.bin", 16 * index, 16, ir.DataType.FLOAT, shape=ir.Shape([4]), name=value.name, base_dir=tmp_path)
+        value.const_value = ir.ExternalTensor(
+            "weights.bin", 16 * index, 16, ir.DataType.FLOAT, shape=ir.Shape([4]), name=value.name, base_dir=tmp_path
+        )
         model.graph.initializers.add(value)
     clean_up(model)
     assert list(model.graph.initializers) == ["model.layers.0.input_layernorm.weight", "model.layers.1.input_layernorm.weight"]

@@ -22,7 +22,14 @@ from graphs.pipeline import PIPELINES, fuse_artifact
 
 pytestmark = pytest.mark.trace
 LAYERS = 3
-EXPECTED = {"rms_norm": 2 * LAYERS + 1, "rotary": 2 * LAYERS, "attention": LAYERS, "constant_shape": 4 * LAYERS, "pack_qkv": LAYERS, "pack_gate_up": LAYERS}
+EXPECTED = {
+    "rms_norm": 2 * LAYERS + 1,
+    "rotary": 2 * LAYERS,
+    "attention": LAYERS,
+    "constant_shape": 4 * LAYERS,
+    "pack_qkv": LAYERS,
+    "pack_gate_up": LAYERS,
+}
 VARIANTS = {
     "grouped-untied-wide-fp32": ({"num_key_value_heads": 2, "head_dim": 16, "tie_word_embeddings": False}, "fp32"),
     "multi-head-tied-fp16": ({"num_key_value_heads": 4, "tie_word_embeddings": True}, "fp16"),
@@ -68,7 +75,9 @@ def test_every_rule_fires_as_often_as_the_config_says(fused, variant) -> None:
     assert all(rule["fired"] == rule["expected"] and rule["refused"] == [] for rule in report["rules"])
     assert report["passed"] is True
     assert report["target"] == "tensorrt"
-    assert (report["nodes_before"], report["nodes_after"]) == tuple(ir.load(artifact / f"{stage}.onnx").graph.num_nodes() for stage in ("traced", "fused"))
+    assert (report["nodes_before"], report["nodes_after"]) == tuple(
+        ir.load(artifact / f"{stage}.onnx").graph.num_nodes() for stage in ("traced", "fused")
+    )
     assert (sum(report["ops_before"].values()), sum(report["ops_after"].values())) == (report["nodes_before"], report["nodes_after"])
     assert [operators(artifact, layer) for layer in range(LAYERS)] == [LAYER_FORM] * LAYERS
 
@@ -100,7 +109,10 @@ def test_weights_are_packed_views_and_complete(fused, variant) -> None:
     initializers = ir.load(artifact / "fused.onnx").graph.initializers
     traced = ir.load(artifact / "traced.onnx").graph.initializers
     stored = [value.const_value for value in initializers.values() if isinstance(value.const_value, ir.ExternalTensor)]
-    assert sum(tensor.size for tensor in stored) == sum(np.prod(shape) for shape in tensor_shapes(config).values()) + config.max_position_embeddings * config.head_dim
+    assert (
+        sum(tensor.size for tensor in stored)
+        == sum(np.prod(shape) for shape in tensor_shapes(config).values()) + config.max_position_embeddings * config.head_dim
+    )
     n_rows = (config.num_attention_heads + 2 * config.num_key_value_heads) * config.head_dim
     for layer in range(LAYERS):
         prefix = f"model.layers.{layer}."
@@ -208,8 +220,18 @@ def soften_softmax(nodes, _):
 
 
 PARTIAL = [
-    (move_key_weight, "pack_qkv", "fusion pack_qkv fired 2 times, expected 3", "model.layers.1.self_attn.k_proj.weight does not lie behind model.layers.1.self_attn.q_proj.weight"),
-    (soften_softmax, "attention", "fusion attention fired 2 times, expected 3", "model.layers.2.self_attn.Softmax: the softmax is not over the last axis"),
+    (
+        move_key_weight,
+        "pack_qkv",
+        "fusion pack_qkv fired 2 times, expected 3",
+        "model.layers.1.self_attn.k_proj.weight does not lie behind model.layers.1.self_attn.q_proj.weight",
+    ),
+    (
+        soften_softmax,
+        "attention",
+        "fusion attention fired 2 times, expected 3",
+        "model.layers.2.self_attn.Softmax: the softmax is not over the last axis",
+    ),
 ]
 
 
@@ -249,7 +271,7 @@ def test_a_model_of_another_depth_is_refused(unfused) -> None:
 
 def test_artifact_without_a_trace_names_the_command(unfused) -> None:
     (unfused / "traced.onnx").unlink()
-    with pytest.raises(ArtifactError, match="has no traced.onnx") as failure:
+    with pytest.raises(ArtifactError, match=r"has no traced\.onnx") as failure:
         fuse_artifact(StepContext(unfused))
     assert "cli.py export" in str(failure.value.hint)
 

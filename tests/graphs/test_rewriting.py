@@ -34,7 +34,10 @@ def test_does_not_change_what_it_refuses() -> None:
     [
         ("OpType mismatch: expected MatMul, got Gemm.", "its structure differs: linear is Gemm, expected MatMul"),
         ("Matched nodes have other uses preventing replacement.", "a value between its first and last node is used elsewhere too (near linear)"),
-        ("Mismatch: Computed node pattern does not match uncomputed IR value.", "an operand is fed or stored where it should be computed (near linear)"),
+        (
+            "Mismatch: Computed node pattern does not match uncomputed IR value.",
+            "an operand is fed or stored where it should be computed (near linear)",
+        ),
         ("Binding failure: x bound to two different values.", "two operands should be one value, and are not (near linear)"),
         ("Node output index mismatch: expected 0, got 1.", "the outputs of a node are used in another order (near linear)"),
         ("Attribute perm mismatch: expected (1, 0), got (0, 1).", "an attribute differs (near linear)"),

@@ -18,13 +18,14 @@ Runner = Callable[[ir.Model, Arrays], list[np.ndarray[Any, Any]]]
 
 @pytest.fixture
 def graph(tmp_path: Path) -> GraphMaker:
-    """Text → model. Inputs named in ``constants`` become initializers; those in ``stored`` lie in one file, in the order given, ``gaps`` bytes apart."""
+    """Text → model; inputs named in ``constants`` become initializers, those in ``stored`` lie in one file from byte 16, ``gap`` bytes apart."""
 
     def make(text: str, constants: Arrays | None = None, stored: Arrays | None = None, gap: int = 0) -> ir.Model:
         model = ir.from_onnx_text(f'<ir_version: 11, opset_import: ["" : 23]>\n{text}')
         tensors: dict[str, Any] = {name: ir.tensor(array, name=name) for name, array in (constants or {}).items()}
-        offset, file = 0, tmp_path / "weights.bin"
+        offset, file = 16, tmp_path / "weights.bin"
         with file.open("wb") as out:
+            out.write(b"\0" * offset)
             for name, array in (stored or {}).items():
                 out.write(array.tobytes() + b"\0" * gap)
                 dtype = ir.DataType.from_numpy(array.dtype)

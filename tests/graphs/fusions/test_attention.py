@@ -19,14 +19,14 @@ agraph (float[B,4,S,8] query, float[B,4,T,8] key, float[B,4,T,8] value, bool[B,1
 }
 """
 GROUPED_FLOAT16 = """
-agraph (float16[B,4,S,8] query, float16[B,2,T,8] key, float16[B,2,T,8] value, bool[B,1,S,T] mask, float16 fill) => (float16[B,4,S,8] y)
-<int64[1] two = {2}, int64[1] four = {4}, int64[1] eight = {8}, int64[1] new_axis = {2}, float[B,4,S,T] weights,
- float16[B,2,2,T,8] key_repeated, float16[B,4,T,8] key_heads, float16[B,2,2,T,8] value_repeated, float16[B,4,T,8] value_heads>
+agraph (float16[B,6,S,8] query, float16[B,2,T,8] key, float16[B,2,T,8] value, bool[B,1,S,T] mask, float16 fill) => (float16[B,6,S,8] y)
+<int64[1] two = {2}, int64[1] three = {3}, int64[1] six = {6}, int64[1] eight = {8}, int64[1] new_axis = {2}, float[B,6,S,T] weights,
+ float16[B,2,3,T,8] key_repeated, float16[B,6,T,8] key_heads, float16[B,2,3,T,8] value_repeated, float16[B,6,T,8] value_heads>
 {
     batch = Shape<start=0, end=1>(key)
     total = Shape<start=2, end=3>(key)
-    repeated = Concat<axis=0>(batch, two, two, total, eight)
-    joined = Concat<axis=0>(batch, four, total, eight)
+    repeated = Concat<axis=0>(batch, two, three, total, eight)
+    joined = Concat<axis=0>(batch, six, total, eight)
     key_5d = Unsqueeze(key, new_axis)
     key_repeated = Expand(key_5d, repeated)
     key_heads = Reshape(key_repeated, joined)
@@ -69,7 +69,8 @@ def test_fuses_to_one_node_and_keeps_the_numbers(graph, run, random, text, dtype
     mask[1, :, :, :2] = False  # left padding; a row always attends to itself
     mask[1, :, :, past:] |= np.eye(new, dtype=bool)
     keys = {name: random(batch, n_kv_heads, total, 8, dtype=dtype) for name in ("key", "value")}
-    feeds = {"query": random(batch, 4, new, 8, dtype=dtype), **keys, "mask": mask}
+    n_heads = model.graph.inputs[0].shape[1]
+    feeds = {"query": random(batch, n_heads, new, 8, dtype=dtype), **keys, "mask": mask}
     unfused_y = run(model, feeds)[0]
     result = apply_fusion(model, attention.RULES, attention.is_candidate)
     assert (result.fired, result.refused) == (1, [])
@@ -118,20 +119,25 @@ def test_keeps_the_module_and_the_cache_as_outputs(graph) -> None:
         (GROUPED_FLOAT16, {"key_5d = Unsqueeze(key, new_axis)": "key_5d = Reshape(key, repeated)"}, "heads are expanded, but not on a new axis"),
         (
             GROUPED_FLOAT16,
-            {"float16[B,2,2,T,8] key_repeated": "float16[B,2,2,U,8] key_repeated"},
-            "heads ['B', 2, 'T', 8] are repeated to ['B', 2, 2, 'U', 8] and ['B', 4, 'T', 8]: more than the heads changes",
+            {"float16[B,2,3,T,8] key_repeated": "float16[B,2,3,U,8] key_repeated"},
+            "heads ['B', 2, 'T', 8] are repeated to ['B', 2, 3, 'U', 8] and ['B', 6, 'T', 8]: more than the heads changes",
         ),
         (
             GROUPED_FLOAT16,
-            {"float16[B,4,T,8] value_heads": "float16[B,T,4,8] value_heads"},
-            "are repeated to ['B', 2, 2, 'T', 8] and ['B', 'T', 4, 8]: more than the heads changes",
+            {"float16[B,6,T,8] value_heads": "float16[B,T,6,8] value_heads"},
+            "are repeated to ['B', 2, 3, 'T', 8] and ['B', 'T', 6, 8]: more than the heads changes",
         ),
+        (GROUPED_FLOAT16, {" float16[B,2,3,T,8] key_repeated,": ""}, "the shapes of the repeated heads are not known"),
         (FLOAT32, {"float[B,4,T,8] key": "float[B,K,T,8] key"}, "query, key and value are not [B, heads, ·, D] with known numbers of heads"),
         (FLOAT32, {"float[B,4,S,8] query": "float[B,S,8] query"}, "query, key and value are not [B, heads, ·, D]"),
         (FLOAT32, {"float[B,4,T,8] value": "float[B,2,T,8] value"}, "4 query heads can't share 4 key heads and 2 value heads"),
         (FLOAT32, {"[B,4,T,8] key": "[B,3,T,8] key", "[B,4,T,8] value": "[B,3,T,8] value"}, "4 query heads can't share 3 key heads"),
         (FLOAT32, {"scores = MatMul": "[scaled] scores = Mul"}, "its structure differs: scaled is Mul, expected MatMul"),
-        (FLOAT32, {"masked = Where(mask, scores, fill)": "[added] masked = Add(scores, fill)"}, "its structure differs: added is Add, expected Where"),
+        (
+            FLOAT32,
+            {"masked = Where(mask, scores, fill)": "[added] masked = Add(scores, fill)"},
+            "its structure differs: added is Add, expected Where",
+        ),
     ],
 )
 def test_refuses_with_a_reason(graph, text, edits, reason) -> None:

@@ -50,6 +50,7 @@ def test_is_done_once(graph) -> None:
         ({"Concat<axis=0>(batch, new, heads, head_dim)": "Concat<axis=0>(new, batch, heads, head_dim)"}, "size 0 of the shape is neither constant"),
         ({"int64[B,S] input_ids": "int64[B,T] input_ids"}, "size 1 of the shape is neither constant nor the size of axis 1 of the input"),
         ({"int64[B,S] input_ids": "int64[B,?] input_ids", "[B,S,6] x": "[B,?,6] x"}, "size 1 of the shape is neither constant"),
+        ({"(input_ids)": "(ids)", "{\n    batch": "{\n    ids = Identity(input_ids)\n    batch"}, "size 0 of the shape is neither constant"),
         ({"start=1, end=2": "start=0, end=2"}, "size 1 of the shape is neither constant"),
         ({"new = Shape<start=1, end=2>(input_ids)": "new = Neg(heads)"}, "size 1 of the shape is neither constant"),
         ({"heads = {3}": "heads = {0}"}, "a constant part of the shape is 0, or not a single size"),

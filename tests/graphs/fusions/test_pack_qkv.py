@@ -75,7 +75,7 @@ def test_packed_weight_is_a_view_of_the_same_bytes(projections) -> None:
     fuse(model)
     packed = model.graph.initializers[f"{LAYER}.qkv_proj.weight"].const_value
     assert isinstance(packed, ir.ExternalTensor)
-    assert (packed.location, packed.offset, packed.length) == ("weights.bin", 0, sum(part.nbytes for part in parts))
+    assert (packed.location, packed.offset, packed.length) == ("weights.bin", 16, sum(part.nbytes for part in parts))
     np.testing.assert_array_equal(packed.numpy(), np.concatenate([part.numpy() for part in parts]))
     assert set(NAMES.values()).isdisjoint(model.graph.initializers)
 
@@ -93,7 +93,14 @@ def test_packs_whatever_order_the_graph_has(projections, run, random) -> None:
     """The value branch comes first in the graph, and still last in the weight; consumers stand before the first branch's end."""
     start, first_k, first_v = (TEXT.index(f"    {branch}_turned") for branch in "qkv")
     branches = TEXT[start:first_k], TEXT[first_k:first_v], TEXT[first_v : TEXT.rindex("}")]
-    reverse = TEXT[:start].replace("float[B,2,S,2] value)", "float[B,2,S,2] used)") + branches[2] + "    used = Neg(value)\n" + branches[1] + branches[0] + "}"
+    reverse = (
+        TEXT[:start].replace("float[B,2,S,2] value)", "float[B,2,S,2] used)")
+        + branches[2]
+        + "    used = Neg(value)\n"
+        + branches[1]
+        + branches[0]
+        + "}"
+    )
     model = projections(reverse)
     feeds = {"x": random(2, 5, 6)}
     before = run(model, feeds)
@@ -114,15 +121,28 @@ def test_packs_heads_of_equal_number(projections) -> None:
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"gap": 4}, f"{NAMES['k']} does not lie behind {NAMES['q']}: weights.bin bytes 0 to 192, weights.bin bytes 196 to 292; a packed weight would be a copy"),
+        (
+            {"gap": 4},
+            f"{NAMES['k']} does not lie behind {NAMES['q']}: weights.bin bytes 16 to 208, weights.bin bytes 212 to 308",
+        ),
         ({"order": "kqv"}, "are not named self_attn.q_proj, self_attn.k_proj, self_attn.v_proj of one layer"),
         ({"names": {short: f"w{short}" for short in "qkv"}}, "wq, wk, wv are not named self_attn.q_proj"),
         ({"names": NAMES | {"v": NAMES["v"].replace("3", "4")}}, "of one layer"),
         ({"text": TEXT.replace("[B,S,6] x", "[S,6] x")}, "the input is not [B, S, E]"),
         ({"text": TEXT.replace("{0, 0, 2, 2}", "{0, -1, 2, 2}")}, "the reshape to heads is not [0, 0, heads, head_dim]"),
+        (
+            {"text": TEXT.replace(", int64[4] key_heads = {0, 0, 2, 2}", "").replace("float[4,6] w_v)", "float[4,6] w_v, int64[4] key_heads)")},
+            "the reshape to heads is not [0, 0, heads, head_dim]",
+        ),
         ({"text": TEXT.replace("{0, 0, 2, 2}", "{0, 0, 1, 4}")}, "query, key and value have different head_dim: [2, 4, 4]"),
-        ({"text": TEXT.replace("v_heads)", "v_heads)\n    more = Neg(v)").replace("value)\n<", "value, float[B,S,4] more)\n<")}, "2 linears reshaped to heads"),
-        ({"text": TEXT.replace("[v_last] value = Transpose<perm=[0,2,1,3]>", "value = Transpose<perm=[0,2,3,1]>")}, "2 linears reshaped to heads read this input"),
+        (
+            {"text": TEXT.replace("v_heads)", "v_heads)\n    more = Neg(v)").replace("value)\n<", "value, float[B,S,4] more)\n<")},
+            "2 linears reshaped to heads",
+        ),
+        (
+            {"text": TEXT.replace("[v_last] value = Transpose<perm=[0,2,1,3]>", "value = Transpose<perm=[0,2,3,1]>")},
+            "2 linears reshaped to heads read this input",
+        ),
     ],
 )
 def test_refuses_with_a_reason(projections, options, reason) -> None:

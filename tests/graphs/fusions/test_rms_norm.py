@@ -96,6 +96,7 @@ def test_computes_float16_statistics_in_float32(graph, run) -> None:
     [
         (FLOAT32, "two = {2}", "two = {3}", "the values are not squared"),
         (FLOAT32, "float epsilon = {0.001}", "float[2] epsilon = {0.001, 0.001}", "epsilon is not a constant number"),
+        (FLOAT32, "int64[1] axes = {-1}", "int64[2] axes = {-1, -2}", "the mean is not taken over the last axis"),
         (FLOAT32, "axes = {-1}", "axes = {1}", "the mean is not taken over the last axis"),
         (FLOAT32, "keepdims=1", "keepdims=0", "the mean drops its axis"),
         (FLOAT32, "float[8] weight", "float[1] weight", "the weight is not a vector over the last axis"),

@@ -95,7 +95,10 @@ def test_keeps_the_module(graph) -> None:
     [
         ({"float[B,3,S,8] x,": "float[B,3,?,S,8] x,"}, "the input is not [B, H, S, D]"),
         ({"axis=3, num_outputs=2": "axis=2, num_outputs=2"}, "it is not the last axis that is split and joined"),
-        ({"<int64[1]": "<int64[2] parts = {2, 6}, int64[1]", "(x)": "(x, parts)", "x1,": "x1,", "[B,3,S,4] x1": "[B,3,S,2] x1"}, "not split into equal halves"),
+        (
+            {"<int64[1]": "<int64[2] parts = {2, 6}, int64[1]", "(x)": "(x, parts)", "x1,": "x1,", "[B,3,S,4] x1": "[B,3,S,2] x1"},
+            "not split into equal halves",
+        ),
         ({"heads_axis = {1}": "heads_axis = {0}"}, "cosine or sine is not read from a constant table"),
         ({"Gather<axis=0>(cos_table": "Gather<axis=1>(cos_table"}, "cosine or sine is not read from a constant table"),
         ({"cos_read = Gather<axis=0>(cos_table, position_ids)": "cos_read = Cos(position_ids)"}, "cosine or sine is not read from a constant table"),
