@@ -40,8 +40,8 @@ class Step:
 
 STEPS: Mapping[str, Step] = {
     "export": Step((), ("exporter/**/*.py", "artifact/*.py"), ("torch", "onnx", "onnx-ir", "onnxscript")),
-    "fuse": Step(("traced.onnx",), ("graphs/fusions/*.py", "graphs/*.py"), ("onnx-ir", "onnxscript")),
-    "quantize": Step(("fused.onnx", "weights/checksums.json"), ("graphs/quantize/*.py",), ("onnx-ir", "numpy")),
+    "fuse": Step(("traced.onnx",), ("graphs/fusions/*.py", "graphs/*.py", "artifact/naming.py", "artifact/layout.py"), ("onnx-ir", "onnxscript")),
+    "quantize": Step(("fused.onnx", "weights/checksums.json"), ("graphs/quantize/*.py", "artifact/tensor_file.py"), ("onnx-ir", "numpy")),
     "build": Step((), ("engines/**/*.py",), ("onnx-ir", "polygraphy", "tensorrt-rtx-cu12")),
     "validate": Step(
         ("traced.onnx", "*.onnx", "engines/*/build.json"),

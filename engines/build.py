@@ -52,7 +52,7 @@ def build_engine(
     stage, chosen, gpu = _stage(precision), choose_backend(backend), find_target(target)
     model = read_manifest(step.artifact)["model"]
     config = LlamaConfig(**model["config"])
-    length = max_length or default_length(config)
+    length = default_length(config) if max_length is None else max_length
     profiles = make_profiles(config, model["dtype"], max_batch=max_batch, max_length=length)
     source = require(step.artifact, f"{stage}.onnx")
     with step.write(f"{stage}-engine.onnx") as graph_file:

@@ -59,8 +59,9 @@ def _most_varied(array: npt.NDArray[np.generic]) -> bytes:
     rows, columns = array.shape
     step = WORD // min(WORD, array.itemsize)
     length = min(columns, SAMPLE_BYTES // array.itemsize) // step * step or columns
-    # Rows that start at a multiple of 8 bytes; of a row, its middle.
-    start = (columns - length) // 2 // step * step
+    # Rows that start at a multiple of 8 bytes. Of a row, a piece from its middle that crosses no multiple of its own length:
+    # the compiler may store a packed weight's parts apart, and heads and gate·up begin at such multiples.
+    start = columns // 2 // length * length if 2 * length <= columns else 0
     chosen = range(0, rows, step * max(1, rows // step // CANDIDATES))
     pieces = (np.ascontiguousarray(array[row, start : start + length]) for row in chosen)
     return max((piece.tobytes() for piece in pieces), key=lambda piece: len(set(piece)))

@@ -71,7 +71,13 @@ def run_worker(module: str, request: Mapping[str, Any], environment: Mapping[str
     variables = {**os.environ, "PYTHONPATH": path, **environment}
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors:
         process = subprocess.Popen(
-            [sys.executable, "-m", module], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, env=variables, text=True, errors="replace"
+            [sys.executable, "-P", "-m", module],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            env=variables,
+            text=True,
+            errors="replace",
         )
         peak = PeakMemory(process.pid)
         peak.start()

@@ -44,7 +44,7 @@ def test_profiles_share_their_constants(built: Built) -> None:
 
 def test_every_gemm_reads_its_weight(built: Built) -> None:
     stage, plan = built(2)
-    sizes = {"qkv": 256 * 128, "o": 128 * 128, "gate_up": 512 * 128, "down": 128 * 256}
+    sizes = {"qkv": 512 * 256, "o": 256 * 256, "gate_up": 768 * 256, "down": 256 * 384}
     for program in read_programs(plan):
         for layer in range(stage.config.num_hidden_layers):
             for name, parameters in sizes.items():

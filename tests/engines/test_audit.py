@@ -1,0 +1,95 @@
+"""engines/audit.py, on real plans: what is right passes, and each thing that is wrong is found and named."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from artifact.progress import silent
+from engines.audit import audit_plan
+from engines.backends.protocol import BuildRequest
+from engines.backends.tensorrt_rtx import TensorRTRTX
+from engines.profiles import Profile, make_profiles
+from engines.targets import find_target
+
+Built = Callable[..., tuple[Any, Path]]
+
+
+def audit(stage: Any, plan: Path, precision: str = "fp16") -> dict[str, Any]:
+    layers = stage.config.num_hidden_layers
+    return audit_plan(plan, stage.engine_graph, precision=precision, profiles=["prefill", "decode"], layers=layers)
+
+
+def check(result: dict[str, Any], name: str) -> dict[str, Any]:
+    found: dict[str, Any] = next(check for check in result["audit"]["checks"] if check["check"] == name)
+    return found
+
+
+def failures(result: dict[str, Any]) -> list[str]:
+    return [check["check"] for check in result["audit"]["checks"] if check["passed"] is False]
+
+
+@pytest.mark.parametrize(("precision", "per_weight"), [("fp16", 2.0), ("int8", 1.0)])
+def test_passes_what_the_fusions_make(built: Built, precision: str, per_weight: float) -> None:
+    stage, plan = built(2, precision)
+    result = audit(stage, plan, precision)
+    assert failures(result) == []
+    assert result["audit"]["passed"]
+    assert result["bytes_per_weight"] == pytest.approx(per_weight, abs=0.02)
+    assert (result["kernels"]["_gemv_mha_v1"], result["kernels"]["_gemm_mha_v2"]) == (2, 2)
+    assert "_gemv_mha_v1" not in result["kernels_by_profile"]["prefill"]
+
+
+def test_finds_weights_that_are_stored_twice(built: Built) -> None:
+    stage, plan = built(2, "fp16", split_last=True)
+    result = audit(stage, plan)
+    assert failures(result) == ["weights_stored_twice", "bytes_per_weight"]  # found in the bytes, and in what the kernels read
+    assert check(result, "weights_stored_twice")["where"] == "l0_gate_up_weight and 1 more"
+    assert result["bytes_per_weight"] > 2.2
+
+
+def test_finds_int8_that_became_float16(built: Built) -> None:
+    """A plan that was built from the float16 graph, audited as the int8 engine."""
+    stage, _ = built(2, "int8")
+    _, plan = built(2, "fp16")
+    result = audit(stage, plan, "int8")
+    assert check(result, "bytes_per_weight")["value"] > 1.9
+    assert {"bytes_per_weight", "weights_missing"} <= set(failures(result))
+
+
+def test_names_a_weight_that_is_not_in_the_plan(built: Built, tmp_path: Path) -> None:
+    stage, plan = built(2)
+    graph = ir.load(stage.engine_graph).graph
+    bytes_of_weight = graph.initializers["l1_down_weight"].const_value.tobytes()
+    content = plan.read_bytes()
+    assert content.count(bytes_of_weight) == 1
+    other = tmp_path / "other.plan"
+    other.write_bytes(content.replace(bytes_of_weight, np.random.default_rng(3).bytes(len(bytes_of_weight))))
+    result = audit(stage, other)
+    assert failures(result) == ["weights_missing"]
+    assert check(result, "weights_missing")["where"] == "l1_down_weight"
+
+
+def test_finds_a_decode_profile_without_its_attention_kernel(built: Built, tmp_path: Path) -> None:
+    stage, _ = built(2)
+    prefill, _ = make_profiles(stage.config, "fp16", max_batch=2, max_length=256)
+    plan = tmp_path / "two-prefills.plan"
+    request = BuildRequest(stage.engine_graph, plan, find_target("a100"), (prefill, Profile("decode", prefill.axes, prefill.shapes)))
+    TensorRTRTX().build(request, silent)
+    result = audit(stage, plan)
+    assert failures(result) == ["fused_attention_decode"]
+    wrong = check(result, "fused_attention_decode")
+    assert (wrong["value"], wrong["limit"], wrong["where"]) == (0, 2, "layer 0: 0 and 1 more")
+
+
+def test_float32_is_measured_and_not_gated(built: Built) -> None:
+    stage, plan = built(2, "fp16", split_last=True)
+    result = audit(stage, plan, "fp32")
+    assert check(result, "weights_stored_twice")["value"] == 2
+    assert {c["check"] for c in result["audit"]["checks"] if c["passed"] is not None} == {"weights_missing"}
+    assert result["audit"]["passed"]

@@ -1,0 +1,86 @@
+"""engines/build.py: a whole build step on a tiny artifact, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from artifact.errors import ArtifactError, EngineError
+from artifact.manifest import sha256_of, write_manifest
+from artifact.steps import StepContext
+from engines.build import build_engine, choose_backend
+
+Make = Callable[..., Any]
+
+
+def artifact_of(make_stage: Make, folder: Path, precision: str, *, split_last: bool = False) -> StepContext:
+    stage = make_stage(folder, 1, precision, split_last=split_last)
+    model = {"name": "tiny", "source": "random", "format": "random", "fingerprint": "0", "dtype": "fp16", "config": asdict(stage.config)}
+    write_manifest(folder, {"format": 1, "model": model, "steps": {}})
+    return StepContext(folder)
+
+
+@pytest.mark.parametrize(("precision", "stage"), [("fp16", "fused"), ("int8", "int8")])
+def test_build_engine_writes_graph_plan_and_record(make_stage: Make, tmp_path: Path, precision: str, stage: str) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx-cu12 is not installed")
+    step = artifact_of(make_stage, tmp_path, precision)
+    told: list[str] = []
+    step.progress = lambda what, done, total: told.append(what)
+    report = build_engine(step, precision=precision, target="a100", max_batch=2)
+    (engine,) = report["engines"]
+    plan = tmp_path / engine["file"]
+    assert engine["file"] == f"engines/a100-80gb-{precision}/part-00.plan"
+    assert list(step.outputs) == [f"{stage}-engine.onnx", engine["file"], f"engines/a100-80gb-{precision}/build.json"]
+    assert json.loads((plan.parent / "build.json").read_text()) == json.loads(json.dumps(report))
+    assert report["passed"] is True
+    assert (engine["bytes"], engine["plan_sha256"]) == (plan.stat().st_size, sha256_of(plan))
+    assert (engine["compute_capability"], engine["max_batch"], engine["max_length"]) == ("8.0", 2, 256)
+    assert engine["profiles"]["decode"]["sequence_length"] == (1, 1, 1)
+    assert engine["peak_anonymous_mb"] < engine["peak_rss_mb"] < 2000
+    assert {"Building engine", "auditing the plan"} <= set(told)
+
+
+def test_a_failed_audit_is_not_passed(make_stage: Make, tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx-cu12 is not installed")
+    report = build_engine(artifact_of(make_stage, tmp_path, "fp16", split_last=True), precision="fp16", target="a100", max_batch=1)
+    assert report["passed"] is False
+    assert (tmp_path / report["engines"][0]["file"]).exists()
+
+
+def test_names_the_command_that_makes_a_missing_stage(make_stage: Make, tmp_path: Path) -> None:
+    step = artifact_of(make_stage, tmp_path, "fp16")
+    with pytest.raises(ArtifactError, match=r"has no int8\.onnx") as error:
+        build_engine(step, precision="int8", target="a100")
+    assert error.value.hint is not None
+    assert "quantize" in error.value.hint
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"precision": "fp8"}, "no precision 'fp8'; there is: fp16, int8, fp32"),
+        ({"target": "h100"}, "no target 'h100'"),
+        ({"backend": "tvm"}, "no backend 'tvm'; there is: auto, tensorrt-rtx"),
+        ({"max_length": 257}, "256 positions, got 257"),
+        ({"max_length": 0}, "256 positions, got 0"),
+    ],
+)
+def test_refuses_bad_options_and_writes_nothing(make_stage: Make, tmp_path: Path, options: dict[str, Any], words: str) -> None:
+    step = artifact_of(make_stage, tmp_path, "fp16")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(EngineError, match=words):
+        build_engine(step, **{"precision": "fp16", "target": "a100", **options})
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_says_how_to_install_the_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engines.backends.tensorrt_rtx.find_spec", lambda name: None if name == "tensorrt_rtx" else find_spec(name))
+    with pytest.raises(EngineError, match="tensorrt-rtx-cu12 not installed") as error:
+        choose_backend("auto")
+    assert error.value.hint == "pip install tensorrt-rtx-cu12 polygraphy"

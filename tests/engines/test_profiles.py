@@ -1,0 +1,65 @@
+"""engines/profiles.py: ranges of every input."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from artifact.config import LlamaConfig
+from artifact.errors import EngineError
+from artifact.io_spec import graph_inputs
+from engines.profiles import default_length, make_profiles
+
+CONFIG = LlamaConfig(
+    hidden_size=256,
+    intermediate_size=384,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=64,
+    vocab_size=512,
+    max_position_embeddings=1024,
+    rms_norm_eps=1e-5,
+    rope_theta=10000.0,
+    tie_word_embeddings=True,
+)
+
+
+def test_every_input_has_a_range_in_graph_order() -> None:
+    for profile in make_profiles(CONFIG, "fp16", max_batch=4, max_length=1024):
+        assert list(profile.shapes) == [value.name for value in graph_inputs(CONFIG, "fp16")]
+
+
+def test_prefill_spans_first_and_chunked_prompts() -> None:
+    prefill, _ = make_profiles(CONFIG, "fp16", max_batch=4, max_length=1024)
+    assert prefill.shapes["input_ids"] == ((1, 1), (1, 512), (4, 1024))
+    assert prefill.shapes["attention_mask"] == ((1, 1), (1, 512), (4, 1024))
+    assert prefill.shapes["past_key_values.1.value"] == ((1, 2, 0, 64), (1, 2, 0, 64), (4, 2, 1023, 64))
+
+
+def test_decode_fixes_one_new_token() -> None:
+    _, decode = make_profiles(CONFIG, "fp16", max_batch=4, max_length=1024)
+    assert decode.axes["sequence_length"] == (1, 1, 1)
+    assert decode.shapes["position_ids"] == ((1, 1), (1, 1), (4, 1))
+    assert decode.shapes["past_key_values.0.key"] == ((1, 2, 0, 64), (1, 2, 512, 64), (4, 2, 1023, 64))
+
+
+@pytest.mark.parametrize("max_length", [2, 3, 512, 513, 1024])
+def test_optimum_is_a_shape_that_can_occur(max_length: int) -> None:
+    for profile in make_profiles(CONFIG, "fp16", max_batch=1, max_length=max_length):
+        sizes = {axis: profile.axes[axis][1] for axis in profile.axes}
+        assert sizes["total_sequence_length"] == sizes["past_sequence_length"] + sizes["sequence_length"]
+        assert all(low <= best <= high for low, best, high in profile.axes.values())
+        assert profile.axes["total_sequence_length"][2] == max_length
+
+
+@pytest.mark.parametrize(("options", "words"), [((0, 16), "--max-batch"), ((1, 1), "between 2 and"), ((1, 1025), "1024 positions, got 1025")])
+def test_refuses_what_the_model_cannot_serve(options: tuple[int, int], words: str) -> None:
+    with pytest.raises(EngineError, match=words):
+        make_profiles(CONFIG, "fp16", max_batch=options[0], max_length=options[1])
+
+
+@pytest.mark.parametrize(("positions", "expected"), [(1024, 1024), (8192, 4096)])
+def test_default_length_is_the_models_up_to_4096(positions: int, expected: int) -> None:
+    assert default_length(replace(CONFIG, max_position_embeddings=positions)) == expected
