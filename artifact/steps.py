@@ -42,11 +42,11 @@ STEPS: Mapping[str, Step] = {
     "export": Step((), ("exporter/**/*.py", "artifact/*.py"), ("torch", "onnx", "onnx-ir", "onnxscript")),
     "fuse": Step(("traced.onnx",), ("graphs/fusions/*.py", "graphs/*.py", "artifact/naming.py", "artifact/layout.py"), ("onnx-ir", "onnxscript")),
     "quantize": Step(("fused.onnx", "weights/checksums.json"), ("graphs/quantize/*.py", "artifact/tensor_file.py"), ("onnx-ir", "numpy")),
-    "build": Step((), ("engines/**/*.py",), ("onnx-ir", "polygraphy", "tensorrt-rtx-cu12")),
+    "build": Step((), ("engines/**/*.py", "artifact/io_spec.py", "artifact/config.py"), ("onnx-ir", "polygraphy", "tensorrt-rtx-cu12")),
     "validate": Step(
-        ("traced.onnx", "*.onnx", "engines/*/build.json"),
-        ("validation/**/*.py", "validation/**/*.j2", "validation/texts/*", "exporter/model.py", "exporter/rope.py"),
-        ("torch", "transformers", "onnxruntime-gpu", "onnxruntime", "onnx-ir", "numpy"),
+        ("traced.onnx", "*.onnx", "weights/*", "tokenizer*", "engines/*/build.json"),
+        ("validation/**/*.py", "validation/**/*.j2", "validation/texts/*", "exporter/**/*.py", "graphs/diff.py", "graphs/partition.py", "artifact/*.py"),
+        ("torch", "transformers", "onnxruntime-gpu", "onnxruntime", "onnx-ir", "numpy", "tokenizers"),
     ),
 }
 """Step name → what it depends on. A step id is a name, or a name and a variant: `quantize-int8`, `build-a100-80gb-fp16`."""

@@ -103,7 +103,7 @@ def read_checksums(artifact: Path, file: str = CHECKSUMS) -> dict[str, StoredTen
         return {name: StoredTensor(name, **entry | {"shape": tuple(entry["shape"])}) for name, entry in entries.items()}
     except FileNotFoundError as error:
         raise ArtifactError(f"{artifact} has no {file}", hint=f"python cli.py export --checkpoint SRC --out {artifact}") from error
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ArtifactError(
             f"{artifact / file} can't be read: {error}", hint=f"python cli.py export --checkpoint SRC --out {artifact} --force"
         ) from error

@@ -99,9 +99,9 @@ def compare(half: Sequence[NDArray[np.float32]], reference: Sequence[NDArray[np.
     return Floor(float(mean.mean()), float(largest.max()), [maximum.tolist() for _, maximum in errors], source)
 
 
-def transformers_logits(config: LlamaConfig, read: Read, sequences: Sequence[Ids]) -> list[NDArray[np.float32]]:
-    """Logits [L, V] of transformers' Llama in float16."""
-    model = _transformers_model(config, read)
+def transformers_logits(config: LlamaConfig, read: Read, sequences: Sequence[Ids], dtype: torch.dtype = torch.float16) -> list[NDArray[np.float32]]:
+    """Logits [L, V] of transformers' Llama."""
+    model = _transformers_model(config, read, dtype)
     with torch.inference_mode():
         return [model(torch.from_numpy(ids)[None], use_cache=False).logits[0].float().numpy() for ids in sequences]
 
@@ -125,13 +125,13 @@ class Float32Products(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _transformers_model(config: LlamaConfig, read: Read) -> Any:
+def _transformers_model(config: LlamaConfig, read: Read, dtype: torch.dtype) -> Any:
     from transformers import LlamaConfig as TransformersConfig  # noqa: PLC0415 - slow to import, and not needed where the floor is kept
     from transformers import LlamaForCausalLM  # noqa: PLC0415
 
     with _quiet(), torch.device("meta"):
         model = LlamaForCausalLM(TransformersConfig(**config.to_hf()))
-    weights = {name: read(name).to(torch.float16) for name in tensor_shapes(config)}
+    weights = {name: read(name).to(dtype) for name in tensor_shapes(config)}
     model.load_state_dict(weights, strict=False, assign=True)
     if config.tie_word_embeddings:
         model.tie_weights()

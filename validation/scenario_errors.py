@@ -41,6 +41,19 @@ def compare_scenario(oracle: Oracle, scenario: Scenario, rows: list[RowResult]) 
     }
 
 
+def own_difference(scenario: Scenario, row: RowResult, prefill: RowResult) -> float:
+    """Mean |logit − the same graph's in prefill| over the positions that were computed from a cache.
+
+    Args:
+        scenario: how the row was cut into calls.
+        row: a row that begins with the tokens of prefill, without padding.
+        prefill: all positions in one call.
+    """
+    cached = row.positions[row.positions >= scenario.chunks[0]]
+    mean, _ = metrics.absolute_errors(row.logits[cached], prefill.logits[cached])
+    return float(mean.mean())
+
+
 def cache_errors(oracle: Oracle, scenario: Scenario, rows: list[RowResult]) -> NDArray[np.float64]:
     """Relative error of every layer's keys and values, the worst row: [N, 2]."""
     errors = [metrics.relative_error(*pair) for pair in _cache_pairs(oracle, scenario, rows)]

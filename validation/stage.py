@@ -20,7 +20,7 @@ from validation.graph_runner import GraphRunner, RowResult, call_feeds
 from validation.local_ratio import local_ratios
 from validation.oracle import MAIN, Oracle
 from validation.ranges import audit_ranges
-from validation.scenario_errors import cache_errors, compare_scenario
+from validation.scenario_errors import cache_errors, compare_scenario, own_difference
 from validation.scenarios import Scenario
 from validation.strict import run_strict
 
@@ -28,7 +28,7 @@ Array = NDArray[Any]
 BACKEND = "onnxruntime-cpu"
 NUMBERS = (
     "max_abs", "mean_abs", "max_abs_relative", "noise_ratio", "strict_noise_ratio", "worst_local_ratio", "worst_local_layer",
-    "range_peak", "range_tensor", "mean_kl", "top1_agreement", "decisive_disagreements", "scenario_spread", "cache_error",
+    "range_peak", "range_tensor", "mean_kl", "top1_agreement", "decisive_disagreements", "scenario_spread", "self_consistency", "cache_error",
     "perplexity", "perplexity_increase_pct", "perplexity_se_pct",
 )  # fmt: skip
 """Keys of every stage of the report, null where not measured."""
@@ -121,9 +121,14 @@ def _measure(oracle: Oracle, graph: Path, measured: StageMeasurement, *, strict:
 def measure_structure(oracle: Oracle, graph: Path, measured: StageMeasurement) -> None:
     """The four scenarios and the perplexity, the whole graph in ONNX Runtime."""
     runner = GraphRunner(graph, oracle.config, oracle.dtype)
-    caches = []
+    caches, drifts = [], [0.0]
+    prefill: RowResult | None = None
     for scenario in oracle.scenarios:
         rows = runner.run(scenario)
+        if prefill is None:
+            prefill = rows[0].without_caches()
+        else:
+            drifts.append(own_difference(scenario, rows[0], prefill))
         measured.scenarios.append(compare_scenario(oracle, scenario, rows))
         caches.append(cache_errors(oracle, scenario, rows))
         measured.last_rows[scenario.name] = last_rows(scenario, rows)
@@ -131,6 +136,8 @@ def measure_structure(oracle: Oracle, graph: Path, measured: StageMeasurement) -
             errors, _ = metrics.absolute_errors(rows[0].logits, oracle.logits[MAIN])
             measured.decode_errors = errors[scenario.chunks[0] :].tolist()
     _summarise(oracle, measured, np.stack(caches))
+    _against_floor(oracle, measured, "self_consistency", float(np.max(drifts)))
+    measured.where["self_consistency"] = oracle.scenarios[int(np.argmax(drifts))].name
     _score_text(oracle, runner, measured)
 
 
@@ -239,4 +246,3 @@ def _gated(check: str, numbers: dict[str, Any]) -> float | None:
 def _prefill_feeds(oracle: Oracle) -> dict[str, Array]:
     prefill = oracle.scenarios[0]
     return call_feeds(oracle.config, oracle.dtype, next(prefill.calls()))
-

@@ -51,7 +51,7 @@ def test_checksums_read_back(tmp_path: Path) -> None:
     assert read_checksums(tmp_path) == {tensor.name: tensor for tensor in stored}
 
 
-@pytest.mark.parametrize("text", [None, "{", '{"w": {"file": 1}}'], ids=["missing", "broken", "incomplete"])
+@pytest.mark.parametrize("text", [None, "{", "[1]", '{"w": {"file": 1}}'], ids=["missing", "broken", "list", "incomplete"])
 def test_unreadable_checksums_are_an_artifact_error(tmp_path: Path, text: str | None) -> None:
     (tmp_path / "weights").mkdir()
     if text is not None:

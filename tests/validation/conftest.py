@@ -7,9 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 import pytest
 
+from artifact import io_spec
 from artifact.config import LlamaConfig
 from artifact.manifest import fingerprint, read_manifest, write_manifest
 from artifact.steps import StepContext, run_step
@@ -69,3 +71,24 @@ def rewrite_graph() -> Callable[..., None]:
         write_manifest(artifact, manifest)
 
     return rewrite
+
+
+@pytest.fixture(scope="session")
+def shift_decode_positions() -> Callable[[ir.Model], None]:
+    """An edit of a graph: every call with one new token sees the position before."""
+    return _shift_decode_positions
+
+
+def _shift_decode_positions(model: ir.Model) -> None:
+    position_ids = next(value for value in model.graph.inputs if value.name == io_spec.POSITION_IDS)
+    users = list(position_ids.uses())
+    one = ir.Value(name="one", const_value=ir.tensor(np.array([1], np.int64), name="one"))
+    model.graph.initializers.add(one)
+    length = ir.Node("", "Shape", [position_ids], [ir.AttrInt64("start", 1), ir.AttrInt64("end", 2)])
+    single = ir.Node("", "Equal", [length.outputs[0], one])
+    step = ir.Node("", "Cast", [single.outputs[0]], [ir.AttrInt64("to", ir.DataType.INT64)])
+    shifted = ir.Node("", "Sub", [position_ids, step.outputs[0]])
+    for node, index in users:
+        node.replace_input_with(index, shifted.outputs[0])
+    model.graph.extend([length, single, step, shifted])
+    model.graph.sort()

@@ -1,0 +1,39 @@
+"""engines/kernel_source.py: the CUDA text in a plan is counted piece by piece, and nothing else is."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import pytest
+
+from engines.kernel_source import FIRST_LINE, kernel_source_bytes
+
+SOURCE = FIRST_LINE + b"extern __global__ void kernel() {}\n"
+
+
+def piece(source: bytes, *, zero: int = 0, length: int | None = None) -> bytes:
+    return struct.pack("<II", zero, len(source) if length is None else length) + source
+
+
+def plan(folder: Path, *pieces: bytes) -> Path:
+    path = folder / "part-00.plan"
+    path.write_bytes(b"weights" + b"more weights".join(pieces) + b"end")
+    return path
+
+
+def test_every_piece_counts_with_its_recorded_length(tmp_path: Path) -> None:
+    assert kernel_source_bytes(plan(tmp_path, piece(SOURCE), piece(SOURCE * 2))) == 3 * len(SOURCE)
+
+
+@pytest.mark.parametrize(
+    "unknown",
+    [piece(SOURCE, zero=1), piece(SOURCE, length=1 << 30), piece(SOURCE, length=3), SOURCE[:-1]],
+    ids=["no zero before it", "longer than the file", "shorter than its first line", "no length"],
+)
+def test_what_is_not_recognised_is_not_counted(tmp_path: Path, unknown: bytes) -> None:
+    assert kernel_source_bytes(plan(tmp_path, unknown, piece(SOURCE))) == len(SOURCE)
+
+
+def test_plan_without_source_has_none(tmp_path: Path) -> None:
+    assert kernel_source_bytes(plan(tmp_path, b"only weights")) == 0

@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from artifact.config import LlamaConfig
+from artifact.errors import ValidationError
+from validation.scenarios import Scenario, make_scenarios, scenario_lengths, split_sequences, tokens_needed
+
+
+@pytest.fixture
+def scenarios(config: LlamaConfig) -> dict[str, Scenario]:
+    long = replace(config, max_position_embeddings=4096)
+    main, short = split_sequences(long, np.arange(1, tokens_needed(long) + 1), None)
+    return {scenario.name: scenario for scenario in make_scenarios(long, main, short)}
+
+
+def test_scenarios_are_those_of_the_design(scenarios: dict[str, Scenario]) -> None:
+    assert scenarios["prefill"].chunks == (320,)
+    assert scenarios["decode"].chunks == (256, *[1] * 64)
+    assert scenarios["chunked"].chunks == (100, 156, 64)
+    assert scenarios["padded"].chunks == (256, *[1] * 8)
+    assert scenarios["padded"].pads == (0, 104)
+
+
+@pytest.mark.parametrize("name", ["prefill", "decode", "chunked", "padded"])
+def test_calls_cover_every_token_once_with_its_own_position(name: str, scenarios: dict[str, Scenario]) -> None:
+    scenario = scenarios[name]
+    calls = list(scenario.calls())
+    ids, positions = (np.concatenate([getattr(call, key) for call in calls], axis=1) for key in ("input_ids", "position_ids"))
+    mask = calls[-1].attention_mask
+    for row, (tokens, pad) in enumerate(zip(scenario.rows, scenario.pads, strict=True)):
+        assert ids[row, pad:].tolist() == tokens.tolist()
+        assert positions[row, pad:].tolist() == list(range(len(tokens)))
+        assert mask[row].tolist() == [0] * pad + [1] * len(tokens)
+
+
+def test_each_call_has_a_mask_over_everything_so_far(scenarios: dict[str, Scenario]) -> None:
+    assert [call.attention_mask.shape for call in scenarios["chunked"].calls()] == [(1, 100), (1, 256), (1, 320)]
+
+
+def test_padding_is_masked_on_the_left_at_position_zero(scenarios: dict[str, Scenario]) -> None:
+    first = next(scenarios["padded"].calls())
+    assert first.attention_mask.sum(axis=1).tolist() == [256, 152]
+    assert first.position_ids[1, :105].tolist() == [0] * 105
+    assert first.input_ids[1, :104].tolist() == [0] * 104
+
+
+def test_last_positions_are_what_an_engine_graph_gathers(scenarios: dict[str, Scenario]) -> None:
+    assert scenarios["chunked"].last_positions(0).tolist() == [99, 255, 319]
+    assert scenarios["padded"].last_positions(1).tolist() == [151, 152, 153, 154, 155, 156, 157, 158, 159]
+
+
+def test_last_positions_leave_out_calls_that_are_all_padding() -> None:
+    scenario = Scenario("x", (np.arange(6), np.arange(2)), (0, 1), (3, 3))
+    assert scenario.last_positions(1).tolist() == [1]
+
+
+@pytest.mark.parametrize("maximum", [20, 33, 96, 319])
+def test_scenarios_shrink_to_a_short_model(maximum: int, config: LlamaConfig) -> None:
+    short = replace(config, max_position_embeddings=maximum)
+    sequences = split_sequences(short, np.arange(tokens_needed(short)), None)
+    for scenario in make_scenarios(short, *sequences):
+        assert sum(scenario.chunks) == scenario.width <= maximum
+        assert min(scenario.chunks) > 0
+    assert scenario_lengths(short)["prompt"] < maximum
+
+
+def test_scenario_lengths_refuse_a_model_too_short(config: LlamaConfig) -> None:
+    with pytest.raises(ValidationError, match="max_position_embeddings is 19"):
+        scenario_lengths(replace(config, max_position_embeddings=19))
+
+
+def test_sequences_start_with_bos_and_keep_their_length(config: LlamaConfig) -> None:
+    tokens = np.arange(10, 10 + tokens_needed(config))
+    plain, with_bos = split_sequences(config, tokens, None), split_sequences(config, tokens, 1)
+    for ours, theirs in zip(with_bos, plain, strict=True):
+        assert ours[0] == 1
+        assert ours[1:].tolist() == theirs[:-1].tolist()

@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+from typing import get_args
+
+import pytest
+
+from validation.stage import NUMBERS
+from validation.tolerances import COMPARE, LIMITS, NO_FLOOR, Kind, Limit, judge, kind_of, limits_of, table, verdict
+
+ROW = Limit("float16", "noise_ratio", "<=", 1.0, "because")
+
+
+def test_every_limit_has_a_reason_and_is_measured() -> None:
+    measured = {*NUMBERS, "engine_difference", "engine_structure"}
+    for row in (*LIMITS, *NO_FLOOR):
+        assert row.reason
+        assert row.check in measured
+        assert row.kind in get_args(Kind)
+        assert row.comparison in COMPARE
+
+
+def test_no_check_has_two_limits() -> None:
+    keys = [(row.kind, row.check) for row in (*LIMITS, *NO_FLOOR)]
+    assert len(keys) == len(set(keys))
+
+
+def test_limits_are_those_of_the_design() -> None:
+    limits = {(row.kind, row.check): row.limit for row in LIMITS}
+    assert limits["float32", "max_abs_relative"] == 1e-4
+    assert limits["float16", "noise_ratio"] == 1.0
+    assert limits["float16", "strict_noise_ratio"] == 1.25
+    assert limits["float16", "worst_local_ratio"] == 2.0
+    assert limits["float16", "decisive_disagreements"] == 0
+    assert limits["int8", "perplexity_increase_pct"] == limits["int8-smoothquant", "perplexity_increase_pct"] == 1.0
+    assert limits["int8", "mean_kl"] == 0.01
+
+
+@pytest.mark.parametrize(("value", "passed"), [(0.9, True), (1.0, True), (1.0001, False), (float("nan"), False), (float("inf"), False), (None, None)])
+def test_judge_holds_a_value_against_its_limit(value: float | None, passed: bool | None) -> None:
+    assert judge(ROW, value)["passed"] is passed
+
+
+def test_judge_says_why_there_is_no_verdict() -> None:
+    check = judge(ROW, None, missing="no floor")
+    assert check["value"] is None
+    assert check["reason"] == "not judged: no floor"
+
+
+def test_judge_never_puts_nan_into_the_report_and_says_so() -> None:
+    check = judge(ROW, float("nan"), where="layer 3")
+    assert check["value"] is None
+    assert check["where"] == "layer 3"
+    assert check["reason"] == "the value is not finite; because"
+
+
+def test_range_peak_fails_at_the_whole_range() -> None:
+    row = next(row for row in LIMITS if row.check == "range_peak")
+    assert judge(row, 0.999)["passed"] is True
+    assert judge(row, 1.0)["passed"] is False
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "expected"), [([True, None], True), ([True, False, None], False), ([None, None], None), ([], None), ([True], True)]
+)
+def test_verdict_needs_one_pass_and_no_failure(outcomes: list[bool | None], expected: bool | None) -> None:
+    assert verdict([{"passed": outcome} for outcome in outcomes]) is expected
+
+
+@pytest.mark.parametrize(
+    ("stage", "dtype", "kind"),
+    [
+        ("traced", "fp16", "float16"),
+        ("fused", "fp32", "float32"),
+        ("int8", "fp16", "int8"),
+        ("fused-engine", "fp16", "engine"),
+        ("traced-engine", "fp32", "engine"),
+        ("something", "fp16", None),
+        ("something-engine", "fp16", None),
+    ],
+)
+def test_kind_of_a_stage(stage: str, dtype: str, kind: str | None) -> None:
+    assert kind_of(stage, dtype) == kind  # type: ignore[arg-type]
+
+
+def test_kl_gates_a_float16_stage_that_has_no_floor() -> None:
+    assert "mean_kl" not in {row.check for row in limits_of("float16")}
+    assert "mean_kl" in {row.check for row in limits_of("float16", has_floor=False)}
+    assert {row["check"] for row in table(["fused"], "fp16", has_floor=False)} > {"mean_kl", "noise_ratio"}
