@@ -45,7 +45,15 @@ STEPS: Mapping[str, Step] = {
     "build": Step((), ("engines/**/*.py", "artifact/io_spec.py", "artifact/config.py"), ("onnx-ir", "polygraphy", "tensorrt-rtx-cu12")),
     "validate": Step(
         ("traced.onnx", "*.onnx", "weights/*", "tokenizer*", "engines/*/build.json"),
-        ("validation/**/*.py", "validation/**/*.j2", "validation/texts/*", "exporter/**/*.py", "graphs/diff.py", "graphs/partition.py", "artifact/*.py"),
+        (
+            "validation/**/*.py",
+            "validation/**/*.j2",
+            "validation/texts/*",
+            "exporter/**/*.py",
+            "graphs/diff.py",
+            "graphs/partition.py",
+            "artifact/*.py",
+        ),
         ("torch", "transformers", "onnxruntime-gpu", "onnxruntime", "onnx-ir", "numpy", "tokenizers"),
     ),
 }

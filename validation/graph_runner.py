@@ -92,7 +92,7 @@ class GraphRunner:
         columns: list[NDArray[np.int64]] = []
         logits: list[Array] = []
         for call in scenario.calls():
-            outputs = self._call(call, cache)
+            outputs = self.call(call, cache)
             logits.append(outputs[0])
             columns.append(np.arange(call.end - outputs[0].shape[1], call.end))
             cache = outputs[1:]
@@ -105,7 +105,8 @@ class GraphRunner:
         logits: Array = self._run([io_spec.LOGITS], feeds)[0][0]
         return logits
 
-    def _call(self, call: Call, cache: list[Array] | None) -> list[Array]:
+    def call(self, call: Call, cache: list[Array] | None) -> list[Array]:
+        """One call: logits, then keys and values of every layer in turn, as the graph gives them; None is an empty cache."""
         names = [value.name for value in io_spec.graph_outputs(self.config, self.dtype)]
         return self._run(names, call_feeds(self.config, self.dtype, call, cache))
 
