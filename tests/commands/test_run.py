@@ -1,0 +1,79 @@
+"""run: every step once, and then only what depends on what changed; validate's exit code as a release job sees it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def run_cli(*arguments: str | Path, code: int = 0) -> dict[str, Any]:
+    """The real process with --json: exit code, and the one object on stdout."""
+    command = [sys.executable, ROOT / "cli.py", *map(str, arguments), "--json"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert result.returncode == code, result.stdout[-2000:] + result.stderr
+    report: dict[str, Any] = json.loads(result.stdout)
+    return report
+
+
+@pytest.fixture(scope="module")
+def checkpoint(make_checkpoint: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Heads of 64, for which TensorRT has attention kernels."""
+    return make_checkpoint(tmp_path_factory.mktemp("checkpoint") / "tiny-64", head_dim=64)
+
+
+@pytest.fixture(scope="module")
+def first(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    out = tmp_path_factory.mktemp("run") / "artifact"
+    return out, run_cli("run", "--checkpoint", checkpoint, "--precision", "fp16", "--precision", "int8", "--out", out)
+
+
+@pytest.mark.parity
+def test_run_makes_everything_the_contract_names(first: tuple[Path, dict[str, Any]]) -> None:
+    out, report = first
+    assert report["passed"] is True
+    names = "traced.onnx fused.onnx int8.onnx fused-engine.onnx int8-engine.onnx manifest.json reports/parity.json reports/parity.md".split()
+    names += ["reports/parity.html", "reports/parity.xml", "engines/a100-80gb-fp16/build.json", "engines/a100-80gb-int8/part-00.plan"]
+    assert [name for name in names if not (out / name).is_file()] == []
+    validate = report["validate"]
+    assert [stage["stage"] for stage in validate["stages"]] == ["traced", "fused", "fused-engine", "int8", "int8-engine"]
+    keys = "backend max_abs mean_abs noise_ratio strict_noise_ratio worst_local_ratio range_peak mean_kl top1_agreement perplexity checks".split()
+    assert all(stage.keys() >= set(keys) for stage in validate["stages"])
+    assert {entry["stage"] for entry in validate["not_run"]} == {"engine a100-80gb-fp16", "engine a100-80gb-int8"}
+    assert "quality not" in validate["headline"]  # random ids: no tokenizer
+    engine = report["build-int8"]["engines"][0]
+    assert engine.keys() >= {"file", "precision", "target", "backend", "bytes", "build_s", "peak_rss_mb", "profiles", "kernels", "bytes_per_weight"}
+    assert not list(out.rglob(".tmp-*"))
+
+
+@pytest.mark.parity
+def test_second_run_does_nothing_and_changed_options_redo_what_depends_on_them(
+    first: tuple[Path, dict[str, Any]], checkpoint: Path, tmp_path: Path
+) -> None:
+    out = shutil.copytree(first[0], tmp_path / "artifact")
+    again = ("run", "--checkpoint", checkpoint, "--precision", "fp16", "--precision", "int8", "--out", out)
+    report = run_cli(*again)
+    assert [step["step"] for step in report["steps"] if step["done"]] == []
+    assert report["validate"]["verdict"] == first[1]["validate"]["verdict"]
+    report = run_cli(*again, "--max-batch", "2")
+    assert [step["step"] for step in report["steps"] if step["done"]] == ["build-fp16", "build-int8", "validate"]
+
+
+@pytest.mark.parity
+def test_validate_exits_three_and_names_the_tensor_of_a_changed_byte(first: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    out = shutil.copytree(first[0], tmp_path / "artifact")
+    weights = out / "weights" / "layer-001.safetensors"
+    raw = bytearray(weights.read_bytes())
+    raw[5000] ^= 0x40
+    weights.write_bytes(raw)
+    report = run_cli("validate", out, "--stage", "fused", code=3)
+    assert report["passed"] is False
+    assert [failed["tensor"] for failed in report["checksums"]["failed"] if failed["tensor"]] == ["model.layers.1.self_attn.q_proj.weight"]
