@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -275,7 +276,7 @@ def _print_sheet(sheet: Sheet) -> None:
     if not sheet.rows:
         out.print(sheet.title, markup=False, soft_wrap=True)
         return
-    table = Table(title=escape(sheet.title) or None, title_justify="left", show_header=bool(sheet.columns))
+    table = Table(title=escape(sheet.title) or None, title_justify="left", show_header=bool(sheet.columns), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for index, column in enumerate(sheet.columns or ("",) * len(sheet.rows[0])):
         table.add_column(escape(column), overflow="fold", justify="left" if index == 0 else "right" if sheet.numbers else "left")
     for row in sheet.rows:

@@ -52,37 +52,37 @@ def _quantize(report: Report) -> Iterable[Sheet]:
 
 
 def _build(report: Report) -> Iterable[Sheet]:
-    columns = ("engine", "size", "built", "peak memory", "bytes/weight", "audit")
+    yield from _engines(report["engines"])
+
+
+def _engines(engines: list[Report]) -> Iterable[Sheet]:
+    columns = ("engine", "plan", "built in", "peak memory", "bytes/weight", "audit")
     rows = tuple(
         (
-            engine["file"],
+            f"{engine['target']} {engine['precision']}",
             _megabytes(engine["bytes"]),
             f"{engine['build_s']:.1f} s",
             f"{engine['peak_rss_mb']} MB",
-            _number(engine["bytes_per_weight"]),
+            "–" if engine["bytes_per_weight"] is None else f"{engine['bytes_per_weight']:.3f}",
             _verdict(engine["audit"]["passed"]),
         )
-        for engine in report["engines"]
+        for engine in engines
     )
     yield Sheet("", columns, rows, numbers=True)
-    for engine in report["engines"]:
-        for check in engine["audit"]["checks"]:
-            if check["passed"] is False:
-                yield Sheet(
-                    f"audit: {engine['file']}: {check['check']} {_number(check['value'])}, must be {check['comparison']} {_number(check['limit'])}"
-                )
+    for engine in engines:
+        yield from _failures(engine["file"], engine["audit"]["checks"])
 
 
 def _validate(report: Report) -> Iterable[Sheet]:
-    columns = ("stage", "noise", "strict", "worst local", "range", "KL", "top-1", "perplexity", "verdict")
+    columns = ("stage", "noise", "strict", "local", "range", "KL", "top-1", "ppl %", "gate")
     rows = tuple(
         (
             stage["stage"],
             _number(stage["noise_ratio"]),
             _number(stage["strict_noise_ratio"]),
             _number(stage["worst_local_ratio"]),
-            _percent(stage["range_peak"]),
-            _number(stage["mean_kl"]),
+            _percent(stage["range_peak"], 0),
+            "–" if stage["mean_kl"] is None else f"{stage['mean_kl']:.1e}",
             _percent(stage["top1_agreement"]),
             _increase(stage),
             _verdict(stage["passed"]),
@@ -91,12 +91,7 @@ def _validate(report: Report) -> Iterable[Sheet]:
     )
     yield Sheet("", columns, rows, numbers=True)
     for stage in report["stages"]:
-        for check in stage["checks"]:
-            if check["passed"] is False:
-                where = f" in {check['where']}" if check.get("where") else ""
-                yield Sheet(
-                    f"{stage['stage']}: {check['check']}{where} is {_number(check['value'])}, must be {check['comparison']} {_number(check['limit'])}"
-                )
+        yield from _failures(stage["stage"], stage["checks"])
     for failed in report["checksums"]["failed"]:
         yield Sheet(f"checksum: {failed.get('tensor') or failed['file']} in {failed['file']} is not what was written")
     for item in report["not_run"]:
@@ -104,11 +99,17 @@ def _validate(report: Report) -> Iterable[Sheet]:
     yield Sheet(f"{report['verdict']} — {report['headline']}")
 
 
+def _failures(what: str, checks: list[Report]) -> Iterable[Sheet]:
+    for check in checks:
+        if check["passed"] is False:
+            where = f" in {check['where']}" if check.get("where") else ""
+            yield Sheet(f"{what}: {check['check']}{where} is {_number(check['value'])}, must be {check['comparison']} {_number(check['limit'])}")
+
+
 def _run(report: Report) -> Iterable[Sheet]:
     rows = tuple((step["step"], "done" if step["done"] else "kept", step["reason"]) for step in report["steps"])
     yield Sheet(f"{report['artifact']}: {report['seconds']:.1f} s", ("step", "", "why"), rows)
-    for name in sorted(name for name in report if name.startswith("build-")):
-        yield from _build(report[name])
+    yield from _engines([engine for name in report if name.startswith("build-") for engine in report[name]["engines"]])
     yield from _validate(report["validate"])
     yield Sheet(f"report: {report['artifact']}/reports/parity.html")
 
@@ -146,9 +147,10 @@ def _plain(value: object) -> str:
 
 
 def _increase(stage: Report) -> str:
+    """Perplexity's increase over the reference's, ± its standard error."""
     if stage["perplexity_increase_pct"] is None:
         return "–"
-    return f"{stage['perplexity']:.2f} ({stage['perplexity_increase_pct']:+.2f} ± {stage['perplexity_se_pct']:.2f} %)"
+    return f"{stage['perplexity_increase_pct']:+.2f}±{stage['perplexity_se_pct']:.2f}"
 
 
 def _verdict(passed: bool | None) -> str:
@@ -159,8 +161,8 @@ def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.3g}" if isinstance(value, (int, float)) else str(value)
 
 
-def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.1f} %"
+def _percent(value: float | None, digits: int = 1) -> str:
+    return "–" if value is None else f"{100 * value:.{digits}f}%"
 
 
 def _megabytes(size: int) -> str:
