@@ -14,6 +14,10 @@ from engines.build import STAGES, build_engine
 from engines.targets import find_target
 
 
+WEIGHTS = ("weights/layer-*.safetensors", "weights/shared.safetensors", "weights/rotary.safetensors")
+"""What every stage's graph points into."""
+
+
 @dataclass(frozen=True)
 class BuildOptions:
     """What decides a plan; ``max_length`` None means the model's, at most 4096."""
@@ -42,8 +46,8 @@ def build(artifact: Path, precision: str, options: BuildOptions, *, force: bool 
         report: Report = build_engine(step, **chosen)
         return report
 
-    weights = ("weights/*.safetensors",)
-    return run_step(artifact, f"build-{target}-{precision}", chosen, work, inputs=(stage, *weights), force=force, progress=progress)
+    inputs = (stage, *WEIGHTS, f"weights/{precision}-*.safetensors")  # another scheme's weights are none of this engine's business
+    return run_step(artifact, f"build-{target}-{precision}", chosen, work, inputs=inputs, force=force, progress=progress)
 
 
 def check_precision(dtype: str, precision: str) -> None:

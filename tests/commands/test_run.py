@@ -32,8 +32,15 @@ def checkpoint(make_checkpoint: Callable[..., Path], tmp_path_factory: pytest.Te
 
 @pytest.fixture(scope="module")
 def first(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """An artifact that was made for fp16, and then for int8 too; the second report."""
     out = tmp_path_factory.mktemp("run") / "artifact"
+    run_cli("run", "--checkpoint", checkpoint, "--precision", "fp16", "--out", out)
     return out, run_cli("run", "--checkpoint", checkpoint, "--precision", "fp16", "--precision", "int8", "--out", out)
+
+
+@pytest.mark.parity
+def test_one_more_precision_leaves_the_other_engine_alone(first: tuple[Path, dict[str, Any]]) -> None:
+    assert [step["step"] for step in first[1]["steps"] if step["done"]] == ["quantize-int8", "build-int8", "validate"]
 
 
 @pytest.mark.parity
