@@ -15,7 +15,8 @@ from artifact.errors import ArtifactError
 
 MANIFEST = "manifest.json"
 FORMAT = 1
-_TEMPORARY, _LOCK = ".tmp-", ".lock"
+LOCK = ".lock"
+_TEMPORARY = ".tmp-"
 _held: set[Path] = set()
 """Folders that this process has locked."""
 Manifest = dict[str, Any]
@@ -98,18 +99,18 @@ def locked(artifact: Path) -> Iterator[None]:
             yield
         finally:
             _held.discard(folder)
-            if [path.name for path in folder.iterdir()] == [_LOCK]:
-                (folder / _LOCK).unlink()
+            if [path.name for path in folder.iterdir()] == [LOCK]:
+                (folder / LOCK).unlink()
                 folder.rmdir()
 
 
 @contextmanager
 def _lock_file(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / _LOCK).open("w") as file:
+    with (folder / LOCK).open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            same = (folder / _LOCK).stat().st_ino == os.fstat(file.fileno()).st_ino  # not one that its holder has just removed
+            same = (folder / LOCK).stat().st_ino == os.fstat(file.fileno()).st_ino  # not one that its holder has just removed
         except (BlockingIOError, FileNotFoundError):
             same = False
         if not same:

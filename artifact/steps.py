@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from artifact.errors import ArtifactError
-from artifact.manifest import Manifest, atomic_write, fingerprint, locked, read_manifest, sha256_of, unchanged, write_manifest
+from artifact.manifest import LOCK, Manifest, atomic_write, fingerprint, locked, read_manifest, sha256_of, unchanged, write_manifest
 from artifact.progress import Progress, silent
 
 Report = dict[str, Any]
@@ -38,11 +38,14 @@ class Step:
     packages: tuple[str, ...]
 
 
+SHARED = ("artifact/*.py",)
+"""What every step imports."""
+
 STEPS: Mapping[str, Step] = {
-    "export": Step((), ("exporter/**/*.py", "artifact/*.py"), ("torch", "onnx", "onnx-ir", "onnxscript")),
-    "fuse": Step(("traced.onnx",), ("graphs/fusions/*.py", "graphs/*.py", "artifact/naming.py", "artifact/layout.py"), ("onnx-ir", "onnxscript")),
-    "quantize": Step(("fused.onnx", "weights/checksums.json"), ("graphs/quantize/*.py", "artifact/tensor_file.py"), ("onnx-ir", "numpy")),
-    "build": Step((), ("engines/**/*.py", "artifact/io_spec.py", "artifact/config.py"), ("onnx-ir", "polygraphy", "tensorrt-rtx-cu12")),
+    "export": Step((), ("exporter/**/*.py", *SHARED), ("torch", "onnx", "onnx-ir", "onnxscript", "gguf", "safetensors", "tokenizers")),
+    "fuse": Step(("traced.onnx",), ("graphs/fusions/*.py", "graphs/*.py", *SHARED), ("onnx-ir", "onnxscript")),
+    "quantize": Step(("fused.onnx", "weights/checksums.json"), ("graphs/quantize/*.py", *SHARED), ("onnx-ir", "numpy")),
+    "build": Step((), ("engines/**/*.py", *SHARED), ("onnx-ir", "polygraphy", "tensorrt-rtx-cu12")),
     "validate": Step(
         ("traced.onnx", "*.onnx", "weights/*", "tokenizer*", "engines/*/build.json"),
         (
@@ -227,5 +230,5 @@ def check_belongs(artifact: Path, fingerprint_: str, *, force: bool) -> None:
             hint="choose another --out, or --force to replace it",
         )
     foreign = [path.name for path in artifact.iterdir() if not path.name.startswith(".")]
-    if model is None and foreign and not {"weights", "config.json", "traced.onnx"} & set(foreign):
+    if model is None and foreign and not (artifact / LOCK).exists():  # an export locks a folder before its first file
         raise ArtifactError(f"{artifact} is not empty and not an artifact folder (it holds {sorted(foreign)[0]})", hint="choose another --out")

@@ -13,7 +13,6 @@ from artifact.steps import Outcome, Report, StepContext, require, run_step
 from engines.build import STAGES, build_engine
 from engines.targets import find_target
 
-
 WEIGHTS = ("weights/layer-*.safetensors", "weights/shared.safetensors", "weights/rotary.safetensors")
 """What every stage's graph points into."""
 

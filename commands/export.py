@@ -43,7 +43,7 @@ def export_into(artifact: Path, checkpoint: Checkpoint, *, dtype: Dtype, force: 
 
         return export_checkpoint(step, checkpoint, dtype=dtype)
 
-    options = {"checkpoint": checkpoint.fingerprint, "dtype": dtype}
+    options = {"checkpoint": checkpoint.fingerprint, "state": checkpoint.state, "dtype": dtype}
     return run_step(artifact, "export", options, work, force=force, progress=progress)
 
 

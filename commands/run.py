@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from artifact.io_spec import Dtype
@@ -54,7 +55,7 @@ def run(
                 outcomes[f"quantize-{precision}"] = quantize(artifact, scheme=precision, force=force, progress=progress)
         for precision in wanted:
             outcomes[f"build-{precision}"] = build(artifact, precision, build_options or BuildOptions(), force=force, progress=progress)
-        outcomes["validate"] = validate(artifact, validate_options or ValidateOptions(), force=force, progress=progress)
+        outcomes["validate"] = validate(artifact, replace(validate_options or ValidateOptions(), checkpoint=source), force=force, progress=progress)
     return {
         "artifact": str(artifact),
         "passed": _passed(outcomes),

@@ -24,14 +24,15 @@ class ValidateOptions:
 
 def validate(artifact: Path, options: ValidateOptions, *, force: bool = True, progress: Progress = silent) -> Outcome:
     """Compare every stage with the reference and write reports/parity.*; by default always anew, because a proof is of now."""
-    model = require_artifact(artifact)["model"]
+    manifest = require_artifact(artifact)
+    model = manifest["model"]
     if options.text is not None and not options.text.is_file():
         raise ValidationError(f"{options.text} is not a file", hint="--text FILE takes a UTF-8 text")
     recorded = {
         "stages": list(options.stages),
         "text": sha256_of(options.text) if options.text else None,
         "tokens": options.tokens,
-        "checkpoint": model["fingerprint"],
+        "checkpoint": manifest["steps"].get("export", {}).get("options"),
     }
 
     def work(step: StepContext) -> Report:

@@ -14,6 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from artifact.errors import EngineError
+from artifact.graph_file import load_graph
 from artifact.io_spec import LOGITS
 
 LAST = "last_position"
@@ -30,7 +31,7 @@ def write_engine_graph(stage: Path, out: Path) -> None:
     Raises:
         EngineError: not a decoder graph whose ``logits`` come from one MatMul over [B, S, E].
     """
-    model = ir.load(stage)
+    model = load_graph(stage)
     gather_last_position(model.graph, stage.name)
     ir.save(model, out)
 

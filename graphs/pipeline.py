@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 from artifact.config import LlamaConfig
 from artifact.errors import FusionError, ParityMismatch
+from artifact.graph_file import load_graph
 from artifact.manifest import require_artifact
 from artifact.progress import Progress, silent
 from artifact.steps import StepContext, require
@@ -145,7 +146,7 @@ def fuse_artifact(step: StepContext, *, target: str = "tensorrt", allow_partial:
     """
     _pipeline(target)
     config = LlamaConfig(**require_artifact(step.artifact)["model"]["config"])
-    model = ir.load(require(step.artifact, "traced.onnx"))
+    model = load_graph(require(step.artifact, "traced.onnx"))
     report = fuse_model(model, config, target=target, progress=step.progress)
     if not allow_partial:
         check_complete(report)

@@ -145,6 +145,24 @@ def test_generate_without_a_tokenizer_is_refused(artifact: Path) -> None:
     assert "has no tokenizer.json" in refused("generate", artifact, "hello")[0]
 
 
+def test_another_models_folder_is_never_exported_into(tiny_checkpoint: Path, make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    victim = make_checkpoint(tmp_path / "victim", seed=1)
+    before = {path.name: path.read_bytes() for path in victim.iterdir()}
+    assert "is not empty and not an artifact folder" in refused("export", "--checkpoint", tiny_checkpoint, "--out", victim)[0]
+    assert {path.name: path.read_bytes() for path in victim.iterdir()} == before
+
+
+@pytest.mark.trace
+def test_damaged_graph_is_one_error_and_the_command_that_makes_it_again(artifact: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    subprocess.run(["cp", "-r", artifact, copy], check=True)
+    traced = copy / "traced.onnx"
+    traced.write_bytes(traced.read_bytes()[:1000])
+    error, hint = refused("fuse", copy)
+    assert "traced.onnx is not a readable ONNX file" in error
+    assert f"cli.py export --checkpoint SRC --out {copy}" in hint
+
+
 class TestBadCheckpoints:
     """Each gets one error, one hint or none, exit code 1, and leaves no folder."""
 

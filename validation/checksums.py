@@ -69,10 +69,20 @@ def verify_checksums(artifact: Path, manifest: Manifest, progress: Progress = si
     for file, hashes in _recorded(manifest).items():
         if file not in by_file:
             _verify_file(artifact, file, hashes, report)
+    _verify_lineage(manifest, report)
     for path in sorted(artifact.glob("*.onnx")):
         if path.name not in _recorded(manifest):
             report.record(path.name, None, "recorded in manifest.json", "not recorded by any step")
     return report
+
+
+def _verify_lineage(manifest: Manifest, report: ChecksumReport) -> None:
+    """Every step read the files that are there now: an engine of yesterday's weights is not an engine of this model."""
+    recorded = _recorded(manifest)
+    for name, step in manifest["steps"].items():
+        for file, sha256 in step["inputs"].items() if name != OWN_STEP else ():
+            now = recorded.get(file, {sha256})
+            report.record(file, None, sha256 if sha256 in now else f"{sha256}, which {name} was made from", sha256 if sha256 in now else min(now))
 
 
 def _read_list(artifact: Path, name: str, report: ChecksumReport) -> list[StoredTensor]:

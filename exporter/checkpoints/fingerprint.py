@@ -9,6 +9,18 @@ from pathlib import Path
 SAMPLE_BYTES = 4096
 
 
+def state_of(paths: Iterable[Path]) -> str:
+    """sha256 over name, size and modification time of files: whether they may have changed since they were read, at no cost.
+
+    The fingerprint says which checkpoint this is, wherever it lies; the state, whether an export of it is still up to date.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(set(paths)):
+        stat = path.stat()
+        digest.update(f"{path.name} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
 def fingerprint_files(config: bytes, files: Iterable[tuple[Path, int, list[tuple[int, int]]]]) -> str:
     """sha256 over the config and, per file, its header, its size and 4 KiB from the middle of every tensor.
 

@@ -18,7 +18,7 @@ from artifact.config import LlamaConfig
 from artifact.errors import CheckpointError
 from artifact.layout import EMBEDDING, FINAL_NORM, LM_HEAD, layer_prefix
 from exporter.checkpoints.census import check_tensors
-from exporter.checkpoints.fingerprint import fingerprint_files
+from exporter.checkpoints.fingerprint import fingerprint_files, state_of
 from exporter.checkpoints.gguf_config import config_from_gguf
 from exporter.checkpoints.gguf_header import GgufHeader, GgufTensor, read_gguf_header
 from exporter.checkpoints.gguf_tokenizer import tokenizer_files
@@ -58,6 +58,7 @@ class GgufCheckpoint:
     unknown_config_keys: list[str]
     notes: list[str]
     fingerprint: str
+    state: str
     format: str = "gguf"
 
     def read(self, name: str) -> Tensor:
@@ -107,6 +108,7 @@ def open_gguf(path: Path, *, source: str | None = None, name: str | None = None)
         unknown_config_keys=unknown,
         notes=notes,
         fingerprint=_fingerprint(header),
+        state=state_of([path]),
     )
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from artifact.config import LlamaConfig, unknown_keys
 from artifact.errors import CheckpointError
 from exporter.checkpoints.census import check_tensors
-from exporter.checkpoints.fingerprint import fingerprint_files
+from exporter.checkpoints.fingerprint import fingerprint_files, state_of
 from exporter.checkpoints.protocol import Write, folder_name
 from exporter.checkpoints.safetensors_file import SUPPORTED, SafetensorsFile
 from exporter.checkpoints.shards import inside, open_shards
@@ -45,6 +45,7 @@ class HuggingFaceCheckpoint:
     unknown_config_keys: list[str]
     notes: list[str]
     fingerprint: str
+    state: str
     format: str = "safetensors"
 
     def read(self, name: str) -> Tensor:
@@ -87,6 +88,7 @@ def open_huggingface(folder: Path) -> HuggingFaceCheckpoint:
         unknown_config_keys=unknown_keys(raw),
         notes=[] if any((folder / name).is_file() for name in TOKENIZERS) else [NO_TOKENIZER],
         fingerprint=_fingerprint(raw, files),
+        state=state_of([*(file.path for file in files.values()), *(folder / name for name in (CONFIG, *SIDECARS) if (folder / name).is_file())]),
     )
 
 

@@ -29,6 +29,7 @@ class Checkpoint(Protocol):
         unknown_config_keys: config keys that no table knows.
         notes: what a user should know, one line each (no tokenizer, …).
         fingerprint: sha256 over config, headers, sizes and a sample of every tensor; says which checkpoint this is, not that its bytes are whole.
+        state: sha256 over name, size and time of every file that is read, tokenizer included; another state is exported anew.
     """
 
     source: str
@@ -41,6 +42,7 @@ class Checkpoint(Protocol):
     unknown_config_keys: list[str]
     notes: list[str]
     fingerprint: str
+    state: str
 
     def read(self, name: str) -> Tensor:
         """One weight: float16, bfloat16 or float32 as stored (mapped, not copied), float32 for quantised blocks.

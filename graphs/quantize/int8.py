@@ -20,6 +20,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from artifact.errors import QuantizationError
+from artifact.graph_file import load_graph
 from artifact.layout import MODULE_KEY, layer_of
 from artifact.steps import StepContext, require
 from artifact.tensor_file import StoredTensor, checksums_json, plan_tensors, write_tensors
@@ -55,7 +56,7 @@ def quantize_int8(step: StepContext) -> dict[str, Any]:
     Raises:
         QuantizationError: the graph is quantised already, has no linears, or a weight holds NaN or Inf.
     """
-    model = ir.load(require(step.artifact, "fused.onnx"))
+    model = load_graph(require(step.artifact, "fused.onnx"))
     if any(node.op_type in ("DequantizeLinear", "QuantizeLinear") for node in model.graph):
         raise QuantizationError("fused.onnx is quantised already", hint=f"python cli.py fuse {step.artifact} --force")
     linears = list(find_linears(model.graph))

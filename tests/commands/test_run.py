@@ -84,3 +84,28 @@ def test_validate_exits_three_and_names_the_tensor_of_a_changed_byte(first: tupl
     report = run_cli("validate", out, "--stage", "fused", code=3)
     assert report["passed"] is False
     assert [failed["tensor"] for failed in report["checksums"]["failed"] if failed["tensor"]] == ["model.layers.1.self_attn.q_proj.weight"]
+
+
+@pytest.mark.parity
+def test_engines_of_another_checkpoint_are_not_certified(
+    first: tuple[Path, dict[str, Any]], make_checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    out = shutil.copytree(first[0], tmp_path / "artifact")
+    other = make_checkpoint(tmp_path / "other", head_dim=64, seed=1)
+    run_cli("export", "--checkpoint", other, "--out", out, "--force")
+    run_cli("fuse", out)
+    run_cli("quantize", out)
+    report = run_cli("validate", out, "--stage", "traced", code=3)
+    assert any("build-a100-80gb-fp16 was made from" in failed["expected"] for failed in report["checksums"]["failed"])
+
+
+@pytest.mark.parity
+def test_moved_and_changed_checkpoints_are_noticed(first: tuple[Path, dict[str, Any]], checkpoint: Path, tmp_path: Path) -> None:
+    out = shutil.copytree(first[0], tmp_path / "artifact")
+    moved = shutil.copytree(checkpoint, tmp_path / "moved")
+    report = run_cli("run", "--checkpoint", moved, "--precision", "fp16", "--out", out)
+    assert [step["step"] for step in report["steps"] if step["done"]] == []  # copied with its times: the same files in another place
+    (moved / "generation_config.json").write_text("{}")
+    report = run_cli("run", "--checkpoint", moved, "--precision", "fp16", "--out", out)
+    assert [step["step"] for step in report["steps"] if step["done"]] == ["export", "validate"]
+    assert (out / "generation_config.json").is_file()
