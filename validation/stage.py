@@ -27,12 +27,11 @@ from validation.strict import run_strict
 Array = NDArray[Any]
 BACKEND = "onnxruntime-cpu"
 NUMBERS = (
-    "max_abs", "mean_abs", "max_abs_relative", "noise_ratio", "strict_noise_ratio", "worst_local_ratio", "worst_local_layer",
+    "max_abs", "mean_abs", "max_abs_relative", "noise_ratio", "strict_noise_ratio", "strict_nonfinite", "worst_local_ratio", "worst_local_layer",
     "range_peak", "range_tensor", "mean_kl", "top1_agreement", "decisive_disagreements", "scenario_spread", "self_consistency", "cache_error",
     "perplexity", "perplexity_increase_pct", "perplexity_se_pct",
 )  # fmt: skip
 """Keys of every stage of the report, null where not measured."""
-
 
 LastRows = dict[str, list[RowResult]]
 """Scenario → per row, the logits of each call's last position."""
@@ -73,8 +72,7 @@ def measure_stage(oracle: Oracle, stage: str, progress: Progress) -> tuple[dict[
     kind = tolerances.kind_of(stage, oracle.dtype)
     assert kind is not None, stage
     measured = StageMeasurement()
-    broken = _measure(oracle, graph, measured, strict=kind == "float16", progress=progress)
-    checks = [tolerances.failed_to_run(message) for message in broken]
+    checks = [tolerances.failed_to_run(message) for message in _measure(oracle, graph, measured, progress)]
     for row in tolerances.limits_of(kind, has_floor=oracle.floor.mean_abs is not None):
         value = _gated(row.check, measured.numbers)
         checks.append(tolerances.judge(row, value, where=measured.where.get(row.check), missing=measured.missing.get(row.check)))
@@ -98,15 +96,17 @@ def stage_entry(stage: str, measured: StageMeasurement, checks: list[dict[str, A
     }
 
 
-def _measure(oracle: Oracle, graph: Path, measured: StageMeasurement, *, strict: bool, progress: Progress) -> list[str]:
-    """Everything that the stage's kind asks for, until a part can't be run: a graph that breaks the contract says nothing true after that.
+def _measure(oracle: Oracle, graph: Path, measured: StageMeasurement, progress: Progress) -> list[str]:
+    """What the artifact's dtype asks for, quantised stages too; a graph that breaks the contract says nothing true after that.
 
     Returns:
         What could not be run, and why; empty where all was.
     """
     parts = {"scenarios and perplexity": measure_structure}
-    if strict:
+    if oracle.dtype == "fp16":
         parts |= {"strict mode": measure_strict, "range audit": measure_ranges, "local ratios": measure_local}
+    else:
+        measured.missing |= dict.fromkeys(("strict_nonfinite", "range_peak"), "an fp32 artifact")
     for number, (name, part) in enumerate(parts.items()):
         progress(f"{graph.stem}: {name}", number, len(parts))
         start = time.perf_counter()
@@ -151,7 +151,9 @@ def measure_strict(oracle: Oracle, graph: Path, measured: StageMeasurement) -> N
     result = run_strict(graph, _prefill_feeds(oracle))
     mean, _ = metrics.absolute_errors(result.outputs["logits"][0], oracle.logits[MAIN])
     _against_floor(oracle, measured, "strict_noise_ratio", float(mean.mean()))
+    measured.numbers["strict_nonfinite"] = result.nonfinite
     if result.first_nonfinite is not None:
+        measured.where["strict_nonfinite"] = result.first_nonfinite
         measured.numbers["strict_noise_ratio"] = float("nan")
         measured.where["strict_noise_ratio"] = result.first_nonfinite
 

@@ -28,11 +28,13 @@ class StrictRun:
 
     Attributes:
         outputs: graph outputs and kept values by name, dtypes as in the graph.
+        nonfinite: how many results hold NaN or inf; one overflow makes many.
         first_nonfinite: ``name (operator, module): what`` of the first node whose result holds NaN or inf; None if there is none.
         first_nonfinite_layer: its layer; None if there is none, or the node is outside the layers.
     """
 
     outputs: dict[str, Array]
+    nonfinite: int = 0
     first_nonfinite: str | None = None
     first_nonfinite_layer: int | None = None
 
@@ -54,17 +56,17 @@ def run_strict(model: ir.Model | Path, feeds: Mapping[str, Array], *, keep: Coll
     """
     model = ir.load(model) if isinstance(model, Path) else model
     masks = find_masks(model.graph)
-    first: list[tuple[ir.Node, str]] = []
+    found: list[tuple[ir.Node, str]] = []
 
     def observe(node: ir.Node, value: ir.Value, dtype: ir.DataType, array: Array) -> None:
-        if first or dtype not in FLOATS:
+        if dtype not in FLOATS:
             return
         largest = peak(masks.results(value, array))
         if not math.isfinite(largest):
-            first.append((node, f"{'NaN' if math.isnan(largest) else 'inf'} in {value.name} {dtype.name}{list(array.shape)}"))
+            found.append((node, f"{'NaN' if math.isnan(largest) else 'inf'} in {value.name} {dtype.name}{list(array.shape)}"))
 
     outputs = run_nodes(model, feeds, keep=keep, observe=observe, progress=progress)
-    if not first:
+    if not found:
         return StrictRun(outputs)
-    node, what = first[0]
-    return StrictRun(outputs, f"{describe_node(node)}: {what}", layer_of(node.metadata_props.get(MODULE_KEY)))
+    node, what = found[0]
+    return StrictRun(outputs, len(found), f"{describe_node(node)}: {what}", layer_of(node.metadata_props.get(MODULE_KEY)))

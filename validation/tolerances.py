@@ -32,6 +32,8 @@ class Limit:
 
 
 SPREAD = "worst scenario's mean error ÷ prefill's: the same tokens are equally far from the reference however they are cut into calls"
+FINITE = "no result is NaN or inf when every operation is rounded to float16: a GPU does not compute in float32 as ONNX Runtime on a CPU does"
+RANGE = "a float16 tensor of the float32 run at 65504 overflows on a GPU; above half is a warning"
 CONSISTENT = "logits from a cache against the graph's own prefill ÷ the floor: a fault of the cache is smaller than int8's own error"
 
 LIMITS = (
@@ -40,7 +42,7 @@ LIMITS = (
     Limit("float16", "noise_ratio", "<=", 1.0, "no scenario is further from float32 than transformers' own float16"),
     Limit("float16", "strict_noise_ratio", "<=", 1.25, "every operation rounded: a pessimistic bound for an engine; other exporters: 0.74 to 1.08"),
     Limit("float16", "worst_local_ratio", "<=", 2.0, "no layer adds twice the error of its own rounding to float16; one linear × 1.01 adds 2 to 17"),
-    Limit("float16", "range_peak", "<", 1.0, "a float16 tensor of the float32 run at 65504 overflows on a GPU; above half is a warning"),
+    Limit("float16", "range_peak", "<", 1.0, RANGE),
     Limit("float16", "decisive_disagreements", "==", 0, "where the margin exceeds twice the floor's error, rounding can't change the best token"),
     Limit("float16", "cache_error", "<=", 0.02, "keys and values of every layer, root mean square: float16 gives 0.002, another layer near 1"),
     Limit("int8", "perplexity_increase_pct", "<=", 1.0, "increase − 2 standard errors; rounding to int8 by output channel measures up to 0.6 %"),
@@ -48,9 +50,13 @@ LIMITS = (
     Limit("int8", "self_consistency", "<=", 1.0, CONSISTENT),
     Limit("int8", "scenario_spread", "<=", 1.5, SPREAD),
     Limit("int8", "cache_error", "<=", 0.2, "keys and values of every layer, root mean square: int8 weights give 0.05, another layer near 1"),
+    Limit("int8", "strict_nonfinite", "==", 0, FINITE),
+    Limit("int8", "range_peak", "<", 1.0, RANGE),
     Limit("int8-smoothquant", "perplexity_increase_pct", "<=", 1.0, "increase − 2 standard errors"),
     Limit("int8-smoothquant", "self_consistency", "<=", 1.0, CONSISTENT),
     Limit("int8-smoothquant", "scenario_spread", "<=", 1.5, SPREAD),
+    Limit("int8-smoothquant", "strict_nonfinite", "==", 0, FINITE),
+    Limit("int8-smoothquant", "range_peak", "<", 1.0, RANGE),
     Limit("engine", "engine_difference", "<=", 2**-9, "largest difference from its stage ÷ its largest logit: one float16 rounding each"),
     Limit("engine", "engine_structure", "==", 0, "nodes that differ from its stage, beside the gathered position"),
 )

@@ -13,6 +13,7 @@ import pytest
 
 from artifact import io_spec
 from artifact.config import LlamaConfig
+from artifact.layout import MODULE_KEY
 from artifact.manifest import fingerprint, read_manifest, write_manifest
 from artifact.steps import StepContext, run_step
 from exporter.checkpoints import Checkpoint, open_checkpoint
@@ -77,6 +78,37 @@ def rewrite_graph() -> Callable[..., None]:
 def shift_decode_positions() -> Callable[[ir.Model], None]:
     """An edit of a graph: every call with one new token sees the position before."""
     return _shift_decode_positions
+
+
+@pytest.fixture(scope="session")
+def overflow_around() -> Callable[[ir.Model, str, float], None]:
+    """``overflow_around(model, module, factor)`` multiplies what enters the MatMul of a module and divides what leaves it: the same in float32."""
+    return _overflow_around
+
+
+def _overflow_around(model: ir.Model, module: str, factor: float) -> None:
+    linear = next(node for node in model.graph if node.op_type == "MatMul" and node.metadata_props.get(MODULE_KEY) == module)
+    _insert_factor(model.graph, linear, factor, entering=True)
+    _insert_factor(model.graph, linear, 1 / factor, entering=False)
+
+
+def _insert_factor(graph: ir.Graph, linear: ir.Node, factor: float, *, entering: bool) -> None:
+    value = linear.inputs[0] if entering else linear.outputs[0]
+    assert value is not None
+    module = linear.metadata_props[MODULE_KEY]
+    name = f"{module}.{'before' if entering else 'after'}"
+    constant = ir.Value(name=name, const_value=ir.tensor(np.float16(factor), name=name), type=value.type, shape=ir.Shape([]))
+    graph.register_initializer(constant)
+    users = [(linear, 0)] if entering else list(value.uses())
+    scaled = ir.node("Mul", [value, constant], name=f"{name}.Mul", metadata_props={MODULE_KEY: module})
+    output = scaled.outputs[0]
+    output.name, output.type, output.shape = f"{name}.scaled", value.type, value.shape
+    for user, index in users:
+        user.replace_input_with(index, output)
+    if not entering and value.is_graph_output():
+        value.name, output.name = f"{name}.unscaled", value.name
+        graph.outputs[list(graph.outputs).index(value)] = output
+    (graph.insert_before if entering else graph.insert_after)(linear, scaled)
 
 
 def _shift_decode_positions(model: ir.Model) -> None:

@@ -70,6 +70,8 @@ def test_int8_is_further_from_the_reference_than_float16_and_within_its_limits(r
         "self_consistency": True,
         "scenario_spread": True,
         "cache_error": True,
+        "strict_nonfinite": True,
+        "range_peak": True,
     }
 
 
@@ -100,6 +102,17 @@ def test_int8_fails_when_a_layer_loses_its_scale(quantized: Path, checkpoint: Ch
     stage = stage_of(report, "int8")
     assert stage["passed"] is False
     assert "mean_kl" in {check["check"] for check in stage["checks"] if check["passed"] is False}
+
+
+def test_int8_fails_when_a_layer_overflows_float16(
+    quantized: Path, checkpoint: Checkpoint, text: Path, tmp_path: Path, overflow_around: Callable[..., None]
+) -> None:
+    module = "model.layers.1.mlp.down_proj"
+    report = damaged_report(quantized, checkpoint, lambda model: overflow_around(model, module, 2.0**15), text, tmp_path)
+    failed = {check["check"]: str(check["where"]) for check in stage_of(report, "int8")["checks"] if check["passed"] is False}
+    assert set(failed) == {"strict_nonfinite", "range_peak"}
+    assert module in failed["strict_nonfinite"]
+    assert "layers.1.mlp" in failed["range_peak"]
 
 
 def test_stored_bytes_of_int8_weights_are_verified(quantized: Path, checkpoint: Checkpoint, text: Path, tmp_path: Path) -> None:

@@ -39,7 +39,9 @@ METRICS = (
     Metric("max_abs", "Max abs", ("max_abs", "max_abs_relative", "engine_difference"), "largest |logit − reference| of all scenarios"),
     Metric("mean_abs", "Mean abs", ("mean_abs", "scenario_spread"), "mean |logit − reference| of the worst scenario"),
     Metric("noise_ratio", "Noise ratio", ("noise_ratio",), "mean abs ÷ the floor"),
-    Metric("strict_noise_ratio", "Strict noise ratio", ("strict_noise_ratio",), "the same with every operation rounded to float16"),
+    Metric(
+        "strict_noise_ratio", "Strict noise ratio", ("strict_noise_ratio", "strict_nonfinite"), "the same with every operation rounded to float16"
+    ),
     Metric("worst_local_ratio", "Worst local ratio", ("worst_local_ratio",), "error one layer adds ÷ what rounding it to float16 adds"),
     Metric("cache_error", "Cache error", ("cache_error",), "keys and values, relative root mean square, the worst layer"),
     Metric("range_peak", "Range peak", ("range_peak",), "largest |value| of a float16 tensor, as a share of 65504"),
@@ -55,7 +57,13 @@ METRICS = (
 """Columns of the stage table, in reading order: the numbers first, then their proportion, then what a user notices."""
 
 
-GATE_WORDS = {"max_abs_relative": "relative", "engine_difference": "stage", "scenario_spread": "spread", "decisive_disagreements": "decisive"}
+GATE_WORDS = {
+    "max_abs_relative": "relative",
+    "engine_difference": "stage",
+    "scenario_spread": "spread",
+    "strict_nonfinite": "not finite",
+    "decisive_disagreements": "decisive",
+}
 """What is said of a gate that judges another number than its column shows."""
 
 
