@@ -54,6 +54,18 @@ def compare_graphs(left: ir.Model, right: ir.Model) -> GraphDifference:
     return GraphDifference(outputs, _lacking(left, left_digests, right_digests), _lacking(right, right_digests, left_digests))
 
 
+def moved_weights(left: ir.Graph, right: ir.Graph) -> list[str]:
+    """Names of external weights that the two graphs read from different bytes, or that only one reads; ``compare_graphs`` goes by names alone."""
+    left_places, right_places = _places(left), _places(right)
+    return [name for name in left_places | right_places if left_places.get(name) != right_places.get(name)]
+
+
+def _places(graph: ir.Graph) -> dict[str, tuple[str, int | None, int | None]]:
+    """Weight → file, offset, length."""
+    external = {name: value.const_value for name, value in graph.initializers.items()}
+    return {name: (str(tensor.location), tensor.offset, tensor.length) for name, tensor in external.items() if isinstance(tensor, ir.ExternalTensor)}
+
+
 def graph_digests(graph: ir.Graph, *, replace: Callable[[ir.Value], str | None] = lambda value: None) -> dict[ir.Value, str]:
     """Digest of how each value of a graph is computed.
 

@@ -1,4 +1,4 @@
-"""An engine graph against its stage: the same numbers at the gathered position, and the same nodes everywhere else.
+"""An engine graph against its stage: the same numbers at the gathered position, and the graph that the stage gives when it is gathered again.
 
 What is built is what was checked: the engine graph is measured too, and not taken on trust from the stage that it was cut from.
 """
@@ -12,11 +12,10 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from artifact import io_spec
 from artifact.errors import ToolkitError
-from artifact.layout import LM_HEAD
 from artifact.progress import Progress
-from graphs.diff import compare_graphs
+from engines.engine_graph import gather_last_position
+from graphs.diff import compare_graphs, moved_weights
 from validation import metrics, tolerances
 from validation.graph_runner import GraphRunner, RowResult
 from validation.oracle import Oracle
@@ -60,11 +59,17 @@ def measure_engine_graph(oracle: Oracle, stage: str, expected: LastRows | None, 
 
 
 def structural_difference(engine: Path, base: Path) -> list[str]:
-    """What differs beside the gathered position: outputs other than the logits, and nodes outside the output layer."""
-    difference = compare_graphs(ir.load(base), ir.load(engine))
-    lm_head = LM_HEAD.removesuffix(".weight")
-    nodes = [node for node in (*difference.only_left, *difference.only_right) if lm_head not in node]
-    return [f"output {name}" for name in difference.outputs if name != io_spec.LOGITS] + nodes
+    """What differs from the stage with its last position gathered: outputs, nodes, and weights that are read from another place.
+
+    Raises:
+        EngineError: the stage's logits do not come from one MatMul.
+    """
+    expected, actual = ir.load(base), ir.load(engine)
+    gather_last_position(expected.graph, base.name)
+    difference = compare_graphs(expected, actual)
+    outputs = [f"output {name}" for name in difference.outputs]
+    weights = [f"weight {name}" for name in moved_weights(expected.graph, actual.graph)]
+    return [*outputs, *difference.only_left, *difference.only_right, *weights]
 
 
 def _run_stage(oracle: Oracle, base: Path) -> LastRows:

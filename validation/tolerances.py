@@ -58,7 +58,7 @@ LIMITS = (
     Limit("int8-smoothquant", "strict_nonfinite", "==", 0, FINITE),
     Limit("int8-smoothquant", "range_peak", "<", 1.0, RANGE),
     Limit("engine", "engine_difference", "<=", 2**-9, "largest difference from its stage ÷ its largest logit: one float16 rounding each"),
-    Limit("engine", "engine_structure", "==", 0, "nodes that differ from its stage, beside the gathered position"),
+    Limit("engine", "engine_structure", "==", 0, "outputs, nodes and weights that differ from its stage with the last position gathered"),
 )
 """Kind × check → limit."""
 

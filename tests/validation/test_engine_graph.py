@@ -32,6 +32,12 @@ def gather_and_change_a_norm(model: ir.Model) -> None:
     add.op_type = "Sub"
 
 
+def swap_two_weights(model: ir.Model) -> None:
+    gather(model)
+    first, second = (model.graph.initializers[f"model.layers.{layer}.input_layernorm.weight"] for layer in (0, 1))
+    first.const_value, second.const_value = second.const_value, first.const_value
+
+
 def engine_entry(report: Report) -> Report:
     return next(entry for entry in report["stages"] if entry["stage"] == "traced-engine")
 
@@ -73,6 +79,29 @@ def test_an_engine_graph_can_be_measured_alone(artifact: Path, checkpoint: Any, 
     report = validate_artifact(StepContext(artifact), checkpoint=checkpoint, stages=["traced-engine"], text=None, tokens=None)
     assert report["passed"] is True
     assert [entry["stage"] for entry in report["stages"]] == ["traced-engine"]
+
+
+def test_overflow_around_lm_head_is_a_difference(
+    artifact: Path, validate: Validate, rewrite_graph: Rewrite, overflow_around: Callable[..., None]
+) -> None:
+    """The same numbers in float32, so only the structure tells."""
+
+    def gather_and_overflow(model: ir.Model) -> None:
+        gather(model)
+        overflow_around(model, "lm_head", 6000.0)
+
+    rewrite_graph(artifact, gather_and_overflow, to="traced-engine.onnx")
+    report = validate(artifact)
+    assert report["passed"] is False
+    assert failing(report) == {"engine_structure"}
+    assert "output logits" in report["headline"]
+
+
+def test_weights_read_from_another_place_are_a_difference(artifact: Path, rewrite_graph: Rewrite) -> None:
+    rewrite_graph(artifact, swap_two_weights, to="swapped.onnx")
+    assert structural_difference(artifact / "swapped.onnx", artifact / "traced.onnx") == [
+        f"weight model.layers.{layer}.input_layernorm.weight" for layer in (0, 1)
+    ]
 
 
 def test_structural_difference_names_the_first_node(artifact: Path, rewrite_graph: Rewrite) -> None:
