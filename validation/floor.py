@@ -42,6 +42,8 @@ class Floor:
         max_abs: largest of the main sequence.
         position_max: per sequence, the largest |error| of every position [L].
         source: what was run.
+        mean_kl: of the reference against transformers' float16 on all positions, nats: whether the reference is the right model at all; None where
+            transformers was not run.
     """
 
     mean_abs: float | None
@@ -49,14 +51,15 @@ class Floor:
     position_max: list[list[float]]
     source: str
     reason: str | None = None
+    mean_kl: float | None = None
 
     def noise(self, sequence: int, positions: NDArray[np.int64]) -> NDArray[np.float64] | None:
         """Largest error at each of some positions of a sequence; None where there is no floor."""
         return np.asarray(self.position_max[sequence])[positions] if self.position_max else None
 
     def as_report(self) -> dict[str, Any]:
-        """mean_abs, max_abs, source and reason."""
-        return {"mean_abs": self.mean_abs, "max_abs": self.max_abs, "source": self.source, "reason": self.reason}
+        """mean_abs, max_abs, mean_kl, source and reason."""
+        return {key: getattr(self, key) for key in ("mean_abs", "max_abs", "mean_kl", "source", "reason")}
 
 
 def no_floor(reason: str, source: str = "not measured") -> Floor:
@@ -83,6 +86,8 @@ def measure_floor(step: StepContext, fingerprint: str, reference: Reference, seq
         step.progress("float16 floor", 0, 1)
         half = streamed_logits(reference, sequences) if streamed else transformers_logits(reference.config, reference.read, sequences)
         floor = compare(half, [run.logits() for run in runs], source)
+        if streamed:  # our own model again: it says nothing about the reference
+            floor = replace(floor, mean_kl=None)
     with step.write(FILE) as temporary:  # also where it was kept: the file is an output of this step
         temporary.write_text(json.dumps({"key": key, "floor": asdict(floor)}, indent=1) + "\n", encoding="utf-8")
     return floor
@@ -96,7 +101,9 @@ def compare(half: Sequence[NDArray[np.float32]], reference: Sequence[NDArray[np.
             first = int(np.flatnonzero(~np.isfinite(mean))[0])
             return no_floor(f"float16 logits are not finite from position {first} of sequence {index} on: the model overflows float16", source)
     mean, largest = errors[0]
-    return Floor(float(mean.mean()), float(largest.max()), [maximum.tolist() for _, maximum in errors], source)
+    kl = np.concatenate([metrics.kl_divergence(ours, theirs) for ours, theirs in zip(half, reference, strict=True)])
+    positions = [maximum.tolist() for _, maximum in errors]
+    return Floor(float(mean.mean()), float(largest.max()), positions, source, mean_kl=float(kl.mean()))
 
 
 def transformers_logits(config: LlamaConfig, read: Read, sequences: Sequence[Ids], dtype: torch.dtype = torch.float16) -> list[NDArray[np.float32]]:
@@ -158,6 +165,6 @@ def _key(fingerprint: str, sequences: Sequence[Ids], source: str) -> dict[str, s
 def _kept(step: StepContext, key: dict[str, str]) -> Floor | None:
     try:
         kept = json.loads((step.artifact / FILE).read_text(encoding="utf-8"))
-        return replace(Floor(**kept["floor"])) if kept["key"] == key else None
+        return Floor(**kept["floor"]) if kept["key"] == key else None
     except (OSError, ValueError, TypeError, KeyError):
         return None  # absent or unreadable: measured again

@@ -62,7 +62,7 @@ def validate_artifact(
         "artifact": step.artifact.name,
         "model": {**manifest["model"], "parameters": parameter_count(checkpoint.config)},
         "text": oracle.tokens.as_report(oracle.scored_tokens),
-        "floor": oracle.floor.as_report(),
+        "floor": oracle.floor.as_report() | {"check": tolerances.judge_reference(oracle.floor.mean_kl, oracle.floor.reason)},
         "stages": measured,
         "not_run": [*plans_not_run(engines), *unknown],
         "engines": engines,
@@ -121,7 +121,7 @@ def overall(report: dict[str, Any]) -> bool | None:
     """False if anything failed; None if no stage was judged."""
     outcomes = [stage["passed"] for stage in report["stages"]]
     audits = [(engine.get("audit") or {}).get("passed") for engine in report["engines"]]
-    if not report["checksums"]["passed"] or False in outcomes or False in audits:
+    if not report["checksums"]["passed"] or report["floor"]["check"]["passed"] is False or False in outcomes or False in audits:
         return False
     return True if outcomes and all(outcomes) else None
 
@@ -137,17 +137,8 @@ def verdict(report: dict[str, Any]) -> str:
 
 def headline(report: dict[str, Any], *, random_weights: bool) -> str:
     """What the report says, in one sentence: the first thing that does not match, or what was proven."""
-    if failed := report["checksums"]["failed"]:
-        first = failed[0]
-        more = f" and {len(failed) - 1} more" if len(failed) > 1 else ""
-        return f"stored bytes are not those that were written: {first['tensor'] or 'the file itself'} in {first['file']}{more}"
-    for stage in report["stages"]:
-        for check in stage["checks"]:
-            if check["passed"] is False:
-                return f"{stage['stage']} does not match: {describe(check)}"
-    for engine in report["engines"]:
-        if (engine.get("audit") or {}).get("passed") is False:
-            return f"the audit of {engine['file']} failed"
+    if mismatch := _first_mismatch(report):
+        return mismatch
     unjudged = [stage["stage"] for stage in report["stages"] if stage["passed"] is None]
     if unjudged:
         return f"{', '.join(unjudged)}: measured, not judged"
@@ -172,6 +163,23 @@ def without_nonfinite(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: without_nonfinite(item) for key, item in value.items()}
     return [without_nonfinite(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _first_mismatch(report: dict[str, Any]) -> str | None:
+    if failed := report["checksums"]["failed"]:
+        first = failed[0]
+        more = f" and {len(failed) - 1} more" if len(failed) > 1 else ""
+        return f"stored bytes are not those that were written: {first['tensor'] or 'the file itself'} in {first['file']}{more}"
+    if report["floor"]["check"]["passed"] is False:
+        return f"the reference is not the model that transformers computes: {describe(report['floor']['check'])}"
+    for stage in report["stages"]:
+        for check in stage["checks"]:
+            if check["passed"] is False:
+                return f"{stage['stage']} does not match: {describe(check)}"
+    for engine in report["engines"]:
+        if (engine.get("audit") or {}).get("passed") is False:
+            return f"the audit of {engine['file']} failed"
+    return None
 
 
 def _unmeasurable(stage: str, there: list[str], dtype: Dtype) -> str | None:

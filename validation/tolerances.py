@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from artifact.io_spec import Dtype
 
-Kind = Literal["float32", "float16", "int8", "int8-smoothquant", "int4", "engine"]
+Kind = Literal["float32", "float16", "int8", "int8-smoothquant", "int4", "engine", "reference"]
 COMPARE: Mapping[str, Callable[[float, float], bool]] = {"<=": le, "<": lt, "==": eq}
 ENGINE = "-engine"
 FLOAT_STAGES = ("traced", "fused", "fused-onnxruntime")
@@ -35,8 +35,10 @@ SPREAD = "worst scenario's mean error ÷ prefill's: the same tokens are equally 
 FINITE = "no result is NaN or inf when every operation is rounded to float16: a GPU does not compute in float32 as ONNX Runtime on a CPU does"
 RANGE = "a float16 tensor of the float32 run at 65504 overflows on a GPU; above half is a warning"
 CONSISTENT = "logits from a cache against the graph's own prefill ÷ the floor: a fault of the cache is smaller than int8's own error"
+REFERENCE = "nats, transformers' float16 against the reference: above it the reference is not the model that transformers computes"
 
 LIMITS = (
+    Limit("reference", "reference_kl", "<=", 1e-3, REFERENCE),
     Limit("float32", "max_abs_relative", "<=", 1e-4, "float32 kernels differ by summation order alone: ÷ the largest logit, on all four scenarios"),
     Limit("float32", "cache_error", "<=", 1e-4, "keys and values of every layer, root mean square: another layer's would be near 1"),
     Limit("float16", "noise_ratio", "<=", 1.0, "no scenario is further from float32 than transformers' own float16"),
@@ -108,6 +110,12 @@ def judge(row: Limit, value: float | None, *, where: str | None = None, missing:
         "reason": reason,
         "where": where,
     }
+
+
+def judge_reference(mean_kl: float | None, reason: str | None) -> dict[str, Any]:
+    """The check that stands before all stages: where it fails, the floor and every number measured by it say nothing."""
+    (row,) = limits_of("reference")
+    return judge(row, mean_kl, missing=reason or "transformers was not run, the float16 run is our own model's")
 
 
 def failed_to_run(message: str) -> dict[str, Any]:

@@ -67,6 +67,17 @@ def test_a_floor_that_is_not_finite_is_null_and_named() -> None:
     assert floor.reason == "float16 logits are not finite from position 1 of sequence 0 on: the model overflows float16"
 
 
+def test_the_reference_is_compared_with_transformers_alone(reference: Reference, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = reference.run(SEQUENCES)
+    floor = measure_floor(StepContext(tmp_path), "abc", reference, SEQUENCES, runs)
+    assert floor.mean_kl is not None
+    assert floor.as_report()["mean_kl"] == floor.mean_kl < 1e-5
+    monkeypatch.setattr(floors, "STREAMED_ABOVE", 0)
+    streamed = measure_floor(StepContext(tmp_path), "abc", reference, SEQUENCES, runs)
+    assert streamed.mean_abs is not None
+    assert streamed.mean_kl is None
+
+
 def test_the_streamed_floor_is_that_of_transformers_within_its_tolerance(checkpoint: Checkpoint, reference: Reference) -> None:
     runs = reference.run(SEQUENCES)
     theirs = compare(transformers_logits(checkpoint.config, checkpoint.read, SEQUENCES), [run.logits() for run in runs], "transformers")

@@ -15,6 +15,7 @@ from artifact.errors import ValidationError
 from artifact.steps import StepContext, run_step
 from exporter.checkpoints import Checkpoint
 from exporter.export import export_checkpoint
+from exporter.model import RMSNorm
 from validation.parity import choose_stages, headline, overall, validate_artifact, verdict, without_nonfinite
 
 pytestmark = pytest.mark.parity
@@ -135,6 +136,26 @@ def test_validate_names_the_tensor_with_a_changed_byte_and_still_measures(artifa
     assert report["stages"][0]["passed"] is True
 
 
+def test_validate_fails_when_the_reference_and_the_export_are_wrong_alike(
+    checkpoint: Checkpoint, validate: Callable[[Path], Report], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = RMSNorm.forward
+    monkeypatch.setattr(RMSNorm, "forward", lambda norm, x: right(norm, x) * 1.5)
+    run_step(tmp_path / "a", "export", {}, lambda step: export_checkpoint(step, checkpoint, dtype="fp16"))
+    report = validate(tmp_path / "a")
+    assert report["floor"]["check"]["passed"] is False
+    assert report["floor"]["mean_kl"] > 1e-3
+    assert report["passed"] is False
+    assert report["headline"].startswith("the reference is not the model that transformers computes: reference_kl")
+    assert "reference kl" in (tmp_path / "a/reports/parity.xml").read_text().lower().replace("_", " ")
+
+
+def test_validate_judges_the_reference_by_transformers(sound_report: Report) -> None:
+    assert 0 < sound_report["floor"]["mean_kl"] < 1e-5
+    assert sound_report["floor"]["check"]["passed"] is True
+    assert sound_report["floor"]["check"]["value"] == sound_report["floor"]["mean_kl"]
+
+
 def test_validate_reports_a_graph_that_cannot_be_loaded_and_measures_the_others(
     artifact: Path, validate: Callable[[Path], Report], rewrite_graph: Rewrite
 ) -> None:
@@ -187,6 +208,7 @@ def report_of(*outcomes: bool | None, checksums: bool = True, audit: bool | None
         "checksums": {"passed": checksums, "failed": failed},
         "not_run": [{"stage": "engine", "reason": "no GPU"}],
         "text": {"kind": "text"},
+        "floor": {"check": {"check": "reference_kl", "passed": None}},
     }
 
 

@@ -17,7 +17,7 @@ Check = dict[str, Any]
 
 @dataclass(frozen=True)
 class Group:
-    """The checks of one stage, of one plan, or of the stored checksums; ``passed`` is true, false or None (not judged)."""
+    """The checks of one stage, of one plan, of the reference, or of the stored checksums; ``passed`` is true, false or None (not judged)."""
 
     name: str
     passed: bool | None
@@ -90,8 +90,8 @@ def gate_text(gate: Check, column: Metric) -> str:
 
 
 def groups(report: Report) -> list[Group]:
-    """All checks in the order they are carried out: checksums, stages, plans."""
-    return [*_checksums(report), *_stages(report), *_engines(report)]
+    """All checks in the order they are carried out: checksums, the reference, stages, plans."""
+    return [*_checksums(report), *_reference(report), *_stages(report), *_engines(report)]
 
 
 def failing(report: Report) -> list[tuple[str, Check]]:
@@ -103,6 +103,12 @@ def counts(report: Report) -> dict[bool | None, int]:
     """Number of checks that passed (True), failed (False) and judge nothing (None)."""
     verdicts = [check["passed"] for group in groups(report) for check in group.checks]
     return {verdict: verdicts.count(verdict) for verdict in (True, False, None)}
+
+
+def _reference(report: Report) -> Iterator[Group]:
+    check = (report.get("floor") or {}).get("check")
+    if check:
+        yield Group("reference", check["passed"], (check,))
 
 
 def _stages(report: Report) -> Iterator[Group]:
