@@ -130,7 +130,7 @@ def run_step(
         wanted = {
             "options": dict(options),
             "versions": _versions(kind.packages),
-            "rules": _rules_hash(kind.rules),
+            "rules": rules_hash(kind.rules),
             "inputs": _input_hashes(artifact, manifest, (*inputs, *kind.inputs)),
         }
         reason = "forced" if force else _why_stale(artifact, manifest["steps"].get(step_id), wanted)
@@ -206,7 +206,8 @@ def _versions(packages: tuple[str, ...]) -> dict[str, str]:
     return versions
 
 
-def _rules_hash(patterns: tuple[str, ...]) -> str:
+def rules_hash(patterns: tuple[str, ...]) -> str:
+    """SHA-256 of the source files that decide a result; patterns from the project's root."""
     digest = hashlib.sha256()
     for path in sorted({path for pattern in patterns for path in ROOT.glob(pattern)}):
         digest.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes())

@@ -24,11 +24,17 @@ from torch.overrides import TorchFunctionMode
 
 from artifact.config import LlamaConfig
 from artifact.layout import LM_HEAD, parameter_count, tensor_shapes
-from artifact.steps import StepContext
+from artifact.manifest import read_manifest, sha256_of
+from artifact.steps import StepContext, rules_hash
 from validation import metrics
 from validation.reference import Read, Reference, ReferenceRun
 
 FILE = "reports/floor.json"
+RULES = (
+    "validation/floor.py", "validation/reference.py", "validation/metrics.py", "validation/scenarios.py", "validation/text.py",
+    "exporter/model.py", "exporter/rope.py", "artifact/config.py",
+)  # fmt: skip
+"""Source files that decide the floor."""
 STREAMED_ABOVE = 1_500_000_000
 Ids = NDArray[np.int64]
 
@@ -68,7 +74,9 @@ def no_floor(reason: str, source: str = "not measured") -> Floor:
 
 
 def measure_floor(step: StepContext, fingerprint: str, reference: Reference, sequences: Sequence[Ids], runs: Sequence[ReferenceRun]) -> Floor:
-    """The floor of a checkpoint on some sequences, the main one first; measured once and kept in ``reports/floor.json`` by hash.
+    """The floor of a checkpoint on some sequences, the main one first; measured once and kept in ``reports/floor.json``.
+
+    A kept floor is taken only where it is the file that the last ``validate`` recorded: a changed one would move every gate.
 
     Args:
         step: the artifact.
@@ -159,12 +167,16 @@ def _key(fingerprint: str, sequences: Sequence[Ids], source: str) -> dict[str, s
     digest = hashlib.sha256()
     for ids in sequences:
         digest.update(len(ids).to_bytes(8, "little") + np.ascontiguousarray(ids, np.int64).tobytes())
-    return {"checkpoint": fingerprint, "tokens": digest.hexdigest(), "source": source, "torch": torch.__version__}
+    return {"checkpoint": fingerprint, "tokens": digest.hexdigest(), "source": source, "torch": torch.__version__, "rules": rules_hash(RULES)}
 
 
 def _kept(step: StepContext, key: dict[str, str]) -> Floor | None:
+    path = step.artifact / FILE
     try:
-        kept = json.loads((step.artifact / FILE).read_text(encoding="utf-8"))
+        recorded = read_manifest(step.artifact)["steps"]["validate"]["outputs"][FILE]["sha256"]
+        if sha256_of(path) != recorded:
+            return None
+        kept = json.loads(path.read_text(encoding="utf-8"))
         return Floor(**kept["floor"]) if kept["key"] == key else None
     except (OSError, ValueError, TypeError, KeyError):
-        return None  # absent or unreadable: measured again
+        return None  # absent, unreadable or not recorded: measured again

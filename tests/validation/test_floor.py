@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from artifact.steps import StepContext
+from artifact.manifest import read_manifest, write_manifest
+from artifact.steps import ROOT, StepContext
 from exporter.checkpoints import Checkpoint
 from validation import floor as floors
-from validation.floor import FILE, Float32Products, compare, measure_floor, streamed_logits, transformers_logits
-from validation.reference import Reference
+from validation.floor import FILE, Float32Products, Floor, compare, measure_floor, streamed_logits, transformers_logits
+from validation.reference import Reference, ReferenceRun
 
 SEQUENCES = [np.arange(3, 63), np.arange(20, 50)]
 
@@ -44,7 +45,7 @@ def test_floor_is_measured_once_for_a_checkpoint_and_tokens(reference: Reference
         return [run.logits() for run in runs]
 
     monkeypatch.setattr(floors, "transformers_logits", counted)
-    first = measure_floor(step, "abc", reference, SEQUENCES, runs)
+    first = recorded_floor(step, "abc", reference, runs)
     assert measure_floor(StepContext(tmp_path), "abc", reference, SEQUENCES, runs) == first
     assert calls == [2]
     measure_floor(step, "another checkpoint", reference, SEQUENCES, runs)
@@ -55,6 +56,41 @@ def test_floor_is_measured_once_for_a_checkpoint_and_tokens(reference: Reference
     assert len(calls) == 4
     assert json.loads((tmp_path / FILE).read_text())["key"]["checkpoint"] == "abc"
     assert FILE in step.outputs
+
+
+def recorded_floor(step: StepContext, fingerprint: str, reference: Reference, runs: list[ReferenceRun]) -> Floor:
+    """Measured and recorded in the manifest, as a ``validate`` that came to its end does."""
+    floor = measure_floor(step, fingerprint, reference, SEQUENCES, runs)
+    manifest = read_manifest(step.artifact)
+    manifest["steps"]["validate"] = {"outputs": dict(step.outputs)}
+    write_manifest(step.artifact, manifest)
+    return floor
+
+
+def test_a_kept_floor_that_was_changed_is_measured_again(reference: Reference, tmp_path: Path) -> None:
+    runs = reference.run(SEQUENCES)
+    floor = recorded_floor(StepContext(tmp_path), "abc", reference, runs)
+    kept = json.loads((tmp_path / FILE).read_text())
+    kept["floor"]["mean_abs"] *= 1000
+    (tmp_path / FILE).write_text(json.dumps(kept, indent=1) + "\n")
+    assert measure_floor(StepContext(tmp_path), "abc", reference, SEQUENCES, runs) == floor
+
+
+def test_a_kept_floor_that_no_step_recorded_is_measured_again(reference: Reference, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = reference.run(SEQUENCES)
+    measure_floor(StepContext(tmp_path), "abc", reference, SEQUENCES, runs)
+    monkeypatch.setattr(floors, "transformers_logits", lambda *_: [run.logits() for run in runs])
+    assert measure_floor(StepContext(tmp_path), "abc", reference, SEQUENCES, runs).mean_abs == 0
+
+
+def test_a_floor_is_measured_again_when_our_own_rules_change(reference: Reference, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = reference.run(SEQUENCES)
+    recorded_floor(StepContext(tmp_path), "abc", reference, runs)
+    assert {"validation/reference.py", "exporter/model.py", "exporter/rope.py"} < set(floors.RULES)
+    assert all((ROOT / file).is_file() for file in floors.RULES)
+    monkeypatch.setattr(floors, "rules_hash", lambda _: "other rules")
+    monkeypatch.setattr(floors, "transformers_logits", lambda *_: [run.logits() for run in runs])
+    assert measure_floor(StepContext(tmp_path), "abc", reference, SEQUENCES, runs).mean_abs == 0
 
 
 def test_a_floor_that_is_not_finite_is_null_and_named() -> None:
