@@ -93,7 +93,7 @@ def measure_stages(oracle: Oracle, stages: list[str], progress: Progress) -> lis
 
 
 def choose_stages(artifact: Path, wanted: list[str] | None, dtype: Dtype) -> tuple[list[str], list[dict[str, str]]]:
-    """The stages to measure in the order they are made, each before its engine graph; and what is there and can't be measured, with the reason.
+    """The stages to measure in the order they are made, each before its engine graph; and what is there and is not measured, with the reason.
 
     Raises:
         ValidationError: a wanted stage is not there or not known, or there is none at all.
@@ -106,8 +106,8 @@ def choose_stages(artifact: Path, wanted: list[str] | None, dtype: Dtype) -> tup
             hint = MADE_BY.get(f"{stage}.onnx", "python cli.py build {artifact}").format(artifact=artifact)
             raise ValidationError(f"{artifact} has no {stage}.onnx", hint=hint)
     chosen, left_out = [], []
-    for stage in wanted or there:
-        if reason := _unmeasurable(stage, there, dtype):
+    for stage in there:
+        if reason := _unmeasurable(stage, there, dtype) or (None if not wanted or stage in wanted else "not asked for"):
             left_out.append({"stage": stage, "reason": reason})
         else:
             chosen.append(stage)

@@ -190,6 +190,14 @@ def test_choose_stages_puts_each_stage_before_its_engine_graph(tmp_path: Path) -
     assert [entry["stage"] for entry in left_out] == ["int4-engine", "mine"]
 
 
+def test_a_graph_that_was_not_asked_for_is_not_run(checkpoint: Checkpoint, artifact: Path, rewrite_graph: Rewrite) -> None:
+    for name in ("fused.onnx", "fused-engine.onnx"):
+        rewrite_graph(artifact, lambda model: None, to=name)
+    report = validate_artifact(StepContext(artifact), checkpoint=checkpoint, stages=["traced"], text=None, tokens=None)
+    assert report["not_run"] == [{"stage": stage, "reason": "not asked for"} for stage in ("fused", "fused-engine")]
+    assert report["verdict"] == "passed: 1 of 3 stages ran, 2 not run"
+
+
 def test_choose_stages_refuses_what_is_not_there(tmp_path: Path) -> None:
     (tmp_path / "traced.onnx").touch()
     with pytest.raises(ValidationError, match=r"has no fused\.onnx") as caught:
