@@ -142,9 +142,17 @@ def headline(report: dict[str, Any], *, random_weights: bool) -> str:
     unjudged = [stage["stage"] for stage in report["stages"] if stage["passed"] is None]
     if unjudged:
         return f"{', '.join(unjudged)}: measured, not judged"
-    if random_weights or report["text"]["kind"] == "random ids":
-        return f"structure proven, quality not: random {'weights' if random_weights else 'token ids, because there is no tokenizer'}"
-    return "structure and quality proven"
+    unproven = _quality_unproven(report, random_weights=random_weights)
+    return f"structure proven, quality not: {unproven}" if unproven else "structure and quality proven"
+
+
+def _quality_unproven(report: dict[str, Any], *, random_weights: bool) -> str | None:
+    """Why the text says nothing of quality; None where it does."""
+    if random_weights:
+        return "random weights"
+    if report["text"]["kind"] == "random ids":
+        return "random token ids, because there is no tokenizer"
+    return tolerances.too_few_tokens(report["text"]["scored_tokens"])
 
 
 def describe(check: dict[str, Any]) -> str:

@@ -74,7 +74,7 @@ def measure_stage(oracle: Oracle, stage: str, progress: Progress) -> tuple[dict[
     measured = StageMeasurement()
     checks = [tolerances.failed_to_run(message) for message in _measure(oracle, graph, measured, progress)]
     for row in tolerances.limits_of(kind, has_floor=oracle.floor.mean_abs is not None):
-        value = _gated(row.check, measured.numbers)
+        value = tolerances.gated_value(row.check, measured.numbers, oracle.scored_tokens)
         checks.append(tolerances.judge(row, value, where=measured.where.get(row.check), missing=measured.missing.get(row.check)))
     return stage_entry(stage, measured, checks, time.perf_counter() - start), measured.last_rows
 
@@ -228,6 +228,8 @@ def _score_text(oracle: Oracle, runner: GraphRunner, measured: StageMeasurement)
         return
     scores = perplexity.score(oracle.windows, lambda index: runner.logits(oracle.windows[index].inputs), oracle.window_logits)
     assert scores.kl is not None
+    if reason := tolerances.too_few_tokens(oracle.scored_tokens):
+        measured.missing["perplexity_increase_pct"] = reason
     increase, standard_error = perplexity.increase_pct(scores, oracle.reference_scores)
     measured.numbers |= {
         "mean_kl": float(scores.kl.mean()),
@@ -235,14 +237,6 @@ def _score_text(oracle: Oracle, runner: GraphRunner, measured: StageMeasurement)
         "perplexity_increase_pct": increase,
         "perplexity_se_pct": standard_error,
     }
-
-
-def _gated(check: str, numbers: dict[str, Any]) -> float | None:
-    """The value that a limit is held against: perplexity's increase is gated by its lower end, two standard errors down."""
-    value: float | None = numbers[check]
-    if check == "perplexity_increase_pct" and value is not None:
-        return value - 2 * float(numbers["perplexity_se_pct"])
-    return value
 
 
 def _prefill_feeds(oracle: Oracle) -> dict[str, Array]:

@@ -18,6 +18,8 @@ COMPARE: Mapping[str, Callable[[float, float], bool]] = {"<=": le, "<": lt, "=="
 ENGINE = "-engine"
 FLOAT_STAGES = ("traced", "fused", "fused-onnxruntime")
 STAGE_ORDER = (*FLOAT_STAGES, "int8", "int8-smoothquant", "int4")
+GATE_TOKENS = 2048
+"""Scored tokens from which perplexity is judged; fewer leave a standard error that lets damage pass."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,22 @@ def limits_of(kind: Kind, *, has_floor: bool = True) -> list[Limit]:
     """The rows of a kind, in the table's order."""
     rows = [row for row in LIMITS if row.kind == kind]
     return rows if has_floor else rows + [row for row in NO_FLOOR if row.kind == kind]
+
+
+def too_few_tokens(scored: int) -> str | None:
+    """Why perplexity on so many tokens proves nothing; None where it is judged."""
+    return f"too few tokens for the gate ({scored:,} of {GATE_TOKENS:,})" if scored < GATE_TOKENS else None
+
+
+def gated_value(check: str, numbers: Mapping[str, Any], scored: int) -> float | None:
+    """The value that a limit is held against, None where it is not judged.
+
+    Perplexity's increase is gated by its lower end, two standard errors down, and on enough tokens only; one that is not finite fails on any.
+    """
+    value: float | None = numbers[check]
+    if check != "perplexity_increase_pct" or value is None or not isfinite(value):
+        return value
+    return None if too_few_tokens(scored) else value - 2 * float(numbers["perplexity_se_pct"])
 
 
 def judge(row: Limit, value: float | None, *, where: str | None = None, missing: str | None = None) -> dict[str, Any]:

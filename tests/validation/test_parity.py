@@ -215,7 +215,7 @@ def report_of(*outcomes: bool | None, checksums: bool = True, audit: bool | None
         "engines": [{"file": "part-00.plan", "audit": {"passed": audit}}],
         "checksums": {"passed": checksums, "failed": failed},
         "not_run": [{"stage": "engine", "reason": "no GPU"}],
-        "text": {"kind": "text"},
+        "text": {"kind": "text", "scored_tokens": 2048},
         "floor": {"check": {"check": "reference_kl", "passed": None}},
     }
 
@@ -243,6 +243,8 @@ def test_verdict_counts_stages_that_ran() -> None:
 def test_headline_says_what_was_proven_or_what_was_not() -> None:
     assert headline(report_of(True), random_weights=False) == "structure and quality proven"
     assert headline(report_of(True), random_weights=True) == "structure proven, quality not: random weights"
+    few = report_of(True) | {"text": {"kind": "text", "scored_tokens": 2047}}
+    assert headline(few, random_weights=False) == "structure proven, quality not: too few tokens for the gate (2,047 of 2,048)"
     assert headline(report_of(True, audit=False), random_weights=False) == "the audit of part-00.plan failed"
     assert headline(report_of(True, checksums=False), random_weights=False) == "stored bytes are not those that were written: t in weights/a"
 

@@ -38,13 +38,13 @@ def quantized(sound_artifact: Path, sound_report: Report, tmp_path_factory: pyte
 @pytest.fixture(scope="module")
 def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("text") / "numbers.txt"
-    path.write_text(" ".join(str(number * number % 64) for number in range(400)))
+    path.write_text(" ".join(str(number * number % 64) for number in range(2200)))
     return path
 
 
 @pytest.fixture(scope="module")
 def report(quantized: Path, text: Path, checkpoint: Checkpoint) -> Report:
-    return validate_artifact(StepContext(quantized), checkpoint=checkpoint, stages=None, text=text, tokens=300)
+    return validate_artifact(StepContext(quantized), checkpoint=checkpoint, stages=None, text=text, tokens=2048)
 
 
 def stage_of(report: Report, name: str) -> Report:
@@ -54,7 +54,7 @@ def stage_of(report: Report, name: str) -> Report:
 def test_every_stage_is_scored_on_the_text(report: Report) -> None:
     assert report["passed"] is True
     assert report["headline"] == "structure and quality proven"
-    assert report["text"]["scored_tokens"] == 300
+    assert report["text"]["scored_tokens"] == 2048
     for name in ("traced", "fused", "int8"):
         assert stage_of(report, name)["perplexity"] > 1
         assert stage_of(report, name)["perplexity_se_pct"] > 0
@@ -79,6 +79,17 @@ def test_perplexity_is_gated_by_the_lower_end_of_its_increase(report: Report) ->
     int8 = stage_of(report, "int8")
     check = next(check for check in int8["checks"] if check["check"] == "perplexity_increase_pct")
     assert check["value"] == pytest.approx(int8["perplexity_increase_pct"] - 2 * int8["perplexity_se_pct"])
+
+
+def test_perplexity_of_few_tokens_is_shown_and_not_judged(quantized: Path, checkpoint: Checkpoint, text: Path, tmp_path: Path) -> None:
+    artifact = Path(shutil.copytree(quantized, tmp_path / "tiny"))
+    report = validate_artifact(StepContext(artifact), checkpoint=checkpoint, stages=["int8"], text=text, tokens=300)
+    int8 = stage_of(report, "int8")
+    check = next(check for check in int8["checks"] if check["check"] == "perplexity_increase_pct")
+    assert int8["perplexity_increase_pct"] is not None
+    assert check["passed"] is None
+    assert check["reason"] == "not judged: too few tokens for the gate (300 of 2,048)"
+    assert report["headline"] == "structure proven, quality not: too few tokens for the gate (300 of 2,048)"
 
 
 def damaged_report(artifact: Path, checkpoint: Checkpoint, rewrite: Callable[[ir.Model], None], text: Path, tmp_path: Path) -> Report:

@@ -5,7 +5,7 @@ from typing import get_args
 import pytest
 
 from validation.stage import NUMBERS
-from validation.tolerances import COMPARE, LIMITS, NO_FLOOR, Kind, Limit, judge, kind_of, limits_of, table, verdict
+from validation.tolerances import COMPARE, LIMITS, NO_FLOOR, Kind, Limit, gated_value, judge, kind_of, limits_of, table, verdict
 
 ROW = Limit("float16", "noise_ratio", "<=", 1.0, "because")
 
@@ -86,3 +86,9 @@ def test_kl_gates_a_float16_stage_that_has_no_floor() -> None:
     assert "mean_kl" not in {row.check for row in limits_of("float16")}
     assert "mean_kl" in {row.check for row in limits_of("float16", has_floor=False)}
     assert {row["check"] for row in table(["fused"], "fp16", has_floor=False)} > {"mean_kl", "noise_ratio"}
+
+
+@pytest.mark.parametrize(("increase", "scored", "value"), [(1.5, 2048, 1.1), (1.5, 2047, None), (float("inf"), 2047, float("inf")), (None, 0, None)])
+def test_perplexity_is_judged_on_enough_tokens_only(increase: float | None, scored: int, value: float | None) -> None:
+    numbers = {"perplexity_increase_pct": increase, "perplexity_se_pct": 0.2}
+    assert gated_value("perplexity_increase_pct", numbers, scored) == (value if value is None else pytest.approx(value))
