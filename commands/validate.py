@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from artifact.errors import CheckpointError, ValidationError
 from artifact.manifest import require_artifact, sha256_of
 from artifact.progress import Progress, silent
 from artifact.steps import Outcome, Report, StepContext, run_step
-from exporter.checkpoints import Checkpoint, open_checkpoint
+from exporter.checkpoints import Checkpoint, CheckpointRequest, open_request
 
 
 @dataclass(frozen=True)
 class ValidateOptions:
-    """What decides a report: the stages (empty: all there), the text (None: the default) and how many tokens of it."""
+    """What decides a report.
+
+    Attributes:
+        stages: empty means all that are there.
+        text: None means the committed one; ``tokens`` of it are scored.
+        checkpoint: where the checkpoint is now, if it moved; None means where it was exported from.
+    """
 
     stages: tuple[str, ...] = ()
     text: Path | None = None
@@ -38,20 +44,22 @@ def validate(artifact: Path, options: ValidateOptions, *, force: bool = True, pr
     def work(step: StepContext) -> Report:
         from validation.parity import validate_artifact
 
-        checkpoint = _reopen(options.checkpoint or model["source"], model, progress)
+        checkpoint = _reopen(options.checkpoint, model, progress)
         return validate_artifact(step, checkpoint=checkpoint, stages=list(options.stages) or None, text=options.text, tokens=options.tokens)
 
     return run_step(artifact, "validate", recorded, work, force=force, progress=progress)
 
 
-def _reopen(source: str, model: Report, progress: Progress) -> Checkpoint:
+def _reopen(moved_to: str | None, model: Report, progress: Progress) -> Checkpoint:
     """The checkpoint that the artifact was made from; the reference must not come from the artifact it judges."""
+    request = CheckpointRequest.from_record(model.get("request", {"source": model["source"]}))
+    request = request if moved_to is None else replace(request, source=moved_to)
     try:
-        checkpoint = open_checkpoint(source, progress=progress)
+        checkpoint = open_request(request, progress=progress)
     except CheckpointError as error:
         raise ValidationError(f"the checkpoint of this artifact can't be opened: {error}", hint="--checkpoint SRC says where it is now") from error
     if checkpoint.fingerprint != model["fingerprint"]:
         raise ValidationError(
-            f"{source} is not the checkpoint that this artifact was made from ({model['name']})", hint="--checkpoint SRC says where it is"
+            f"{checkpoint.source} is not the checkpoint that this artifact was made from ({model['name']})", hint="--checkpoint SRC says where it is"
         )
     return checkpoint

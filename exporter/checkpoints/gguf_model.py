@@ -63,10 +63,17 @@ class GgufCheckpoint:
 
     def read(self, name: str) -> Tensor:
         """One weight; float16 and bfloat16 stay, quantised blocks become float32; q and k rows in Hugging Face's order."""
-        tensor = load_tensor(self.path, self.stored[name])
+        return self.read_rows(name, 0, self.shapes[name][0])
+
+    def read_rows(self, name: str, start: int, stop: int) -> Tensor:
+        """Some rows of one weight, as ``read`` gives them; whole heads of q and k are read, for the rows of a head are in another order."""
+        tensor = self.stored[name]
         if not name.endswith(INTERLEAVED):
-            return tensor
-        return deinterleave(tensor, self.config.head_dim)
+            return load_tensor(self.path, rows_of(tensor, start, stop))
+        head_dim = self.config.head_dim
+        first, last = start // head_dim, -(-stop // head_dim)
+        heads = load_tensor(self.path, rows_of(tensor, first * head_dim, last * head_dim))
+        return deinterleave(heads, head_dim)[start - first * head_dim : stop - first * head_dim]
 
     def write_sidecars(self, write: Write) -> list[str]:
         """Write config.json and, where the file holds a tokenizer, tokenizer.json and tokenizer_config.json."""
@@ -132,6 +139,12 @@ def deinterleave(weight: Tensor, head_dim: int) -> Tensor:
     """
     pairs = weight.reshape(-1, head_dim // 2, 2, weight.shape[1])  # [heads, D/2, 2, in]
     return pairs.transpose(1, 2).flatten(0, 2)
+
+
+def rows_of(tensor: GgufTensor, start: int, stop: int) -> GgufTensor:
+    """Where rows [start, stop) of a tensor lie: a row is whole quantised blocks."""
+    row_bytes = tensor.length // tensor.shape[0]
+    return GgufTensor((stop - start, *tensor.shape[1:]), tensor.type, tensor.offset + start * row_bytes, (stop - start) * row_bytes)
 
 
 def load_tensor(path: Path, tensor: GgufTensor) -> Tensor:

@@ -52,6 +52,10 @@ class HuggingFaceCheckpoint:
         """One weight as stored, mapped; KeyError for a name the model does not have."""
         return self.files[name].read(name)
 
+    def read_rows(self, name: str, start: int, stop: int) -> Tensor:
+        """Some rows of one weight as stored; KeyError for a name the model does not have."""
+        return self.files[name].read_rows(name, start, stop)
+
     def write_sidecars(self, write: Write) -> list[str]:
         """Copy config.json and the tokenizer files, byte for byte and as real files."""
         names = [name for name in (CONFIG, *SIDECARS) if (self.folder / name).is_file()]

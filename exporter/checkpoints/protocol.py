@@ -52,6 +52,16 @@ class Checkpoint(Protocol):
         """
         ...
 
+    def read_rows(self, name: str, start: int, stop: int) -> Tensor:
+        """Rows [start, stop) of one weight, equal to ``read(name)[start:stop]``, in the memory of those rows.
+
+        A tensor of one axis has its elements as rows. No page of the checkpoint stays mapped once the tensor is gone.
+
+        Raises:
+            KeyError: the model has no weight of this name.
+        """
+        ...
+
     def write_sidecars(self, write: Write) -> list[str]:
         """Write config.json and the tokenizer files as real files; returns their relative paths."""
         ...

@@ -35,6 +35,12 @@ class SafetensorsFile:
             tensor: Tensor = file.get_tensor(name)
         return tensor
 
+    def read_rows(self, name: str, start: int, stop: int) -> Tensor:
+        """Rows [start, stop) of one tensor, as stored."""
+        with safe_open(self.path, framework="pt") as file:
+            rows: Tensor = file.get_slice(name)[start:stop]
+        return rows
+
 
 def open_safetensors(path: Path) -> SafetensorsFile:
     """Read and check the header.

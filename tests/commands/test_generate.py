@@ -12,9 +12,10 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from artifact.errors import ArtifactError, ValidationError
-from commands.export import export
+from commands.export import ExportOptions, export
 from commands.generate import generate
 from commands.graphs import fuse, quantize
+from exporter.checkpoints import CheckpointRequest
 
 WORDS = [f"w{index}" for index in range(64)]
 
@@ -27,7 +28,7 @@ def artifact(make_checkpoint: Callable[..., Path], tmp_path_factory: pytest.Temp
     tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(WORDS)}, unk_token="w0"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.save(str(checkpoint / "tokenizer.json"))
-    out, _ = export(str(checkpoint), folder / "artifact")
+    out, _ = export(CheckpointRequest(str(checkpoint)), folder / "artifact", ExportOptions())
     fuse(out)
     quantize(out)
     return out
