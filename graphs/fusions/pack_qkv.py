@@ -1,7 +1,11 @@
 """Pack the query, key and value projections into one linear.
 
 Before:  x ─ MatMul(Transpose(w [n·D, E])) ─ Reshape [0, 0, n, D] ─ Transpose(0, 2, 1, 3) ─ heads [B, n, S, D]      three times, n = H, K, K
-After:   x ─ MatMul(Transpose(qkv [(H+2K)·D, E])) ─ Reshape [0, 0, H+2K, D] ─ Transpose(0, 2, 1, 3) ─ Split(axis=1, [H, K, K])
+After:   x ─ MatMul(Transpose(qkv [(H+2K)·D, E])) ─ Reshape [0, 0, H+2K, D] ─ Split(axis=2, [H, 2K]) → query, cache
+         query ─ Transpose(0, 2, 1, 3);  cache ─ Transpose(0, 2, 1, 3) ─ Split(axis=1, [K, K])
+
+The query parts before the transposition, because TensorRT makes one kernel of all that stands behind it. Query and cache differ in size, and a kernel
+that writes different sizes is stored for every layer (docs/adr/007); keys and values have one size, and are still written by one kernel.
 Source:  graphs/fusions/_packing.py, why the split is on the axis of the heads
 """
 
@@ -18,7 +22,7 @@ from graphs.fusions._rule import FusionRule, Objection
 from graphs.fusions._values import in_module, module_of, numbers, only_user, producer, shape_constant, sizes
 
 PACKED_NAME = "self_attn.qkv_proj"
-HEADS_AXIS, HEADS_FIRST = 1, (0, 2, 1, 3)
+UNTURNED_AXIS, HEADS_AXIS, HEADS_FIRST = 2, 1, (0, 2, 1, 3)
 PARTS = ("query", "key", "value")
 
 
@@ -62,9 +66,19 @@ class PackQKV(FusionRule):
         linear = packed_linear(op, x, weights, PACKED_NAME)  # [B, S, (H+2K)·D]
         target = shape_constant(op, f"{query.name}.heads", [0, 0, n_all, head_dim])
         heads = in_module(op.Reshape(linear, target), module, dtype, (batch, new, n_all, head_dim))
-        turned = in_module(op.Transpose(heads, perm=HEADS_FIRST), module, dtype, (batch, n_all, new, head_dim))
-        parts = op.Split(turned, shape_constant(op, f"{query.name}.parts", n_heads), axis=HEADS_AXIS, _outputs=len(PARTS))
-        return [in_module(part, module) for part in parts]
+        return [in_module(part, module) for part in _parted(op, heads, query.name, n_heads)]
+
+
+def _parted(op: Any, heads: ir.Value, name: str | None, n_heads: list[int]) -> list[ir.Value]:
+    """Query, key and value [B, n, S, D] from all heads [B, S, H+2K, D]."""
+    module, dtype, (batch, new, _, head_dim) = module_of(heads), heads.dtype, sizes(heads) or ()
+    n_rest = sum(n_heads[1:])
+    query, rest = op.Split(heads, shape_constant(op, f"{name}.query_parts", [n_heads[0], n_rest]), axis=UNTURNED_AXIS, _outputs=2)
+    for part, n_part in ((query, n_heads[0]), (rest, n_rest)):
+        in_module(part, module, dtype, (batch, new, n_part, head_dim))
+    turned_query, turned = op.Transpose(query, perm=HEADS_FIRST), op.Transpose(rest, perm=HEADS_FIRST)
+    in_module(turned, module, dtype, (batch, n_rest, new, head_dim))
+    return [turned_query, *op.Split(turned, shape_constant(op, f"{name}.cache_parts", n_heads[1:]), axis=HEADS_AXIS, _outputs=2)]
 
 
 class SiblingMatcher(SimplePatternMatcher):
