@@ -70,6 +70,7 @@ def _engines(engines: list[Report]) -> Iterable[Sheet]:
     )
     yield Sheet("", columns, rows, numbers=True)
     for engine in engines:
+        yield from (Sheet(f"{engine['file']}: {note}") for note in engine["notes"])
         yield from _failures(engine["file"], engine["audit"]["checks"])
 
 

@@ -49,6 +49,8 @@ def audit_plan(plan: Path, graph_file: Path, *, precision: str, profiles: Sequen
     gated = precision != "fp32"
     per_weight, worst = bytes_per_weight(programs, weights, quantized=precision == "int8")
     checks = [_all_found(copies), _once(copies, gated), *_attention(programs, profiles, layer_by_label(graph), layers, gated)]
+    if precision == "int8":
+        checks.append(_read_quantized(programs, weights))
     if precision in BYTES_PER_WEIGHT:
         limit, reason = BYTES_PER_WEIGHT[precision]
         checks.append(_check("bytes_per_weight", per_weight, limit, "<=", reason, where=worst))
@@ -95,6 +97,17 @@ def _once(copies: Sequence[Copies], gated: bool) -> Check:
     unpacked = "fp32 engines come from the unpacked graph, where each profile may keep its own layout"
     reason = "each profile may ask for its own layout of a weight; packed on a new axis, all agree" if gated else unpacked
     return _check("weights_stored_twice", len(twice), 0 if gated else None, "<=", reason, where=_first(twice))
+
+
+def _read_quantized(programs: Sequence[Program], weights: Sequence[Weight]) -> Check:
+    """How many quantised weights their own GEMM does not read in some profile: another kernel writes them out in float16 for it."""
+    written = [
+        weight.name
+        for weight in weights
+        if weight.quantized and any(sum(c.size_bytes for c in _constants([program], weight.linears)) < weight.parameters for program in programs)
+    ]
+    reason = "a weight that is written out in float16 before it is multiplied costs more memory traffic than a float16 engine"
+    return _check("weights_written_out", len(written), 0, "<=", reason, where=_first(written))
 
 
 def _attention(programs: Sequence[Program], profiles: Sequence[str], layer_of: Mapping[str, int], layers: int, gated: bool) -> list[Check]:

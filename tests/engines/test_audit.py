@@ -64,6 +64,17 @@ def test_finds_int8_that_became_float16(built: Built) -> None:
     assert {"bytes_per_weight", "weights_missing"} <= set(failures(result))
 
 
+def test_finds_int8_that_decode_writes_out_first(built: Built, tmp_path: Path) -> None:
+    """With one row and one token TensorRT-RTX multiplies by a vector, in a kernel that reads no INT8."""
+    stage, _ = built(2, "int8")
+    plan = tmp_path / "one-row.plan"
+    profiles = tuple(make_profiles(stage.config, "fp16", max_batch=1, max_length=256))
+    TensorRTRTX().build(BuildRequest(stage.engine_graph, plan, find_target("a100"), profiles), silent)
+    written = check(audit(stage, plan, "int8"), "weights_written_out")
+    assert written["passed"] is False
+    assert written["where"] is not None
+
+
 def test_names_a_weight_that_is_not_in_the_plan(built: Built, tmp_path: Path) -> None:
     stage, plan = built(2)
     graph = ir.load(stage.engine_graph).graph
