@@ -137,7 +137,8 @@ def _checksums(report: Report) -> Iterator[Group]:
 def _checksum_failure(entry: Report) -> Check:
     return {
         "check": "checksum", "value": str(entry.get("got"))[:12], "limit": str(entry.get("expected"))[:12], "comparison": "==", "passed": False,
-        "where": " ".join(str(entry[key]) for key in ("file", "tensor") if entry.get(key)), "reason": "the stored bytes are not those written",
+        "where": " ".join(str(entry[key]) for key in ("file", "tensor") if entry.get(key)),
+        "reason": f"{entry['step']} is stale, do it again: {entry['hint']}" if entry.get("hint") else "the stored bytes are not those written",
     }  # fmt: skip
 
 
