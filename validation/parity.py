@@ -22,9 +22,10 @@ from validation import machine, tolerances
 from validation.checksums import verify_checksums
 from validation.engine_graph import measure_engine_graph
 from validation.engines import engine_entries, plans_not_run
+from validation.measurement import LastRows
 from validation.oracle import Oracle, prepare_oracle
 from validation.render import write_reports
-from validation.stage import LastRows, measure_stage
+from validation.stage import measure_stage
 
 SCHEMA = 1
 
@@ -184,9 +185,9 @@ def without_nonfinite(value: Any) -> Any:
 def _first_mismatch(report: dict[str, Any]) -> str | None:
     if failed := report["checksums"]["failed"]:
         first = failed[0]
-        more = f" and {len(failed) - 1} more" if len(failed) > 1 else ""
         if first.get("hint"):
             return f"{first['step']} is stale, it was made from another {first['file']}; do it again: {first['hint']}"
+        more = f" and {len(failed) - 1} more" if len(failed) > 1 else ""
         return f"stored bytes are not those that were written: {first['tensor'] or 'the file itself'} in {first['file']}{more}"
     if report["floor"]["check"]["passed"] is False:
         return f"the reference is not the model that transformers computes: {describe(report['floor']['check'])}"
