@@ -94,7 +94,10 @@ def _validate(report: Report) -> Iterable[Sheet]:
     for stage in report["stages"]:
         yield from _failures(stage["stage"], stage["checks"])
     for failed in report["checksums"]["failed"]:
-        yield Sheet(f"checksum: {failed.get('tensor') or failed['file']} in {failed['file']} is not what was written")
+        if failed.get("hint"):
+            yield Sheet(f"stale: {failed['step']} was made from another {failed['file']}; hint: {failed['hint']}")
+        else:
+            yield Sheet(f"checksum: {failed.get('tensor') or failed['file']} in {failed['file']} is not what was written")
     for item in report["not_run"]:
         yield Sheet(f"not run: {item['stage']}: {item['reason']}")
     yield Sheet(f"{report['verdict']} — {report['headline']}")
