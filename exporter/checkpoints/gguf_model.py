@@ -17,6 +17,7 @@ from torch import Tensor
 from artifact.config import LlamaConfig
 from artifact.errors import CheckpointError
 from artifact.layout import EMBEDDING, FINAL_NORM, LM_HEAD, layer_prefix
+from exporter.checkpoints import gguf_rope
 from exporter.checkpoints.census import check_tensors
 from exporter.checkpoints.fingerprint import fingerprint_files, state_of
 from exporter.checkpoints.gguf_config import config_from_gguf
@@ -36,8 +37,7 @@ LAYER_NAMES = {
     "attn_norm": "input_layernorm",
     "ffn_norm": "post_attention_layernorm",
 }
-INTERLEAVED = (".self_attn.q_proj.weight", ".self_attn.k_proj.weight")
-ROPE_FACTORS = "rope_freqs.weight"
+INTERLEAVED = tuple(f".self_attn.{name}_proj.{kind}" for name in "qk" for kind in ("weight", "bias"))
 CHUNK_ELEMENTS = 1 << 20
 """Elements dequantised at once: small enough to stay in the cache, and the temporaries out of the memory peak."""
 
@@ -97,10 +97,10 @@ def open_gguf(path: Path, *, source: str | None = None, name: str | None = None)
     path = path.resolve()
     header = read_gguf_header(path)
     config, unknown = config_from_gguf(header.metadata, header.tensors)
+    config, rope_notes = _with_rope_factors(config, header)
     stored = {huggingface_name(gguf_name): tensor for gguf_name, tensor in header.tensors.items()}
     shapes, dropped = check_tensors(config, {key: tensor.shape for key, tensor in stored.items()}, equal=lambda ours, theirs: False)
     _check_types(stored, shapes)
-    _check_rope_factors(path, stored)
     tokenizer, notes = tokenizer_files(header.metadata)
     return GgufCheckpoint(
         source=source or str(path),
@@ -113,7 +113,7 @@ def open_gguf(path: Path, *, source: str | None = None, name: str | None = None)
         dtypes={key: stored[key].type.name for key in shapes},
         dropped=dropped,
         unknown_config_keys=unknown,
-        notes=notes,
+        notes=[*rope_notes, *notes],
         fingerprint=_fingerprint(header),
         state=state_of([path]),
     )
@@ -121,9 +121,9 @@ def open_gguf(path: Path, *, source: str | None = None, name: str | None = None)
 
 def huggingface_name(name: str) -> str:
     """`blk.3.attn_q.weight` → `model.layers.3.self_attn.q_proj.weight`; a name that no table has stays, and is an extra tensor."""
-    match = re.fullmatch(r"blk\.(\d+)\.(\w+)\.weight", name)
+    match = re.fullmatch(r"blk\.(\d+)\.(\w+)\.(weight|bias)", name)
     if match and match[2] in LAYER_NAMES:
-        return f"{layer_prefix(int(match[1]))}.{LAYER_NAMES[match[2]]}.weight"
+        return f"{layer_prefix(int(match[1]))}.{LAYER_NAMES[match[2]]}.{match[3]}"
     return SHARED_NAMES.get(name, name)
 
 
@@ -131,13 +131,13 @@ def deinterleave(weight: Tensor, head_dim: int) -> Tensor:
     """Undo GGUF's row order of q and k: pairs (0, 1), (2, 3), … of a head become (0, D/2), (1, D/2 + 1), ….
 
     Args:
-        weight: [heads·D, in], rows 2i and 2i + 1 of a head rotate together.
+        weight: [heads·D, in] or a bias [heads·D], rows 2i and 2i + 1 of a head rotate together.
         head_dim: D.
 
     Returns:
-        [heads·D, in], rows i and i + D/2 of a head rotate together (Hugging Face's half-split layout).
+        The same shape, rows i and i + D/2 of a head rotate together (Hugging Face's half-split layout).
     """
-    pairs = weight.reshape(-1, head_dim // 2, 2, weight.shape[1])  # [heads, D/2, 2, in]
+    pairs = weight.reshape(-1, head_dim // 2, 2, *weight.shape[1:])  # [heads, D/2, 2, in]
     return pairs.transpose(1, 2).flatten(0, 2)
 
 
@@ -178,10 +178,10 @@ def _check_types(stored: Mapping[str, GgufTensor], names: Mapping[str, object]) 
             raise CheckpointError(f"tensor {name} is stored as {kind.name}, which the gguf package can't dequantise") from error
 
 
-def _check_rope_factors(path: Path, stored: Mapping[str, GgufTensor]) -> None:
-    """Llama 3.1 files carry their rope scaling in this tensor alone; dropping it would be another model."""
-    if ROPE_FACTORS in stored and not bool((load_tensor(path, stored[ROPE_FACTORS]) == 1).all()):
-        raise CheckpointError(f"{path.name}: {ROPE_FACTORS} scales the rotary frequencies (rope_type 'llama3'); rope scaling is not supported")
+def _with_rope_factors(config: LlamaConfig, header: GgufHeader) -> tuple[LlamaConfig, list[str]]:
+    """Llama 3.1 files carry their rope scaling in this tensor alone; without it, it would be another model."""
+    factors = header.tensors.get(gguf_rope.TENSOR)
+    return (config, []) if factors is None else gguf_rope.with_frequency_factors(config, load_tensor(header.path, factors))
 
 
 def _fingerprint(header: GgufHeader) -> str:
