@@ -68,10 +68,10 @@ def _biases(matched: dict[str, ir.Value]) -> tuple[ir.Value, ...]:
 
 
 def is_candidate(node: ir.Node) -> bool:
-    """Every Sigmoid of a linear's output could be a SwiGLU's."""
+    """Every Sigmoid of a linear's output, with a bias or without, could be a SwiGLU's."""
     value = node.inputs[0] if node.op_type == "Sigmoid" else None
     biased = producer(value, "Add")
-    return producer(biased.inputs[0] if biased is not None else value, "MatMul") is not None
+    return any(producer(linear, "MatMul") is not None for linear in (biased.inputs if biased is not None else (value,)))
 
 
 RULES = RewriteRuleSet([PackGateUp.rule(), PackBiasedGateUp.rule()], commute=True)

@@ -130,3 +130,12 @@ def test_float32_products_round_the_product_once() -> None:
     assert linear.dtype == product.dtype == torch.float16
     assert torch.equal(linear, exact.half())
     assert torch.equal(product, exact.half())
+
+
+def test_float32_products_add_the_bias_before_rounding() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, weight, bias = (torch.randn(*shape, generator=generator).half() for shape in ((5, 300), (7, 300), (7,)))
+    exact = (x.double() @ weight.double().T + bias.double()).half()
+    with Float32Products():
+        assert torch.equal(torch.nn.functional.linear(x, weight, bias), exact)
+        assert torch.equal(torch.nn.functional.linear(x, weight, bias=bias), exact)
