@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from exporter.checkpoints.gguf_config import config_from_gguf
 from exporter.checkpoints.gguf_header import GgufHeader, GgufTensor, read_gguf_header
 from exporter.checkpoints.gguf_tokenizer import tokenizer_files
 from exporter.checkpoints.protocol import Write, folder_name
+from exporter.checkpoints.vocabulary import model_notes
 
 SHARED_NAMES = {"token_embd.weight": EMBEDDING, "output_norm.weight": FINAL_NORM, "output.weight": LM_HEAD}
 LAYER_NAMES = {
@@ -113,7 +114,7 @@ def open_gguf(path: Path, *, source: str | None = None, name: str | None = None)
         dtypes={key: stored[key].type.name for key in shapes},
         dropped=dropped,
         unknown_config_keys=unknown,
-        notes=[*rope_notes, *notes],
+        notes=[*rope_notes, *model_notes(config, len(header.metadata.get("tokenizer.ggml.tokens", ())) or None), *notes],
         fingerprint=_fingerprint(header),
         state=state_of([path]),
     )
@@ -169,7 +170,7 @@ def _mapped(path: Path, tensor: GgufTensor, dtype: type) -> np.ndarray[Any, Any]
     return np.memmap(path, dtype=dtype, mode="c", offset=tensor.offset, shape=(count,))
 
 
-def _check_types(stored: Mapping[str, GgufTensor], names: Mapping[str, object]) -> None:
+def _check_types(stored: Mapping[str, GgufTensor], names: Iterable[str]) -> None:
     for name in names:
         kind = stored[name].type
         try:
@@ -180,8 +181,11 @@ def _check_types(stored: Mapping[str, GgufTensor], names: Mapping[str, object]) 
 
 def _with_rope_factors(config: LlamaConfig, header: GgufHeader) -> tuple[LlamaConfig, list[str]]:
     """Llama 3.1 files carry their rope scaling in this tensor alone; without it, it would be another model."""
-    factors = header.tensors.get(gguf_rope.TENSOR)
-    return (config, []) if factors is None else gguf_rope.with_frequency_factors(config, load_tensor(header.path, factors))
+    tensor = header.tensors.get(gguf_rope.TENSOR)
+    if tensor is None:
+        return config, []
+    _check_types({gguf_rope.TENSOR: tensor}, (gguf_rope.TENSOR,))
+    return gguf_rope.with_frequency_factors(config, load_tensor(header.path, tensor).float())
 
 
 def _fingerprint(header: GgufHeader) -> str:
