@@ -12,7 +12,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from engines.graph_weights import Weight, find_weights, layer_by_label, weights_bytes
+from engines.graph_weights import Weight, find_biases, find_weights, layer_by_label, weights_bytes
 from engines.kernel_source import read_kernel_sources, source_bytes
 from engines.plan_program import Constant, Program, read_programs
 from engines.weight_search import Copies, count_copies
@@ -45,12 +45,16 @@ def audit_plan(plan: Path, graph_file: Path, *, precision: str, profiles: Sequen
     """
     graph = ir.load(graph_file).graph
     programs, weights = read_programs(plan), find_weights(graph)
-    copies = count_copies(plan, weights)
+    copies = count_copies(plan, [*weights, *find_biases(graph)])
     gated = precision != "fp32"
     per_weight, worst = bytes_per_weight(programs, weights, quantized=precision == "int8")
+<<<<<<< HEAD
     checks = [_all_found(copies), _once(copies, gated), *_attention(programs, profiles, layer_by_label(graph), layers, gated)]
     if precision == "int8":
         checks.append(_read_quantized(programs, weights))
+=======
+    checks = [_all_found(copies), _once(copies[: len(weights)], gated), *_attention(programs, profiles, layer_by_label(graph), layers, gated)]
+>>>>>>> arch
     if precision in BYTES_PER_WEIGHT:
         limit, reason = BYTES_PER_WEIGHT[precision]
         checks.append(_check("bytes_per_weight", per_weight, limit, "<=", reason, where=worst))
@@ -88,7 +92,7 @@ def _constants(programs: Sequence[Program], labels: Sequence[str]) -> set[Consta
 
 def _all_found(copies: Sequence[Copies]) -> Check:
     missing = [found.name for found in copies if not found.total]
-    reason = "a sample of every linear's and the embedding's weight stands in the plan, as stored or transposed"
+    reason = "a sample of every linear's and the embedding's weight stands in the plan, as stored or transposed, and of every bias"
     return _check("weights_missing", len(missing), 0, "<=", reason, where=_first(missing))
 
 

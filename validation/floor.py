@@ -32,7 +32,7 @@ from validation.reference import Read, Reference, ReferenceRun
 FILE = "reports/floor.json"
 RULES = (
     "validation/floor.py", "validation/reference.py", "validation/metrics.py", "validation/scenarios.py", "validation/text.py",
-    "exporter/model.py", "exporter/rope.py", "artifact/config.py",
+    "exporter/model.py", "exporter/rope.py", "artifact/config.py", "artifact/rope_scaling.py",
 )  # fmt: skip
 """Source files that decide the floor."""
 STREAMED_ABOVE = 1_500_000_000
@@ -139,15 +139,20 @@ def streamed_logits(reference: Reference, sequences: Sequence[Ids]) -> list[NDAr
 
 
 class Float32Products(TorchFunctionMode):
-    """Compute matrix products of float16 tensors in float32 and round the result: what float16 hardware with float32 accumulators does."""
+    """Compute matrix products of float16 tensors, biases added, in float32 and round the result: what hardware with float32 accumulators does."""
 
     PRODUCTS = frozenset({torch.nn.functional.linear, torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__})
 
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Called by PyTorch instead of ``func``."""
         if func in self.PRODUCTS and args[0].dtype == torch.float16:
-            return func(args[0].float(), args[1].float()).half()
+            return func(*map(_as_float32, args), **{name: _as_float32(value) for name, value in (kwargs or {}).items()}).half()
         return func(*args, **(kwargs or {}))
+
+
+def _as_float32(operand: Any) -> Any:
+    """A tensor in float32; None, a linear's bias that is not there, stays."""
+    return operand.float() if isinstance(operand, torch.Tensor) else operand
 
 
 def _transformers_model(config: LlamaConfig, read: Read, dtype: torch.dtype) -> Any:

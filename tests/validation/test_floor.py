@@ -140,3 +140,12 @@ def test_a_floor_that_is_not_there_or_zero_measures_nothing() -> None:
     assert absent.missing == "no floor: because"
     assert zero.mean_at(0, positions) is None
     assert zero.missing.startswith("the floor is 0")
+
+
+def test_float32_products_add_the_bias_before_rounding() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, weight, bias = (torch.randn(*shape, generator=generator).half() for shape in ((5, 300), (7, 300), (7,)))
+    exact = (x.double() @ weight.double().T + bias.double()).half()
+    with Float32Products():
+        assert torch.equal(torch.nn.functional.linear(x, weight, bias), exact)
+        assert torch.equal(torch.nn.functional.linear(x, weight, bias=bias), exact)
