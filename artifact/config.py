@@ -23,7 +23,6 @@ REFUSED: Mapping[str, tuple[Any, ...]] = {
     "rope_interleaved": (False, None),
     "sliding_window": (None,),
     "quantization_config": (None,),
-    "pretraining_tp": (1, None),
 }
 """Keys that change the model, with the values that are supported; every other value is refused by name."""
 
