@@ -52,6 +52,7 @@ def _size(size: str) -> Report:
 def _model(repository: str, progress: Progress) -> Report:
     """What the hub lists of a model."""
     from exporter.checkpoints.hub import published_files
+    from exporter.checkpoints.hub_files import usual_files
 
     progress(f"asking the hub for {repository}", 0, 1)
     listing = published_files(repository, None)
@@ -60,5 +61,6 @@ def _model(repository: str, progress: Progress) -> Report:
         "kind": "model on the hub, not downloaded",
         "revision": listing.commit,
         "bytes": sum(listing.sizes.values()),
+        "bytes_that_export_reads": sum(listing.sizes[name] for name in usual_files(listing.sizes)),
         "files": dict(sorted(listing.sizes.items())),
     }

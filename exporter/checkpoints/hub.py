@@ -71,6 +71,6 @@ def published_files(repository: str, revision: str | None) -> Listing:
 def _require_client(repository: str) -> None:
     if find_spec("huggingface_hub") is None:
         raise CheckpointError(
-            f"{repository} is not in the local cache, and huggingface_hub is not installed to fetch it",
+            f"{repository} is neither a folder here nor in the hub's local cache, and huggingface_hub is not installed to fetch it",
             hint="pip install 'llama2trt[hub]', or give a local folder as --checkpoint",
         )

@@ -11,7 +11,11 @@ from artifact.errors import CheckpointError
 
 BY_HAND = "or fetch it on another machine (`hf download {repository}`) and give the folder as --checkpoint"
 ROWS: tuple[tuple[type[BaseException], str, str], ...] = (
-    (errors.OfflineModeIsEnabled, "{what} is not in the local cache, and HF_HUB_OFFLINE forbids to fetch it", f"unset HF_HUB_OFFLINE, {BY_HAND}"),
+    (
+        errors.OfflineModeIsEnabled,
+        "{what} is neither a folder here nor in the hub's local cache, and HF_HUB_OFFLINE forbids to fetch it",
+        f"unset HF_HUB_OFFLINE, {BY_HAND}",
+    ),
     (errors.GatedRepoError, "{repository} is gated: {access}", "{licence}"),
     (
         errors.RevisionNotFoundError,
@@ -25,7 +29,11 @@ ROWS: tuple[tuple[type[BaseException], str, str], ...] = (
     ),
     (errors.RemoteEntryNotFoundError, "{repository} lacks a file that it lists: {detail}", "another --revision may be whole"),
     (errors.HFValidationError, "{repository} is no name of a model on the hub: {detail}", "--checkpoint ORG/NAME, or an existing folder"),
-    (httpx2.TransportError, "{what} is not in the local cache, and {endpoint} can't be reached: {detail}", f"check network and proxy, {BY_HAND}"),
+    (
+        httpx2.TransportError,
+        "{what} is neither a folder here nor in the hub's local cache, and {endpoint} can't be reached: {detail}",
+        f"check network and proxy, {BY_HAND}",
+    ),
 )
 """Error → message and hint; the first row that fits an error or one of its causes is used."""
 STATUS = {

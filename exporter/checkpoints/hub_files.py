@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -47,6 +48,15 @@ def choose_files(names: Collection[str], read_index: Callable[[str], Path], wher
     if parts and META_CONFIG in names:
         return Wanted((META_CONFIG, *small), parts)
     raise CheckpointError(f"{where}: no weights that can be read: no {' or '.join(single for _, single, _ in FORMS)}", hint=_other_form(names, where))
+
+
+def usual_files(names: Collection[str]) -> list[str]:
+    """What ``choose_files`` would pick where no index can be read: shards by the names that they usually have."""
+    for _, single, _ in FORMS:
+        stem, _, suffix = single.rpartition(".")
+        if weights := [name for name in names if re.fullmatch(rf"{stem}(-\d+-of-\d+)?\.{suffix}(\.index\.json)?", name)]:
+            return sorted([*weights, *(name for name in (CONFIG, *SIDECARS) if name in names)])
+    return []
 
 
 def shard_names(index: Path) -> tuple[str, ...]:

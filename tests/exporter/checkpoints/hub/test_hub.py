@@ -159,13 +159,13 @@ class TestRefusals:
 
     def test_offline(self, cache: Path) -> None:
         message, hint = refusal(CheckpointRequest(size="7b"))
-        assert message == "meta-llama/Llama-2-7b-hf is not in the local cache, and HF_HUB_OFFLINE forbids to fetch it"
+        assert message == "meta-llama/Llama-2-7b-hf is neither a folder here nor in the hub's local cache, and HF_HUB_OFFLINE forbids to fetch it"
         assert "unset HF_HUB_OFFLINE" in hint
 
     def test_no_network(self, hub: Any) -> None:
         hub.stop()
         message, hint = refusal(CheckpointRequest(size="13b"))
-        assert message.startswith("meta-llama/Llama-2-13b-hf is not in the local cache, and http://127.0.0.1")
+        assert message.startswith("meta-llama/Llama-2-13b-hf is neither a folder here nor in the hub's local cache, and http://127.0.0.1")
         assert "can't be reached" in message
         assert "network" in hint
 

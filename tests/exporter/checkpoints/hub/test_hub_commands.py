@@ -15,8 +15,10 @@ import pytest
 from artifact.errors import FusionError, ValidationError
 from artifact.hub_folder import cache_folder
 from artifact.manifest import read_manifest
+from artifact.progress import silent
 from commands import doctor, inspect, run, validate
 from exporter.checkpoints import CheckpointRequest
+from exporter.checkpoints.hub import fetch_snapshot
 
 ROOT = Path(__file__).resolve().parents[4]
 NAME = "org/Tiny-hf"
@@ -51,11 +53,11 @@ def test_export_of_a_hub_id_records_the_commit_and_says_what_it_downloads(
     put_in_cache(NAME, tiny_checkpoint, commit="f" * 40)  # the branch moves on; validate still opens what was exported
     hub.stop()
     for moved_to in (None, NAME):
-        assert validate._reopen(moved_to, model, lambda *_: None).fingerprint == model["fingerprint"]
-    local = validate._reopen(str(sharded), model, lambda *_: None)  # a revision is of the hub: not of the folder it moved to
+        assert validate._reopen(moved_to, model, silent).fingerprint == model["fingerprint"]
+    local = validate._reopen(str(sharded), model, silent)  # a revision is of the hub: not of the folder it moved to
     assert local.fingerprint == model["fingerprint"]
     with pytest.raises(ValidationError, match="is not the checkpoint that this artifact was made from"):
-        validate._reopen(str(tiny_checkpoint), model, lambda *_: None)
+        validate._reopen(str(tiny_checkpoint), model, silent)
 
 
 @pytest.mark.trace
@@ -111,6 +113,8 @@ def test_inspect_of_a_hub_id_lists_it_and_downloads_nothing(hub: Any, sharded: P
     assert report["files"]["model-00001-of-00002.safetensors"] == (sharded / "model-00001-of-00002.safetensors").stat().st_size
     assert report["bytes"] == sum(report["files"].values())
     assert hub.downloads() == []
+    fetch_snapshot(NAME, None, silent, lambda config: None)
+    assert report["bytes_that_export_reads"] == sum(report["files"][name] for name in hub.downloads())
 
 
 def test_inspect_of_a_hub_id_opens_what_the_cache_holds_whole(put_in_cache: Put, sharded: Path) -> None:

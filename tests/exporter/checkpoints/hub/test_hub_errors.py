@@ -20,8 +20,8 @@ NAME = "org/tiny"
         (PermissionError(errno.EACCES, "Permission denied", "/hub"), "org/tiny can't be written to the hub's cache: [Errno 13]", "HF_HOME"),
         (OSError("Consistency check failed: 10 bytes"), "org/tiny: the download broke off: Consistency check failed: 10 bytes", "goes on"),
         (errors.XetDownloadError("lost"), "org/tiny: the download broke off: lost", "goes on"),
-        (httpx2.ProxyError("407"), "org/tiny at v1 is not in the local cache, and ", "proxy"),
-        (httpx2.ReadTimeout(""), "org/tiny at v1 is not in the local cache, and ", "network"),
+        (httpx2.ProxyError("407"), "org/tiny at v1 is neither a folder here nor in the hub's local cache, and ", "proxy"),
+        (httpx2.ReadTimeout(""), "org/tiny at v1 is neither a folder here nor in the hub's local cache, and ", "network"),
         (errors.HFValidationError("bad"), "org/tiny is no name of a model on the hub: bad", "ORG/NAME"),
     ],
 )
