@@ -26,7 +26,6 @@ REFUSED: Mapping[str, tuple[Any, ...]] = {
     "partial_rotary_factor": (1.0, None),
     "sliding_window": (None,),
     "quantization_config": (None,),
-    "pretraining_tp": (1, None),
 }
 """Keys that change the model, with the values that are supported; every other value is refused by name."""
 

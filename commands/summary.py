@@ -123,6 +123,9 @@ def _doctor(report: Report) -> Iterable[Sheet]:
     yield Sheet(f"Python {machine['python']}, {machine['cpu_cores']} cores, GPU: {machine['gpu'] or 'none'}")
     yield Sheet(f"memory {machine['memory_available_gib']} of {machine['memory_gib']} GiB free, disk {machine['disk_free_gib']} GiB free")
     yield Sheet(", ".join(f"{name} {version}" for name, version in report["versions"].items() if version))
+    hub = report["hub"]
+    answer = {None: "not asked (--hub asks)", True: "answers", False: hub["why"]}[hub["reachable"]]
+    yield Sheet(f"published models: {hub['cache']}; the hub: {'offline by HF_HUB_OFFLINE' if hub['offline'] else answer}")
     missing = [name for name, version in report["versions"].items() if not version]
     if missing:
         yield Sheet(f"not installed: {', '.join(missing)}")
