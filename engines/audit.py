@@ -48,13 +48,9 @@ def audit_plan(plan: Path, graph_file: Path, *, precision: str, profiles: Sequen
     copies = count_copies(plan, [*weights, *find_biases(graph)])
     gated = precision != "fp32"
     per_weight, worst = bytes_per_weight(programs, weights, quantized=precision == "int8")
-<<<<<<< HEAD
-    checks = [_all_found(copies), _once(copies, gated), *_attention(programs, profiles, layer_by_label(graph), layers, gated)]
+    checks = [_all_found(copies), _once(copies[: len(weights)], gated), *_attention(programs, profiles, layer_by_label(graph), layers, gated)]
     if precision == "int8":
         checks.append(_read_quantized(programs, weights))
-=======
-    checks = [_all_found(copies), _once(copies[: len(weights)], gated), *_attention(programs, profiles, layer_by_label(graph), layers, gated)]
->>>>>>> arch
     if precision in BYTES_PER_WEIGHT:
         limit, reason = BYTES_PER_WEIGHT[precision]
         checks.append(_check("bytes_per_weight", per_weight, limit, "<=", reason, where=worst))
