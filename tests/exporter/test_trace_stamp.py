@@ -42,7 +42,7 @@ VARIANTS: list[tuple[KvCache, int, dict[str, Any]]] = [
     ("static", 5, {"tie_word_embeddings": True}),
 ]
 """Cache form, depth, and what differs from CONFIG (grouped, untied): each pair of choices is in one of them.
-`python benchmarks/trace_depth.py --isomorphic` tries all of them."""
+`python -m benchmarks.stamp_every_variant` tries all of them."""
 
 
 @cache
