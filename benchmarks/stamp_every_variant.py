@@ -1,6 +1,6 @@
 """Is the stamped graph the full trace? Every variant of the model, in both cache forms, at depths 1, 2, 3 and 5.
 
-    python -m benchmarks.stamp_every_variant        exit code 1 where one differs; some five minutes on two cores
+    python -m benchmarks.stamp_every_variant        exit code 1 where one differs; some four minutes of CPU time
 
 The tests try a choice of these in which each pair of options meets.
 """
