@@ -34,6 +34,13 @@ class DtypeOption(StrEnum):
     fp32 = "fp32"
 
 
+class KvCacheOption(StrEnum):
+    """Form of the key-value cache."""
+
+    dynamic = "dynamic"
+    static = "static"
+
+
 class Precision(StrEnum):
     """Precision of an engine."""
 
@@ -78,6 +85,7 @@ Config = Annotated[Path | None, typer.Option(help="config.json that says the sha
 Lora = Annotated[Path | None, typer.Option(help="Folder of a PEFT adapter to merge into the weights.")]
 Out = Annotated[Path | None, typer.Option(help="Artifact folder; default `artifacts/<name>`.", metavar="ART")]
 Dtype = Annotated[DtypeOption, typer.Option(help="Dtype of the artifact: fp16 for every engine but fp32.")]
+KvCache = Annotated[KvCacheOption, typer.Option(help="dynamic: the cache grows; static: it is written in place, up to a capacity.")]
 Force = Annotated[bool, typer.Option("--force", help="Do it even where it is up to date.")]
 Target = Annotated[str, typer.Option(help="GPU to build for: a100 (= a100-80gb), a100-40gb, a10, l4 …")]
 BackendOption = Annotated[Backend, typer.Option(help="Who builds the engine.")]
@@ -139,6 +147,7 @@ def export(
     lora: Lora = None,
     out: Out = None,
     dtype: Dtype = DtypeOption.fp16,
+    kv_cache: KvCache = KvCacheOption.dynamic,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
@@ -147,8 +156,9 @@ def export(
     from exporter.checkpoints.request import CheckpointRequest
 
     request = CheckpointRequest(checkpoint, size, revision, config, lora)
+    options = command.ExportOptions(dtype.value, kv_cache.value)
     with _Watched() as progress:
-        _, outcome = command.export(request, out, command.ExportOptions(dtype.value), force=force, progress=progress)
+        _, outcome = command.export(request, out, options, force=force, progress=progress)
     _show("export", outcome.report, as_json=as_json, up_to_date=outcome.up_to_date)
 
 

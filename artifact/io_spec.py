@@ -1,21 +1,27 @@
 """Every graph input and output: names, dtypes, axes and ranges. The one place that names them.
 
-Letters: B batch, S new tokens, P past, T = P + S, K kv heads, D head_dim, V vocab.
+Two cache forms. Dynamic: the new keys and values are appended to the past ones. Static: they are written into a cache of fixed capacity.
+Letters: B batch, S new tokens, P past, T = P + S, C capacity, K kv heads, D head_dim, V vocab.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 from artifact.config import LlamaConfig
 
 BATCH, SEQUENCE, PAST, TOTAL = "batch_size", "sequence_length", "past_sequence_length", "total_sequence_length"
-OPSET = 23
+CAPACITY = "cache_capacity"
 Dtype = Literal["fp16", "fp32"]
+KvCache = Literal["dynamic", "static"]
+OPSETS: dict[KvCache, int] = {"dynamic": 23, "static": 24}
+"""TensorScatter, which writes into a static cache, came with opset 24."""
 CACHE_KINDS = ("key", "value")
 
 INPUT_IDS, ATTENTION_MASK, POSITION_IDS, LOGITS = "input_ids", "attention_mask", "position_ids", "logits"
+CACHE_WRITE_INDICES, KEY_VALUE_LENGTHS = "cache_write_indices", "key_value_lengths"
 
 
 @dataclass(frozen=True)
@@ -46,21 +52,32 @@ def present_name(layer: int, kind: str) -> str:
     return f"present.{layer}.{kind}"
 
 
-def graph_inputs(config: LlamaConfig, dtype: Dtype) -> list[GraphValue]:
-    """Inputs of a decoder graph with a dynamic cache, in order; P may be 0."""
-    cache = (BATCH, config.num_key_value_heads, PAST, config.head_dim)
+def graph_inputs(config: LlamaConfig, dtype: Dtype, kv_cache: KvCache = "dynamic") -> list[GraphValue]:
+    """Inputs of a decoder graph, in order.
+
+    Dynamic cache: P may be 0. Static cache, row b of a call with S new tokens:
+        cache_write_indices[b]: the slot of its first new token; at most C − S.
+        key_value_lengths[b]: how many slots hold something afterwards, ``cache_write_indices[b] + S``: right padding is written too, and
+            overwritten by the tokens that follow.
+        past_key_values: finite everywhere (zeros at the start): what is masked is multiplied by 0, and 0 · NaN is NaN.
+    """
     return [
         GraphValue(INPUT_IDS, "int64", (BATCH, SEQUENCE)),
-        GraphValue(ATTENTION_MASK, "int64", (BATCH, TOTAL)),
+        *([GraphValue(ATTENTION_MASK, "int64", (BATCH, TOTAL))] if kv_cache == "dynamic" else []),
         GraphValue(POSITION_IDS, "int64", (BATCH, SEQUENCE)),
-        *(GraphValue(past_name(i, kind), dtype, cache) for i in range(config.num_hidden_layers) for kind in CACHE_KINDS),
+        *(GraphValue(name, "int64", (BATCH,)) for name in (CACHE_WRITE_INDICES, KEY_VALUE_LENGTHS) if kv_cache == "static"),
+        *_caches(config, dtype, past_name, PAST if kv_cache == "dynamic" else CAPACITY),
     ]
 
 
-def graph_outputs(config: LlamaConfig, dtype: Dtype, *, one_position: bool = False) -> list[GraphValue]:
+def graph_outputs(config: LlamaConfig, dtype: Dtype, kv_cache: KvCache = "dynamic", *, one_position: bool = False) -> list[GraphValue]:
     """Outputs of a decoder graph, in order; an engine graph has logits [B, 1, V] (``one_position``)."""
-    cache = (BATCH, config.num_key_value_heads, TOTAL, config.head_dim)
     return [
         GraphValue(LOGITS, dtype, (BATCH, 1 if one_position else SEQUENCE, config.vocab_size)),
-        *(GraphValue(present_name(i, kind), dtype, cache) for i in range(config.num_hidden_layers) for kind in CACHE_KINDS),
+        *_caches(config, dtype, present_name, TOTAL if kv_cache == "dynamic" else CAPACITY),
     ]
+
+
+def _caches(config: LlamaConfig, dtype: Dtype, name: Callable[[int, str], str], length: str) -> list[GraphValue]:
+    shape = (BATCH, config.num_key_value_heads, length, config.head_dim)
+    return [GraphValue(name(layer, kind), dtype, shape) for layer in range(config.num_hidden_layers) for kind in CACHE_KINDS]

@@ -48,14 +48,19 @@ def write_manifest(artifact: Path, manifest: Manifest) -> None:
 
 
 def require_artifact(artifact: Path) -> Manifest:
-    """The manifest of a folder that must be an artifact.
+    """The manifest of a folder that must be an artifact, with graphs of the form that the steps after export take.
 
     Raises:
-        ArtifactError: no such folder, or nothing was exported into it.
+        ArtifactError: no such folder, nothing was exported into it, or its graph has a static cache, which only export and inspect know yet.
     """
     manifest = read_manifest(artifact) if artifact.is_dir() else None
     if manifest is None or manifest["model"] is None:
         raise ArtifactError(f"{artifact} is not an artifact folder", hint=f"python cli.py export --checkpoint SRC --out {artifact}")
+    if manifest["model"].get("kv_cache", "dynamic") == "static":
+        raise ArtifactError(
+            f"{artifact} has a static KV cache: fuse, quantize, build, validate and generate of that form are not there yet",
+            hint="export with --kv-cache dynamic into another folder; only export and inspect know the static form",
+        )
     return manifest
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from artifact.io_spec import Dtype
+from artifact.io_spec import Dtype, KvCache
 from artifact.progress import Progress, silent
 from artifact.steps import Outcome, Report, StepContext, check_belongs, run_step
 from exporter.checkpoints import Checkpoint, CheckpointRequest, open_request, pin_request
@@ -13,9 +13,10 @@ from exporter.checkpoints import Checkpoint, CheckpointRequest, open_request, pi
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """What decides an export of a checkpoint: ``dtype`` of weights and activations in the artifact."""
+    """What decides an export of a checkpoint: ``dtype`` of weights and activations in the artifact, and the form of its graphs' cache."""
 
     dtype: Dtype = "fp16"
+    kv_cache: KvCache = "dynamic"
 
 
 def export(
@@ -41,7 +42,7 @@ def export(
 def resolve(request: CheckpointRequest, out: Path | None, options: ExportOptions, *, force: bool, progress: Progress) -> tuple[Checkpoint, Path]:
     """Open the checkpoint, and find the folder that it may be exported into."""
     checkpoint = open_request(request, progress=progress)
-    artifact = out or default_folder(checkpoint, options.dtype)
+    artifact = out or default_folder(checkpoint, options)
     check_belongs(artifact, checkpoint.fingerprint, force=force)
     return checkpoint, artifact
 
@@ -54,12 +55,13 @@ def export_into(
     def work(step: StepContext) -> Report:
         from exporter.export import export_checkpoint  # torch.onnx takes seconds to import
 
-        return export_checkpoint(step, checkpoint, request=request, dtype=options.dtype)
+        return export_checkpoint(step, checkpoint, request=request, dtype=options.dtype, kv_cache=options.kv_cache)
 
     recorded = {"checkpoint": checkpoint.fingerprint, "state": checkpoint.state, **asdict(options)}
     return run_step(artifact, "export", recorded, work, force=force, progress=progress)
 
 
-def default_folder(checkpoint: Checkpoint, dtype: Dtype) -> Path:
-    """`artifacts/<name>`; an fp32 artifact stands beside the fp16 one."""
-    return Path("artifacts") / (checkpoint.name if dtype == "fp16" else f"{checkpoint.name}-{dtype}")
+def default_folder(checkpoint: Checkpoint, options: ExportOptions) -> Path:
+    """`artifacts/<name>`; an fp32 artifact, and one with a static cache, stands beside it."""
+    variant = [name for name in (options.dtype, options.kv_cache) if name not in ("fp16", "dynamic")]
+    return Path("artifacts") / "-".join([checkpoint.name, *variant])

@@ -26,8 +26,9 @@ def summarize(command: str, report: Report, *, up_to_date: bool = False) -> list
 
 
 def _export(report: Report) -> Iterable[Sheet]:
+    traced = "from a kept trace" if report["trace_cached"] else "traced"
     yield Sheet(
-        f"{report['artifact']}: traced.onnx ({report['nodes']} nodes, traced in {report['trace_s']:.1f} s), "
+        f"{report['artifact']}: traced.onnx ({report['nodes']} nodes, {traced} in {report['trace_s']:.1f} s), "
         f"{_megabytes(report['weights_bytes'])} of weights in {report['weights_s']:.1f} s; peak memory {report['peak_rss_mb']} MB"
     )
     for key, what in (("dropped", "dropped, not a weight"), ("unknown_config_keys", "config key nobody reads"), ("notes", "note")):

@@ -7,7 +7,7 @@ Source: LLaMA, arXiv:2302.13971; grouped-query attention, arXiv:2305.13245.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,14 @@ from exporter.rope import apply_rotary
 
 Cache = tuple[Tensor, Tensor]
 """Keys and values of one layer: [B, K, P, D] each."""
+
+CacheWrite = Callable[[Tensor, Tensor], Tensor]
+"""Past keys or values [B, K, P, D] and new ones [B, K, S, D] → the present ones; ``append``, or the static form's (exporter/static_cache.py)."""
+
+
+def append(past: Tensor, new: Tensor) -> Tensor:
+    """The dynamic cache: [B, K, P, D] and [B, K, S, D] → [B, K, T, D]."""
+    return torch.cat((past, new), dim=2)
 
 
 class RMSNorm(nn.Module):
@@ -48,7 +56,7 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(config.hidden_size, key_value, bias=config.attention_bias)
         self.o_proj = nn.Linear(query, config.hidden_size, bias=config.attention_bias)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, past: Cache) -> tuple[Tensor, Cache]:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, past: Cache, write: CacheWrite = append) -> tuple[Tensor, Cache]:
         """Attend to the past and to the new tokens.
 
         Args:
@@ -56,13 +64,14 @@ class Attention(nn.Module):
             cos, sin: [B, 1, S, D/2], dtype of ``x``.
             mask: [B, 1, S, T] bool, True = attend.
             past: keys and values [B, K, P, D], dtype of ``x``.
+            write: puts the new keys and values into the cache.
 
         Returns:
             [B, S, E] and the present keys and values [B, K, T, D].
         """
         query = apply_rotary(self._heads(self.q_proj(x)), cos, sin) * self.head_dim**-0.5  # [B, H, S, D]
-        key = torch.cat((past[0], apply_rotary(self._heads(self.k_proj(x)), cos, sin)), dim=2)  # [B, K, T, D]
-        value = torch.cat((past[1], self._heads(self.v_proj(x))), dim=2)  # [B, K, T, D]
+        key = write(past[0], apply_rotary(self._heads(self.k_proj(x)), cos, sin))  # [B, K, T, D]
+        value = write(past[1], self._heads(self.v_proj(x)))  # [B, K, T, D]
         scores = query @ self._repeat(key).transpose(-1, -2)  # [B, H, S, T]
         scores = torch.where(mask, scores, torch.finfo(scores.dtype).min)
         weights = torch.softmax(scores.float(), dim=-1).to(x.dtype)
@@ -106,9 +115,9 @@ class DecoderLayer(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, past: Cache) -> tuple[Tensor, Cache]:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, past: Cache, write: CacheWrite = append) -> tuple[Tensor, Cache]:
         """[B, S, E] → [B, S, E] and the present cache; arguments as in ``Attention.forward``."""
-        attended, present = self.self_attn(self.input_layernorm(x), cos, sin, mask, past)
+        attended, present = self.self_attn(self.input_layernorm(x), cos, sin, mask, past, write)
         x = x + attended
         return x + self.mlp(self.post_attention_layernorm(x)), present
 
@@ -140,12 +149,15 @@ class Decoder(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, past: Sequence[Cache]) -> tuple[Tensor, list[Cache]]:
         """Token ids → final hidden states [B, S, E] and the present caches; arguments as in ``LlamaModel.forward``."""
-        mask = attention_allowed(attention_mask, input_ids.shape[1])
+        return self.decode(input_ids, position_ids, past, attention_allowed(attention_mask, input_ids.shape[1]), append)
+
+    def decode(self, input_ids: Tensor, position_ids: Tensor, past: Sequence[Cache], mask: Tensor, write: CacheWrite) -> tuple[Tensor, list[Cache]]:
+        """What both cache forms share: embedding, layers and final norm; ``mask`` and ``write`` as in ``Attention.forward``."""
         cos, sin = self.rotary_emb(position_ids)
         x = self.embed_tokens(input_ids)
         presents = []
         for layer, layer_past in zip(self.layers, past, strict=True):
-            x, present = layer(x, cos, sin, mask, layer_past)
+            x, present = layer(x, cos, sin, mask, layer_past, write)
             presents.append(present)
         return self.norm(x), presents
 
@@ -153,10 +165,12 @@ class Decoder(nn.Module):
 class LlamaModel(nn.Module):
     """Decoder and lm_head; parameter names are Hugging Face's, a tied lm_head is the embedding itself."""
 
+    decoder_class: type[Decoder] = Decoder
+
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
         self.config = config
-        self.model = Decoder(config)
+        self.model = self.decoder_class(config)
         self.lm_head = None if config.tie_word_embeddings else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, past: Sequence[Cache]) -> tuple[Tensor, list[Cache]]:
@@ -172,8 +186,11 @@ class LlamaModel(nn.Module):
             logits [B, S, V] and per layer the present keys and values [B, K, T, D].
         """
         hidden, presents = self.model(input_ids, attention_mask, position_ids, past)
-        weight = self.model.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
-        return F.linear(hidden, weight), presents
+        return self.logits(hidden), presents
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[B, S, E] → [B, S, V]."""
+        return F.linear(hidden, self.model.embed_tokens.weight if self.lm_head is None else self.lm_head.weight)
 
 
 def attention_allowed(attention_mask: Tensor, n_new: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Trace a Llama to ONNX on the ``meta`` device: no weights in memory, plain operations, dynamic batch, sequence and past.
+"""Trace a Llama to ONNX on the ``meta`` device: no weights in memory, plain operations, dynamic batch, sequence and cache length.
 
 The exporter fuses when it may; this trace is pinned to plain operations (``optimize=False``, attention written out), so that ``graphs``
 has its work to do and can say what fired. Peak memory does not depend on the model's size: the weights have shapes and no bytes.
@@ -8,25 +8,28 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from typing import Any
 
 import onnx_ir as ir
 import torch
 from onnx_ir.passes import common as common_passes
 from onnxscript import optimizer
+from onnxscript.onnx_opset import opset24
 from torch.export import Dim
 
 from artifact import io_spec
 from artifact.config import LlamaConfig
 from artifact.errors import ExportError
-from artifact.io_spec import Dtype
+from artifact.io_spec import Dtype, KvCache
 from artifact.layout import MODULE_KEY
 from exporter.model import LlamaModel
+from exporter.static_cache import StaticLlamaModel
 
 logger = logging.getLogger(__name__)
 TORCH_DTYPES: dict[Dtype, torch.dtype] = {"fp16": torch.float16, "fp32": torch.float32}
+MODELS: dict[KvCache, type[LlamaModel]] = {"dynamic": LlamaModel, "static": StaticLlamaModel}
 IR_VERSION = 11
 _SCOPES = "pkg.torch.onnx.name_scopes"
 _AXIS_SOURCES = {
@@ -34,11 +37,12 @@ _AXIS_SOURCES = {
     io_spec.SEQUENCE: (io_spec.INPUT_IDS, 1),
     io_spec.TOTAL: (io_spec.ATTENTION_MASK, 1),
     io_spec.PAST: (io_spec.past_name(0, "key"), 2),
+    io_spec.CAPACITY: (io_spec.past_name(0, "key"), 2),
 }
 """Where the size of each dynamic axis is read, whichever input the exporter happened to take."""
 
 
-def trace_model(config: LlamaConfig, dtype: Dtype) -> ir.Model:
+def trace_model(config: LlamaConfig, dtype: Dtype, kv_cache: KvCache = "dynamic") -> ir.Model:
     """Trace every layer that ``config`` has.
 
     Returns:
@@ -48,16 +52,24 @@ def trace_model(config: LlamaConfig, dtype: Dtype) -> ir.Model:
     Raises:
         ExportError: the exporter left an operator that is not plain ONNX.
     """
-    captured = _capture(config, dtype)
+    captured = _capture(config, dtype, kv_cache)
+    translations: dict[Callable[..., Any], Callable[..., Any]] = {torch.ops.llama2trt.tensor_scatter.default: _tensor_scatter}
     with _quiet():
-        program = torch.onnx.export(captured, dynamo=True, optimize=False, opset_version=io_spec.OPSET, verbose=False)
+        program = torch.onnx.export(
+            captured,
+            dynamo=True,
+            optimize=False,
+            opset_version=io_spec.OPSETS[kv_cache],
+            custom_translation_table=translations,
+            verbose=False,
+        )
     if program is None:
         raise ExportError("torch.onnx.export returned no program")
     model = program.model
     _drop_weight_values(model)
     with _quiet():
         optimizer.optimize(model)
-    _rename_interface(model, config, dtype)
+    _rename_interface(model, config, dtype, kv_cache)
     _read_axes_from_one_place(model)
     _keep_module_paths(model)
     model.ir_version = IR_VERSION
@@ -70,31 +82,33 @@ def trace_model(config: LlamaConfig, dtype: Dtype) -> ir.Model:
     return model
 
 
-def _capture(config: LlamaConfig, dtype: Dtype) -> torch.export.ExportedProgram:
-    """torch.export of the model on the meta device, with sizes that differ from each other and from 1."""
-    batch, new, past = 2, 5, 7
+def _tensor_scatter(cache: Any, new: Any, write_indices: Any) -> Any:
+    """What the exporter writes for ``exporter.static_cache.tensor_scatter``."""
+    return opset24.TensorScatter(cache, new, write_indices, axis=-2, mode="linear")
+
+
+def _capture(config: LlamaConfig, dtype: Dtype, kv_cache: KvCache) -> torch.export.ExportedProgram:
+    """torch.export of the model on the meta device; axes are dynamic as in ``io_spec``, with sizes that differ from each other and from 1."""
+    sizes = {io_spec.BATCH: 2, io_spec.SEQUENCE: 5, io_spec.PAST: 7, io_spec.TOTAL: 12, io_spec.CAPACITY: 11}
+    # T = P + S is found by the exporter
+    axes = {name: Dim.DYNAMIC if name == io_spec.TOTAL else Dim(name) for name in sizes}
+    types: dict[str, torch.dtype] = {"int64": torch.int64, "fp16": torch.float16, "fp32": torch.float32}
+    specs = io_spec.graph_inputs(config, dtype, kv_cache)
     with torch.device("meta"):
-        model = LlamaModel(config).to(TORCH_DTYPES[dtype]).eval()
-        cache = partial(torch.empty, (batch, config.num_key_value_heads, past, config.head_dim), dtype=TORCH_DTYPES[dtype])
-        tokens = partial(torch.empty, dtype=torch.int64)
+        model = MODELS[kv_cache](config).to(TORCH_DTYPES[dtype]).eval()
         # every input its own tensor: torch.export takes two uses of one tensor for one input
-        inputs = (
-            tokens((batch, new)),
-            tokens((batch, past + new)),
-            tokens((batch, new)),
-            [(cache(), cache()) for _ in range(config.num_hidden_layers)],
-        )
-    batch_axis, new_axis, past_axis = Dim(io_spec.BATCH), Dim(io_spec.SEQUENCE), Dim(io_spec.PAST)
-    new_tokens = {0: batch_axis, 1: new_axis}
-    layer = ({0: batch_axis, 2: past_axis}, {0: batch_axis, 2: past_axis})
-    shapes = {
-        "input_ids": new_tokens,
-        "attention_mask": {0: batch_axis, 1: Dim.DYNAMIC},  # T = P + S, found by the exporter
-        "position_ids": new_tokens,
-        "past": [layer] * config.num_hidden_layers,
-    }
+        tensors = {spec.name: torch.empty(spec.sizes(**sizes), dtype=types[spec.dtype]) for spec in specs}
+    dynamic = {spec.name: {axis: axes[size] for axis, size in enumerate(spec.shape) if isinstance(size, str)} for spec in specs}
+    inputs, shapes = _by_layer(tensors, config), _by_layer(dynamic, config)
     with _quiet():
-        return torch.export.export(model, inputs, dynamic_shapes=shapes, strict=False)
+        return torch.export.export(model, (), inputs, dynamic_shapes=shapes, strict=False)
+
+
+def _by_layer(values: dict[str, Any], config: LlamaConfig) -> dict[str, Any]:
+    """Arguments of a model's ``forward`` from a value for each graph input: the caches become a list of pairs."""
+    names = [[io_spec.past_name(layer, kind) for kind in io_spec.CACHE_KINDS] for layer in range(config.num_hidden_layers)]
+    caches = {name for pair in names for name in pair}
+    return {name: value for name, value in values.items() if name not in caches} | {"past": [tuple(values[name] for name in pair) for pair in names]}
 
 
 @contextmanager
@@ -114,10 +128,10 @@ def _drop_weight_values(model: ir.Model) -> None:
             value.const_value = None
 
 
-def _rename_interface(model: ir.Model, config: LlamaConfig, dtype: Dtype) -> None:
+def _rename_interface(model: ir.Model, config: LlamaConfig, dtype: Dtype, kv_cache: KvCache) -> None:
     """Give inputs, outputs and axes the contract's names."""
     graph = model.graph
-    specs = [*io_spec.graph_inputs(config, dtype), *io_spec.graph_outputs(config, dtype)]
+    specs = [*io_spec.graph_inputs(config, dtype, kv_cache), *io_spec.graph_outputs(config, dtype, kv_cache)]
     axes: dict[str, str] = {}
     for value, spec in zip([*graph.inputs, *graph.outputs], specs, strict=True):
         value.name = spec.name

