@@ -34,6 +34,14 @@ class DtypeOption(StrEnum):
     fp32 = "fp32"
 
 
+class WeightsOption(StrEnum):
+    """What an artifact holds of its weights."""
+
+    copy = "copy"
+    reference = "reference"
+    none = "none"
+
+
 class Precision(StrEnum):
     """Precision of an engine."""
 
@@ -69,6 +77,9 @@ Config = Annotated[Path | None, typer.Option(help="config.json that says the sha
 Lora = Annotated[Path | None, typer.Option(help="Folder of a PEFT adapter to merge into the weights.")]
 Out = Annotated[Path | None, typer.Option(help="Artifact folder; default `artifacts/<name>`.", metavar="ART")]
 Dtype = Annotated[DtypeOption, typer.Option(help="Dtype of the artifact: fp16 for every engine but fp32.")]
+Weights = Annotated[
+    WeightsOption, typer.Option(help="copy them; reference: use the checkpoint's own folder, altering nothing; none: the graph alone, to look at.")
+]
 Force = Annotated[bool, typer.Option("--force", help="Do it even where it is up to date.")]
 Target = Annotated[str, typer.Option(help="GPU to build for: a100 (= a100-80gb), a100-40gb, a10, l4 …")]
 BackendOption = Annotated[Backend, typer.Option(help="Who builds the engine.")]
@@ -130,6 +141,7 @@ def export(
     lora: Lora = None,
     out: Out = None,
     dtype: Dtype = DtypeOption.fp16,
+    weights: Weights = WeightsOption.copy,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
@@ -139,7 +151,7 @@ def export(
 
     request = CheckpointRequest(checkpoint, size, revision, config, lora)
     with _Watched() as progress:
-        _, outcome = command.export(request, out, command.ExportOptions(dtype.value), force=force, progress=progress)
+        _, outcome = command.export(request, out, command.ExportOptions(dtype.value, weights.value), force=force, progress=progress)
     _show("export", outcome.report, as_json=as_json, up_to_date=outcome.up_to_date)
 
 

@@ -5,17 +5,22 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from artifact.errors import ArtifactError
 from artifact.io_spec import Dtype
+from artifact.ownership import check_belongs
 from artifact.progress import Progress, silent
-from artifact.steps import Outcome, Report, StepContext, check_belongs, run_step
+from artifact.steps import Outcome, Report, StepContext, run_step
+from artifact.tensor_file import WeightsMode
 from exporter.checkpoints import Checkpoint, CheckpointRequest, open_request
+from exporter.checkpoints.protocol import InFiles
 
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """What decides an export of a checkpoint: ``dtype`` of weights and activations in the artifact."""
+    """What decides an export of a checkpoint: ``dtype`` of weights and activations in the artifact, and what it holds of the ``weights``."""
 
     dtype: Dtype = "fp16"
+    weights: WeightsMode = "copy"
 
 
 def export(
@@ -40,8 +45,16 @@ def export(
 def resolve(request: CheckpointRequest, out: Path | None, options: ExportOptions, *, force: bool, progress: Progress) -> tuple[Checkpoint, Path]:
     """Open the checkpoint, and find the folder that it may be exported into."""
     checkpoint = open_request(request, progress=progress)
-    artifact = out or default_folder(checkpoint, options.dtype)
-    check_belongs(artifact, checkpoint.fingerprint, force=force)
+    if options.weights == "reference":
+        from exporter.in_place import check_in_place
+
+        artifact = check_in_place(checkpoint, request, out, options.dtype)
+    else:
+        artifact = out or default_folder(checkpoint, options.dtype)
+        if isinstance(checkpoint, InFiles) and artifact.resolve() == checkpoint.folder.resolve():
+            hint = "choose another --out, or --weights reference to use its weights where they are"
+            raise ArtifactError(f"{artifact} is the checkpoint's own folder, which an export must not alter", hint=hint)
+    check_belongs(artifact, checkpoint.fingerprint, force=force, weights=options.weights)
     return checkpoint, artifact
 
 
@@ -53,7 +66,7 @@ def export_into(
     def work(step: StepContext) -> Report:
         from exporter.export import export_checkpoint  # torch.onnx takes seconds to import
 
-        return export_checkpoint(step, checkpoint, request=request, dtype=options.dtype)
+        return export_checkpoint(step, checkpoint, request=request, dtype=options.dtype, weights=options.weights)
 
     recorded = {"checkpoint": checkpoint.fingerprint, "state": checkpoint.state, **asdict(options)}
     return run_step(artifact, "export", recorded, work, force=force, progress=progress)

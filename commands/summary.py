@@ -42,7 +42,7 @@ def _fuse(report: Report) -> Iterable[Sheet]:
 
 def _first_refusal(rule: Report) -> tuple[str, str]:
     first = rule["refused"][0] if rule["refused"] else {"node": "", "reason": ""}
-    return str(len(rule["refused"]) or ""), f"{first['node']} {first['reason']}".strip()
+    return str(len(rule["refused"]) or ""), f"{first['node']} {first['reason']}".strip() or rule.get("note", "")
 
 
 def _quantize(report: Report) -> Iterable[Sheet]:

@@ -1,30 +1,39 @@
-"""The export step: a checkpoint → ``traced.onnx``, ``weights/`` and the sidecars, in the memory of one tensor."""
+"""The export step: a checkpoint → ``traced.onnx``, ``weights/`` and the sidecars, in the memory of one block of a tensor."""
 
 from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterable
 from dataclasses import asdict, replace
 from typing import Any
 
 import onnx_ir as ir
 import psutil
 
+from artifact.errors import ParityMismatch
 from artifact.io_spec import Dtype
 from artifact.manifest import read_manifest, write_manifest
 from artifact.steps import StepContext
-from artifact.tensor_file import StoredTensor
+from artifact.tensor_file import StoredTensor, WeightsMode
+from exporter.audit import audit_artifact
 from exporter.checkpoints import Checkpoint, CheckpointRequest
+from exporter.disk_space import check_space
 from exporter.stamp import stamp_layers
 from exporter.trace import trace_model
-from exporter.weights import plan_weights, write_weights
+from exporter.weights import planned_files, write_weights
 
 logger = logging.getLogger(__name__)
 _ONNX_DTYPES = {"F16": ir.DataType.FLOAT16, "F32": ir.DataType.FLOAT}
 
 
 def export_checkpoint(
-    step: StepContext, checkpoint: Checkpoint, *, request: CheckpointRequest | None = None, dtype: Dtype = "fp16"
+    step: StepContext,
+    checkpoint: Checkpoint,
+    *,
+    request: CheckpointRequest | None = None,
+    dtype: Dtype = "fp16",
+    weights: WeightsMode = "copy",
 ) -> dict[str, Any]:
     """Write everything that the later steps need of a checkpoint.
 
@@ -33,42 +42,55 @@ def export_checkpoint(
         checkpoint: opened and checked.
         request: what it was opened with, for the manifest; None means its source alone.
         dtype: of weights and activations.
+        weights: copied, referred to where the checkpoint has them, or left for a later export.
 
     Returns:
-        artifact, nodes, trace_s, weights_s, weights_bytes, peak_rss_mb, dropped, unknown_config_keys, notes.
+        artifact, nodes, trace_s, weights_s, weights_bytes, planned_weights_bytes, peak_rss_mb, weights, audit, dropped, unknown_config_keys, notes.
+
+    Raises:
+        ExportError: the disk is too small, or as ``write_weights``.
+        ParityMismatch: the audit found a weight that is not the checkpoint's.
     """
+    files = planned_files(checkpoint, dtype, weights)
+    planned = [tensor for _, tensors in files.values() for tensor in tensors]
+    if weights != "none":
+        check_space(step, {file: tensors[-1].offset + tensors[-1].length for file, (header, tensors) in files.items() if header is not None})
     start = time.perf_counter()
     step.progress("tracing one layer", 0, 1)
-    model = traced_graph(checkpoint, dtype)
+    model = traced_graph(checkpoint, dtype, planned)
     trace_s = time.perf_counter() - start
     start = time.perf_counter()
-    written = write_weights(step, checkpoint, dtype)
+    written = write_weights(step, checkpoint, dtype, weights)
     weights_s = time.perf_counter() - start
-    checkpoint.write_sidecars(step.write)
+    if weights != "reference":
+        checkpoint.write_sidecars(step.write)
     with step.write("traced.onnx") as temporary:
         ir.save(model, temporary)
-    _describe_model(step, checkpoint, request or CheckpointRequest(checkpoint.source), dtype)
+    described = _describe_model(step, checkpoint, request or CheckpointRequest(checkpoint.source), dtype, weights)
+    audit = _audit(step, checkpoint, described, written)
     return {
         "artifact": str(step.artifact),
         "nodes": model.graph.num_nodes(),
         "trace_s": round(trace_s, 3),
         "weights_s": round(weights_s, 3),
         "weights_bytes": sum(tensor.length for tensor in written),
+        "planned_weights_bytes": sum(tensor.length for tensor in planned),
         "peak_rss_mb": peak_rss_mb(),
+        "weights": weights,
+        "audit": audit,
         "dropped": list(checkpoint.dropped),
         "unknown_config_keys": list(checkpoint.unknown_config_keys),
         "notes": list(checkpoint.notes),
     }
 
 
-def traced_graph(checkpoint: Checkpoint, dtype: Dtype) -> ir.Model:
-    """Trace one layer, stamp the rest, and point every weight at its place in ``weights/``."""
+def traced_graph(checkpoint: Checkpoint, dtype: Dtype, planned: Iterable[StoredTensor]) -> ir.Model:
+    """Trace one layer, stamp the rest, and point every weight at its planned place."""
     config = checkpoint.config
     model = stamp_layers(trace_model(replace(config, num_hidden_layers=1), dtype), config)
-    for _, planned in plan_weights(config, dtype).values():
-        for tensor in planned:
-            if tensor.name in model.graph.initializers:
-                model.graph.initializers[tensor.name].const_value = external_tensor(tensor)
+    for tensor in planned:
+        if tensor.name in model.graph.initializers:
+            model.graph.initializers[tensor.name].const_value = external_tensor(tensor)
     return model
 
 
@@ -92,7 +114,7 @@ def peak_rss_mb() -> int:
     return round(peak_kb * 1024 / 1e6)
 
 
-def _describe_model(step: StepContext, checkpoint: Checkpoint, request: CheckpointRequest, dtype: Dtype) -> None:
+def _describe_model(step: StepContext, checkpoint: Checkpoint, request: CheckpointRequest, dtype: Dtype, weights: WeightsMode) -> dict[str, Any]:
     manifest = read_manifest(step.artifact)
     manifest["model"] = {
         "name": checkpoint.name,
@@ -101,6 +123,20 @@ def _describe_model(step: StepContext, checkpoint: Checkpoint, request: Checkpoi
         "format": checkpoint.format,
         "fingerprint": checkpoint.fingerprint,
         "dtype": dtype,
+        "weights": weights,
         "config": asdict(checkpoint.config),
     }
     write_manifest(step.artifact, manifest)
+    described: dict[str, Any] = manifest["model"]
+    return described
+
+
+def _audit(step: StepContext, checkpoint: Checkpoint, described: dict[str, Any], written: list[StoredTensor]) -> dict[str, Any] | None:
+    """Every weight was compared when it was written; here, that the graph as it lies on the disk points at those places, and at nothing else."""
+    if not written:
+        return None
+    audit = audit_artifact(step.artifact, described, ["traced.onnx"], checkpoint, written={tensor.name: tensor for tensor in written})
+    if not audit["passed"]:
+        first = audit["failed"][0]
+        raise ParityMismatch(f"weight audit: {first['graph']}: {first['tensor'] or ''} {first['reason']}")
+    return audit

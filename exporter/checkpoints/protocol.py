@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -64,6 +65,27 @@ class Checkpoint(Protocol):
 
     def write_sidecars(self, write: Write) -> list[str]:
         """Write config.json and the tokenizer files as real files; returns their relative paths."""
+        ...
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a weight's bytes lie as they are: row by row, little-endian, in ``dtype`` (safetensors' word), from ``offset`` of the file."""
+
+    path: Path
+    dtype: str
+    offset: int
+    length: int
+
+
+@runtime_checkable
+class InFiles(Protocol):
+    """A checkpoint whose weights can be copied or used where they lie, without being read as tensors; ``folder`` holds its files."""
+
+    folder: Path
+
+    def place(self, name: str) -> Place:
+        """Where one weight lies; KeyError for a name the model does not have."""
         ...
 
 
