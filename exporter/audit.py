@@ -26,7 +26,7 @@ from artifact.io_spec import Dtype
 from artifact.layout import PACKED, layer_of
 from artifact.progress import Progress, silent
 from artifact.tensor_file import StoredTensor
-from exporter.blocks import STORED_DTYPES, row_blocks, tensor_blocks
+from exporter.blocks import STORED_DTYPES, joined_rows, tensor_blocks
 from exporter.checkpoints import Checkpoint
 from exporter.diagnosis import describe
 from exporter.stored_rows import read_rows
@@ -72,7 +72,7 @@ def audit_artifact(
     compared, skipped = 0, 0
     if checkpoint is not None:
         for graph in names:
-            failed += [(graph, name, "is used by no node of the graph") for name in _missing(graph, weights[graph], checkpoint, config)]
+            failed += [(graph, name, "is not in the graph") for name in _missing(graph, weights[graph], checkpoint, config)]
         auditor = Auditor(artifact, checkpoint, dtype, {weight.name: weight for weight in every}, written)
         distinct = {(weight.name, weight.file, weight.offset): weight for weight in every}
         broken = {(graph, name) for graph, name, _ in failed}
@@ -125,7 +125,7 @@ class Auditor:
             ends = (places[0].file, places[0].offset, sum(place.length for place in places)) if len(places) == len(parts) else None
             return "" if ends == (weight.file, weight.offset, weight.length) else "does not lie where it was written"
         if weight.name != base:
-            return self._within_scale(weight, base)
+            return self._within_scale(weight, base, parts)
         return "" if self._equal(weight, parts) else describe(self.artifact, weight, self.checkpoint, parts)
 
     def _equal(self, weight: GraphWeight, parts: tuple[str, ...]) -> bool:
@@ -142,16 +142,16 @@ class Auditor:
         for name in parts:
             yield from tensor_blocks(self.checkpoint, StoredTensor(name, "", weight.dtype, self.checkpoint.shapes[name], 0, 0), self.dtype)
 
-    def _within_scale(self, weight: GraphWeight, base: str) -> str:
+    def _within_scale(self, weight: GraphWeight, base: str, parts: tuple[str, ...]) -> str:
         """Half a scale, and what float32 loses in the comparison."""
         scale = read_rows(self.artifact, self.by_name[base + SCALE], 0, weight.shape[0]).astype(np.float32)
         start, worst = 0, 0.0
-        for rows in row_blocks(self.checkpoint, base, weight.shape):
+        for rows in joined_rows(self.checkpoint, parts):
             stop = start + rows.shape[0]
             step = scale[start:stop, None]
             error = np.abs(read_rows(self.artifact, weight, start, stop) * step - rows.to(torch.float32).numpy())
             worst, start = max(worst, float((error / step).max())), stop
-        return "" if worst <= 0.5 + 1e-3 else f"a dequantised value is {worst:.3g} scales from {base}'s in the checkpoint; half a scale is the limit"
+        return "" if worst <= 0.5 + 1e-3 else f"a dequantised value is {worst:.3g} scales from the checkpoint's; half a scale is the limit"
 
 
 def stage_of(graph: str) -> str:

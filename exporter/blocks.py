@@ -6,7 +6,7 @@ Bytes that the checkpoint holds in the same dtype are read as they are; everythi
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from math import prod
 
@@ -137,6 +137,12 @@ def row_blocks(checkpoint: Checkpoint, name: str, shape: tuple[int, ...]) -> Ite
     rows = max(1, BLOCK_BYTES // (4 * prod(shape[1:])))
     for start in range(0, shape[0], rows):
         yield checkpoint.read_rows(name, start, min(start + rows, shape[0]))
+
+
+def joined_rows(checkpoint: Checkpoint, names: Iterable[str]) -> Iterator[Tensor]:
+    """The rows of several weights one after the other, as a packed weight holds them."""
+    for name in names:
+        yield from row_blocks(checkpoint, name, checkpoint.shapes[name])
 
 
 def count_not_finite(tensor: Tensor) -> int:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from artifact.census import GraphWeight
-from exporter.blocks import row_blocks
+from exporter.blocks import joined_rows
 from exporter.checkpoints import Checkpoint
 from exporter.stored_rows import read_rows
 
@@ -21,15 +21,14 @@ def describe(artifact: Path, weight: GraphWeight, checkpoint: Checkpoint, parts:
         return "is not the table that the config gives"
     source = stored = product = 0.0
     rows, expected, found = 0, Counter[bytes](), Counter[bytes]()
-    for name in parts:
-        for block in row_blocks(checkpoint, name, checkpoint.shapes[name]):
-            ours = read_rows(artifact, weight, rows, rows + block.shape[0])
-            theirs = block.to(torch.float32).numpy().astype(ours.dtype)
-            rows += block.shape[0]
-            expected.update(_digests(theirs))
-            found.update(_digests(ours))
-            a, b = theirs.astype(np.float64).ravel(), ours.astype(np.float64).ravel()
-            source, stored, product = source + float(a @ a), stored + float(b @ b), product + float(a @ b)
+    for block in joined_rows(checkpoint, parts):
+        ours = read_rows(artifact, weight, rows, rows + block.shape[0])
+        theirs = block.to(torch.float32).numpy().astype(ours.dtype)
+        rows += block.shape[0]
+        expected.update(_digests(theirs))
+        found.update(_digests(ours))
+        a, b = theirs.astype(np.float64).ravel(), ours.astype(np.float64).ravel()
+        source, stored, product = source + float(a @ a), stored + float(b @ b), product + float(a @ b)
     if stored == 0:
         return "is all zeros"
     if found == expected:
