@@ -28,11 +28,21 @@ def summarize(command: str, report: Report, *, up_to_date: bool = False) -> list
 def _export(report: Report) -> Iterable[Sheet]:
     yield Sheet(
         f"{report['artifact']}: traced.onnx ({report['nodes']} nodes, traced in {report['trace_s']:.1f} s), "
-        f"{_megabytes(report['weights_bytes'])} of weights in {report['weights_s']:.1f} s; peak memory {report['peak_rss_mb']} MB"
+        f"{_held(report)}; peak memory {report['peak_rss_mb']} MB"
     )
+    if report["audit"]:
+        yield Sheet(f"audit: {report['audit']['compared']} weights are the checkpoint's, no byte is stored twice or for nothing")
     for key, what in (("dropped", "dropped, not a weight"), ("unknown_config_keys", "config key nobody reads"), ("notes", "note")):
         for line in report[key]:
             yield Sheet(f"{what}: {line}")
+
+
+def _held(report: Report) -> str:
+    """What became of the weights."""
+    size = _megabytes(report["planned_weights_bytes"])
+    if report["weights"] == "none":
+        return f"the graph alone; its {size} of weights are not written"
+    return f"{size} of weights {'used where they lie' if report['weights'] == 'reference' else 'written'} in {report['weights_s']:.1f} s"
 
 
 def _fuse(report: Report) -> Iterable[Sheet]:

@@ -22,8 +22,10 @@ from exporter.checkpoints.protocol import InFiles, Place
 from exporter.trace import TORCH_DTYPES
 
 STORED_DTYPES: dict[Dtype, str] = {"fp16": "F16", "fp32": "F32"}
-BLOCK_BYTES = 8 << 20
-"""Of a block as it is stored; small enough to stay in the processor's cache from the read to the write."""
+RAW_BYTES = 2 << 20
+"""Of a block that is copied as it lies: it stays in the processor's cache from the read to the scan, the hash and the write."""
+ROW_BYTES = 8 << 20
+"""Of a block of rows in float32, to be converted: a reader has work to do for each block."""
 SCAN_VALUES = 1 << 16
 MIN_CORRELATION = 0.999
 _BITS: dict[torch.dtype, tuple[type[np.int16] | type[np.int32], int, int]] = {
@@ -134,7 +136,7 @@ def raw_place(checkpoint: Checkpoint, name: str, stored: str) -> Place | None:
 
 def row_blocks(checkpoint: Checkpoint, name: str, shape: tuple[int, ...]) -> Iterator[Tensor]:
     """One weight as blocks of rows, as the reader gives them."""
-    rows = max(1, BLOCK_BYTES // (4 * prod(shape[1:])))
+    rows = max(1, ROW_BYTES // (4 * prod(shape[1:])))
     for start in range(0, shape[0], rows):
         yield checkpoint.read_rows(name, start, min(start + rows, shape[0]))
 
@@ -165,10 +167,10 @@ def as_bytes(tensor: Tensor) -> memoryview:
 
 def read_blocks(place: Place) -> Iterator[memoryview]:
     """The bytes of a place in two buffers that take turns."""
-    buffers = [memoryview(bytearray(min(BLOCK_BYTES, place.length))) for _ in range(2)]
+    buffers = [memoryview(bytearray(min(RAW_BYTES, place.length))) for _ in range(2)]
     with place.path.open("rb", buffering=0) as file:
-        for number, start in enumerate(range(0, place.length, BLOCK_BYTES)):
-            block = buffers[number % 2][: min(BLOCK_BYTES, place.length - start)]
+        for number, start in enumerate(range(0, place.length, RAW_BYTES)):
+            block = buffers[number % 2][: min(RAW_BYTES, place.length - start)]
             if os.preadv(file.fileno(), [block], place.offset + start) != block.nbytes:
                 raise CheckpointError(f"{place.path.name} ends before byte {place.offset + place.length:,}", hint="download the file again")
             yield block

@@ -52,7 +52,7 @@ def write_weights(step: StepContext, checkpoint: Checkpoint, dtype: Dtype, weigh
             continue
         step.progress(f"writing {file}", done, len(files))
         source = rotary_blocks(checkpoint.config, dtype) if file == ROTARY_FILE else _weights(checkpoint, planned, dtype)
-        check = partial(check_written, checkpoint=checkpoint, dtype=dtype)
+        check = partial(check_written, checkpoint=checkpoint)
         written += store_tensors(step, file, header, planned, source, check=check)
     with step.write(CHECKSUMS) as temporary:
         temporary.write_text(checksums_json(written), encoding="utf-8")

@@ -8,13 +8,12 @@ from pathlib import Path
 
 from artifact.errors import ParityMismatch
 from artifact.hashing import hash_span
-from artifact.io_spec import Dtype
 from artifact.tensor_file import StoredTensor
-from exporter.blocks import raw_place, tensor_blocks
+from exporter.blocks import raw_place, read_blocks
 from exporter.checkpoints import Checkpoint
 
 
-def check_written(path: Path, tensors: list[StoredTensor], checkpoint: Checkpoint, dtype: Dtype) -> None:
+def check_written(path: Path, tensors: list[StoredTensor], checkpoint: Checkpoint) -> None:
     """A file that has just been written holds the checkpoint's bytes; what was converted, the bytes that were hashed on the way.
 
     Raises:
@@ -22,9 +21,9 @@ def check_written(path: Path, tensors: list[StoredTensor], checkpoint: Checkpoin
     """
     with path.open("rb", buffering=0) as file:
         for tensor in tensors:
-            raw = tensor.name in checkpoint.shapes and raw_place(checkpoint, tensor.name, tensor.dtype) is not None
-            if raw:
-                same = same_bytes(file.fileno(), tensor.offset, tensor_blocks(checkpoint, tensor, dtype))
+            place = raw_place(checkpoint, tensor.name, tensor.dtype) if tensor.name in checkpoint.shapes else None
+            if place is not None:
+                same = same_bytes(file.fileno(), tensor.offset, read_blocks(place))
             else:
                 same = hash_span(file, tensor.offset, tensor.length) == tensor.sha256
             if not same:

@@ -22,7 +22,8 @@ NAME = "model.layers.1.mlp.up_proj.weight"
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several blocks in a tiny tensor."""
-    monkeypatch.setattr(blocks, "BLOCK_BYTES", 1000)
+    monkeypatch.setattr(blocks, "RAW_BYTES", 1000)
+    monkeypatch.setattr(blocks, "ROW_BYTES", 1000)
 
 
 @pytest.fixture

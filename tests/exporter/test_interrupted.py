@@ -67,6 +67,7 @@ while len(moments) < kills:
     else:  # it was done before: begin anew, in a folder that is not there
         os.rename(out, f"{out}-{len(moments)}-{rng.random()}")
 assert os.waitpid(start(out), 0)[1] == 0
+assert "transformers" not in sys.modules
 json.dump({"moments": moments, "states": states}, sys.stdout)
 """
 
@@ -117,9 +118,8 @@ def outputs(artifact: Path) -> dict[str, dict[str, str]]:
 @pytest.mark.trace
 def test_a_killed_command_is_visibly_unfinished_and_its_rerun_writes_only_what_is_missing(checkpoint: Path, tmp_path: Path) -> None:
     out = tmp_path / "art"
-    process = subprocess.Popen(
-        cli("export", "--checkpoint", checkpoint, "--out", out), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    command = cli("export", "--checkpoint", checkpoint, "--out", out)
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     first = out / "weights" / "layer-002.safetensors"
     deadline = time.monotonic() + 120
     while not first.exists() and time.monotonic() < deadline:
