@@ -11,7 +11,7 @@ from artifact.ownership import check_belongs
 from artifact.progress import Progress, silent
 from artifact.steps import Outcome, Report, StepContext, run_step
 from artifact.tensor_file import WeightsMode
-from exporter.checkpoints import Checkpoint, CheckpointRequest, open_request
+from exporter.checkpoints import Checkpoint, CheckpointRequest, open_request, pin_request
 from exporter.checkpoints.protocol import InFiles
 
 
@@ -38,6 +38,7 @@ def export(
     Returns:
         The folder, and what was done.
     """
+    request = pin_request(request, progress=progress)
     checkpoint, artifact = resolve(request, out, options, force=force, progress=progress)
     return artifact, export_into(artifact, checkpoint, request, options, force=force, progress=progress)
 

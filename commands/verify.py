@@ -11,6 +11,7 @@ from artifact.journal import unfinished_steps
 from artifact.manifest import Manifest
 from artifact.progress import Progress
 from exporter.checkpoints import Checkpoint, CheckpointRequest, open_request
+from exporter.checkpoints.hub_cache import find_snapshot
 
 Report = dict[str, Any]
 
@@ -50,8 +51,12 @@ def _audit(folder: Path, manifest: Manifest, outputs: dict[str, str], broken: li
 
 def _reopen(model: Report) -> tuple[Checkpoint | None, str]:
     """The checkpoint that the artifact was made from, or why it can't be had."""
+    request = CheckpointRequest.from_record(model.get("request", {"source": model["source"]}))
     try:
-        checkpoint = open_request(CheckpointRequest.from_record(model.get("request", {"source": model["source"]})))
+        repository = request.repository()
+        if repository is not None and find_snapshot(repository, request.revision) is None:
+            return None, f"{repository} is not in this machine's cache, and a check downloads nothing"
+        checkpoint = open_request(request)
     except ToolkitError as error:
         return None, str(error)
     if checkpoint.fingerprint != model["fingerprint"]:

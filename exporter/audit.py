@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -163,10 +164,10 @@ def members(name: str, checkpoint: Checkpoint) -> tuple[str, ...]:
     """The checkpoint's weights whose rows a weight of a graph holds, in order: itself, or those that were packed."""
     if name in checkpoint.shapes:
         return (name,)
-    for packed, parts in PACKED.items():
-        if name.endswith(f"{packed}.weight"):
-            prefix = name.removesuffix(f"{packed}.weight")
-            return tuple(f"{prefix}{part}.weight" for part in parts)
+    for (packed, parts), kind in product(PACKED.items(), (".weight", ".bias")):
+        if name.endswith(packed + kind):
+            prefix = name.removesuffix(packed + kind)
+            return tuple(f"{prefix}{part}{kind}" for part in parts)
     return ()
 
 

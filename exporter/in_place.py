@@ -15,6 +15,7 @@ from exporter.blocks import STORED_DTYPES, tensor_blocks
 from exporter.checkpoints import Checkpoint, CheckpointRequest
 from exporter.checkpoints.protocol import InFiles
 
+SAFETENSORS = "safetensors"
 COPY = "--weights copy --out ART makes an artifact of its own"
 
 
@@ -24,7 +25,7 @@ def check_in_place(checkpoint: Checkpoint, request: CheckpointRequest, out: Path
     Raises:
         ExportError: the checkpoint can't be used as it lies; the reason is named.
     """
-    if not isinstance(checkpoint, InFiles):
+    if not isinstance(checkpoint, InFiles) or checkpoint.format != SAFETENSORS:
         raise ExportError(f"--weights reference takes a folder of safetensors; this checkpoint is {checkpoint.format}", hint=COPY)
     if request.lora is not None:
         raise ExportError("--weights reference can't merge an adapter: the checkpoint's bytes stay as they are", hint=COPY)
@@ -41,6 +42,7 @@ def places_of(checkpoint: InFiles, shapes: Mapping[str, tuple[int, ...]]) -> Ite
     """Where each weight lies, as the artifact's graphs name it; hashes are empty."""
     for name, shape in shapes.items():
         place = checkpoint.place(name)
+        assert place is not None, name  # check_in_place has seen to it
         yield StoredTensor(name, place.path.relative_to(checkpoint.folder).as_posix(), place.dtype, shape, place.offset, place.length)
 
 
@@ -60,6 +62,8 @@ def hash_in_place(checkpoint: Checkpoint, planned: list[StoredTensor], dtype: Dt
 
 def _objection(checkpoint: InFiles, name: str, dtype: Dtype) -> str | None:
     place = checkpoint.place(name)
+    if place is None:
+        return f"{name} does not lie row by row in a file"
     if place.dtype != STORED_DTYPES[dtype]:
         return f"{name} is {place.dtype}, an artifact of {dtype} holds {STORED_DTYPES[dtype]}"
     inside = [path for path in (place.path, *place.path.parents) if path.is_relative_to(checkpoint.folder) and path != checkpoint.folder]

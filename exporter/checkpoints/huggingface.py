@@ -19,6 +19,7 @@ from exporter.checkpoints.fingerprint import fingerprint_files, state_of
 from exporter.checkpoints.protocol import Place, Write, folder_name
 from exporter.checkpoints.safetensors_file import SUPPORTED, SafetensorsFile
 from exporter.checkpoints.shards import inside, open_shards
+from exporter.checkpoints.vocabulary import model_notes, tokenizer_size
 
 CONFIG = "config.json"
 SIDECARS = (
@@ -95,10 +96,14 @@ def open_huggingface(folder: Path) -> HuggingFaceCheckpoint:
         dtypes={name: files[name].tensors[name][0] for name in shapes},
         dropped=dropped,
         unknown_config_keys=unknown_keys(raw),
-        notes=[] if any((folder / name).is_file() for name in TOKENIZERS) else [NO_TOKENIZER],
+        notes=[*model_notes(config, tokenizer_size(folder)), *_tokenizer_notes(folder)],
         fingerprint=_fingerprint(raw, files),
         state=state_of([*(file.path for file in files.values()), *(folder / name for name in (CONFIG, *SIDECARS) if (folder / name).is_file())]),
     )
+
+
+def _tokenizer_notes(folder: Path) -> list[str]:
+    return [] if any((folder / name).is_file() for name in TOKENIZERS) else [NO_TOKENIZER]
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -80,12 +80,13 @@ class Place:
 
 @runtime_checkable
 class InFiles(Protocol):
-    """A checkpoint whose weights can be copied or used where they lie, without being read as tensors; ``folder`` holds its files."""
+    """A checkpoint whose weights may be copied or used where they lie, without being read as tensors; ``folder`` holds its files."""
 
     folder: Path
+    format: str
 
-    def place(self, name: str) -> Place:
-        """Where one weight lies; KeyError for a name the model does not have."""
+    def place(self, name: str) -> Place | None:
+        """Where one weight lies, row by row; None where it lies otherwise. KeyError for a name the model does not have."""
         ...
 
 
