@@ -17,7 +17,7 @@ from artifact.hashing import sha256_of
 
 MANIFEST = "manifest.json"
 FORMAT = 1
-LOCK = ".lock"
+LOCK = ".llama2trt.lock"
 _TEMPORARY = ".llama2trt-"
 """Ours alone, because an artifact may be somebody's checkpoint folder."""
 UNFINISHED = "unfinished-*.json"

@@ -31,7 +31,9 @@ def _export(report: Report) -> Iterable[Sheet]:
         f"{_held(report)}; peak memory {report['peak_rss_mb']} MB"
     )
     if report["audit"]:
-        yield Sheet(f"audit: {report['audit']['compared']} weights are the checkpoint's, no byte is stored twice or for nothing")
+        audit = report["audit"]
+        counted = f"{audit['duplicated_bytes']:,} bytes are stored twice, {audit['orphaned_bytes']:,} for nothing"
+        yield Sheet(f"audit: {audit['compared']} weights are the checkpoint's; {counted}")
     for key, what in (("dropped", "dropped, not a weight"), ("unknown_config_keys", "config key nobody reads"), ("notes", "note")):
         for line in report[key]:
             yield Sheet(f"{what}: {line}")

@@ -54,8 +54,9 @@ def _reopen(model: Report) -> tuple[Checkpoint | None, str]:
     request = CheckpointRequest.from_record(model.get("request", {"source": model["source"]}))
     try:
         repository = request.repository()
-        if repository is not None and find_snapshot(repository, request.revision) is None:
-            return None, f"{repository} is not in this machine's cache, and a check downloads nothing"
+        snapshot = find_snapshot(repository, request.revision) if repository is not None else None
+        if repository is not None and (snapshot is None or snapshot.missing):
+            return None, f"{repository} is not whole in this machine's cache, and a check downloads nothing"
         checkpoint = open_request(request)
     except ToolkitError as error:
         return None, str(error)

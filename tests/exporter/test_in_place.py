@@ -96,6 +96,16 @@ def test_force_never_alters_a_checkpoints_own_folder(folder: Path, make_checkpoi
     assert {name: raw for name, raw in files(folder).items() if name not in ours} == {name: raw for name, raw in before.items() if name not in ours}
 
 
+@pytest.mark.trace
+def test_a_users_hidden_files_stay(folder: Path) -> None:
+    for name in (".lock", ".tmp-notes", ".gitattributes"):
+        (folder / name).write_text("mine")
+    before = files(folder)
+    use(folder)
+    use(folder, force=True)
+    assert {name: raw for name, raw in files(folder).items() if name in before} == before
+
+
 def test_a_strangers_journal_deletes_nothing(folder: Path, tmp_path: Path) -> None:
     """A downloaded folder may hold a file of our journal's name."""
     victim = tmp_path / "victim.txt"
