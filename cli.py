@@ -41,6 +41,14 @@ class KvCacheOption(StrEnum):
     static = "static"
 
 
+class WeightsOption(StrEnum):
+    """What an artifact holds of its weights."""
+
+    copy = "copy"
+    reference = "reference"
+    none = "none"
+
+
 class Precision(StrEnum):
     """Precision of an engine."""
 
@@ -86,6 +94,9 @@ Lora = Annotated[Path | None, typer.Option(help="Folder of a PEFT adapter to mer
 Out = Annotated[Path | None, typer.Option(help="Artifact folder; default `artifacts/<name>`.", metavar="ART")]
 Dtype = Annotated[DtypeOption, typer.Option(help="Dtype of the artifact: fp16 for every engine but fp32.")]
 KvCache = Annotated[KvCacheOption, typer.Option(help="dynamic: the cache grows; static: it is written in place, up to a capacity.")]
+Weights = Annotated[
+    WeightsOption, typer.Option(help="copy them; reference: use the checkpoint's own folder, altering nothing; none: the graph alone, to look at.")
+]
 Force = Annotated[bool, typer.Option("--force", help="Do it even where it is up to date.")]
 Target = Annotated[str, typer.Option(help="GPU to build for: a100 (= a100-80gb), a100-40gb, a10, l4 …")]
 BackendOption = Annotated[Backend, typer.Option(help="Who builds the engine.")]
@@ -148,6 +159,7 @@ def export(
     out: Out = None,
     dtype: Dtype = DtypeOption.fp16,
     kv_cache: KvCache = KvCacheOption.dynamic,
+    weights: Weights = WeightsOption.copy,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
@@ -156,7 +168,7 @@ def export(
     from exporter.checkpoints.request import CheckpointRequest
 
     request = CheckpointRequest(checkpoint, size, revision, config, lora)
-    options = command.ExportOptions(dtype.value, kv_cache.value)
+    options = command.ExportOptions(dtype.value, kv_cache.value, weights.value)
     with _Watched() as progress:
         _, outcome = command.export(request, out, options, force=force, progress=progress)
     _show("export", outcome.report, as_json=as_json, up_to_date=outcome.up_to_date)

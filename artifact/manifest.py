@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
-import hashlib
 import json
 import os
-from collections.abc import Iterator
+import shlex
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from artifact.errors import ArtifactError
+from artifact.hashing import sha256_of
 
 MANIFEST = "manifest.json"
 FORMAT = 1
-LOCK = ".lock"
-_TEMPORARY = ".tmp-"
+LOCK = ".llama2trt.lock"
+_TEMPORARY = ".llama2trt-"
+"""Ours alone, because an artifact may be somebody's checkpoint folder."""
+UNFINISHED = "unfinished-*.json"
+"""Journals of steps that were interrupted (artifact/journal.py)."""
+_UNWRITABLE = {
+    errno.ENOSPC: "free some space and give the same command again: what is whole is kept",
+    errno.EDQUOT: "your quota is used up: free some space and give the same command again",
+    errno.EFBIG: "the system limits the size of a file (ulimit -f)",
+    errno.EROFS: "choose another --out",
+    errno.EACCES: "choose another --out, or make the folder writable",
+    errno.EPERM: "choose another --out, or make the folder writable",
+    errno.EIO: "the disk fails: look at the system's log",
+}
+"""Why the system refuses to write → what to do."""
 _held: set[Path] = set()
 """Folders that this process has locked."""
 Manifest = dict[str, Any]
@@ -47,12 +62,19 @@ def write_manifest(artifact: Path, manifest: Manifest) -> None:
         temporary.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
 
 
-def require_artifact(artifact: Path) -> Manifest:
+def require_artifact(artifact: Path, *, weights: bool = False) -> Manifest:
     """The manifest of a folder that must be an artifact, with graphs of the form that the steps after export take.
 
+    Args:
+        artifact: the folder.
+        weights: whether the step reads them, too.
+
     Raises:
-        ArtifactError: no such folder, nothing was exported into it, or its graph has a static cache, which only export and inspect know yet.
+        ArtifactError: no such folder, nothing was exported into it, its export is unfinished, it holds the graph alone, or its graph has a
+            static cache, which only export and inspect know yet.
     """
+    if (artifact / UNFINISHED.replace("*", "export")).exists():
+        raise ArtifactError(f"the export into {artifact} is unfinished", hint="give the same export command again: it carries on")
     manifest = read_manifest(artifact) if artifact.is_dir() else None
     if manifest is None or manifest["model"] is None:
         raise ArtifactError(f"{artifact} is not an artifact folder", hint=f"python cli.py export --checkpoint SRC --out {artifact}")
@@ -61,33 +83,69 @@ def require_artifact(artifact: Path) -> Manifest:
             f"{artifact} has a static KV cache: fuse, quantize, build, validate and generate of that form are not there yet",
             hint="export with --kv-cache dynamic into another folder; only export and inspect know the static form",
         )
+    if weights and manifest["model"].get("weights") == "none":
+        raise ArtifactError(f"{artifact} holds the graph alone (--weights none)", hint=export_command(artifact, manifest["model"]))
     return manifest
 
 
+def export_command(artifact: Path, model: Mapping[str, Any]) -> str:
+    """The command that exports a model again, its weights included."""
+    request = model.get("request", {"source": model["source"]})
+    named = {"checkpoint" if key == "source" else key: value for key, value in request.items()}
+    static = {"kv-cache": "static"} if model.get("kv_cache") == "static" else {}
+    options = {**named, "out": artifact, "dtype": model["dtype"], **static}
+    return " ".join(["python cli.py export", *(f"--{key} {shlex.quote(str(value))}" for key, value in options.items())])
+
+
 @contextmanager
-def atomic_write(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside ``path``; on success sync and rename it, on failure remove it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+def atomic_write(path: Path, *, durable: bool = True) -> Iterator[Path]:
+    """Give a temporary path beside ``path``; on success sync (unless it need not outlive a power cut) and rename it, on failure remove it.
+
+    Raises:
+        ArtifactError: the system refuses to write: disk full, read-only, no permission.
+    """
     temporary = path.with_name(_TEMPORARY + path.name)
+    with writable(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            if durable:
+                _sync(temporary)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        if durable:
+            _sync(path.parent)
+
+
+@contextmanager
+def writable(path: Path) -> Iterator[None]:
+    """Turn the system's refusals to write into one error that says what to do.
+
+    Raises:
+        ArtifactError: disk full, read-only, no permission.
+    """
     try:
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    directory = os.open(path.parent, os.O_RDONLY)
+        yield
+    except OSError as error:
+        if error.errno not in _UNWRITABLE:
+            raise
+        raise ArtifactError(f"{path} can't be written: {os.strerror(error.errno)}", hint=_UNWRITABLE[error.errno]) from error
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(directory)
+        os.fsync(descriptor)
     finally:
-        os.close(directory)
+        os.close(descriptor)
 
 
 @contextmanager
 def locked(artifact: Path) -> Iterator[None]:
     """Hold the folder's lock, and clear away what a killed run left unfinished; may be nested within one process.
 
-    A folder that is empty at the end, because the step failed before its first file, is removed.
+    No lock file stays behind, and no folder that is empty at the end, because the step failed before its first file.
 
     Raises:
         ArtifactError: another process holds it.
@@ -96,16 +154,16 @@ def locked(artifact: Path) -> Iterator[None]:
     if folder in _held:
         yield
         return
-    with _lock_file(folder):
+    with writable(folder), _lock_file(folder):
         _held.add(folder)
         try:
-            for leftover in folder.rglob(_TEMPORARY + "*"):
+            for leftover in list(folder.rglob(_TEMPORARY + "*")):
                 leftover.unlink()
             yield
         finally:
             _held.discard(folder)
-            if [path.name for path in folder.iterdir()] == [LOCK]:
-                (folder / LOCK).unlink()
+            (folder / LOCK).unlink(missing_ok=True)
+            if not any(folder.iterdir()):
                 folder.rmdir()
 
 
@@ -123,16 +181,13 @@ def _lock_file(folder: Path) -> Iterator[None]:
         yield
 
 
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, read in blocks."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+FINGERPRINT = ("size", "mtime_ns", "sha256")
 
 
-def fingerprint(path: Path) -> dict[str, Any]:
-    """Size, time and SHA-256 of a file: what tells whether it is still the one that a step wrote."""
+def fingerprint(path: Path, sha256: str | None = None) -> dict[str, Any]:
+    """Size, time and SHA-256 of a file: what tells whether it is still the one that a step wrote; the hash is computed unless it is known."""
     stat = path.stat()
-    return {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns, "sha256": sha256_of(path)}
+    return {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns, "sha256": sha256_of(path) if sha256 is None else sha256}
 
 
 def unchanged(path: Path, recorded: dict[str, Any]) -> bool:

@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from artifact.errors import ArtifactError
-from artifact.manifest import LOCK, Manifest, atomic_write, fingerprint, locked, read_manifest, sha256_of, unchanged, write_manifest
+from artifact.hashing import sha256_of
+from artifact.journal import Entry, Journal, is_ours
+from artifact.manifest import FINGERPRINT, Manifest, atomic_write, fingerprint, locked, read_manifest, unchanged, write_manifest
 from artifact.progress import Progress, silent
 
 Report = dict[str, Any]
@@ -77,14 +79,34 @@ class StepContext:
 
     artifact: Path
     progress: Progress = silent
-    outputs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    journal: Journal | None = None
+    outputs: dict[str, Entry] = field(default_factory=dict)
 
     @contextmanager
     def write(self, relative: str) -> Iterator[Path]:
         """Give a temporary path; on success the file is synced, renamed to ``relative`` and recorded."""
-        with atomic_write(self.artifact / relative) as temporary:
+        with self.write_hashed(relative) as (temporary, _):
             yield temporary
-        self.outputs[relative] = fingerprint(self.artifact / relative)
+
+    @contextmanager
+    def write_hashed(self, relative: str) -> Iterator[tuple[Path, Entry]]:
+        """As ``write``, for a writer that knows what it wrote: it puts ``sha256`` and what else it knows into the entry."""
+        known: Entry = {}
+        if self.journal is not None:
+            self.journal.begin()
+        with atomic_write(self.artifact / relative) as temporary:
+            yield temporary, known
+        entry = fingerprint(self.artifact / relative, known.get("sha256"))
+        self.outputs[relative] = entry
+        if self.journal is not None:
+            self.journal.add(relative, known | entry)
+
+    def finished(self, relative: str) -> Entry | None:
+        """The entry of a file that an interrupted run of this step has finished; the file is then an output, and need not be written."""
+        entry = self.journal.files.get(relative) if self.journal is not None else None
+        if entry is not None:
+            self.outputs[relative] = {key: entry[key] for key in FINGERPRINT}
+        return entry
 
 
 @dataclass(frozen=True)
@@ -134,16 +156,24 @@ def run_step(
             "inputs": _input_hashes(artifact, manifest, (*inputs, *kind.inputs)),
         }
         reason = "forced" if force else _why_stale(artifact, manifest["steps"].get(step_id), wanted)
+        recorded = {file for step in manifest["steps"].values() for file in step["outputs"]}
+        journal = Journal.reopen(artifact, step_id, wanted, recorded)
         if not reason:
+            journal.end()
             return Outcome(manifest["steps"][step_id]["report"], "")
         start = time.perf_counter()
-        step = StepContext(artifact, progress)
-        report = work(step)
+        step = StepContext(artifact, progress, journal)
+        try:
+            report = work(step)
+        except BaseException:
+            journal.end(failed=True)
+            raise
         seconds = round(time.perf_counter() - start, 3)
         manifest = read_manifest(artifact)  # the work may have described the model
         _remove_stale(artifact, manifest, step_id, step.outputs)
         manifest["steps"][step_id] = {**wanted, "outputs": step.outputs, "seconds": seconds, "report": report}
         write_manifest(artifact, manifest)
+        journal.end()
         return Outcome(report, reason)
 
 
@@ -191,8 +221,9 @@ def _input_hashes(artifact: Path, manifest: Manifest, patterns: tuple[str, ...])
 def _remove_stale(artifact: Path, manifest: Manifest, step_id: str, outputs: Mapping[str, Any]) -> None:
     """Files that this step wrote before, and neither it nor another step writes now, would look as if they belonged."""
     others = {file for name, step in manifest["steps"].items() if name != step_id for file in step["outputs"]}
+    in_place = (manifest["model"] or {}).get("weights") == "reference"
     for file in manifest["steps"].get(step_id, {}).get("outputs", {}):
-        if file not in outputs and file not in others:
+        if file not in outputs and file not in others and is_ours(artifact, file, in_place=in_place):
             (artifact / file).unlink(missing_ok=True)
 
 
@@ -212,24 +243,3 @@ def rules_hash(patterns: tuple[str, ...]) -> str:
     for path in sorted({path for pattern in patterns for path in ROOT.glob(pattern)}):
         digest.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
-
-
-def check_belongs(artifact: Path, fingerprint_: str, *, force: bool) -> None:
-    """Refuse to export into a folder that holds another checkpoint, or something that is no artifact.
-
-    Raises:
-        ArtifactError: the folder belongs to another checkpoint and ``force`` is not given, or holds foreign files.
-    """
-    if not artifact.exists():
-        return
-    if not artifact.is_dir():
-        raise ArtifactError(f"{artifact} is a file, not a folder", hint="choose another --out")
-    model = read_manifest(artifact)["model"]
-    if model is not None and model["fingerprint"] != fingerprint_ and not force:
-        raise ArtifactError(
-            f"{artifact} belongs to another checkpoint: {model['name']} from {model['source']}",
-            hint="choose another --out, or --force to replace it",
-        )
-    foreign = [path.name for path in artifact.iterdir() if not path.name.startswith(".")]
-    if model is None and foreign and not (artifact / LOCK).exists():  # an export locks a folder before its first file
-        raise ArtifactError(f"{artifact} is not empty and not an artifact folder (it holds {sorted(foreign)[0]})", hint="choose another --out")

@@ -1,7 +1,7 @@
-"""Write safetensors files as a stream: the header first, then one tensor at a time, each with its SHA-256.
+"""Write safetensors files as a stream: the header first, then the tensors in blocks, each tensor with its SHA-256.
 
 The safetensors library writes whole dictionaries from memory and sorts them; here the order is ours (q·k·v and gate·up side by side), only one
-tensor is held, and the data starts on a page, so that ONNX external data can point straight into the file. Reading is the library's.
+block is held, and the data starts on a page, so that ONNX external data can point straight into the file. Reading is the library's.
 Source: https://github.com/huggingface/safetensors#format.
 """
 
@@ -9,17 +9,23 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, Literal
 
 from artifact.errors import ArtifactError
 
 PAGE = 4096
 ITEM_BYTES = {"F32": 4, "F16": 2, "I8": 1}
 CHECKSUMS = "weights/checksums.json"
+FLUSH_BYTES = 64 << 20
+"""How much is written before the disk is set to work on it."""
+WeightsMode = Literal["copy", "reference", "none"]
+"""What an artifact holds of its weights: a copy of its own, the checkpoint's files themselves, or the graph alone."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +74,13 @@ def plan_tensors(file: str, tensors: Mapping[str, tuple[str, tuple[int, ...]]]) 
 
 
 def write_tensors(path: Path, header: bytes, planned: list[StoredTensor], data: Iterable[memoryview]) -> list[StoredTensor]:
-    """Write one file; ``data`` yields each tensor's bytes in planned order and is drawn one at a time.
+    """Write one file while a second thread hashes it and a third sets the disk to work, so that the last sync is short.
+
+    Args:
+        path: the file.
+        header: its first bytes.
+        planned: its tensors in order.
+        data: their bytes in that order, in blocks of any size within one tensor. A block may be overwritten when the next but one is drawn.
 
     Returns:
         The planned tensors with their checksums.
@@ -76,15 +88,58 @@ def write_tensors(path: Path, header: bytes, planned: list[StoredTensor], data: 
     Raises:
         ArtifactError: a tensor has another length than planned.
     """
-    written = []
-    with path.open("wb") as file:
-        file.write(header)
-        for tensor, piece in zip(planned, data, strict=True):
-            if piece.nbytes != tensor.length:
-                raise ArtifactError(f"{tensor.file}: {tensor.name} has {piece.nbytes} bytes, planned were {tensor.length}")
-            file.write(piece)
-            written.append(StoredTensor(**asdict(tensor) | {"shape": tensor.shape, "sha256": hashlib.sha256(piece).hexdigest()}))
+    blocks = iter(data)
+    with path.open("wb", buffering=0) as file, ThreadPoolExecutor(max_workers=2) as pool:
+        stream = _HashedStream(file, pool)
+        stream.write(memoryview(header))
+        written = [replace(tensor, sha256=_write_one(stream, tensor, blocks)) for tensor in planned]
+        stream.flush()
+    if next(blocks, None) is not None:
+        raise ArtifactError(f"{path.name}: more data than the {len(planned)} tensors that were planned")
     return written
+
+
+def _write_one(stream: _HashedStream, tensor: StoredTensor, blocks: Iterator[memoryview]) -> str:
+    digest, length = hashlib.sha256(), 0
+    while length < tensor.length:
+        block = next(blocks, None)
+        length += block.nbytes if block is not None else 0
+        if block is None or length > tensor.length:
+            raise ArtifactError(f"{tensor.file}: {tensor.name} has {length} bytes, planned were {tensor.length}")
+        stream.write(block, digest)
+    stream.wait()
+    return digest.hexdigest()
+
+
+class _HashedStream:
+    """A file whose blocks are hashed while they are written and while the next one is made."""
+
+    def __init__(self, file: BinaryIO, pool: ThreadPoolExecutor) -> None:
+        self.file, self.pool, self.dirty = file, pool, 0
+        self.hashing: Future[None] | None = None
+        self.flushing: Future[None] | None = None
+
+    def write(self, block: memoryview, digest: Any = None) -> None:
+        self.wait()
+        if digest is not None:
+            self.hashing = self.pool.submit(digest.update, block)
+        rest = block.cast("B")
+        while rest:
+            rest = rest[self.file.write(rest) :]
+        self.dirty += block.nbytes
+        if self.dirty >= FLUSH_BYTES and (self.flushing is None or self.flushing.done()):
+            self.flush()
+            self.flushing, self.dirty = self.pool.submit(os.fsync, self.file.fileno()), 0
+
+    def flush(self) -> None:
+        """Until the disk has done what it was set to; a full disk may show only here."""
+        if self.flushing is not None:
+            self.flushing.result()
+
+    def wait(self) -> None:
+        """Until the last block is hashed."""
+        if self.hashing is not None:
+            self.hashing.result()
 
 
 def checksums_json(tensors: Iterable[StoredTensor]) -> str:

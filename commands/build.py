@@ -13,7 +13,7 @@ from artifact.steps import Outcome, Report, StepContext, require, run_step
 from engines.build import STAGES, build_engine
 from engines.targets import find_target
 
-WEIGHTS = ("weights/layer-*.safetensors", "weights/shared.safetensors", "weights/rotary.safetensors")
+WEIGHTS = ("weights/layer-*.safetensors", "weights/shared.safetensors", "weights/rotary.safetensors", "weights/checksums.json")
 """What every stage's graph points into."""
 
 
@@ -29,7 +29,7 @@ class BuildOptions:
 
 def build(artifact: Path, precision: str, options: BuildOptions, *, force: bool = False, progress: Progress = silent) -> Outcome:
     """Build and audit the engine of one precision."""
-    check_precision(require_artifact(artifact)["model"]["dtype"], precision)
+    check_precision(require_artifact(artifact, weights=True)["model"]["dtype"], precision)
     target = find_target(options.target).name
     stage = f"{STAGES[precision]}.onnx"
     require(artifact, stage)

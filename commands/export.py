@@ -5,18 +5,29 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from artifact.errors import ArtifactError
 from artifact.io_spec import Dtype, KvCache
+from artifact.ownership import check_belongs
 from artifact.progress import Progress, silent
-from artifact.steps import Outcome, Report, StepContext, check_belongs, run_step
+from artifact.steps import Outcome, Report, StepContext, run_step
+from artifact.tensor_file import WeightsMode
 from exporter.checkpoints import Checkpoint, CheckpointRequest, open_request, pin_request
+from exporter.checkpoints.protocol import InFiles
 
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """What decides an export of a checkpoint: ``dtype`` of weights and activations in the artifact, and the form of its graphs' cache."""
+    """What decides an export of a checkpoint.
+
+    Attributes:
+        dtype: of weights and activations in the artifact.
+        kv_cache: form of its graphs' cache.
+        weights: copied, referred to where the checkpoint has them, or left out.
+    """
 
     dtype: Dtype = "fp16"
     kv_cache: KvCache = "dynamic"
+    weights: WeightsMode = "copy"
 
 
 def export(
@@ -42,8 +53,16 @@ def export(
 def resolve(request: CheckpointRequest, out: Path | None, options: ExportOptions, *, force: bool, progress: Progress) -> tuple[Checkpoint, Path]:
     """Open the checkpoint, and find the folder that it may be exported into."""
     checkpoint = open_request(request, progress=progress)
-    artifact = out or default_folder(checkpoint, options)
-    check_belongs(artifact, checkpoint.fingerprint, force=force)
+    if options.weights == "reference":
+        from exporter.in_place import check_in_place
+
+        artifact = check_in_place(checkpoint, request, out, options.dtype)
+    else:
+        artifact = out or default_folder(checkpoint, options)
+        if isinstance(checkpoint, InFiles) and artifact.resolve() == checkpoint.folder.resolve():
+            hint = "choose another --out, or --weights reference to use its weights where they are"
+            raise ArtifactError(f"{artifact} is the checkpoint's own folder, which an export must not alter", hint=hint)
+    check_belongs(artifact, checkpoint.fingerprint, force=force, weights=options.weights)
     return checkpoint, artifact
 
 
@@ -55,7 +74,7 @@ def export_into(
     def work(step: StepContext) -> Report:
         from exporter.export import export_checkpoint  # torch.onnx takes seconds to import
 
-        return export_checkpoint(step, checkpoint, request=request, dtype=options.dtype, kv_cache=options.kv_cache)
+        return export_checkpoint(step, checkpoint, request=request, dtype=options.dtype, kv_cache=options.kv_cache, weights=options.weights)
 
     recorded = {"checkpoint": checkpoint.fingerprint, "state": checkpoint.state, **asdict(options)}
     return run_step(artifact, "export", recorded, work, force=force, progress=progress)

@@ -26,7 +26,7 @@ def fuse(artifact: Path, *, target: str = "tensorrt", allow_partial: bool = Fals
 
 def quantize(artifact: Path, *, scheme: str = "int8", force: bool = False, progress: Progress = silent) -> Outcome:
     """Quantise fused.onnx; writes `<scheme>.onnx` and its weights."""
-    require_artifact(artifact)
+    require_artifact(artifact, weights=True)
     if scheme not in SCHEMES:
         raise QuantizationError(f"no scheme {scheme!r}; there is: {', '.join(SCHEMES)}")
 

@@ -8,9 +8,12 @@ from typing import Any
 
 from artifact.config import LlamaConfig
 from artifact.errors import ArtifactError, FusionError
+from artifact.hashing import sha256_of
+from artifact.journal import unfinished_steps
 from artifact.layout import MODULE_KEY, layer_of, parameter_count
-from artifact.manifest import MANIFEST, fingerprint, read_manifest, sha256_of
+from artifact.manifest import MANIFEST, fingerprint, read_manifest
 from artifact.progress import Progress, silent
+from commands.verify import verify_artifact
 
 Report = dict[str, Any]
 
@@ -21,7 +24,7 @@ def inspect(path: str, *, verify: bool = False, progress: Progress = silent) -> 
     Args:
         path: an artifact folder, an ONNX file, a plan, or anything that ``export`` takes as a checkpoint or a size; nothing is downloaded of a
             model on the hub.
-        verify: re-hash every file of an artifact; ``passed`` says whether all are as recorded.
+        verify: re-hash every file of an artifact and compare its weights with the checkpoint; ``passed`` says whether all is as it was written.
         progress: told what is being hashed.
 
     Returns:
@@ -31,7 +34,7 @@ def inspect(path: str, *, verify: bool = False, progress: Progress = silent) -> 
         ToolkitError: it is none of these, or can't be read.
     """
     found = Path(path)
-    if (found / MANIFEST).is_file():
+    if (found / MANIFEST).is_file() or unfinished_steps(found):
         return _artifact(found, verify=verify, progress=progress)
     if verify:
         raise ArtifactError(f"{path} is not an artifact folder: only there are hashes to verify", hint="cli.py inspect ART --verify")
@@ -51,18 +54,10 @@ def _artifact(folder: Path, *, verify: bool, progress: Progress) -> Report:
         "model": {key: value for key, value in (manifest["model"] or {}).items() if key != "config"},
         "config": (manifest["model"] or {}).get("config", {}),
         "steps": {name: f"{step['seconds']} s, {len(step['outputs'])} files" for name, step in manifest["steps"].items()},
+        "unfinished": unfinished_steps(folder),
         "files": {file: record["size"] for file, record in outputs.items()},
     }
-    if verify:
-        broken = []
-        for done, (file, record) in enumerate(outputs.items()):
-            progress(f"hashing {file}", done, len(outputs))
-            if not (folder / file).is_file():
-                broken.append(f"{file} is missing")
-            elif sha256_of(folder / file) != record["sha256"]:
-                broken.append(f"{file} is not the file that was written")
-        report |= {"passed": not broken, "verified": len(outputs), "broken": broken}
-    return report
+    return report | verify_artifact(folder, manifest, progress) if verify else report
 
 
 def _graph(path: Path) -> Report:

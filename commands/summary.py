@@ -29,11 +29,23 @@ def _export(report: Report) -> Iterable[Sheet]:
     traced = "from a kept trace" if report["trace_cached"] else "traced"
     yield Sheet(
         f"{report['artifact']}: traced.onnx ({report['nodes']} nodes, {traced} in {report['trace_s']:.1f} s), "
-        f"{_megabytes(report['weights_bytes'])} of weights in {report['weights_s']:.1f} s; peak memory {report['peak_rss_mb']} MB"
+        f"{_held(report)}; peak memory {report['peak_rss_mb']} MB"
     )
+    if report["audit"]:
+        audit = report["audit"]
+        counted = f"{audit['duplicated_bytes']:,} bytes are stored twice, {audit['orphaned_bytes']:,} for nothing"
+        yield Sheet(f"audit: {audit['compared']} weights are the checkpoint's; {counted}")
     for key, what in (("dropped", "dropped, not a weight"), ("unknown_config_keys", "config key nobody reads"), ("notes", "note")):
         for line in report[key]:
             yield Sheet(f"{what}: {line}")
+
+
+def _held(report: Report) -> str:
+    """What became of the weights."""
+    size = _megabytes(report["planned_weights_bytes"])
+    if report["weights"] == "none":
+        return f"the graph alone; its {size} of weights are not written"
+    return f"{size} of weights {'used where they lie' if report['weights'] == 'reference' else 'written'} in {report['weights_s']:.1f} s"
 
 
 def _fuse(report: Report) -> Iterable[Sheet]:
@@ -43,7 +55,7 @@ def _fuse(report: Report) -> Iterable[Sheet]:
 
 def _first_refusal(rule: Report) -> tuple[str, str]:
     first = rule["refused"][0] if rule["refused"] else {"node": "", "reason": ""}
-    return str(len(rule["refused"]) or ""), f"{first['node']} {first['reason']}".strip()
+    return str(len(rule["refused"]) or ""), f"{first['node']} {first['reason']}".strip() or rule.get("note", "")
 
 
 def _quantize(report: Report) -> Iterable[Sheet]:

@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from artifact.errors import CheckpointError, ValidationError
-from artifact.manifest import require_artifact, sha256_of
+from artifact.hashing import sha256_of
+from artifact.manifest import require_artifact
 from artifact.progress import Progress, silent
 from artifact.steps import Outcome, Report, StepContext, run_step
 from exporter.checkpoints import Checkpoint, CheckpointRequest, open_request
@@ -30,7 +31,7 @@ class ValidateOptions:
 
 def validate(artifact: Path, options: ValidateOptions, *, force: bool = True, progress: Progress = silent) -> Outcome:
     """Compare every stage with the reference and write reports/parity.*; by default always anew, because a proof is of now."""
-    manifest = require_artifact(artifact)
+    manifest = require_artifact(artifact, weights=True)
     model = manifest["model"]
     if options.text is not None and not options.text.is_file():
         raise ValidationError(f"{options.text} is not a file", hint="--text FILE takes a UTF-8 text")

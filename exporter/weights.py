@@ -1,23 +1,28 @@
-"""Stream a checkpoint's weights into ``weights/*.safetensors``: one tensor in memory at a time, converted, checked and hashed on the way."""
+"""Stream a checkpoint's weights into ``weights/*.safetensors``: a block in memory at a time, converted, checked and hashed on the way.
+
+Every file is read again before it gets its name, and a file that an interrupted export has finished is not written again.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-
-import torch
-from torch import Tensor
+from functools import partial
+from itertools import groupby
 
 from artifact.config import LlamaConfig
-from artifact.errors import ExportError
 from artifact.io_spec import Dtype
 from artifact.layout import weight_files
 from artifact.steps import StepContext
-from artifact.tensor_file import CHECKSUMS, StoredTensor, checksums_json, plan_tensors, write_tensors
+from artifact.tensor_file import CHECKSUMS, StoredTensor, WeightsMode, checksums_json, plan_tensors
+from artifact.tensor_store import store_tensors
+from exporter.blocks import STORED_DTYPES, as_bytes, tensor_blocks
 from exporter.checkpoints import Checkpoint
+from exporter.checkpoints.protocol import InFiles
+from exporter.in_place import hash_in_place, places_of
 from exporter.rope import rotary_tables
 from exporter.trace import TORCH_DTYPES
+from exporter.written import check_written
 
-STORED_DTYPES: dict[Dtype, str] = {"fp16": "F16", "fp32": "F32"}
 ROTARY_FILE = "weights/rotary.safetensors"
 ROTARY_COS, ROTARY_SIN = "model.rotary_emb.cos", "model.rotary_emb.sin"
 
@@ -30,54 +35,46 @@ def plan_weights(config: LlamaConfig, dtype: Dtype) -> dict[str, tuple[bytes, li
     return {file: plan_tensors(file, {name: (stored, shape) for name, shape in tensors.items()}) for file, tensors in shapes.items()}
 
 
-def write_weights(step: StepContext, checkpoint: Checkpoint, dtype: Dtype) -> list[StoredTensor]:
-    """Write every weight file and the checksums.
+def write_weights(step: StepContext, checkpoint: Checkpoint, dtype: Dtype, weights: WeightsMode = "copy") -> list[StoredTensor]:
+    """Write every weight file and the checksums; what is used where it lies is hashed only.
 
     Raises:
         ExportError: a tensor holds NaN or Inf, or overflows the dtype; it is named.
+        ParityMismatch: what the disk gives back is not what was written.
     """
-    plan = plan_weights(checkpoint.config, dtype)
+    if weights == "none":
+        return []
+    files = planned_files(checkpoint, dtype, weights)
     written: list[StoredTensor] = []
-    for done, (file, (header, planned)) in enumerate(plan.items()):
-        step.progress(f"writing {file}", done, len(plan))
-        source = _rotary(checkpoint.config, dtype) if file == ROTARY_FILE else _weights(checkpoint, planned, dtype)
-        with step.write(file) as temporary:
-            written += write_tensors(temporary, header, planned, source)
+    for done, (file, (header, planned)) in enumerate(files.items()):
+        if header is None:
+            written += hash_in_place(checkpoint, planned, dtype, step.progress)
+            continue
+        step.progress(f"writing {file}", done, len(files))
+        source = rotary_blocks(checkpoint.config, dtype) if file == ROTARY_FILE else _weights(checkpoint, planned, dtype)
+        check = partial(check_written, checkpoint=checkpoint)
+        written += store_tensors(step, file, header, planned, source, check=check)
     with step.write(CHECKSUMS) as temporary:
         temporary.write_text(checksums_json(written), encoding="utf-8")
-    step.progress("weights written", len(plan), len(plan))
+    step.progress("weights written", len(files), len(files))
     return written
 
 
-def convert(name: str, tensor: Tensor, dtype: Dtype) -> Tensor:
-    """Convert one tensor, and refuse what would ruin the model silently.
+def planned_files(checkpoint: Checkpoint, dtype: Dtype, weights: WeightsMode = "copy") -> dict[str, tuple[bytes | None, list[StoredTensor]]]:
+    """File → its header and its tensors, in the order they are written; no header where the file is the checkpoint's own."""
+    planned = plan_weights(checkpoint.config, dtype)
+    if weights != "reference" or not isinstance(checkpoint, InFiles):
+        return dict(planned)
+    own = sorted(places_of(checkpoint, checkpoint.shapes), key=lambda tensor: (tensor.file, tensor.offset))
+    return {file: (None, list(tensors)) for file, tensors in groupby(own, key=lambda tensor: tensor.file)} | {ROTARY_FILE: planned[ROTARY_FILE]}
 
-    Raises:
-        ExportError: NaN or Inf in the checkpoint, or values beyond the dtype's range.
-    """
-    bad = int((~torch.isfinite(tensor)).sum())
-    if bad:
-        raise ExportError(f"{name}: {bad} of {tensor.numel()} values are NaN or Inf in the checkpoint")
-    converted = tensor.to(TORCH_DTYPES[dtype]).contiguous()
-    overflowed = int(torch.isinf(converted).sum()) if converted.dtype != tensor.dtype else 0
-    if overflowed:
-        largest, limit = tensor.abs().max().item(), torch.finfo(converted.dtype).max
-        raise ExportError(
-            f"{name}: {overflowed} of {tensor.numel()} values overflow {dtype} (largest {largest:g}, limit {limit:g})",
-            hint="export with --dtype fp32",
-        )
-    return converted
+
+def rotary_blocks(config: LlamaConfig, dtype: Dtype) -> Iterator[memoryview]:
+    """The bytes of the cosine and the sine table."""
+    for table in rotary_tables(config, TORCH_DTYPES[dtype]):
+        yield as_bytes(table.contiguous())
 
 
 def _weights(checkpoint: Checkpoint, planned: list[StoredTensor], dtype: Dtype) -> Iterator[memoryview]:
     for tensor in planned:
-        yield _bytes(convert(tensor.name, checkpoint.read(tensor.name), dtype))
-
-
-def _rotary(config: LlamaConfig, dtype: Dtype) -> Iterator[memoryview]:
-    for table in rotary_tables(config, TORCH_DTYPES[dtype]):
-        yield _bytes(table.contiguous())
-
-
-def _bytes(tensor: Tensor) -> memoryview:
-    return tensor.numpy().data.cast("B")
+        yield from tensor_blocks(checkpoint, tensor, dtype)

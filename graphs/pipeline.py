@@ -23,6 +23,7 @@ from graphs.fusions import attention, constant_shape, pack_gate_up, pack_qkv, rm
 from graphs.rewriting import FusionResult, Refusal, apply_fusion
 
 logger = logging.getLogger(__name__)
+NOT_PACKED = "not tried: the weights lie as the checkpoint stores them (--weights reference), and a packed weight would be a copy"
 OUTPUTS = {"tensorrt": "fused.onnx"}
 
 
@@ -34,11 +35,13 @@ class Fusion:
         rule: name in the report.
         module: the file that holds ``RULES`` and ``is_candidate``.
         expected: how often it fires in a whole model.
+        needs_layout: whether weights must lie as this toolkit stores them; with a checkpoint's own files it is not tried.
     """
 
     rule: str
     module: ModuleType
     expected: Callable[[LlamaConfig], int]
+    needs_layout: bool = False
 
 
 TENSORRT = (
@@ -46,8 +49,8 @@ TENSORRT = (
     Fusion("rotary", rotary, lambda config: 2 * config.num_hidden_layers),
     Fusion("attention", attention, lambda config: config.num_hidden_layers),
     Fusion("constant_shape", constant_shape, lambda config: 4 * config.num_hidden_layers),
-    Fusion("pack_qkv", pack_qkv, lambda config: config.num_hidden_layers),
-    Fusion("pack_gate_up", pack_gate_up, lambda config: config.num_hidden_layers),
+    Fusion("pack_qkv", pack_qkv, lambda config: config.num_hidden_layers, needs_layout=True),
+    Fusion("pack_gate_up", pack_gate_up, lambda config: config.num_hidden_layers, needs_layout=True),
 )
 """Operators that TensorRT's parser has and its compiler fuses.
 
@@ -69,6 +72,7 @@ class RuleReport:
     fired: int
     expected: int
     refused: list[Refusal]
+    note: str | None = None
 
     @property
     def passed(self) -> bool:
@@ -78,7 +82,8 @@ class RuleReport:
     def as_json(self) -> dict[str, Any]:
         """The contract's entry of `rules`."""
         refused = [{"node": refusal.node, "reason": refusal.reason} for refusal in self.refused]
-        return {"rule": self.rule, "fired": self.fired, "expected": self.expected, "refused": refused}
+        note = {"note": self.note} if self.note else {}
+        return {"rule": self.rule, "fired": self.fired, "expected": self.expected, "refused": refused, **note}
 
 
 @dataclass(frozen=True)
@@ -112,8 +117,12 @@ class FusionReport:
         }
 
 
-def fuse_model(model: ir.Model, config: LlamaConfig, *, target: str = "tensorrt", progress: Progress = silent) -> FusionReport:
+def fuse_model(
+    model: ir.Model, config: LlamaConfig, *, target: str = "tensorrt", own_layout: bool = True, progress: Progress = silent
+) -> FusionReport:
     """Fuse a traced graph in place; weights are neither read nor copied.
+
+    ``own_layout`` is False where the weights lie as somebody else stored them.
 
     Raises:
         FusionError: there is no such target.
@@ -123,6 +132,9 @@ def fuse_model(model: ir.Model, config: LlamaConfig, *, target: str = "tensorrt"
     rules = []
     for done, fusion in enumerate(fusions):
         progress(f"fusing {fusion.rule}", done, len(fusions))
+        if fusion.needs_layout and not own_layout:
+            rules.append(RuleReport(fusion.rule, 0, 0, [], NOT_PACKED))
+            continue
         result: FusionResult = apply_fusion(model, fusion.module.RULES, fusion.module.is_candidate)
         rules.append(RuleReport(fusion.rule, result.fired, fusion.expected(config), result.refused))
         logger.debug("%s fired %d times, %d expected, %d refused", fusion.rule, result.fired, rules[-1].expected, len(result.refused))
@@ -145,9 +157,10 @@ def fuse_artifact(step: StepContext, *, target: str = "tensorrt", allow_partial:
         ArtifactError: the folder is no artifact, or has no traced.onnx.
     """
     _pipeline(target)
-    config = LlamaConfig(**require_artifact(step.artifact)["model"]["config"])
+    described = require_artifact(step.artifact)["model"]
+    config = LlamaConfig(**described["config"])
     model = load_graph(require(step.artifact, "traced.onnx"))
-    report = fuse_model(model, config, target=target, progress=step.progress)
+    report = fuse_model(model, config, target=target, own_layout=described.get("weights") != "reference", progress=step.progress)
     if not allow_partial:
         check_complete(report)
     with step.write(OUTPUTS[target]) as temporary:

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from artifact.errors import ArtifactError
-from artifact.manifest import Manifest, sha256_of
+from artifact.hashing import sha256_of
+from artifact.manifest import Manifest
 from artifact.progress import Progress, silent
 from artifact.tensor_file import CHECKSUMS, StoredTensor, plan_tensors, read_checksums
 
@@ -107,10 +108,15 @@ def _read_list(artifact: Path, name: str, report: ChecksumReport) -> list[Stored
 
 
 def _verify_weights(artifact: Path, file: str, tensors: list[StoredTensor], report: ChecksumReport) -> None:
-    """Tensor by tensor, and the header against the one that these tensors give."""
+    """Tensor by tensor; and in files that this toolkit wrote, the header against the one that these tensors give."""
     path = artifact / file
     if not path.is_file() or not path.resolve().is_relative_to(artifact.resolve()):
         report.record(file, None, f"{len(tensors)} tensors", "missing")
+        return
+    if not file.startswith("weights/"):  # the checkpoint's own file, used where it lies
+        with path.open("rb") as stream:
+            for tensor in tensors:
+                report.record(file, tensor.name, tensor.sha256, _hash_span(stream, tensor.offset, tensor.length))
         return
     try:
         header, planned = plan_tensors(file, {tensor.name: (tensor.dtype, tensor.shape) for tensor in tensors})

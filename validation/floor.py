@@ -23,8 +23,9 @@ from numpy.typing import NDArray
 from torch.overrides import TorchFunctionMode
 
 from artifact.config import LlamaConfig
+from artifact.hashing import sha256_of
 from artifact.layout import LM_HEAD, parameter_count, tensor_shapes
-from artifact.manifest import read_manifest, sha256_of
+from artifact.manifest import read_manifest
 from artifact.steps import StepContext, rules_hash
 from validation import metrics
 from validation.reference import Read, Reference, ReferenceRun

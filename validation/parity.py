@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from artifact.errors import ValidationError
+from artifact.hashing import sha256_of
 from artifact.io_spec import Dtype
 from artifact.layout import parameter_count
-from artifact.manifest import require_artifact, sha256_of
+from artifact.manifest import require_artifact
 from artifact.progress import Progress
 from artifact.steps import MADE_BY, StepContext
 from exporter.checkpoints import Checkpoint

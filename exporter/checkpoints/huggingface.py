@@ -16,7 +16,7 @@ from artifact.config import LlamaConfig, unknown_keys
 from artifact.errors import CheckpointError
 from exporter.checkpoints.census import check_tensors
 from exporter.checkpoints.fingerprint import fingerprint_files, state_of
-from exporter.checkpoints.protocol import Write, folder_name
+from exporter.checkpoints.protocol import Place, Write, folder_name
 from exporter.checkpoints.safetensors_file import SUPPORTED, SafetensorsFile
 from exporter.checkpoints.shards import inside, open_shards
 from exporter.checkpoints.vocabulary import model_notes, tokenizer_size
@@ -56,6 +56,11 @@ class HuggingFaceCheckpoint:
     def read_rows(self, name: str, start: int, stop: int) -> Tensor:
         """Some rows of one weight as stored; KeyError for a name the model does not have."""
         return self.files[name].read_rows(name, start, stop)
+
+    def place(self, name: str) -> Place:
+        """Where one weight lies; KeyError for a name the model does not have."""
+        dtype, _, offset, length = self.files[name].tensors[name]
+        return Place(self.files[name].path, dtype, offset, length)
 
     def write_sidecars(self, write: Write) -> list[str]:
         """Copy config.json and the tokenizer files, byte for byte and as real files."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -64,6 +65,28 @@ class Checkpoint(Protocol):
 
     def write_sidecars(self, write: Write) -> list[str]:
         """Write config.json and the tokenizer files as real files; returns their relative paths."""
+        ...
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a weight's bytes lie as they are: row by row, little-endian, in ``dtype`` (safetensors' word), from ``offset`` of the file."""
+
+    path: Path
+    dtype: str
+    offset: int
+    length: int
+
+
+@runtime_checkable
+class InFiles(Protocol):
+    """A checkpoint whose weights may be copied or used where they lie, without being read as tensors; ``folder`` holds its files."""
+
+    folder: Path
+    format: str
+
+    def place(self, name: str) -> Place | None:
+        """Where one weight lies, row by row; None where it lies otherwise. KeyError for a name the model does not have."""
         ...
 
 

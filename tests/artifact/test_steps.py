@@ -12,7 +12,8 @@ import pytest
 from artifact import steps
 from artifact.errors import ArtifactError
 from artifact.manifest import atomic_write, locked, read_manifest
-from artifact.steps import Outcome, Step, StepContext, check_belongs, run_step
+from artifact.ownership import check_belongs
+from artifact.steps import Outcome, Step, StepContext, run_step
 
 PACKAGES = ("numpy",)
 
@@ -154,7 +155,7 @@ def test_files_that_a_step_no_longer_writes_are_removed(tmp_path: Path) -> None:
 def test_leftovers_of_a_killed_run_are_cleared(tmp_path: Path) -> None:
     artifact = tmp_path / "a"
     make(artifact)
-    leftover = artifact / "deep" / ".tmp-two.txt"
+    leftover = artifact / "deep" / ".llama2trt-two.txt"
     leftover.write_text("half")
     make(artifact)
     assert not leftover.exists()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -58,3 +60,25 @@ def test_unreadable_checksums_are_an_artifact_error(tmp_path: Path, text: str | 
         (tmp_path / "weights" / "checksums.json").write_text(text)
     with pytest.raises(ArtifactError, match=r"checksums\.json"):
         read_checksums(tmp_path)
+
+
+def test_a_tensor_may_come_in_blocks_whose_buffers_take_turns(tmp_path: Path) -> None:
+    values = np.arange(5000, dtype=np.float16)
+    header, planned = plan_tensors("weights/x.safetensors", {"w": ("F16", (2500,)), "v": ("F16", (2500,))})
+    buffers = [bytearray(1000), bytearray(1000)]
+
+    def blocks() -> Iterator[memoryview]:
+        for number, start in enumerate(range(0, values.nbytes, 1000)):
+            buffers[number % 2][:] = values.tobytes()[start : start + 1000]
+            yield memoryview(buffers[number % 2])
+
+    stored = write_tensors(tmp_path / "x.safetensors", header, planned, blocks())
+    assert [tensor.sha256 for tensor in stored] == [hashlib.sha256(half.tobytes()).hexdigest() for half in np.split(values, 2)]
+    assert np.array_equal(load_file(tmp_path / "x.safetensors")["v"], values[2500:])
+
+
+def test_more_or_less_data_than_planned_is_an_error(tmp_path: Path) -> None:
+    header, planned = plan_tensors("weights/x.safetensors", {"w": ("F16", (2, 2))})
+    for blocks, message in (([bytes(8), bytes(8)], "more data"), ([bytes(6)], "w has 6 bytes"), ([bytes(6), bytes(6)], "w has 12 bytes")):
+        with pytest.raises(ArtifactError, match=message):
+            write_tensors(tmp_path / "x.safetensors", header, planned, map(memoryview, blocks))

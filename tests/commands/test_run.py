@@ -58,7 +58,7 @@ def test_run_makes_everything_the_contract_names(first: tuple[Path, dict[str, An
     assert "quality not" in validate["headline"]  # random ids: no tokenizer
     engine = report["build-int8"]["engines"][0]
     assert engine.keys() >= {"file", "precision", "target", "backend", "bytes", "build_s", "peak_rss_mb", "profiles", "kernels", "bytes_per_weight"}
-    assert not list(out.rglob(".tmp-*"))
+    assert not list(out.rglob(".llama2trt-*"))
 
 
 @pytest.mark.parity

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from artifact.errors import ArtifactError, EngineError
-from artifact.manifest import sha256_of, write_manifest
+from artifact.hashing import sha256_of
+from artifact.manifest import write_manifest
 from artifact.steps import StepContext
 from engines.build import build_engine, choose_backend
 

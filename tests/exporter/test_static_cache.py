@@ -64,6 +64,7 @@ def reference(state: tuple[LlamaConfig, dict[str, Tensor]]) -> Callable[[Tensor]
 def static_onnx(checkpoint_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> onnxruntime.InferenceSession:
     """``traced.onnx`` of a float32 export with a static cache."""
     artifact = tmp_path_factory.mktemp("static") / "artifact"
+    artifact.mkdir()
     export_checkpoint(StepContext(artifact), open_checkpoint(str(checkpoint_folder)), dtype="fp32", kv_cache="static")
     return onnxruntime.InferenceSession(artifact / "traced.onnx", providers=["CPUExecutionProvider"])
 

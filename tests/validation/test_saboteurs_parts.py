@@ -14,7 +14,8 @@ import onnx_ir as ir
 import pytest
 
 from artifact import io_spec
-from artifact.manifest import fingerprint, read_manifest, sha256_of, write_manifest
+from artifact.hashing import sha256_of
+from artifact.manifest import fingerprint, read_manifest, write_manifest
 from artifact.steps import StepContext, run_step
 from exporter.checkpoints import Checkpoint
 from graphs.pipeline import fuse_artifact

@@ -1,0 +1,255 @@
+"""exporter/audit.py: each silent corruption that users of other tools met is made here, and must be found and named."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
+
+from artifact.manifest import read_manifest
+from artifact.tensor_file import StoredTensor, plan_tensors, read_checksums, write_tensors
+from commands.export import ExportOptions, export
+from commands.graphs import fuse, quantize
+from commands.verify import verify_artifact
+from exporter.audit import audit_artifact
+from exporter.checkpoints import CheckpointRequest, open_checkpoint
+
+pytestmark = pytest.mark.trace
+Q1 = "model.layers.1.self_attn.q_proj.weight"
+GATE0, GATE1 = "model.layers.0.mlp.gate_proj.weight", "model.layers.1.mlp.gate_proj.weight"
+GRAPHS = ("traced.onnx", "fused.onnx", "int8.onnx")
+
+
+@pytest.fixture(scope="module")
+def exported(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An artifact with three graphs."""
+    out = tmp_path_factory.mktemp("audit") / "art"
+    export(CheckpointRequest(str(tiny_checkpoint)), out, ExportOptions())
+    fuse(out)
+    quantize(out)
+    return out
+
+
+@pytest.fixture
+def artifact(exported: Path, tmp_path: Path) -> Path:
+    """A copy to spoil."""
+    shutil.copytree(exported, tmp_path / "art")
+    return tmp_path / "art"
+
+
+def audit(artifact: Path, source: Path | None, graphs: tuple[str, ...] = GRAPHS) -> dict[str, Any]:
+    checkpoint = None if source is None else open_checkpoint(str(source))
+    return audit_artifact(artifact, read_manifest(artifact)["model"], graphs, checkpoint)
+
+
+def reasons(report: dict[str, Any]) -> dict[str, str]:
+    """Tensor or file → reason."""
+    assert report["passed"] is (not report["failed"])
+    return {failed["tensor"] or failed["graph"]: failed["reason"] for failed in report["failed"]}
+
+
+def change(artifact: Path, name: str, values: Callable[[NDArray[Any]], NDArray[Any]]) -> None:
+    """Rewrite one stored float16 weight where it lies."""
+    tensor = read_checksums(artifact)[name]
+    path = artifact / tensor.file
+    stored = np.fromfile(path, np.float16, tensor.length // 2, offset=tensor.offset).reshape(tensor.shape)
+    raw = bytearray(path.read_bytes())
+    raw[tensor.offset : tensor.offset + tensor.length] = np.ascontiguousarray(values(stored)).tobytes()
+    path.write_bytes(raw)
+
+
+def repoint(artifact: Path, graph: str, places: dict[str, StoredTensor]) -> None:
+    """Make weights of a graph point somewhere else."""
+    model = ir.load(artifact / graph)
+    words = {"F16": ir.DataType.FLOAT16, "F32": ir.DataType.FLOAT}
+    for name, place in places.items():
+        shape = ir.Shape(place.shape)
+        tensor = ir.ExternalTensor(place.file, place.offset, place.length, words[place.dtype], shape=shape, name=name)
+        model.graph.initializers[name].const_value = tensor
+    ir.save(model, artifact / graph)
+
+
+def test_a_sound_artifact_passes_and_every_byte_is_accounted_for(artifact: Path, tiny_checkpoint: Path) -> None:
+    report = audit(artifact, tiny_checkpoint)
+    assert report["failed"] == []
+    assert report["passed"] is True
+    assert (report["not_compared"], report["duplicated_bytes"], report["orphaned_bytes"]) == (0, 0, 0)
+    weights = sum(tensor.length for tensor in read_checksums(artifact).values())
+    assert audit(artifact, tiny_checkpoint, ("traced.onnx", "fused.onnx"))["bytes_by_dtype"] == {"F16": weights}
+    assert report["bytes_by_dtype"]["I8"] == sum(1 * np.prod(shape) for shape in linear_shapes(artifact))
+
+
+def linear_shapes(artifact: Path) -> list[tuple[int, ...]]:
+    return [tensor.shape for name, tensor in read_checksums(artifact).items() if "_proj" in name]
+
+
+def test_all_zero_query_key_value_is_found(artifact: Path, tiny_checkpoint: Path) -> None:
+    for part in "qkv":
+        change(artifact, f"model.layers.1.self_attn.{part}_proj.weight", np.zeros_like)
+    found = reasons(audit(artifact, tiny_checkpoint))
+    assert found == {f"model.layers.1.self_attn.{part}_proj.weight": "is all zeros" for part in ("q", "k", "v", "qkv")}
+
+
+def test_rows_left_interleaved_are_found(artifact: Path, tiny_checkpoint: Path) -> None:
+    change(artifact, Q1, lambda stored: stored.reshape(4, 2, 4, -1).swapaxes(1, 2).reshape(stored.shape))
+    assert "rows in another order" in reasons(audit(artifact, tiny_checkpoint))[Q1]
+
+
+def test_two_layers_weights_swapped_are_found(artifact: Path, tiny_checkpoint: Path) -> None:
+    first, second = (np.array(read_checksums_values(artifact, name)) for name in (GATE0, GATE1))
+    change(artifact, GATE0, lambda _: second)
+    change(artifact, GATE1, lambda _: first)
+    found = reasons(audit(artifact, tiny_checkpoint))
+    assert found[GATE0] == f"holds {GATE1}"
+    assert found[GATE1] == f"holds {GATE0}"
+
+
+def read_checksums_values(artifact: Path, name: str) -> NDArray[np.float16]:
+    tensor = read_checksums(artifact)[name]
+    return np.fromfile(artifact / tensor.file, np.float16, tensor.length // 2, offset=tensor.offset).reshape(tensor.shape)
+
+
+def test_a_graph_that_swaps_two_layers_is_found(artifact: Path, tiny_checkpoint: Path) -> None:
+    stored = read_checksums(artifact)
+    repoint(artifact, "traced.onnx", {GATE0: stored[GATE1], GATE1: stored[GATE0]})
+    assert reasons(audit(artifact, tiny_checkpoint)) == {GATE0: f"holds {GATE1}", GATE1: f"holds {GATE0}"}
+    checkpoint, model = open_checkpoint(str(tiny_checkpoint)), read_manifest(artifact)["model"]
+    found = audit_artifact(artifact, model, ["traced.onnx"], checkpoint, written=stored)  # as export does, without reading a byte
+    assert reasons(found) == {GATE0: "does not lie where it was written", GATE1: "does not lie where it was written"}
+
+
+def test_one_changed_bit_is_found_and_measured(artifact: Path, tiny_checkpoint: Path) -> None:
+    def flip(stored: NDArray[Any]) -> NDArray[Any]:
+        changed = stored.copy()
+        changed.view(np.uint16)[3, 3] ^= 1
+        return changed
+
+    change(artifact, Q1, flip)
+    assert "correlation 1.0000, norm × 1" in reasons(audit(artifact, tiny_checkpoint))[Q1]
+
+
+def rewrite_layer(artifact: Path, wide: str) -> dict[str, StoredTensor]:
+    """Store one weight of layer 1 as float32 in its file."""
+    file = "weights/layer-001.safetensors"
+    values = load_file(artifact / file)
+    order = [name for name, tensor in read_checksums(artifact).items() if tensor.file == file]
+    values[wide] = values[wide].astype(np.float32)
+    header, planned = plan_tensors(file, {name: ("F32" if name == wide else "F16", values[name].shape) for name in order})
+    written = write_tensors(artifact / file, header, planned, (memoryview(np.ascontiguousarray(values[name])).cast("B") for name in order))
+    return {tensor.name: tensor for tensor in written}
+
+
+def test_float32_inside_a_float16_artifact_is_found(artifact: Path, tiny_checkpoint: Path) -> None:
+    repoint(artifact, "traced.onnx", rewrite_layer(artifact, "model.layers.1.mlp.down_proj.weight"))
+    found = reasons(audit(artifact, tiny_checkpoint, ("traced.onnx",)))
+    assert found["model.layers.1.mlp.down_proj.weight"] == "is F32 in an artifact of F16"
+
+
+def test_float32_bytes_that_a_graph_takes_for_float16_are_found(artifact: Path, tiny_checkpoint: Path) -> None:
+    rewrite_layer(artifact, "model.layers.1.mlp.down_proj.weight")
+    found = reasons(audit(artifact, tiny_checkpoint, ("traced.onnx",)))
+    assert "is F16 in the graph and F32 in weights/layer-001.safetensors" in found["model.layers.1.mlp.down_proj.weight"]
+
+
+def test_a_blob_twice_as_large_as_its_live_bytes_is_found(artifact: Path, tiny_checkpoint: Path) -> None:
+    path = artifact / "weights" / "layer-000.safetensors"
+    raw = path.read_bytes()
+    path.write_bytes(raw + raw[4096:])
+    report = audit(artifact, tiny_checkpoint)
+    assert report["orphaned_bytes"] == len(raw) - 4096
+    assert f"{len(raw) - 4096:,} of" in reasons(report)["weights/layer-000.safetensors"]
+
+
+def test_a_file_that_no_graph_uses_is_found(artifact: Path, tiny_checkpoint: Path) -> None:
+    (artifact / "weights" / "old.data").write_bytes(bytes(1000))
+    assert "1,000 of 1,000 bytes belong to no weight" in reasons(audit(artifact, tiny_checkpoint))["weights/old.data"]
+
+
+def test_a_tied_lm_head_stored_twice_is_found(make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    source = make_checkpoint(tmp_path / "tied", tie_word_embeddings=True)
+    out = tmp_path / "art"
+    export(CheckpointRequest(str(source)), out, ExportOptions())
+    assert audit(out, source, ("traced.onnx",))["duplicated_bytes"] == 0
+    embedding = read_checksums(out)["model.embed_tokens.weight"]
+    save_file({"lm_head.weight": read_checksums_values(out, embedding.name)}, out / "weights" / "head.safetensors")
+    lists = json.loads((out / "weights" / "checksums.json").read_text())
+    lists["lm_head.weight"] = lists[embedding.name] | {"file": "weights/head.safetensors"}
+    (out / "weights" / "checksums.json").write_text(json.dumps(lists))
+    report = audit(out, source, ("traced.onnx",))
+    assert report["duplicated_bytes"] == embedding.length
+    assert "tied weights are stored once" in reasons(report)["weights"]
+
+
+def test_a_weight_that_a_graph_lost_is_found(artifact: Path, tiny_checkpoint: Path) -> None:
+    model = ir.load(artifact / "traced.onnx")
+    del model.graph.initializers["model.norm.weight"]
+    model.graph.inputs.append(ir.Value(name="model.norm.weight"))
+    ir.save(model, artifact / "traced.onnx")
+    assert reasons(audit(artifact, tiny_checkpoint))["model.norm.weight"] == "is not in the graph"
+
+
+def test_a_graph_that_points_beyond_its_file_is_found(artifact: Path, tiny_checkpoint: Path) -> None:
+    place = read_checksums(artifact)[Q1]
+    repoint(artifact, "traced.onnx", {Q1: StoredTensor(Q1, place.file, "F16", place.shape, 1 << 40, place.length)})
+    assert "ends at byte" in reasons(audit(artifact, tiny_checkpoint))[Q1]
+
+
+def test_a_wrong_rotary_table_is_found(artifact: Path, tiny_checkpoint: Path) -> None:
+    change(artifact, "model.rotary_emb.sin", lambda stored: -stored)
+    assert reasons(audit(artifact, tiny_checkpoint)) == {"model.rotary_emb.sin": "is not the table that the config gives"}
+
+
+def test_an_int8_weight_beyond_its_error_bound_is_found(artifact: Path, tiny_checkpoint: Path) -> None:
+    name = "model.layers.1.mlp.down_proj.weight_int8"
+    tensor = read_checksums(artifact, "weights/int8-checksums.json")[name]
+    raw = bytearray((artifact / tensor.file).read_bytes())
+    raw[tensor.offset + 5] = (raw[tensor.offset + 5] + 1) % 256
+    (artifact / tensor.file).write_bytes(raw)
+    found = reasons(audit(artifact, tiny_checkpoint))
+    assert list(found) == [name]
+    assert "scales from the checkpoint's; half a scale is the limit" in found[name]
+
+
+def test_without_its_checkpoint_the_census_is_still_taken(artifact: Path) -> None:
+    report = audit(artifact, None)
+    assert report["passed"] is True
+    assert report["compared"] == 0
+    assert report["not_compared"] > 0
+    (artifact / "weights" / "old.data").write_bytes(bytes(1000))
+    assert audit(artifact, None)["orphaned_bytes"] == 1000
+
+
+class TestVerify:
+    """commands/verify.py: hashes, audit, and what could not be checked."""
+
+    def test_finds_what_hashes_alone_would_not(self, artifact: Path) -> None:
+        assert verify_artifact(artifact, read_manifest(artifact), lambda *_: None)["passed"] is True
+        change(artifact, Q1, np.zeros_like)
+        manifest = read_manifest(artifact)
+        for step in manifest["steps"].values():
+            for record in step["outputs"].values():
+                record["sha256"] = "?"
+        report = verify_artifact(artifact, manifest, lambda *_: None)
+        assert report["passed"] is False
+        assert report["audit"]["failed"][0] == {"graph": "traced.onnx", "tensor": Q1, "reason": "is all zeros"}
+
+    def test_says_that_the_checkpoint_is_gone(self, artifact: Path, tmp_path: Path) -> None:
+        manifest = read_manifest(artifact)
+        manifest["model"]["request"]["source"] = str(tmp_path / "moved")
+        report = verify_artifact(artifact, manifest, lambda *_: None)
+        assert report["passed"] is True
+        assert "compared with nothing" in report["not_verified"][0]
+        assert "no such file or folder" in report["not_verified"][0]
+
+    def test_says_that_the_checkpoint_is_another_one_now(self, artifact: Path, make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+        manifest = read_manifest(artifact)
+        manifest["model"]["request"]["source"] = str(make_checkpoint(tmp_path / "other", seed=1))
+        assert "is another checkpoint now" in verify_artifact(artifact, manifest, lambda *_: None)["not_verified"][0]
