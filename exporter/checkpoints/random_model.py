@@ -112,11 +112,12 @@ def weight_scale(name: str, shape: tuple[int, ...], config: LlamaConfig) -> tupl
     """Standard deviation and mean of a weight, so that hidden states keep the size of one embedding at any depth.
 
     A linear keeps the variance of a normalised input (1/√in); the two outputs of a layer that are added to the residual stream share it among all
-    layers (1/√(2·layers)). A tied embedding is a linear too, and the first norm makes up for its size.
+    layers (1/√(2·layers)). A tied embedding is a linear too, and the first norm makes up for its size; at twice a linear's scale, tokens stay apart
+    in the hidden state, and the model does not just repeat its input.
     """
     if len(shape) == 1:
         return (NORM_STD, 1.0) if name.endswith("norm.weight") else (BIAS_STD, 0.0)
-    if name == EMBEDDING and not config.tie_word_embeddings:
-        return 1.0, 0.0
+    if name == EMBEDDING:
+        return (2 / sqrt(shape[1]) if config.tie_word_embeddings else 1.0), 0.0
     shared = sqrt(2 * config.num_hidden_layers) if name.endswith(RESIDUAL_OUTPUTS) else 1.0
     return 1 / (sqrt(shape[1]) * shared), 0.0

@@ -12,6 +12,7 @@ import re
 import struct
 import warnings
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ WORDS = {
     **{torch.int8: "I8", torch.uint8: "U8", torch.int16: "I16", torch.int32: "I32", torch.int64: "I64", torch.bool: "BOOL"},
 }
 """torch's dtype → safetensors' word; others keep torch's own name and are refused by it."""
+LITTLE = b"little"
 ZIP = b"PK\x03\x04"
 LOCAL_HEADER = struct.Struct("<4s22xHH")
 """Signature, and the lengths of name and extra field that stand before a record's bytes."""
@@ -66,13 +68,12 @@ def _records(path: Path) -> dict[int, int]:
     try:
         with zipfile.ZipFile(path) as archive, path.open("rb") as file:
             infos = archive.infolist()
-            if any(info.filename.endswith("/byteorder") and archive.read(info) != b"little" for info in infos):
-                raise CheckpointError(
-                    f"{path.name}: written on a big-endian machine; that is not supported", hint=f"save it again on a little-endian one: {RESAVE}"
-                )
+            orders = [info for info in infos if info.filename.endswith("/byteorder")]
+            if any(info.file_size != len(LITTLE) or archive.read(info) != LITTLE for info in orders):
+                raise CheckpointError(f"{path.name}: written on a big-endian machine; expected little-endian", hint=RESAVE)
             stored = [info for info in infos if "/data/" in info.filename and info.compress_type == zipfile.ZIP_STORED]
             return {_data_offset(file, info): info.file_size for info in stored if info.file_size}
-    except (zipfile.BadZipFile, struct.error, ValueError, OSError, NotImplementedError, EOFError) as error:
+    except (zipfile.BadZipFile, zlib.error, struct.error, ValueError, OSError, NotImplementedError, EOFError) as error:
         size = path.stat().st_size
         raise CheckpointError(f"{path.name}: truncated or damaged ({size:,} bytes, and no zip directory at its end: {error})", hint=AGAIN) from error
 

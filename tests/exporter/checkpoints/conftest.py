@@ -234,10 +234,10 @@ def write_meta(tmp_path: Path, weights: dict[str, Tensor]) -> Callable[..., Path
         for tensor, values in (weights if tensors is None else tensors).items():
             stored, axis = meta_name(tensor)
             axis = embedding_axis if stored == "tok_embeddings.weight" else axis
-            if tensor.endswith(("q_proj.weight", "k_proj.weight")):
-                values = torch.from_numpy(interleave(values.numpy(), config.head_dim))
+            rotated = tensor.endswith(("q_proj.weight", "k_proj.weight"))
+            whole = torch.from_numpy(interleave(values.float().numpy(), config.head_dim)).to(values.dtype) if rotated else values
             for index, part in enumerate(held):
-                part[stored] = values if axis is None else values.chunk(parts, dim=axis)[index].clone()
+                part[stored] = whole if axis is None else whole.chunk(parts, dim=axis)[index].clone()
         for index, part in enumerate(held):
             torch.save(part, folder / f"consolidated.{index:02d}.pth")
         given = default_params(config) | (params or {})
