@@ -152,7 +152,7 @@ def load_tensor(path: Path, tensor: GgufTensor) -> Tensor:
     if tensor.type.name in TORCH_DTYPES:
         return FileTensor.contiguous(path, tensor.type.name, tensor.shape, tensor.offset, tensor.length).read()
     output = np.empty(tensor.shape, dtype=np.float32)
-    row_bytes, step = tensor.length // tensor.shape[0], max(1, CHUNK_ELEMENTS // tensor.shape[-1])
+    row_bytes, step = tensor.length // max(1, len(output)), max(1, CHUNK_ELEMENTS // tensor.shape[-1])
     with path.open("rb", buffering=0) as file:
         file.seek(tensor.offset)
         for start in range(0, len(output), step):

@@ -113,6 +113,7 @@ def write_gguf(tmp_path: Path, weights: dict[str, Tensor]) -> Callable[..., Path
         tokenizer: dict[str, Any] | None = None,
         name: str = "tiny.gguf",
         config: LlamaConfig = CONFIG,
+        quantize: Callable[..., Any] = gguf.quants.quantize,
     ) -> Path:
         writer = gguf.GGUFWriter(tmp_path / name, architecture)
         for key, value in (default_metadata(config) | (metadata or {})).items():
@@ -125,7 +126,7 @@ def write_gguf(tmp_path: Path, weights: dict[str, Tensor]) -> Callable[..., Path
             if tensor.endswith(("q_proj.weight", "k_proj.weight")):
                 array = interleave(array, config.head_dim)
             stored = gguf.GGMLQuantizationType.F32 if array.ndim == 1 else gguf.GGMLQuantizationType[kind]
-            writer.add_tensor(gguf_name(tensor), gguf.quants.quantize(array, stored), raw_dtype=stored)
+            writer.add_tensor(gguf_name(tensor), quantize(array, stored), raw_dtype=stored)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
