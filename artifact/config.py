@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from artifact.errors import CheckpointError
+from artifact.rope_scaling import DEFAULT_LENGTH, SPELLINGS, RopeScaling, rope_from_hf, scaling_of, tuple_of, unknown_rope_keys
 
 HARMLESS = frozenset(
     "_name_or_path architectures attention_dropout auto_map dtype initializer_range is_llama_config model_type pad_token_id pretraining_tp "
@@ -18,21 +19,26 @@ HARMLESS = frozenset(
 
 REFUSED: Mapping[str, tuple[Any, ...]] = {
     "hidden_act": ("silu",),
-    "attention_bias": (False, None),
-    "mlp_bias": (False, None),
+    "attention_bias": (False, True, None),
+    "mlp_bias": (False, True, None),
+    "tie_word_embeddings": (False, True, None),
     "rope_interleaved": (False, None),
+    "partial_rotary_factor": (1.0, None),
     "sliding_window": (None,),
     "quantization_config": (None,),
-    "pretraining_tp": (1, None),
 }
 """Keys that change the model, with the values that are supported; every other value is refused by name."""
 
-ROPE_KEYS = frozenset({"rope_theta", "rope_scaling", "rope_parameters"})
+ROPE_KEYS = frozenset({"rope_theta", "original_max_position_embeddings", *SPELLINGS})
 
 
 @dataclass(frozen=True, kw_only=True)
 class LlamaConfig:
-    """One Llama-architecture model; names as in Hugging Face's config.json."""
+    """One Llama-architecture model; names as in Hugging Face's config.json.
+
+    ``attention_bias`` is a bias on all four linears of attention, ``mlp_bias`` one on all three of the MLP. A config that was read from a
+    manifest (``LlamaConfig(**record)``) equals the one that was written.
+    """
 
     hidden_size: int
     intermediate_size: int
@@ -45,10 +51,15 @@ class LlamaConfig:
     rms_norm_eps: float
     rope_theta: float
     tie_word_embeddings: bool
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    rope_scaling: RopeScaling | None = None
     bos_token_id: int | None = None
     eos_token_id: int | tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "rope_scaling", scaling_of(self.rope_scaling))
+        object.__setattr__(self, "eos_token_id", tuple_of(self.eos_token_id))
         for name, value in asdict(self).items():
             if name.endswith(("size", "layers", "heads", "dim", "embeddings")) and not isinstance(value, bool) and value <= 0:
                 raise CheckpointError(f"config: {name} must be positive, got {value}")
@@ -56,8 +67,16 @@ class LlamaConfig:
             raise CheckpointError(
                 f"config: num_attention_heads {self.num_attention_heads} is not a multiple of num_key_value_heads {self.num_key_value_heads}"
             )
+        if self.hidden_size % self.num_attention_heads:
+            raise CheckpointError(
+                f"config: hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}; "
+                "transformers refuses such a Llama too, with a head_dim or without"
+            )
         if self.head_dim % 2:
             raise CheckpointError(f"config: head_dim {self.head_dim} is odd; rotary embedding rotates pairs")
+        factors = self.rope_scaling.frequency_factors if self.rope_scaling is not None else None
+        if factors is not None and len(factors) != self.head_dim // 2:
+            raise CheckpointError(f"config: {len(factors)} rotary frequency factors for head_dim {self.head_dim}; expected {self.head_dim // 2}")
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> LlamaConfig:
@@ -69,45 +88,40 @@ class LlamaConfig:
         refuse_unsupported(config)
         heads = _required(config, "num_attention_heads")
         hidden_size = _required(config, "hidden_size")
-        if config.get("head_dim") is None and hidden_size % heads:
-            raise CheckpointError(
-                f"config.json: hidden_size {hidden_size} is not a multiple of num_attention_heads {heads}, and head_dim is not given"
-            )
-        eos = config.get("eos_token_id")
+        length = _integer(config, "max_position_embeddings", DEFAULT_LENGTH)
+        rope_theta, rope_scaling = rope_from_hf(config)
         return cls(
             hidden_size=hidden_size,
             intermediate_size=_required(config, "intermediate_size"),
             num_hidden_layers=_required(config, "num_hidden_layers"),
             num_attention_heads=heads,
-            num_key_value_heads=config.get("num_key_value_heads") or heads,
-            head_dim=config.get("head_dim") or hidden_size // heads,
+            num_key_value_heads=_integer(config, "num_key_value_heads", heads),
+            head_dim=_integer(config, "head_dim", hidden_size // max(heads, 1)),
             vocab_size=_required(config, "vocab_size"),
-            max_position_embeddings=config.get("max_position_embeddings") or 2048,
+            max_position_embeddings=length,
             rms_norm_eps=float(config.get("rms_norm_eps", 1e-6)),
-            rope_theta=_rope_theta(config),
-            tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
+            rope_theta=rope_theta,
+            tie_word_embeddings=bool(config.get("tie_word_embeddings")),
+            attention_bias=bool(config.get("attention_bias")),
+            mlp_bias=bool(config.get("mlp_bias")),
+            rope_scaling=rope_scaling,
             bos_token_id=config.get("bos_token_id"),
-            eos_token_id=tuple(eos) if isinstance(eos, list) else eos,
+            eos_token_id=config.get("eos_token_id"),
         )
 
     def to_hf(self) -> dict[str, Any]:
         """A ``config.json`` that Hugging Face transformers reads as the same model."""
         eos = self.eos_token_id
         fields = asdict(self) | {"eos_token_id": list(eos) if isinstance(eos, tuple) else eos}
-        return {
-            "architectures": ["LlamaForCausalLM"],
-            "model_type": "llama",
-            "hidden_act": "silu",
-            "attention_bias": False,
-            "mlp_bias": False,
-            **fields,
-        }
+        del fields["rope_scaling"]
+        scaling = {} if self.rope_scaling is None else {"rope_scaling": self.rope_scaling.to_hf()}
+        return {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu", **fields, **scaling}
 
 
 def unknown_keys(config: Mapping[str, Any]) -> list[str]:
     """Keys of a config.json that are in no table: reported, because a key nobody reads may be one that matters."""
     known = HARMLESS | REFUSED.keys() | ROPE_KEYS | set(LlamaConfig.__dataclass_fields__)
-    return sorted(set(config) - known)
+    return sorted([*set(config) - known, *unknown_rope_keys(config)])
 
 
 def refuse_unsupported(config: Mapping[str, Any]) -> None:
@@ -121,16 +135,11 @@ def refuse_unsupported(config: Mapping[str, Any]) -> None:
     for key, allowed in REFUSED.items():
         if key in config and config[key] not in allowed:
             raise CheckpointError(f"config.json: {key} = {config[key]!r} is not supported; supported: {', '.join(map(repr, allowed))}")
-    for key in ("rope_scaling", "rope_parameters"):
-        rope = config.get(key) or {}
-        kind = rope.get("rope_type", rope.get("type", "default"))
-        if kind != "default":
-            raise CheckpointError(f"config.json: {key}.rope_type = {kind!r} is not supported; supported: 'default'")
 
 
-def _rope_theta(config: Mapping[str, Any]) -> float:
-    rope = config.get("rope_parameters") or {}
-    return float(rope.get("rope_theta") or config.get("rope_theta") or 10000.0)
+def _integer(config: Mapping[str, Any], key: str, default: int) -> int:
+    """``default`` where the key is absent, null or 0."""
+    return _required(config, key) if config.get(key) else default
 
 
 def _required(config: Mapping[str, Any], key: str) -> int:

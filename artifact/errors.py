@@ -8,6 +8,7 @@ ToolkitError
  ├─ QuantizationError     quantising graphs
  ├─ EngineError           building, reading and running plans
  ├─ ValidationError       a check that could not be carried out
+ ├─ UsageError            options that don't go together (exit code 2)
  └─ ParityMismatch        ran, but the result does not match (exit code 3)
 
 A message says what, where, expected and got, with names and shapes; a hint is the next command.
@@ -57,6 +58,12 @@ class EngineError(ToolkitError):
 
 class ValidationError(ToolkitError):
     """A check could not be carried out."""
+
+
+class UsageError(ToolkitError):
+    """Options that contradict each other, or one that lacks its partner."""
+
+    exit_code = 2
 
 
 class ParityMismatch(ToolkitError):

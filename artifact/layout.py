@@ -1,4 +1,4 @@
-"""Which weights a Llama has, in which order they are stored, and in which file: q·k·v and gate·up lie side by side.
+"""Which weights a Llama has, in which order they are stored, and in which file: q·k·v and gate·up lie side by side, weights and biases alike.
 
 A packed projection is then a wider view of the same bytes (design: weights are written once and never rewritten).
 Letters: V vocab, E hidden, F ffn, H query heads, K kv heads, D head_dim.
@@ -49,10 +49,17 @@ def linear_shapes(config: LlamaConfig) -> dict[str, tuple[int, int]]:
     }
 
 
+def has_bias(config: LlamaConfig, linear: str) -> bool:
+    """Whether a linear of a layer (`self_attn.q_proj`) has a bias."""
+    return config.attention_bias if linear.startswith("self_attn.") else config.mlp_bias
+
+
 def layer_shapes(config: LlamaConfig, layer: int) -> dict[str, tuple[int, ...]]:
     """Weight name → shape for one decoder layer, in stored order."""
     prefix = layer_prefix(layer)
-    shapes: dict[str, tuple[int, ...]] = {f"{prefix}.{name}.weight": shape for name, shape in linear_shapes(config).items()}
+    linears = linear_shapes(config)
+    shapes: dict[str, tuple[int, ...]] = {f"{prefix}.{name}.weight": shape for name, shape in linears.items()}
+    shapes |= {f"{prefix}.{name}.bias": shape[:1] for name, shape in linears.items() if has_bias(config, name)}
     for norm in ("input_layernorm", "post_attention_layernorm"):
         shapes[f"{prefix}.{norm}.weight"] = (config.hidden_size,)
     return shapes

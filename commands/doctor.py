@@ -12,14 +12,19 @@ from typing import Any
 
 import psutil
 
-PACKAGES = "torch transformers onnx onnx-ir onnxscript onnxruntime-gpu safetensors gguf polygraphy tensorrt-rtx-cu12 tensorrt".split()
+from artifact.hub_folder import cache_folder
+
+PACKAGES = "torch transformers onnx onnx-ir onnxscript onnxruntime-gpu safetensors gguf huggingface_hub polygraphy tensorrt-rtx-cu12 tensorrt".split()
 
 
-def doctor() -> dict[str, Any]:
+def doctor(*, ask_hub: bool = False) -> dict[str, Any]:
     """Look at the machine.
 
+    Args:
+        ask_hub: ask the Hugging Face hub whether it answers; nothing else here touches the network.
+
     Returns:
-        machine {…}, versions {package: version or null}, can [{what, state, hint}] with state ``yes`` or ``no``.
+        machine {…}, versions {package: version or null}, hub {…}, can [{what, state, hint}] with state ``yes`` or ``no``.
     """
     versions = {package: _version(package) for package in PACKAGES}
     gpu = find_gpu()
@@ -33,6 +38,7 @@ def doctor() -> dict[str, Any]:
             "gpu": gpu,
         },
         "versions": versions,
+        "hub": _hub(bool(versions["huggingface_hub"]), ask_hub),
         "can": [_can(*row) for row in _abilities(versions, gpu)],
     }
 
@@ -47,10 +53,32 @@ def find_gpu() -> str | None:
     return answer.stdout.strip().splitlines()[0] if answer.stdout.strip() else None
 
 
+def _hub(installed: bool, ask: bool) -> dict[str, Any]:
+    """Where published models are kept, whether a token is set, and, where it was asked, whether the hub answers (null: nobody asked)."""
+    report: dict[str, Any] = {"cache": str(cache_folder()), "endpoint": None, "logged_in": None, "offline": None, "reachable": None, "why": None}
+    if not installed:
+        return report | {"why": "huggingface_hub is not installed"}
+    from huggingface_hub import constants, get_token
+
+    report |= {"endpoint": constants.ENDPOINT, "logged_in": get_token() is not None, "offline": constants.HF_HUB_OFFLINE}
+    if not ask:
+        return report
+    from artifact.errors import CheckpointError
+    from artifact.presets import repository
+    from exporter.checkpoints.hub import published_files
+
+    try:
+        published_files(repository("7b"), None)
+    except CheckpointError as error:
+        return report | {"reachable": False, "why": str(error)}
+    return report | {"reachable": True}
+
+
 def _abilities(versions: dict[str, str | None], gpu: str | None) -> list[tuple[str, bool, str]]:
     return [
         ("export checkpoints to ONNX", bool(versions["torch"] and versions["onnxscript"]), "scripts/setup"),
         ("read GGUF files", bool(versions["gguf"]), "scripts/setup"),
+        ("fetch published models (--size, ORG/NAME)", bool(versions["huggingface_hub"]), "pip install 'llama2trt[hub]'"),
         ("fuse and quantise graphs", bool(versions["onnxscript"] and versions["onnx-ir"]), "scripts/setup"),
         ("validate on the CPU", bool(versions["onnxruntime-gpu"] and versions["transformers"]), "scripts/setup"),
         ("build A100 engines without a GPU (TensorRT-RTX)", bool(versions["tensorrt-rtx-cu12"]), "pip install 'llama2trt[tensorrt-rtx]'"),

@@ -8,7 +8,7 @@ from pathlib import Path
 from artifact.io_spec import Dtype
 from artifact.progress import Progress, silent
 from artifact.steps import Outcome, Report, StepContext, check_belongs, run_step
-from exporter.checkpoints import Checkpoint, CheckpointRequest, open_request
+from exporter.checkpoints import Checkpoint, CheckpointRequest, open_request, pin_request
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ def export(
     Returns:
         The folder, and what was done.
     """
+    request = pin_request(request, progress=progress)
     checkpoint, artifact = resolve(request, out, options, force=force, progress=progress)
     return artifact, export_into(artifact, checkpoint, request, options, force=force, progress=progress)
 

@@ -19,7 +19,8 @@ def inspect(path: str, *, verify: bool = False, progress: Progress = silent) -> 
     """Describe whatever ``path`` is.
 
     Args:
-        path: an artifact folder, an ONNX file, a plan, or anything that ``export`` takes as a checkpoint.
+        path: an artifact folder, an ONNX file, a plan, or anything that ``export`` takes as a checkpoint or a size; nothing is downloaded of a
+            model on the hub.
         verify: re-hash every file of an artifact; ``passed`` says whether all are as recorded.
         progress: told what is being hashed.
 
@@ -115,9 +116,12 @@ def _plan(path: Path) -> Report:
 
 
 def _checkpoint(path: str, progress: Progress) -> Report:
-    from exporter.checkpoints import open_checkpoint
+    from commands.published import describe_published
+    from exporter.checkpoints import CheckpointRequest, open_request
 
-    checkpoint = open_checkpoint(path, progress=progress)
+    if (published := describe_published(path, progress)) is not None:
+        return published
+    checkpoint = open_request(CheckpointRequest(path), progress=progress)
     config: LlamaConfig = checkpoint.config
     return {
         "path": path,

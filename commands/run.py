@@ -13,7 +13,7 @@ from commands.build import BuildOptions, build, check_precision
 from commands.export import ExportOptions, export_into, resolve
 from commands.graphs import SCHEMES, fuse, quantize
 from commands.validate import ValidateOptions, validate
-from exporter.checkpoints import CheckpointRequest
+from exporter.checkpoints import CheckpointRequest, pin_request
 
 
 def run(
@@ -47,6 +47,7 @@ def run(
     wanted = tuple(dict.fromkeys(precisions)) or (exported.dtype,)
     for precision in wanted:
         check_precision(exported.dtype, precision)
+    request = pin_request(request, progress=progress)
     checkpoint, artifact = resolve(request, out, exported, force=force, progress=progress)
     with locked(artifact):
         outcomes = {"export": export_into(artifact, checkpoint, request, exported, force=force, progress=progress)}

@@ -70,6 +70,7 @@ def _engines(engines: list[Report]) -> Iterable[Sheet]:
     )
     yield Sheet("", columns, rows, numbers=True)
     for engine in engines:
+        yield from (Sheet(f"{engine['file']}: {note}") for note in engine["notes"])
         yield from _failures(engine["file"], engine["audit"]["checks"])
 
 
@@ -93,7 +94,10 @@ def _validate(report: Report) -> Iterable[Sheet]:
     for stage in report["stages"]:
         yield from _failures(stage["stage"], stage["checks"])
     for failed in report["checksums"]["failed"]:
-        yield Sheet(f"checksum: {failed.get('tensor') or failed['file']} in {failed['file']} is not what was written")
+        if failed.get("hint"):
+            yield Sheet(f"stale: {failed['step']} was made from another {failed['file']}; hint: {failed['hint']}")
+        else:
+            yield Sheet(f"checksum: {failed.get('tensor') or failed['file']} in {failed['file']} is not what was written")
     for item in report["not_run"]:
         yield Sheet(f"not run: {item['stage']}: {item['reason']}")
     yield Sheet(f"{report['verdict']} — {report['headline']}")
@@ -119,6 +123,9 @@ def _doctor(report: Report) -> Iterable[Sheet]:
     yield Sheet(f"Python {machine['python']}, {machine['cpu_cores']} cores, GPU: {machine['gpu'] or 'none'}")
     yield Sheet(f"memory {machine['memory_available_gib']} of {machine['memory_gib']} GiB free, disk {machine['disk_free_gib']} GiB free")
     yield Sheet(", ".join(f"{name} {version}" for name, version in report["versions"].items() if version))
+    hub = report["hub"]
+    answer = {None: "not asked (--hub asks)", True: "answers", False: hub["why"]}[hub["reachable"]]
+    yield Sheet(f"published models: {hub['cache']}; the hub: {'offline by HF_HUB_OFFLINE' if hub['offline'] else answer}")
     missing = [name for name, version in report["versions"].items() if not version]
     if missing:
         yield Sheet(f"not installed: {', '.join(missing)}")

@@ -53,7 +53,8 @@ def validate(artifact: Path, options: ValidateOptions, *, force: bool = True, pr
 def _reopen(moved_to: str | None, model: Report, progress: Progress) -> Checkpoint:
     """The checkpoint that the artifact was made from; the reference must not come from the artifact it judges."""
     request = CheckpointRequest.from_record(model.get("request", {"source": model["source"]}))
-    request = request if moved_to is None else replace(request, source=moved_to)
+    if moved_to not in (None, request.source):
+        request = replace(request, source=moved_to, revision=None)  # the revision is of where it was
     try:
         checkpoint = open_request(request, progress=progress)
     except CheckpointError as error:

@@ -12,8 +12,8 @@ from typing import Any
 
 import onnx_ir as ir
 
-from engines.graph_weights import Weight, find_weights, layer_by_label, weights_bytes
-from engines.kernel_source import kernel_source_bytes
+from engines.graph_weights import Weight, find_biases, find_weights, layer_by_label, weights_bytes
+from engines.kernel_source import read_kernel_sources, source_bytes
 from engines.plan_program import Constant, Program, read_programs
 from engines.weight_search import Copies, count_copies
 
@@ -22,6 +22,8 @@ ATTENTION_KERNELS = {"prefill": "_gemm_mha_v2", "decode": "_gemv_mha_v1"}
 BYTES_PER_WEIGHT = {"int8": (1.05, "int8 and its scales; 2 would be float16"), "fp16": (2.1, "float16, once; a second layout would show as 4")}
 """Precision → limit over all linears of that precision, and why."""
 PLAN_LIMIT = 1.06
+PLAN_TEXT, LAYER_TEXT = 3_500_000, 400_000
+"""What TensorRT-RTX 1.7.1 adds in text (programs and CUDA source), whatever the width: in any case, and for each layer. SmolLM2: 14.1 MB."""
 Check = dict[str, Any]
 
 
@@ -43,14 +45,19 @@ def audit_plan(plan: Path, graph_file: Path, *, precision: str, profiles: Sequen
     """
     graph = ir.load(graph_file).graph
     programs, weights = read_programs(plan), find_weights(graph)
-    copies = count_copies(plan, weights)
+    copies = count_copies(plan, [*weights, *find_biases(graph)])
     gated = precision != "fp32"
     per_weight, worst = bytes_per_weight(programs, weights, quantized=precision == "int8")
-    checks = [_all_found(copies), _once(copies, gated), *_attention(programs, profiles, layer_by_label(graph), layers, gated)]
+    checks = [_all_found(copies), _once(copies[: len(weights)], gated), *_attention(programs, profiles, layer_by_label(graph), layers, gated)]
+    if precision == "int8":
+        checks.append(_read_quantized(programs, weights))
     if precision in BYTES_PER_WEIGHT:
         limit, reason = BYTES_PER_WEIGHT[precision]
         checks.append(_check("bytes_per_weight", per_weight, limit, "<=", reason, where=worst))
-    checks += _plan_size(plan, programs, weights_bytes(graph), gated)
+    checks += [
+        _constant_bytes(programs, weights_bytes(graph), gated),
+        plan_bytes(plan, weights_bytes(graph), layers, gated=precision == "fp16"),
+    ]
     return {
         "kernels": dict(Counter(kernel.name for program in programs for kernel in program.kernels).most_common()),
         "kernels_by_profile": {name: _names(programs, index) for index, name in enumerate(profiles)},
@@ -81,7 +88,7 @@ def _constants(programs: Sequence[Program], labels: Sequence[str]) -> set[Consta
 
 def _all_found(copies: Sequence[Copies]) -> Check:
     missing = [found.name for found in copies if not found.total]
-    reason = "a sample of every linear's and the embedding's weight stands in the plan, as stored or transposed"
+    reason = "a sample of every linear's and the embedding's weight stands in the plan, as stored or transposed, and of every bias"
     return _check("weights_missing", len(missing), 0, "<=", reason, where=_first(missing))
 
 
@@ -90,6 +97,17 @@ def _once(copies: Sequence[Copies], gated: bool) -> Check:
     unpacked = "fp32 engines come from the unpacked graph, where each profile may keep its own layout"
     reason = "each profile may ask for its own layout of a weight; packed on a new axis, all agree" if gated else unpacked
     return _check("weights_stored_twice", len(twice), 0 if gated else None, "<=", reason, where=_first(twice))
+
+
+def _read_quantized(programs: Sequence[Program], weights: Sequence[Weight]) -> Check:
+    """How many quantised weights their own GEMM does not read in some profile: another kernel writes them out in float16 for it."""
+    written = [
+        weight.name
+        for weight in weights
+        if weight.quantized and any(sum(c.size_bytes for c in _constants([program], weight.linears)) < weight.parameters for program in programs)
+    ]
+    reason = "a weight that is written out in float16 before it is multiplied costs more memory traffic than a float16 engine"
+    return _check("weights_written_out", len(written), 0, "<=", reason, where=_first(written))
 
 
 def _attention(programs: Sequence[Program], profiles: Sequence[str], layer_of: Mapping[str, int], layers: int, gated: bool) -> list[Check]:
@@ -111,16 +129,23 @@ def _attention(programs: Sequence[Program], profiles: Sequence[str], layer_of: M
     return checks
 
 
-def _plan_size(plan: Path, programs: Sequence[Program], weights: int, gated: bool) -> list[Check]:
-    """The constants that the plan's programs name against the graph's, gated; and the whole file, shown."""
+def _constant_bytes(programs: Sequence[Program], weights: int, gated: bool) -> Check:
+    """The constants that the plan's programs name against the graph's."""
     constants = sum(constant.size_bytes for constant in {constant for program in programs for constant in program.constants})
-    size, source = plan.stat().st_size, kernel_source_bytes(plan)
     once = "the plan's constants ÷ the graph's: each weight in one layout for all profiles; plain packing gives 1.5"
-    whole = f"{size / 1e6:.1f} MB, of which {source / 1e6:.1f} MB are the kernels' CUDA source, about as much for a large model as for a small one"
-    return [
-        _check("constant_bytes_per_weight_byte", round(constants / weights, 4), PLAN_LIMIT if gated else None, "<=", once),
-        _check("plan_bytes_per_weight_byte", round(size / weights, 4), None, "<=", whole),
+    return _check("constant_bytes_per_weight_byte", round(constants / weights, 4), PLAN_LIMIT if gated else None, "<=", once)
+
+
+def plan_bytes(plan: Path, weights: int, layers: int, *, gated: bool) -> Check:
+    """The whole file against the graph's constants; asked for where the text that any such plan holds fits the limit."""
+    size, sources = plan.stat().st_size, read_kernel_sources(plan)
+    asked = gated and PLAN_TEXT + LAYER_TEXT * layers <= (PLAN_LIMIT - 1) * weights
+    repeated = [
+        f"{source.kernel} {source.copies} times" for source in sources if source.copies > 1 and source.kernel not in ATTENTION_KERNELS.values()
     ]
+    reason = f"{size / 1e6:.1f} MB, of which {source_bytes(sources) / 1e6:.1f} MB are the kernels' CUDA source; attention's is stored for every layer"
+    limit = PLAN_LIMIT if asked else None
+    return _check("plan_bytes_per_weight_byte", round(size / weights, 4), limit, "<=", reason, where=_first(repeated))
 
 
 def _names(programs: Sequence[Program], profile: int) -> dict[str, int]:

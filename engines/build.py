@@ -19,7 +19,7 @@ from engines.backends.tensorrt_rtx import TensorRTRTX
 from engines.engine_graph import write_engine_graph
 from engines.graph_weights import weights_bytes
 from engines.preflight import check_room
-from engines.profiles import default_length, make_profiles
+from engines.profiles import LEAST_ROWS, default_length, make_profiles
 from engines.targets import find_target
 
 logger = logging.getLogger(__name__)
@@ -53,7 +53,8 @@ def build_engine(
     model = read_manifest(step.artifact)["model"]
     config = LlamaConfig(**model["config"])
     length = default_length(config) if max_length is None else max_length
-    profiles = make_profiles(config, model["dtype"], max_batch=max_batch, max_length=length)
+    rows = max(max_batch, LEAST_ROWS.get(precision, 1))
+    profiles = make_profiles(config, model["dtype"], max_batch=rows, max_length=length)
     source = require(step.artifact, f"{stage}.onnx")
     with step.write(f"{stage}-engine.onnx") as graph_file:
         write_engine_graph(source, graph_file)
@@ -85,6 +86,7 @@ def build_engine(
         "compute_capability": ".".join(map(str, gpu.compute_capability)),
         "max_batch": max_batch,
         "max_length": length,
+        "notes": [f"the profiles admit {rows} rows: with 1, TensorRT-RTX would write every {precision} weight out at each step"] * (rows > max_batch),
     }
     report = {"engines": [entry], "passed": audit["audit"]["passed"]}
     _write_json(step, f"{folder}/build.json", report)

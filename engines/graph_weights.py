@@ -15,12 +15,12 @@ PASSED_THROUGH = ("Transpose", "DequantizeLinear", "Cast", "Identity")
 
 @dataclass(frozen=True)
 class Weight:
-    """A two-dimensional stored weight and the nodes that use it.
+    """A stored weight, or the bias of a linear, and the nodes that use it.
 
     Attributes:
         name: of the initializer.
         tensor: its bytes, mapped.
-        linears: names of the MatMul and Gemm nodes, as TensorRT prints them; empty for an embedding alone.
+        linears: names of the MatMul and Gemm nodes, as TensorRT prints them; empty for an embedding alone, and for a bias.
         quantized: int8 with a scale.
     """
 
@@ -68,6 +68,18 @@ def find_weights(graph: ir.Graph) -> list[Weight]:
         if tensor is not None and len(tensor.shape) == 2:
             weights.append(Weight(name, tensor, tuple(linears), quantized))
     return weights
+
+
+def find_biases(graph: ir.Graph) -> list[Weight]:
+    """The stored vectors that are added to what a linear gives, in graph order; one of zeros is left out, for a compiler may leave it out."""
+    found = []
+    for node in graph:
+        operands = [value for value in node.inputs if value is not None] if node.op_type == "Add" else []
+        producers = [value.producer() for value in operands]
+        if any(producer is not None and producer.op_type in ("MatMul", "Gemm") for producer in producers):
+            stored = [(str(value.name), value.const_value) for value in operands if value.is_initializer()]
+            found += [Weight(name, tensor, (), quantized=False) for name, tensor in stored if tensor is not None and len(tensor.shape) == 1]
+    return [bias for bias in found if bias.tensor.numpy().any()]
 
 
 def _weight_inputs(node: ir.Node) -> tuple[int, ...]:

@@ -43,10 +43,10 @@ class Attention(nn.Module):
         self.head_dim = config.head_dim
         self.n_groups = config.num_attention_heads // config.num_key_value_heads
         query, key_value = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
-        self.q_proj = nn.Linear(config.hidden_size, query, bias=False)
-        self.k_proj = nn.Linear(config.hidden_size, key_value, bias=False)
-        self.v_proj = nn.Linear(config.hidden_size, key_value, bias=False)
-        self.o_proj = nn.Linear(query, config.hidden_size, bias=False)
+        self.q_proj = nn.Linear(config.hidden_size, query, bias=config.attention_bias)
+        self.k_proj = nn.Linear(config.hidden_size, key_value, bias=config.attention_bias)
+        self.v_proj = nn.Linear(config.hidden_size, key_value, bias=config.attention_bias)
+        self.o_proj = nn.Linear(query, config.hidden_size, bias=config.attention_bias)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, past: Cache) -> tuple[Tensor, Cache]:
         """Attend to the past and to the new tokens.
@@ -86,9 +86,9 @@ class MLP(nn.Module):
 
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, S, E] → [B, S, E]."""

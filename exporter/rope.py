@@ -6,23 +6,95 @@ Source: RoFormer, arXiv:2104.09864 §3.2.2.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Mapping
+
 import torch
 from torch import Tensor
 
 from artifact.config import LlamaConfig
+from artifact.rope_scaling import RopeScaling
 
 
 def rotary_tables(config: LlamaConfig, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Cosine and sine of every position's angles.
+    """Cosine and sine of every position's angles, scaled as the model scales them.
 
     Returns:
         cos, sin: [max_position_embeddings, D/2] ``dtype``; angles in float32, then rounded, as Hugging Face does.
     """
-    exponents = torch.arange(0, config.head_dim, 2, dtype=torch.int64, device="cpu").float() / config.head_dim
-    inverse_frequencies = 1.0 / (config.rope_theta**exponents)
+    scaling = config.rope_scaling
+    attention_factor = 1.0 if scaling is None or scaling.attention_factor is None else scaling.attention_factor
     positions = torch.arange(config.max_position_embeddings, dtype=torch.float32, device="cpu")
-    angles = torch.outer(positions, inverse_frequencies)
-    return angles.cos().to(dtype), angles.sin().to(dtype)
+    angles = torch.outer(positions, inverse_frequencies(config))
+    return (angles.cos() * attention_factor).to(dtype), (angles.sin() * attention_factor).to(dtype)
+
+
+def inverse_frequencies(config: LlamaConfig) -> Tensor:
+    """Radians a position turns each pair by: [D/2] float32, falling from about 1; bit for bit what transformers computes."""
+    exponents = torch.arange(0, config.head_dim, 2, dtype=torch.int64, device="cpu").float() / config.head_dim
+    periods = config.rope_theta**exponents  # positions per radian
+    return 1.0 / periods if config.rope_scaling is None else SCALED[config.rope_scaling.rope_type](periods, config.rope_scaling, config)
+
+
+def _linear(periods: Tensor, scaling: RopeScaling, config: LlamaConfig) -> Tensor:
+    """Every frequency divided by one factor: positions are interpolated (arXiv:2306.15595)."""
+    return 1.0 / periods / _given(scaling.factor)
+
+
+def _dynamic(periods: Tensor, scaling: RopeScaling, config: LlamaConfig) -> Tensor:
+    """As they are: dynamic NTK changes them only for a text longer than max_position_embeddings, where the tables end."""
+    return 1.0 / periods
+
+
+def _llama3(periods: Tensor, scaling: RopeScaling, config: LlamaConfig) -> Tensor:
+    """Low frequencies divided by the factor, high ones kept, those between blended by how often they turn in the original length."""
+    factor, low, high = _given(scaling.factor), _given(scaling.low_freq_factor), _given(scaling.high_freq_factor)
+    length = _given(scaling.original_max_position_embeddings)
+    plain = 1.0 / periods
+    wavelengths = 2 * math.pi / plain
+    kept = (length / wavelengths - low) / (high - low)
+    blended = (1 - kept) * plain / factor + kept * plain
+    scaled = torch.where(wavelengths > length / low, plain / factor, blended)
+    return torch.where(wavelengths < length / high, plain, scaled)
+
+
+def _yarn(periods: Tensor, scaling: RopeScaling, config: LlamaConfig) -> Tensor:
+    """Interpolated and plain frequencies, blended by a ramp between two pairs (arXiv:2309.00071 §3.2)."""
+    length = _given(scaling.original_max_position_embeddings)
+    first, last = (_pair_that_turns(_given(turns), length, config) for turns in (scaling.beta_fast, scaling.beta_slow))
+    if scaling.truncate:
+        first, last = math.floor(first), math.ceil(last)
+    first, last = max(first, 0), min(last, config.head_dim - 1)
+    width = last - first if last != first else RAMP_OF_NO_WIDTH
+    ramp = ((torch.arange(config.head_dim // 2, dtype=torch.float32, device="cpu") - first) / width).clamp(0, 1)
+    kept = 1 - ramp
+    return 1.0 / (_given(scaling.factor) * periods) * (1 - kept) + 1.0 / periods * kept
+
+
+def _pair_that_turns(turns: float, length: float, config: LlamaConfig) -> float:
+    """Which pair (a fraction) turns so many times within ``length`` positions."""
+    return config.head_dim * math.log(length / (turns * 2 * math.pi)) / (2 * math.log(config.rope_theta))
+
+
+def _by_factors(periods: Tensor, scaling: RopeScaling, config: LlamaConfig) -> Tensor:
+    """Each frequency divided by its own factor."""
+    return 1.0 / (torch.tensor(scaling.frequency_factors, dtype=torch.float32, device="cpu") * periods)
+
+
+def _given(value: float | None) -> float:
+    assert value is not None  # every kind has its own numbers: artifact/rope_scaling.py
+    return value
+
+
+SCALED: Mapping[str, Callable[[Tensor, RopeScaling, LlamaConfig], Tensor]] = {
+    "linear": _linear,
+    "dynamic": _dynamic,
+    "llama3": _llama3,
+    "yarn": _yarn,
+    "longrope": _by_factors,
+}
+"""``rope_type`` → (positions per radian of the unscaled model [D/2], scaling, config) → radians per position [D/2]."""
+RAMP_OF_NO_WIDTH = 0.001
 
 
 def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

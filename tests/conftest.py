@@ -69,7 +69,8 @@ def write_checkpoint(folder: Path, *, seed: int = 0, **config: object) -> Path:
     tensors = {}
     for name, shape in tensor_shapes(LlamaConfig.from_hf(fields)).items():
         values = torch.randn(shape, generator=generator)
-        tensors[name] = (1 + 0.1 * values if len(shape) == 1 else values * shape[-1] ** -0.5).half()
+        spread = 0.3 if name.endswith(".bias") else 0.1
+        tensors[name] = (values * shape[-1] ** -0.5 if len(shape) > 1 else spread * values + (not name.endswith(".bias"))).half()
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(fields))
     return folder

@@ -6,6 +6,7 @@ A flipped bit can be smaller than float16's own noise, so no measurement would s
 from __future__ import annotations
 
 import hashlib
+import shlex
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -28,7 +29,7 @@ class ChecksumReport:
 
     Attributes:
         verified: tensors and files that are.
-        failed: file, tensor (None for a whole file), expected, got.
+        failed: file, tensor (None for a whole file), expected, got; where a step is stale also the step, and as hint the command that redoes it.
     """
 
     verified: int = 0
@@ -69,20 +70,30 @@ def verify_checksums(artifact: Path, manifest: Manifest, progress: Progress = si
     for file, hashes in _recorded(manifest).items():
         if file not in by_file:
             _verify_file(artifact, file, hashes, report)
-    _verify_lineage(manifest, report)
+    _verify_lineage(artifact, manifest, report)
     for path in sorted(artifact.glob("*.onnx")):
         if path.name not in _recorded(manifest):
             report.record(path.name, None, "recorded in manifest.json", "not recorded by any step")
     return report
 
 
-def _verify_lineage(manifest: Manifest, report: ChecksumReport) -> None:
+def _verify_lineage(artifact: Path, manifest: Manifest, report: ChecksumReport) -> None:
     """Every step read the files that are there now: an engine of yesterday's weights is not an engine of this model."""
     recorded = _recorded(manifest)
     for name, step in manifest["steps"].items():
         for file, sha256 in step["inputs"].items() if name != OWN_STEP else ():
             now = recorded.get(file, {sha256})
-            report.record(file, None, sha256 if sha256 in now else f"{sha256}, which {name} was made from", sha256 if sha256 in now else min(now))
+            if sha256 in now:
+                report.record(file, None, sha256, sha256)
+            else:
+                stale = {"file": file, "tensor": None, "expected": f"{sha256}, which {name} was made from", "got": min(now)}
+                report.failed.append(stale | {"step": name, "hint": command_of(artifact, name, step["options"])})
+
+
+def command_of(artifact: Path, step_id: str, options: Mapping[str, Any]) -> str:
+    """The command that does a recorded step again: its options are those of the command line."""
+    flags = [word for key, value in options.items() if value not in (None, False) for word in (f"--{key.replace('_', '-')}", str(value))]
+    return shlex.join(["python", "cli.py", step_id.split("-", maxsplit=1)[0], str(artifact), *(word for word in flags if word != "True")])
 
 
 def _read_list(artifact: Path, name: str, report: ChecksumReport) -> list[StoredTensor]:

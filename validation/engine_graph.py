@@ -18,9 +18,11 @@ from engines.engine_graph import gather_last_position
 from graphs.diff import compare_graphs, moved_weights
 from validation import metrics, tolerances
 from validation.graph_runner import GraphRunner, RowResult
+from validation.measurement import LastRows, StageMeasurement
 from validation.oracle import Oracle
 from validation.scenario_errors import compare_scenario
-from validation.stage import LastRows, StageMeasurement, last_rows, stage_entry
+from validation.stage import stage_entry
+from validation.structure import last_rows
 
 SCENARIOS = ("prefill", "chunked", "padded")
 """The 64 decode steps are left out: padded has 8 of its own."""

@@ -32,7 +32,7 @@ from validation.reference import Read, Reference, ReferenceRun
 FILE = "reports/floor.json"
 RULES = (
     "validation/floor.py", "validation/reference.py", "validation/metrics.py", "validation/scenarios.py", "validation/text.py",
-    "exporter/model.py", "exporter/rope.py", "artifact/config.py",
+    "exporter/model.py", "exporter/rope.py", "artifact/config.py", "artifact/rope_scaling.py",
 )  # fmt: skip
 """Source files that decide the floor."""
 STREAMED_ABOVE = 1_500_000_000
@@ -46,7 +46,7 @@ class Floor:
     Attributes:
         mean_abs: over positions and vocabulary of the main sequence; None where it can't be had, ``reason`` says why.
         max_abs: largest of the main sequence.
-        position_max: per sequence, the largest |error| of every position [L].
+        position_mean, position_max: per sequence, the mean and the largest |error| of every position [L].
         source: what was run.
         mean_kl: of the reference against transformers' float16 on all positions, nats: whether the reference is the right model at all; None where
             transformers was not run.
@@ -54,6 +54,7 @@ class Floor:
 
     mean_abs: float | None
     max_abs: float | None
+    position_mean: list[list[float]]
     position_max: list[list[float]]
     source: str
     reason: str | None = None
@@ -63,6 +64,15 @@ class Floor:
         """Largest error at each of some positions of a sequence; None where there is no floor."""
         return np.asarray(self.position_max[sequence])[positions] if self.position_max else None
 
+    def mean_at(self, sequence: int, positions: NDArray[np.int64]) -> float | None:
+        """Mean error at some positions of a sequence: what a part of a scenario is measured by; None where there is nothing to measure by."""
+        return float(np.asarray(self.position_mean[sequence])[positions].mean()) if self.mean_abs else None
+
+    @property
+    def missing(self) -> str:
+        """Why nothing can be a multiple of it."""
+        return "the floor is 0: float16 changes nothing on these tokens" if self.mean_abs == 0 else f"no floor: {self.reason}"
+
     def as_report(self) -> dict[str, Any]:
         """mean_abs, max_abs, mean_kl, source and reason."""
         return {key: getattr(self, key) for key in ("mean_abs", "max_abs", "mean_kl", "source", "reason")}
@@ -70,7 +80,7 @@ class Floor:
 
 def no_floor(reason: str, source: str = "not measured") -> Floor:
     """A floor that can't be had, or is not needed."""
-    return Floor(None, None, [], source, reason)
+    return Floor(None, None, [], [], source, reason)
 
 
 def measure_floor(step: StepContext, fingerprint: str, reference: Reference, sequences: Sequence[Ids], runs: Sequence[ReferenceRun]) -> Floor:
@@ -110,8 +120,8 @@ def compare(half: Sequence[NDArray[np.float32]], reference: Sequence[NDArray[np.
             return no_floor(f"float16 logits are not finite from position {first} of sequence {index} on: the model overflows float16", source)
     mean, largest = errors[0]
     kl = np.concatenate([metrics.kl_divergence(ours, theirs) for ours, theirs in zip(half, reference, strict=True)])
-    positions = [maximum.tolist() for _, maximum in errors]
-    return Floor(float(mean.mean()), float(largest.max()), positions, source, mean_kl=float(kl.mean()))
+    means, maxima = ([kind.tolist() for kind in kinds] for kinds in zip(*errors, strict=True))
+    return Floor(float(mean.mean()), float(largest.max()), means, maxima, source, mean_kl=float(kl.mean()))
 
 
 def transformers_logits(config: LlamaConfig, read: Read, sequences: Sequence[Ids], dtype: torch.dtype = torch.float16) -> list[NDArray[np.float32]]:
@@ -129,15 +139,20 @@ def streamed_logits(reference: Reference, sequences: Sequence[Ids]) -> list[NDAr
 
 
 class Float32Products(TorchFunctionMode):
-    """Compute matrix products of float16 tensors in float32 and round the result: what float16 hardware with float32 accumulators does."""
+    """Compute matrix products of float16 tensors, biases added, in float32 and round the result: what hardware with float32 accumulators does."""
 
     PRODUCTS = frozenset({torch.nn.functional.linear, torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__})
 
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Called by PyTorch instead of ``func``."""
         if func in self.PRODUCTS and args[0].dtype == torch.float16:
-            return func(args[0].float(), args[1].float()).half()
+            return func(*map(_as_float32, args), **{name: _as_float32(value) for name, value in (kwargs or {}).items()}).half()
         return func(*args, **(kwargs or {}))
+
+
+def _as_float32(operand: Any) -> Any:
+    """A tensor in float32; None, a linear's bias that is not there, stays."""
+    return operand.float() if isinstance(operand, torch.Tensor) else operand
 
 
 def _transformers_model(config: LlamaConfig, read: Read, dtype: torch.dtype) -> Any:

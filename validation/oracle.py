@@ -26,8 +26,8 @@ from validation.scenarios import Scenario, make_scenarios, split_sequences, toke
 from validation.text import Tokens, load_tokens
 
 logger = logging.getLogger(__name__)
-MAIN = 0
-"""Index of the main sequence; the padded row's is 1."""
+MAIN, PADDED = 0, 1
+"""Indices of the main sequence and of the padded row's."""
 
 
 @dataclass
@@ -97,7 +97,7 @@ def prepare_oracle(step: StepContext, checkpoint: Checkpoint, dtype: Dtype, *, t
     windows = perplexity.make_windows(loaded.ids, scored, size, loaded.bos) if loaded.kind == "text" else []
     reference = Reference(config, checkpoint.read)
     clock = _Clock()
-    runs = reference.run([main, short, *(window.inputs for window in windows)], keep_hidden={MAIN}, keep_cache={0, 1}, progress=step.progress)
+    runs = reference.run([main, short, *(window.inputs for window in windows)], keep_hidden={MAIN}, keep_cache={MAIN, PADDED}, progress=step.progress)
     window_runs = runs[2:]
     scores = perplexity.score(windows, lambda index: window_runs[index].logits()) if windows else None
     clock.lap("reference")

@@ -22,9 +22,10 @@ from validation import machine, tolerances
 from validation.checksums import verify_checksums
 from validation.engine_graph import measure_engine_graph
 from validation.engines import engine_entries, plans_not_run
+from validation.measurement import LastRows
 from validation.oracle import Oracle, prepare_oracle
 from validation.render import write_reports
-from validation.stage import LastRows, measure_stage
+from validation.stage import measure_stage
 
 SCHEMA = 1
 
@@ -73,7 +74,7 @@ def validate_artifact(
         "hashes": {f"{stage}.onnx": sha256_of(step.artifact / f"{stage}.onnx") for stage in chosen},
     }
     report |= {"passed": overall(report), "seconds": round(time.perf_counter() - start, 2)}
-    report |= {"verdict": verdict(report), "headline": headline(report, random_weights=checkpoint.format == "random")}
+    report |= {"verdict": verdict(report), "headline": headline(report, random_weights=checkpoint.format == "random", left_out=len(unknown))}
     report["seconds_by_part"] = seconds | oracle.seconds | {entry["stage"]: entry["seconds"] for entry in measured}
     finite: dict[str, Any] = without_nonfinite(report)
     write_reports(step, finite)
@@ -135,15 +136,23 @@ def verdict(report: dict[str, Any]) -> str:
     return f"{word}: {ran} of {ran + missing} stages ran{tail}" + (f", {missing} not run" if missing else "")
 
 
-def headline(report: dict[str, Any], *, random_weights: bool) -> str:
-    """What the report says, in one sentence: the first thing that does not match, or what was proven."""
+def headline(report: dict[str, Any], *, random_weights: bool, left_out: int = 0) -> str:
+    """What the report says, in one sentence: the first thing that does not match, or what was proven, and of what.
+
+    Args:
+        report: all but the headline.
+        random_weights: the checkpoint is not a trained one.
+        left_out: graphs that are there and were not run; where there are any, nothing is said of the artifact as a whole.
+    """
     if mismatch := _first_mismatch(report):
         return mismatch
     unjudged = [stage["stage"] for stage in report["stages"] if stage["passed"] is None]
     if unjudged:
         return f"{', '.join(unjudged)}: measured, not judged"
     unproven = _quality_unproven(report, random_weights=random_weights)
-    return f"structure proven, quality not: {unproven}" if unproven else "structure and quality proven"
+    subject = f" for {', '.join(stage['stage'] for stage in report['stages'])}" if left_out else ""
+    proven = f"structure proven{subject}, quality not: {unproven}" if unproven else f"structure and quality proven{subject}"
+    return proven + (f"; {left_out} graph{'s' if left_out > 1 else ''} not run" if left_out else "")
 
 
 def _quality_unproven(report: dict[str, Any], *, random_weights: bool) -> str | None:
@@ -176,6 +185,8 @@ def without_nonfinite(value: Any) -> Any:
 def _first_mismatch(report: dict[str, Any]) -> str | None:
     if failed := report["checksums"]["failed"]:
         first = failed[0]
+        if first.get("hint"):
+            return f"{first['step']} is stale, it was made from another {first['file']}; do it again: {first['hint']}"
         more = f" and {len(failed) - 1} more" if len(failed) > 1 else ""
         return f"stored bytes are not those that were written: {first['tensor'] or 'the file itself'} in {first['file']}{more}"
     if report["floor"]["check"]["passed"] is False:

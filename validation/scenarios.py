@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from itertools import groupby
+from operator import itemgetter
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,8 @@ from artifact.errors import ValidationError
 Ids = NDArray[np.int64]
 FULL, SHORTEST = 320, 20
 """Tokens of the main sequence, and the fewest that still make four different scenarios."""
+STEPS, PADDED_STEPS = 64, 8
+"""Tokens that are decoded one by one, alone and in the padded batch; fewer where the model is short."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,23 @@ class Call:
     input_ids: Ids
     attention_mask: Ids
     position_ids: Ids
+
+
+@dataclass(frozen=True)
+class Part:
+    """What is judged alone: one row of one kind of call, so that a fault there can't hide in the mean of the rest.
+
+    Attributes:
+        row: index in the batch.
+        name: ``prompt`` (the first call), ``chunk 2`` … (later calls of several tokens), ``steps`` (calls of one token, taken together).
+        positions: the row's token indices.
+        where: ``padded, row 1, steps``; the row is named where there are several.
+    """
+
+    row: int
+    name: str
+    positions: Ids
+    where: str
 
 
 @dataclass(frozen=True)
@@ -62,6 +82,29 @@ class Scenario:
         """Real positions of all rows."""
         return sum(len(row) for row in self.rows)
 
+    def parts(self) -> Iterator[Part]:
+        """The parts of every row, padding left out; a call that is padding alone is no part of its row."""
+        for row, pad in enumerate(self.pads):
+            for name, start, end in self._spans():
+                positions = np.arange(max(start - pad, 0), end - pad, dtype=np.int64)
+                if len(positions):
+                    yield Part(row, name, positions, f"{self.name}, row {row}, {name}" if len(self.rows) > 1 else f"{self.name}, {name}")
+
+    def is_new(self, positions: Ids) -> NDArray[np.bool_]:
+        """Which positions of a row the scenario's means are about: of one unpadded row, those computed from a cache, where there are any."""
+        alone = len(self.rows) == 1 and len(self.chunks) > 1
+        new: NDArray[np.bool_] = positions >= (self.chunks[0] if alone else 0)
+        return new
+
+    def _spans(self) -> Iterator[tuple[str, int, int]]:
+        """(name, first column, end column): the first call, every later call of several tokens, every run of calls of one token."""
+        kinds = ["prompt" if call == 0 else "steps" if size == 1 else f"chunk {call + 1}" for call, size in enumerate(self.chunks)]
+        start = 0
+        for name, calls in groupby(zip(kinds, self.chunks, strict=True), key=itemgetter(0)):
+            end = start + sum(size for _, size in calls)
+            yield name, start, end
+            start = end
+
     def last_positions(self, row: int) -> Ids:
         """The row's real position in the last column of each call."""
         columns = np.cumsum(self.chunks) - 1 - self.pads[row]
@@ -88,13 +131,14 @@ def scenario_lengths(config: LlamaConfig) -> dict[str, int]:
     main = min(FULL, config.max_position_embeddings)
     if main < SHORTEST:
         raise ValidationError(f"max_position_embeddings is {main}; the four scenarios need at least {SHORTEST} positions")
+    prompt = main - min(STEPS, main // 2)
     return {
         "main": main,
-        "prompt": main * 4 // 5,  # 256 of 320; the rest is decoded one by one
+        "prompt": prompt,  # 256 of 320; the rest is decoded one by one
         "first_chunk": main * 5 // 16,  # 100, 156, 64: none a power of two times another
         "second_chunk": main * 39 // 80,
-        "padded_decode": max(1, main // 40),  # 8
-        "short": main * 19 // 40,  # 152, the prompt of the padded row
+        "padded_decode": min(PADDED_STEPS, main // 10),
+        "short": prompt * 19 // 32,  # 152, the prompt of the padded row
     }
 
 
@@ -126,8 +170,3 @@ def make_scenarios(config: LlamaConfig, main: Ids, short: Ids) -> tuple[Scenario
 
 def _with_bos(tokens: Ids, bos: int | None) -> Ids:
     return tokens if bos is None else np.concatenate(([bos], tokens[:-1])).astype(np.int64)
-
-
-def describe(scenario: Scenario) -> dict[str, Any]:
-    """Name and size of a scenario for the report."""
-    return {"scenario": scenario.name, "positions": scenario.positions, "calls": len(scenario.chunks)}

@@ -12,6 +12,10 @@ from artifact.layout import EMBEDDING, LM_HEAD, layer_of, tensor_shapes
 NOT_WEIGHTS = re.compile(r"(.*\.)?(rotary_emb\.inv_freq|rope\.freqs)|rope_freqs\.weight")
 """Tables that follow from the config, stored by older exporters (they are in the published Llama 2 files)."""
 
+TIED = 'a model that uses its embedding as lm_head says so in its config: "tie_word_embeddings": true'
+BIASED = 'a model with biases says so in its config: "attention_bias": true, "mlp_bias": true'
+PARTLY_BIASED = "a Llama has a bias on all four linears of attention or on none, and on all three of the MLP or on none"
+
 NAMED = 5
 """How many tensors a message names before it counts the rest."""
 
@@ -66,14 +70,15 @@ def _check_names(expected: Mapping[str, object], weights: Mapping[str, object]) 
     missing = [name for name in expected if name not in weights]
     extra = sorted(name for name in weights if name not in expected)
     if missing:
-        tied = 'a model that uses its embedding as lm_head says so in its config: "tie_word_embeddings": true'
-        hint = tied if missing == [LM_HEAD] else "download the checkpoint again; a file may be missing"
+        hint = TIED if missing == [LM_HEAD] else PARTLY_BIASED if _biases(missing) else "download the checkpoint again; a file may be missing"
         raise CheckpointError(f"missing {_listed(missing)}" + (f"; extra {_listed(extra)}" if extra else ""), hint=hint)
     if extra:
-        raise CheckpointError(
-            f"extra {_listed(extra)}: not a weight of a Llama with this config",
-            hint="biases, adapters and other architectures are not supported; merge or remove them first",
-        )
+        hint = BIASED if _biases(extra) else "adapters and other architectures are not supported; merge or remove them first"
+        raise CheckpointError(f"extra {_listed(extra)}: not a weight of a Llama with this config", hint=hint)
+
+
+def _biases(names: Iterable[str]) -> bool:
+    return all(name.endswith(".bias") for name in names)
 
 
 def _check_shapes(expected: Mapping[str, tuple[int, ...]], weights: Mapping[str, tuple[int, ...]]) -> None:

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from artifact.config import LlamaConfig
 from artifact.errors import CheckpointError
+from exporter.checkpoints import gguf_rope
+from exporter.checkpoints.gguf_rope import shortest
 
 USED = frozenset(
     {
         *("block_count", "context_length", "embedding_length", "feed_forward_length", "vocab_size", "rope.dimension_count", "rope.freq_base"),
         *("attention.head_count", "attention.head_count_kv", "attention.key_length", "attention.value_length"),
         "attention.layer_norm_rms_epsilon",
+        *gguf_rope.USED,
     }
 )
 REFUSED: Mapping[str, tuple[Any, ...]] = {
-    "rope.scaling.type": ("none",),
-    "rope.scaling.factor": (1.0, 0.0),
-    "rope.scale_linear": (1.0,),
+    **gguf_rope.REFUSED,
     "expert_count": (0,),
     "attention.sliding_window": (0,),
     "attention.causal": (True,),
@@ -31,9 +31,11 @@ REFUSED: Mapping[str, tuple[Any, ...]] = {
     "logit_scale": (1.0,),
 }
 """Keys (after ``llama.``) that change the model, with the values that leave it as it is."""
-HARMLESS = frozenset({"expert_used_count", "rope.scaling.original_context_length", "rope.scaling.finetuned", "tensor_data_layout"})
+HARMLESS = frozenset({"expert_used_count", "rope.scaling.finetuned", "tensor_data_layout"})
 """Keys that say nothing once the ones above are accepted; ``tensor_data_layout`` describes the interleaved rows that every Llama GGUF has."""
 TIED_BY = "output.weight"
+ATTENTION_BIAS, MLP_BIAS = re.compile(r"blk\.\d+\.attn_(q|k|v|output)\.bias"), re.compile(r"blk\.\d+\.ffn_(gate|up|down)\.bias")
+"""No key says that a model has biases: one of them means that all are there, which is checked with the other tensors."""
 
 
 def config_from_gguf(metadata: Mapping[str, Any], tensors: Mapping[str, Any]) -> tuple[LlamaConfig, list[str]]:
@@ -41,7 +43,7 @@ def config_from_gguf(metadata: Mapping[str, Any], tensors: Mapping[str, Any]) ->
 
     Args:
         metadata: plain values by GGUF key.
-        tensors: GGUF tensor names; the embedding is tied where ``output.weight`` is not among them. Values have a ``shape``.
+        tensors: GGUF tensor names; the embedding is tied where ``output.weight`` is not among them, biases are there or not. Values have a ``shape``.
 
     Raises:
         CheckpointError: another architecture, a missing key, or a value that changes the model and is not supported.
@@ -55,6 +57,7 @@ def config_from_gguf(metadata: Mapping[str, Any], tensors: Mapping[str, Any]) ->
     keys = {key.removeprefix("llama."): value for key, value in metadata.items() if key.startswith("llama.")}
     _refuse(keys)
     heads, hidden_size = _required(keys, "attention.head_count"), _required(keys, "embedding_length")
+    context_length = _required(keys, "context_length")
     config = LlamaConfig(
         hidden_size=hidden_size,
         intermediate_size=_required(keys, "feed_forward_length"),
@@ -63,10 +66,13 @@ def config_from_gguf(metadata: Mapping[str, Any], tensors: Mapping[str, Any]) ->
         num_key_value_heads=_required(keys, "attention.head_count_kv") if "attention.head_count_kv" in keys else heads,
         head_dim=_head_dim(keys, hidden_size, heads),
         vocab_size=_vocab_size(metadata, keys, tensors),
-        max_position_embeddings=_required(keys, "context_length"),
-        rms_norm_eps=_shortest(keys.get("attention.layer_norm_rms_epsilon", 1e-6)),
-        rope_theta=_shortest(keys.get("rope.freq_base", 10000.0)),
+        max_position_embeddings=context_length,
+        rms_norm_eps=shortest(keys.get("attention.layer_norm_rms_epsilon", 1e-6)),
+        rope_theta=shortest(keys.get("rope.freq_base", 10000.0)),
         tie_word_embeddings=TIED_BY not in tensors,
+        attention_bias=any(ATTENTION_BIAS.fullmatch(name) for name in tensors),
+        mlp_bias=any(MLP_BIAS.fullmatch(name) for name in tensors),
+        rope_scaling=gguf_rope.scaling_from_keys(keys, context_length),
         bos_token_id=metadata.get("tokenizer.ggml.bos_token_id"),
         eos_token_id=metadata.get("tokenizer.ggml.eos_token_id"),
     )
@@ -95,11 +101,6 @@ def _vocab_size(metadata: Mapping[str, Any], keys: Mapping[str, Any], tensors: M
     if "token_embd.weight" in tensors:
         return int(tensors["token_embd.weight"].shape[0])
     return len(metadata.get("tokenizer.ggml.tokens", ()))
-
-
-def _shortest(value: float) -> float:
-    """The decimal number that a float32 was written as: 9.999999747378752e-06 → 1e-05."""
-    return float(str(np.float32(value)))
 
 
 def _required(keys: Mapping[str, Any], key: str) -> int:

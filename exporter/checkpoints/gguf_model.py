@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from torch import Tensor
 from artifact.config import LlamaConfig
 from artifact.errors import CheckpointError
 from artifact.layout import EMBEDDING, FINAL_NORM, LM_HEAD, layer_prefix
+from exporter.checkpoints import gguf_rope
 from exporter.checkpoints.census import check_tensors
 from exporter.checkpoints.file_tensor import AGAIN, TORCH_DTYPES, FileTensor
 from exporter.checkpoints.fingerprint import fingerprint_files, state_of
@@ -23,6 +24,7 @@ from exporter.checkpoints.gguf_config import config_from_gguf
 from exporter.checkpoints.gguf_header import GgufHeader, GgufTensor, read_gguf_header
 from exporter.checkpoints.gguf_tokenizer import tokenizer_files
 from exporter.checkpoints.protocol import Write, folder_name
+from exporter.checkpoints.vocabulary import model_notes
 
 SHARED_NAMES = {"token_embd.weight": EMBEDDING, "output_norm.weight": FINAL_NORM, "output.weight": LM_HEAD}
 LAYER_NAMES = {
@@ -36,8 +38,7 @@ LAYER_NAMES = {
     "attn_norm": "input_layernorm",
     "ffn_norm": "post_attention_layernorm",
 }
-INTERLEAVED = (".self_attn.q_proj.weight", ".self_attn.k_proj.weight")
-ROPE_FACTORS = "rope_freqs.weight"
+INTERLEAVED = tuple(f".self_attn.{name}_proj.{kind}" for name in "qk" for kind in ("weight", "bias"))
 CHUNK_ELEMENTS = 1 << 20
 """Elements dequantised at once: small enough to stay in the cache, and the temporaries out of the memory peak."""
 
@@ -97,10 +98,10 @@ def open_gguf(path: Path, *, source: str | None = None, name: str | None = None)
     path = path.resolve()
     header = read_gguf_header(path)
     config, unknown = config_from_gguf(header.metadata, header.tensors)
+    config, rope_notes = _with_rope_factors(config, header)
     stored = {huggingface_name(gguf_name): tensor for gguf_name, tensor in header.tensors.items()}
     shapes, dropped = check_tensors(config, {key: tensor.shape for key, tensor in stored.items()}, equal=lambda ours, theirs: False)
     _check_types(stored, shapes)
-    _check_rope_factors(path, stored)
     tokenizer, notes = tokenizer_files(header.metadata)
     return GgufCheckpoint(
         source=source or str(path),
@@ -113,7 +114,7 @@ def open_gguf(path: Path, *, source: str | None = None, name: str | None = None)
         dtypes={key: stored[key].type.name for key in shapes},
         dropped=dropped,
         unknown_config_keys=unknown,
-        notes=notes,
+        notes=[*rope_notes, *model_notes(config, len(header.metadata.get("tokenizer.ggml.tokens", ())) or None), *notes],
         fingerprint=_fingerprint(header),
         state=state_of([path]),
     )
@@ -121,9 +122,9 @@ def open_gguf(path: Path, *, source: str | None = None, name: str | None = None)
 
 def huggingface_name(name: str) -> str:
     """`blk.3.attn_q.weight` → `model.layers.3.self_attn.q_proj.weight`; a name that no table has stays, and is an extra tensor."""
-    match = re.fullmatch(r"blk\.(\d+)\.(\w+)\.weight", name)
+    match = re.fullmatch(r"blk\.(\d+)\.(\w+)\.(weight|bias)", name)
     if match and match[2] in LAYER_NAMES:
-        return f"{layer_prefix(int(match[1]))}.{LAYER_NAMES[match[2]]}.weight"
+        return f"{layer_prefix(int(match[1]))}.{LAYER_NAMES[match[2]]}.{match[3]}"
     return SHARED_NAMES.get(name, name)
 
 
@@ -131,13 +132,13 @@ def deinterleave(weight: Tensor, head_dim: int) -> Tensor:
     """Undo GGUF's row order of q and k: pairs (0, 1), (2, 3), … of a head become (0, D/2), (1, D/2 + 1), ….
 
     Args:
-        weight: [heads·D, in], rows 2i and 2i + 1 of a head rotate together.
+        weight: [heads·D, in] or a bias [heads·D], rows 2i and 2i + 1 of a head rotate together.
         head_dim: D.
 
     Returns:
-        [heads·D, in], rows i and i + D/2 of a head rotate together (Hugging Face's half-split layout).
+        The same shape, rows i and i + D/2 of a head rotate together (Hugging Face's half-split layout).
     """
-    pairs = weight.reshape(-1, head_dim // 2, 2, weight.shape[1])  # [heads, D/2, 2, in]
+    pairs = weight.reshape(-1, head_dim // 2, 2, *weight.shape[1:])  # [heads, D/2, 2, in]
     return pairs.transpose(1, 2).flatten(0, 2)
 
 
@@ -164,7 +165,7 @@ def load_tensor(path: Path, tensor: GgufTensor) -> Tensor:
     return torch.from_numpy(output)
 
 
-def _check_types(stored: Mapping[str, GgufTensor], names: Mapping[str, object]) -> None:
+def _check_types(stored: Mapping[str, GgufTensor], names: Iterable[str]) -> None:
     for name in names:
         kind = stored[name].type
         try:
@@ -173,10 +174,13 @@ def _check_types(stored: Mapping[str, GgufTensor], names: Mapping[str, object]) 
             raise CheckpointError(f"tensor {name} is stored as {kind.name}, which the gguf package can't dequantise") from error
 
 
-def _check_rope_factors(path: Path, stored: Mapping[str, GgufTensor]) -> None:
-    """Llama 3.1 files carry their rope scaling in this tensor alone; dropping it would be another model."""
-    if ROPE_FACTORS in stored and not bool((load_tensor(path, stored[ROPE_FACTORS]) == 1).all()):
-        raise CheckpointError(f"{path.name}: {ROPE_FACTORS} scales the rotary frequencies (rope_type 'llama3'); rope scaling is not supported")
+def _with_rope_factors(config: LlamaConfig, header: GgufHeader) -> tuple[LlamaConfig, list[str]]:
+    """Llama 3.1 files carry their rope scaling in this tensor alone; without it, it would be another model."""
+    tensor = header.tensors.get(gguf_rope.TENSOR)
+    if tensor is None:
+        return config, []
+    _check_types({gguf_rope.TENSOR: tensor}, (gguf_rope.TENSOR,))
+    return gguf_rope.with_frequency_factors(config, load_tensor(header.path, tensor).float())
 
 
 def _fingerprint(header: GgufHeader) -> str:

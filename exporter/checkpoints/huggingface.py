@@ -20,6 +20,7 @@ from exporter.checkpoints.fingerprint import fingerprint_files, state_of
 from exporter.checkpoints.protocol import Write, folder_name
 from exporter.checkpoints.quantised import refuse_quantised_config, refuse_quantised_tensors
 from exporter.checkpoints.shards import form_of, inside, open_shards
+from exporter.checkpoints.vocabulary import model_notes, tokenizer_size
 
 CONFIG = "config.json"
 SIDECARS = (
@@ -94,11 +95,15 @@ def open_huggingface(folder: Path) -> HuggingFaceCheckpoint:
         dtypes={name: files[name].tensors[name].dtype for name in shapes},
         dropped=dropped,
         unknown_config_keys=unknown_keys(raw),
-        notes=[] if any((folder / name).is_file() for name in TOKENIZERS) else [NO_TOKENIZER],
+        notes=[*model_notes(config, tokenizer_size(folder)), *_tokenizer_notes(folder)],
         fingerprint=_fingerprint(raw, files),
         state=state_of([*(file.path for file in files.values()), *(folder / name for name in (CONFIG, *SIDECARS) if (folder / name).is_file())]),
         format=form_of(folder).name,
     )
+
+
+def _tokenizer_notes(folder: Path) -> list[str]:
+    return [] if any((folder / name).is_file() for name in TOKENIZERS) else [NO_TOKENIZER]
 
 
 def read_config(folder: Path) -> dict[str, Any]:

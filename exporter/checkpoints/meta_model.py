@@ -22,6 +22,7 @@ from exporter.checkpoints.meta_config import PARAMS, config_from_meta, read_para
 from exporter.checkpoints.meta_parts import MergedTensor, merge_parts, open_parts
 from exporter.checkpoints.protocol import Write, folder_name
 from exporter.checkpoints.shards import inside
+from exporter.checkpoints.vocabulary import model_notes, tokenizer_size
 
 SHARED_NAMES = {"tok_embeddings.weight": EMBEDDING, "norm.weight": FINAL_NORM, "output.weight": LM_HEAD}
 LAYER_NAMES = {
@@ -118,7 +119,7 @@ def open_meta(folder: Path, *, size: str | None = None) -> MetaCheckpoint:
         dtypes={name: tensors[name].pieces[0].dtype for name in shapes},
         dropped=dropped,
         unknown_config_keys=unknown_params(params),
-        notes=notes if tokenizer else [*notes, NO_TOKENIZER],
+        notes=[*notes, *model_notes(config, tokenizer_size(tokenizer.parent) if tokenizer else None), *([] if tokenizer else [NO_TOKENIZER])],
         fingerprint=fingerprint_files(json.dumps([params, config.max_position_embeddings], sort_keys=True).encode(), spans),
         state=state_of([*(part.path for part in parts), folder / PARAMS, *([tokenizer] if tokenizer else [])]),
     )

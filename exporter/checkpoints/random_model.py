@@ -7,7 +7,6 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from importlib import import_module
 from math import prod, sqrt
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from torch import Tensor
 from artifact.config import LlamaConfig, unknown_keys
 from artifact.errors import CheckpointError
 from artifact.layout import EMBEDDING, tensor_shapes
+from artifact.presets import preset
 from exporter.checkpoints.huggingface import read_config_file
 from exporter.checkpoints.protocol import Write, folder_name
 from exporter.checkpoints.random_values import fill, normal_table, stream
@@ -81,6 +81,7 @@ def open_random(source: str, *, size: str | None = None, config: Path | None = N
 
     Raises:
         CheckpointError: the seed is no whole number, or there is no shape, or two.
+        UsageError: no such size.
     """
     match = SOURCE.fullmatch(source)
     if match is None:
@@ -89,8 +90,7 @@ def open_random(source: str, *, size: str | None = None, config: Path | None = N
         raise CheckpointError(f"{source}: random weights need one shape", hint="--size 7b, or --config FILE with a config.json")
     seed = int(match[1] or 0)
     raw = read_config_file(config) if config is not None else {}
-    # artifact.presets is looked up by name: it holds the published shapes
-    shape: LlamaConfig = LlamaConfig.from_hf(raw) if config is not None else import_module("artifact.presets").preset(size)
+    shape = preset(size) if size is not None else LlamaConfig.from_hf(raw)
     shapes = tensor_shapes(shape)
     identity = hashlib.sha256(json.dumps([RECIPE, seed, asdict(shape)], sort_keys=True).encode()).hexdigest()
     return RandomCheckpoint(

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from artifact.errors import UsageError
+from artifact.presets import PRESETS, repository
+
+RANDOM = re.compile(r"random(:\d+)?")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_FILES = frozenset({".gguf", ".safetensors", ".bin", ".pth", ".json", ".onnx", ".plan"})
+"""What ends so is a file that is not there, and no model on the hub."""
 
 
 @dataclass(frozen=True)
@@ -36,3 +45,41 @@ class CheckpointRequest:
         """The request that ``as_record`` wrote."""
         paths = {name: Path(record[name]) for name in ("config", "lora") if name in record}
         return cls(**{**record, **paths})
+
+    @property
+    def is_random(self) -> bool:
+        """Whether weights are made up: ``random`` or ``random:SEED``."""
+        return self.source is not None and RANDOM.fullmatch(self.source) is not None
+
+    def check(self) -> None:
+        """Refuse options that don't go together, before anything is opened.
+
+        Raises:
+            UsageError: names the option that is missing or too many.
+        """
+        if self.size is not None and self.size not in PRESETS:
+            raise UsageError(f"--size {self.size!r} is not a published size", hint=f"one of: {' '.join(PRESETS)}")
+        if self.config is not None and not self.is_random:
+            raise UsageError("--config says the shape of random weights, and nothing else", hint="--checkpoint random --config FILE")
+        if self.is_random and (self.size is None) == (self.config is None):
+            raise UsageError(f"--checkpoint {self.source} needs a shape, and one only", hint="--size 7b, or --config FILE")
+        of_hub = self.size is not None if self.source is None else hub_id(self.source) is not None
+        if self.revision is not None and not of_hub:
+            raise UsageError("--revision is of a model on the hub", hint="--size 7b or --checkpoint ORG/NAME goes with it")
+
+    def repository(self) -> str | None:
+        """The model on the hub that is meant; None where something else is.
+
+        Raises:
+            CheckpointError: a size that has none.
+        """
+        if self.source is not None:
+            return hub_id(self.source)
+        return repository(self.size) if self.size is not None else None
+
+
+def hub_id(source: str) -> str | None:
+    """The text itself where it names a model on the hub: ``ORG/NAME``, and nothing of that name is here."""
+    if not _HUB_ID.fullmatch(source) or ".." in source or Path(source).suffix.lower() in _FILES or Path(source).exists():
+        return None
+    return source

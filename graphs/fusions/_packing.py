@@ -1,4 +1,4 @@
-"""Linears that read one input, and the proof that their weights are one: rows that lie next to each other in one file.
+"""Linears that read one input, and the proof that their weights (and biases) are one: rows that lie next to each other in one file.
 
 A packed weight is a wider view of the same bytes. It is split on a new axis, never by slicing the last one: a two-profile plan would store a sliced
 GEMM's weight twice.
@@ -17,44 +17,61 @@ from graphs.fusions._rule import Objection
 from graphs.fusions._values import in_module, last_size, rank, sizes
 
 TURNED = (1, 0)
-WEIGHT = ".weight"
+WEIGHT, BIAS = ".weight", ".bias"
 
 
-def packing_objections(x: ir.Value, weights: Sequence[ir.Value], packed: str) -> Iterator[Objection]:
-    """Why weights [out, in] of linears that read ``x`` are not one packed weight; the first objection is the reason."""
+def packing_objections(x: ir.Value, weights: Sequence[ir.Value], packed: str, biases: Sequence[ir.Value] = ()) -> Iterator[Objection]:
+    """Why weights [out, in] of linears that read ``x``, and biases [out], are not one packed weight and bias; the first objection is the reason."""
     if rank(x) != 3:
         yield "the input is not [B, S, E]", x
     for weight in weights:
         if not isinstance(weight.const_value, ir.ExternalTensor) or rank(weight) != 2 or last_size(weight) != last_size(x):
             yield f"{weight.name} is not a weight [out, in] stored outside the graph", weight
-    if len({weight.dtype for weight in weights}) != 1:
-        yield f"{_names(weights)} are not of one dtype", weights[0]
-    for first, second in pairwise(weights):
+    for bias, weight in zip(biases, weights, strict=False):
+        if not isinstance(bias.const_value, ir.ExternalTensor) or sizes(bias) != (sizes(weight) or ())[:1]:
+            yield f"{bias.name} is not a bias [out] stored outside the graph", bias
+    yield from _one_tensor_objections(weights, packed, WEIGHT)
+    if biases:
+        yield from _one_tensor_objections(biases, packed, BIAS)
+        if packed_module(weights, packed) != packed_module(biases, packed, BIAS):
+            yield f"{_names(biases)} are not the biases of {_names(weights)}", biases[0]
+
+
+def _one_tensor_objections(parts: Sequence[ir.Value], packed: str, suffix: str) -> Iterator[Objection]:
+    if len({part.dtype for part in parts}) != 1:
+        yield f"{_names(parts)} are not of one dtype", parts[0]
+    for first, second in pairwise(parts):
         if _end(first) != _start(second):
-            yield f"{second.name} does not lie behind {first.name}: {_place(first)}, {_place(second)}; a packed weight would be a copy", second
-    if packed_module(weights, packed) is None:
-        yield f"{_names(weights)} are not named {', '.join(PACKED[packed])} of one layer", weights[0]
+            kind = suffix.removeprefix(".")
+            yield f"{second.name} does not lie behind {first.name}: {_place(first)}, {_place(second)}; a packed {kind} would be a copy", second
+    if packed_module(parts, packed, suffix) is None:
+        yield f"{_names(parts)} are not named {', '.join(PACKED[packed])} of one layer", parts[0]
 
 
-def packed_module(weights: Sequence[ir.Value], packed: str) -> str | None:
-    """Module path of the packed projection (`model.layers.3.self_attn.qkv_proj`), None where the weights have other names or another order."""
+def packed_module(parts: Sequence[ir.Value], packed: str, suffix: str = WEIGHT) -> str | None:
+    """Module path of the packed projection (`model.layers.3.self_attn.qkv_proj`), None where its parts have other names or another order."""
     prefixes: set[str | None] = set()
-    for weight, member in zip(weights, PACKED[packed], strict=True):
-        prefix, found, rest = (weight.name or "").rpartition(f"{member}{WEIGHT}")
+    for part, member in zip(parts, PACKED[packed], strict=True):
+        prefix, found, rest = (part.name or "").rpartition(f"{member}{suffix}")
         prefixes.add(prefix if found and not rest else None)
     layer = prefixes.pop()
     return None if layer is None or prefixes else layer + packed
 
 
-def packed_linear(op: Any, x: ir.Value, weights: Sequence[ir.Value], packed: str) -> ir.Value:
-    """One linear for several: MatMul(x, Transpose(weight [sum of outs, in])) [B, S, sum of outs]."""
+def packed_linear(op: Any, x: ir.Value, weights: Sequence[ir.Value], packed: str, biases: Sequence[ir.Value] = ()) -> ir.Value:
+    """One linear for several: MatMul(x, Transpose(weight [sum of outs, in])) [B, S, sum of outs], and Add(bias) where they have biases."""
     module, rows = packed_module(weights, packed), sum(int((sizes(weight) or (0,))[0] or 0) for weight in weights)
     columns, dtype = last_size(weights[0]), weights[0].dtype
     assert module is not None
     assert dtype is not None
+    shape = (*(sizes(x) or ())[:2], rows)
     weight = op.initializer(_joined(weights, f"{module}{WEIGHT}", (rows, columns)))
     turned = in_module(op.Transpose(weight, perm=TURNED), module, dtype, (columns, rows))
-    return in_module(op.MatMul(x, turned), module, dtype, (*(sizes(x) or ())[:2], rows))
+    product = in_module(op.MatMul(x, turned), module, dtype, shape)
+    if not biases:
+        return product
+    bias = op.initializer(_joined(biases, f"{module}{BIAS}", (rows,)))
+    return in_module(op.Add(product, bias), module, dtype, shape)
 
 
 def _joined(weights: Sequence[ir.Value], name: str, shape: tuple[Any, ...]) -> ir.ExternalTensor:

@@ -3,6 +3,8 @@
 Before:  MatMul(query, Transpose(K)) ─ Where(mask, ·, finfo.min) ─ Cast(float32)? ─ Softmax ─ Cast(back)? ─ MatMul(V)
          K, V = key, value [B, K, T, D], or each head repeated: Unsqueeze(2) ─ Expand ─ Reshape [B, H, T, D]
 After:   Attention(query [B, H, S, D], key, value, mask bool [B, 1, S, T], scale=1.0)
+         key, value = K, V; grouped ones (K < H) behind a Reshape [0, 0, 0, 0], which changes nothing: without it TensorRT's prefill kernel is
+         not told of the groups and reads keys and values that another kernel repeats for it, H / K times the memory (docs/adr/007)
 
 The query comes scaled: with another scale ONNX multiplies query and key by its root, and TensorRT then rescales the whole cache.
 softmax_precision stays unset: TensorRT refuses it, and its kernels accumulate in float32 anyway. A fully masked row (uniform before, zeros
@@ -20,7 +22,7 @@ import onnx_ir as ir
 from onnxscript.rewriter.pattern import RewriteRuleSet
 
 from graphs.fusions._rule import FusionRule, Objection
-from graphs.fusions._values import Shape, cast_to, in_module, is_last_axis, module_of, numbers, producer, rank, scalar, sizes
+from graphs.fusions._values import Shape, cast_to, in_module, is_last_axis, module_of, numbers, producer, rank, scalar, shape_constant, sizes
 
 HEADS_RANK = 4
 SMALLEST = {ir.DataType.FLOAT: float(np.finfo(np.float32).min), ir.DataType.FLOAT16: float(np.finfo(np.float16).min)}
@@ -85,8 +87,12 @@ class FuseAttention(FusionRule):
 
     def rewrite(self, op: Any, **matched: ir.Value) -> ir.Value:
         """One node that reads the cache itself."""
-        key, value = unrepeated(matched["key"])[0], unrepeated(matched["value"])[0]
-        return in_module(op.Attention(matched["query"], key, value, matched["mask"], scale=1.0), module_of(matched["attended"]))
+        query, module = matched["query"], module_of(matched["attended"])
+        cache = [unrepeated(matched[part])[0] for part in ("key", "value")]
+        if _n_heads(cache[0]) != _n_heads(query):
+            unchanged = shape_constant(op, f"{matched['attended'].name}.unchanged", [0] * HEADS_RANK)
+            cache = [in_module(op.Reshape(part, unchanged), module, part.dtype, sizes(part)) for part in cache]
+        return in_module(op.Attention(query, *cache, matched["mask"], scale=1.0), module)
 
 
 def unrepeated(value: ir.Value) -> tuple[ir.Value, str]:

@@ -2,6 +2,7 @@
 
 Before:  x ─ MatMul(Transpose(gate [F, E])) ─ g;  x ─ MatMul(Transpose(up [F, E])) ─ u;  Mul(Mul(g, Sigmoid(g)), u)
 After:   x ─ MatMul(Transpose(gate_up [2F, E])) ─ Reshape [0, 0, 2, F] ─ Split(axis=2) ─ Squeeze ─ g, u;  Mul(Mul(g, Sigmoid(g)), u)
+         With biases [F] each MatMul is followed by an Add before, and the packed one by an Add of [2F] after.
 Source:  SwiGLU, arXiv:2002.05202; the new axis: graphs/fusions/_packing.py
 """
 
@@ -22,7 +23,7 @@ NEW_AXIS = 2
 
 
 class PackGateUp(FusionRule):
-    """Rules: 1. both weights lie next to each other, gate first; 2. both are [F, E]."""
+    """Rules: 1. both weights lie next to each other, gate first, and so do biases; 2. both are [F, E]."""
 
     def pattern(self, op: Any, x: Any, gate_weight: Any, up_weight: Any) -> Any:
         """Every form of the operands' order comes from ``commute``."""
@@ -33,15 +34,16 @@ class PackGateUp(FusionRule):
     def objections(self, **matched: ir.Value) -> Iterator[Objection]:
         """Weights that are not one."""
         gate_weight, up_weight = matched["gate_weight"], matched["up_weight"]
-        yield from packing_objections(matched["x"], (gate_weight, up_weight), PACKED_NAME)
+        yield from packing_objections(matched["x"], (gate_weight, up_weight), PACKED_NAME, _biases(matched))
         if sizes(gate_weight) != sizes(up_weight):
             yield "gate and up are not of one shape", up_weight
 
-    def rewrite(self, op: Any, x: ir.Value, gate_weight: ir.Value, up_weight: ir.Value, product: ir.Value) -> ir.Value:
+    def rewrite(self, op: Any, **matched: ir.Value) -> ir.Value:
         """The packed linear, its two halves and the activation."""
+        x, product = matched["x"], matched["product"]
         module, dtype, shape = module_of(product), x.dtype, sizes(product) or ()
         pairs_shape, half_shape = (*shape[:NEW_AXIS], 2, *shape[NEW_AXIS:]), (*shape[:NEW_AXIS], 1, *shape[NEW_AXIS:])
-        both = packed_linear(op, x, (gate_weight, up_weight), PACKED_NAME)  # [B, S, 2F]
+        both = packed_linear(op, x, (matched["gate_weight"], matched["up_weight"]), PACKED_NAME, _biases(matched))  # [B, S, 2F]
         target = shape_constant(op, f"{product.name}.pairs", [0, 0, 2, int(shape[-1] or 0)])
         pairs = in_module(op.Reshape(both, target), module, dtype, pairs_shape)  # [B, S, 2, F]
         halves = op.Split(pairs, shape_constant(op, f"{product.name}.halves", [1, 1]), axis=NEW_AXIS, _outputs=2)
@@ -51,9 +53,25 @@ class PackGateUp(FusionRule):
         return in_module(op.Mul(in_module(op.Mul(gate, sigmoid), module, dtype, shape), up), module)
 
 
+class PackBiasedGateUp(PackGateUp):
+    """The same with a bias on both."""
+
+    def pattern(self, op: Any, x: Any, gate_weight: Any, up_weight: Any, gate_bias: Any, up_bias: Any) -> Any:  # type: ignore[override]
+        """The library reads the variables' names from the signature."""
+        gate = op.Add(op.MatMul(x, op.Transpose(gate_weight, perm=TURNED)), gate_bias)
+        up = op.Add(op.MatMul(x, op.Transpose(up_weight, perm=TURNED)), up_bias)
+        return op.Mul(op.Mul(gate, op.Sigmoid(gate)), up, _outputs=["product"])
+
+
+def _biases(matched: dict[str, ir.Value]) -> tuple[ir.Value, ...]:
+    return tuple(matched[name] for name in ("gate_bias", "up_bias") if name in matched)
+
+
 def is_candidate(node: ir.Node) -> bool:
-    """Every Sigmoid of a linear's output could be a SwiGLU's."""
-    return node.op_type == "Sigmoid" and producer(node.inputs[0], "MatMul") is not None
+    """Every Sigmoid of a linear's output, with a bias or without, could be a SwiGLU's."""
+    value = node.inputs[0] if node.op_type == "Sigmoid" else None
+    biased = producer(value, "Add")
+    return any(producer(linear, "MatMul") is not None for linear in (biased.inputs if biased is not None else (value,)))
 
 
-RULES = RewriteRuleSet([PackGateUp.rule()], commute=True)
+RULES = RewriteRuleSet([PackGateUp.rule(), PackBiasedGateUp.rule()], commute=True)

@@ -1,7 +1,12 @@
 """Pack the query, key and value projections into one linear.
 
 Before:  x ─ MatMul(Transpose(w [n·D, E])) ─ Reshape [0, 0, n, D] ─ Transpose(0, 2, 1, 3) ─ heads [B, n, S, D]      three times, n = H, K, K
-After:   x ─ MatMul(Transpose(qkv [(H+2K)·D, E])) ─ Reshape [0, 0, H+2K, D] ─ Transpose(0, 2, 1, 3) ─ Split(axis=1, [H, K, K])
+After:   x ─ MatMul(Transpose(qkv [(H+2K)·D, E])) ─ Reshape [0, 0, H+2K, D] ─ Split(axis=2, [H, 2K]) → query, cache
+         query ─ Transpose(0, 2, 1, 3);  cache ─ Transpose(0, 2, 1, 3) ─ Split(axis=1, [K, K])
+         With biases [n·D] each MatMul is followed by an Add before, and the packed one by an Add of [(H+2K)·D] after.
+
+The query parts before the transposition, because TensorRT makes one kernel of all that stands behind it. Query and cache differ in size, and a kernel
+that writes different sizes is stored for every layer (docs/adr/007); keys and values have one size, and are still written by one kernel.
 Source:  graphs/fusions/_packing.py, why the split is on the axis of the heads
 """
 
@@ -18,12 +23,12 @@ from graphs.fusions._rule import FusionRule, Objection
 from graphs.fusions._values import in_module, module_of, numbers, only_user, producer, shape_constant, sizes
 
 PACKED_NAME = "self_attn.qkv_proj"
-HEADS_AXIS, HEADS_FIRST = 1, (0, 2, 1, 3)
+UNTURNED_AXIS, HEADS_AXIS, HEADS_FIRST = 2, 1, (0, 2, 1, 3)
 PARTS = ("query", "key", "value")
 
 
 class PackQKV(FusionRule):
-    """Rules: 1. the three weights lie next to each other: q, k, v; 2. all heads have one head_dim."""
+    """Rules: 1. the three weights lie next to each other: q, k, v, and so do biases; 2. all heads have one head_dim."""
 
     @classmethod
     def rule(cls, *args: Any, **kwargs: Any) -> RewriteRule:
@@ -44,7 +49,7 @@ class PackQKV(FusionRule):
 
     def objections(self, **matched: ir.Value) -> Iterator[Objection]:
         """Weights that are not one, and heads of different sizes."""
-        yield from packing_objections(matched["x"], _of_parts(matched, "weight"), PACKED_NAME)
+        yield from packing_objections(matched["x"], _of_parts(matched, "weight"), PACKED_NAME, _of_parts(matched, "bias"))
         for shape in _of_parts(matched, "shape"):
             sizes_wanted = numbers(shape)
             if sizes_wanted is None or len(sizes_wanted) != 4 or sizes_wanted[:2] != (0, 0):
@@ -59,12 +64,49 @@ class PackQKV(FusionRule):
         module, dtype, (batch, new) = module_of(query), x.dtype, (sizes(x) or (None, None))[:2]
         n_heads = [int((numbers(shape) or ())[2]) for shape in _of_parts(matched, "shape")]
         n_all, head_dim = sum(n_heads), int((numbers(matched["query_shape"]) or ())[3])
-        linear = packed_linear(op, x, weights, PACKED_NAME)  # [B, S, (H+2K)·D]
+        linear = packed_linear(op, x, weights, PACKED_NAME, _of_parts(matched, "bias"))  # [B, S, (H+2K)·D]
         target = shape_constant(op, f"{query.name}.heads", [0, 0, n_all, head_dim])
         heads = in_module(op.Reshape(linear, target), module, dtype, (batch, new, n_all, head_dim))
-        turned = in_module(op.Transpose(heads, perm=HEADS_FIRST), module, dtype, (batch, n_all, new, head_dim))
-        parts = op.Split(turned, shape_constant(op, f"{query.name}.parts", n_heads), axis=HEADS_AXIS, _outputs=len(PARTS))
-        return [in_module(part, module) for part in parts]
+        return [in_module(part, module) for part in _parted(op, heads, query.name, n_heads)]
+
+
+def _parted(op: Any, heads: ir.Value, name: str | None, n_heads: list[int]) -> list[ir.Value]:
+    """Query, key and value [B, n, S, D] from all heads [B, S, H+2K, D]."""
+    module, dtype, (batch, new, _, head_dim) = module_of(heads), heads.dtype, sizes(heads) or ()
+    n_rest = sum(n_heads[1:])
+    query, rest = op.Split(heads, shape_constant(op, f"{name}.query_parts", [n_heads[0], n_rest]), axis=UNTURNED_AXIS, _outputs=2)
+    for part, n_part in ((query, n_heads[0]), (rest, n_rest)):
+        in_module(part, module, dtype, (batch, new, n_part, head_dim))
+    turned_query, turned = op.Transpose(query, perm=HEADS_FIRST), op.Transpose(rest, perm=HEADS_FIRST)
+    in_module(turned, module, dtype, (batch, n_rest, new, head_dim))
+    return [turned_query, *op.Split(turned, shape_constant(op, f"{name}.cache_parts", n_heads[1:]), axis=HEADS_AXIS, _outputs=2)]
+
+
+class PackBiasedQKV(PackQKV):
+    """The same with a bias on all three."""
+
+    def pattern(  # type: ignore[override]  # noqa: PLR0913, PLR0917
+        self,
+        op: Any,
+        x: Any,
+        query_weight: Any,
+        key_weight: Any,
+        value_weight: Any,
+        query_bias: Any,
+        key_bias: Any,
+        value_bias: Any,
+        query_shape: Any,
+        key_shape: Any,
+        value_shape: Any,
+    ) -> Any:
+        """Three outputs, as without."""
+
+        def heads(weight: Any, bias: Any, shape: Any, name: str) -> Any:
+            linear = op.Add(op.MatMul(x, op.Transpose(weight, perm=TURNED)), bias)
+            return op.Transpose(op.Reshape(linear, shape), perm=HEADS_FIRST, _outputs=[name])
+
+        query = heads(query_weight, query_bias, query_shape, "query")
+        return query, heads(key_weight, key_bias, key_shape, "key"), heads(value_weight, value_bias, value_shape, "value")
 
 
 class SiblingMatcher(SimplePatternMatcher):
@@ -104,7 +146,9 @@ def sibling_heads(node: ir.Node) -> list[tuple[ir.Value, ir.Node]]:
         (weight, the Transpose that yields the heads) of each; empty if ``node`` is no such Transpose.
     """
     reshape = producer(node.inputs[0], "Reshape") if node.op_type == "Transpose" else None
-    linear = producer(reshape.inputs[0], "MatMul") if reshape is not None else None
+    output = reshape.inputs[0] if reshape is not None else None
+    biased = producer(output, "Add")
+    linear = producer(biased.inputs[0] if biased is not None else output, "MatMul")
     if linear is None or linear.inputs[0] is None:
         return []
     found = []
@@ -123,7 +167,8 @@ def _weight(linear: ir.Node) -> ir.Value | None:
 
 
 def _heads(linear: ir.Node) -> ir.Node | None:
-    reshape = only_user(linear.outputs[0], "Reshape")
+    biased = only_user(linear.outputs[0], "Add")
+    reshape = only_user((linear if biased is None else biased).outputs[0], "Reshape")
     heads = only_user(reshape.outputs[0], "Transpose") if reshape is not None else None
     return heads if heads is not None and tuple(heads.attributes.get_ints("perm", ())) == HEADS_FIRST else None
 
@@ -134,7 +179,8 @@ def _stored_at(weight: ir.Value) -> tuple[str, int]:
 
 
 def _of_parts(matched: dict[str, ir.Value], kind: str) -> list[ir.Value]:
-    return [matched[f"{part}_{kind}"] for part in PARTS]
+    """The three weights, biases or shapes; none where the linears have none."""
+    return [matched[f"{part}_{kind}"] for part in PARTS if f"{part}_{kind}" in matched]
 
 
 def is_candidate(node: ir.Node) -> bool:
@@ -143,4 +189,4 @@ def is_candidate(node: ir.Node) -> bool:
     return len(siblings) > 1 and siblings[0] is node
 
 
-RULES = RewriteRuleSet([PackQKV.rule()])
+RULES = RewriteRuleSet([PackQKV.rule(), PackBiasedQKV.rule()])

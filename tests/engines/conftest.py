@@ -48,18 +48,27 @@ L_up = Squeeze(L_up4, axis2)
 LAST_AXIS = """
 L_gate, L_up = Split<axis = 2>(L_gate_up, widths)
 """
+QUERY_APART = """
+L_q4, L_kv4 = Split<axis = 2>(L_qkv4, query_parts)
+L_q = Transpose<perm = [0, 2, 1, 3]>(L_q4)
+L_kv = Transpose<perm = [0, 2, 1, 3]>(L_kv4)
+L_k, L_v = Split<axis = 1>(L_kv, cache_parts)"""
+ALL_TURNED = """
+L_heads = Transpose<perm = [0, 2, 1, 3]>(L_qkv4)
+L_q, L_k, L_v = Split<axis = 1>(L_heads, qkv_parts)"""
 LAYER = """
 L_norm1 = RMSNormalization<axis = -1, epsilon = 0.00001>(L_in, L_scale1)
 L_qkv = MatMul(L_norm1, L_qkv_t)
 L_qkv4 = Reshape(L_qkv, qkv_shape)
-L_heads = Transpose<perm = [0, 2, 1, 3]>(L_qkv4)
-L_q, L_k, L_v = Split<axis = 1>(L_heads, qkv_parts)
+{heads}
 L_q_rotated = RotaryEmbedding(L_q, cos, sin, position_ids)
 L_k_rotated = RotaryEmbedding(L_k, cos, sin, position_ids)
 L_q_scaled = Mul(L_q_rotated, q_scale)
 present_key_I = Concat<axis = 2>(past_key_I, L_k_rotated)
 present_value_I = Concat<axis = 2>(past_value_I, L_v)
-L_attention = Attention<scale = 1.0>(L_q_scaled, present_key_I, present_value_I, mask)
+L_keys = Reshape(present_key_I, unchanged)
+L_values = Reshape(present_value_I, unchanged)
+L_attention = Attention<scale = 1.0>(L_q_scaled, L_keys, L_values, mask)
 L_joined = Transpose<perm = [0, 2, 1, 3]>(L_attention)
 L_context = Reshape(L_joined, hidden_shape)
 L_o = MatMul(L_context, L_o_t)
@@ -77,6 +86,7 @@ LINEARS = {"qkv": ((H + 2 * K) * D, E), "o": (E, H * D), "gate_up": (2 * F, E), 
 CONSTANTS = (
     f"int64 zero = {{0}}, int64 one = {{1}}, int64[1] axis1 = {{1}}, int64[2] axes12 = {{1, 2}}, int64[1] axis2 = {{2}}, "
     f"int64[4] qkv_shape = {{0, 0, {H + 2 * K}, {D}}}, int64[3] qkv_parts = {{{H}, {K}, {K}}}, "
+    f"int64[2] query_parts = {{{H}, {2 * K}}}, int64[2] cache_parts = {{{K}, {K}}}, int64[4] unchanged = {{0, 0, 0, 0}}, "
     f"int64[3] hidden_shape = {{0, 0, {H * D}}}, int64[4] gate_up_shape = {{0, 0, 2, {F}}}, "
     f"int64[2] halves = {{1, 1}}, int64[2] widths = {{{F}, {F}}}, float16 q_scale = {{{int(np.float16(D**-0.5).view(np.uint16))}}}"
 )
@@ -116,10 +126,10 @@ def weights_of(layers: int, precision: str) -> dict[str, np.ndarray]:
     return weights | {"last_scale": rng.normal(1, 0.1, E).astype(np.float16)}
 
 
-def graph_text(layers: int, precision: str, weights: dict[str, np.ndarray], *, split_last: bool) -> str:
+def graph_text(layers: int, precision: str, weights: dict[str, np.ndarray], *, split_last: bool, all_turned: bool) -> str:
     body = HEAD
     for layer in range(layers):
-        text = LAYER.format(split=LAST_AXIS if split_last else NEW_AXIS)
+        text = LAYER.format(heads=ALL_TURNED if all_turned else QUERY_APART, split=LAST_AXIS if split_last else NEW_AXIS)
         for name in LINEARS:
             source = f"L_{name}_weight"
             dequantize = f"{source} = DequantizeLinear<axis = 0>(L_{name}_int8, L_{name}_steps)\n" if precision == "int8" else ""
@@ -154,10 +164,10 @@ class Stage:
         return out
 
 
-def write_stage(folder: Path, layers: int, precision: str, *, split_last: bool = False) -> Stage:
+def write_stage(folder: Path, layers: int, precision: str, *, split_last: bool = False, all_turned: bool = False) -> Stage:
     """Write `fused.onnx` or `int8.onnx` with its weights in `weights/all.bin`."""
     weights = weights_of(layers, precision)
-    model = ir.from_onnx_text(graph_text(layers, precision, weights, split_last=split_last))
+    model = ir.from_onnx_text(graph_text(layers, precision, weights, split_last=split_last, all_turned=all_turned))
     graph, config = model.graph, config_of(layers)
     for value in list(graph.inputs):
         if value.name in weights:
@@ -192,18 +202,18 @@ def build_plan(stage: Stage, max_batch: int) -> Path:
 
 @pytest.fixture(scope="session")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Stage, Path]]:
-    """`built(layers, precision, split_last)` → a stage and its real plan, built once a session.
+    """`built(layers, precision, split_last=…, all_turned=…)` → a stage and its real plan, built once a session.
 
     Split on the last axis, gate·up is stored twice, but only where decode multiplies exactly one row: at a batch of 1.
     """
     pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx-cu12 is not installed")
-    done: dict[tuple[int, str, bool], tuple[Stage, Path]] = {}
+    done: dict[tuple[object, ...], tuple[Stage, Path]] = {}
 
-    def get(layers: int, precision: str = "fp16", split_last: bool = False) -> tuple[Stage, Path]:
-        key = (layers, precision, split_last)
+    def get(layers: int, precision: str = "fp16", **form: bool) -> tuple[Stage, Path]:
+        key = (layers, precision, *sorted(form.items()))
         if key not in done:
-            stage = write_stage(tmp_path_factory.mktemp("engine"), layers, precision, split_last=split_last)
-            done[key] = (stage, build_plan(stage, max_batch=1 if split_last else 2))
+            stage = write_stage(tmp_path_factory.mktemp("engine"), layers, precision, **form)
+            done[key] = (stage, build_plan(stage, max_batch=1 if form.get("split_last") else 2))
         return done[key]
 
     return get

@@ -11,9 +11,10 @@ import onnx_ir as ir
 import pytest
 
 from artifact.progress import silent
-from engines.audit import audit_plan
+from engines.audit import ATTENTION_KERNELS, LAYER_TEXT, PLAN_LIMIT, PLAN_TEXT, audit_plan, plan_bytes
 from engines.backends.protocol import BuildRequest
 from engines.backends.tensorrt_rtx import TensorRTRTX
+from engines.kernel_source import read_kernel_sources
 from engines.profiles import Profile, make_profiles
 from engines.targets import find_target
 
@@ -63,6 +64,17 @@ def test_finds_int8_that_became_float16(built: Built) -> None:
     assert {"bytes_per_weight", "weights_missing"} <= set(failures(result))
 
 
+def test_finds_int8_that_decode_writes_out_first(built: Built, tmp_path: Path) -> None:
+    """With one row and one token TensorRT-RTX multiplies by a vector, in a kernel that reads no INT8."""
+    stage, _ = built(2, "int8")
+    plan = tmp_path / "one-row.plan"
+    profiles = tuple(make_profiles(stage.config, "fp16", max_batch=1, max_length=256))
+    TensorRTRTX().build(BuildRequest(stage.engine_graph, plan, find_target("a100"), profiles), silent)
+    written = check(audit(stage, plan, "int8"), "weights_written_out")
+    assert written["passed"] is False
+    assert written["where"] is not None
+
+
 def test_names_a_weight_that_is_not_in_the_plan(built: Built, tmp_path: Path) -> None:
     stage, plan = built(2)
     graph = ir.load(stage.engine_graph).graph
@@ -94,3 +106,27 @@ def test_float32_is_measured_and_not_gated(built: Built) -> None:
     assert check(result, "weights_stored_twice")["value"] == 2
     assert {c["check"] for c in result["audit"]["checks"] if c["passed"] is not None} == {"weights_missing"}
     assert result["audit"]["passed"]
+
+
+def test_only_attention_is_stored_for_every_layer(built: Built) -> None:
+    _, plan = built(3)
+    assert {source.kernel: source.copies for source in read_kernel_sources(plan) if source.copies > 1} == dict.fromkeys(ATTENTION_KERNELS.values(), 3)
+
+
+def test_names_a_kernel_that_is_stored_for_every_layer(built: Built) -> None:
+    """Split behind the transposition, prefill makes query, keys and values in one kernel, of which layer 1 and layer 2 have their own text."""
+    assert check(audit(*built(3)), "plan_bytes_per_weight_byte")["where"] is None
+    where = check(audit(*built(3, all_turned=True)), "plan_bytes_per_weight_byte")["where"]
+    assert where.startswith("__myl_TranSlicConc")
+    assert where.endswith(" 2 times")
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize(("ratio", "passed"), [(PLAN_LIMIT - 0.001, True), (PLAN_LIMIT + 0.001, False)])
+def test_whole_plan_is_gated_where_its_text_fits(tmp_path: Path, ratio: float, passed: bool, layers: int) -> None:
+    weights = round((PLAN_TEXT + LAYER_TEXT) / (PLAN_LIMIT - 1)) + 1  # the text of one layer fits, that of two does not
+    plan = tmp_path / "part-00.plan"
+    with plan.open("wb") as file:
+        file.truncate(round(weights * ratio))
+    assert plan_bytes(plan, weights, layers, gated=True)["passed"] is (passed if layers == 1 else None)
+    assert plan_bytes(plan, weights, layers, gated=False)["passed"] is None

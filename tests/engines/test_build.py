@@ -46,6 +46,16 @@ def test_build_engine_writes_graph_plan_and_record(make_stage: Make, tmp_path: P
     assert {"Building engine", "auditing the plan"} <= set(told)
 
 
+def test_int8_for_one_row_is_built_for_two_and_says_so(make_stage: Make, tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx-cu12 is not installed")
+    (engine,) = build_engine(artifact_of(make_stage, tmp_path, "int8"), precision="int8", target="a100", max_batch=1)["engines"]
+    assert engine["audit"]["passed"]
+    assert engine["max_batch"] == 1
+    assert all(axes["batch_size"] == (1, 1, 2) for axes in engine["profiles"].values())
+    assert len(engine["notes"]) == 1
+    assert "admit 2 rows" in engine["notes"][0]
+
+
 def test_a_failed_audit_is_not_passed(make_stage: Make, tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx-cu12 is not installed")
     report = build_engine(artifact_of(make_stage, tmp_path, "fp16", split_last=True), precision="fp16", target="a100", max_batch=1)

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from engines.kernel_source import FIRST_LINE, kernel_source_bytes
+from engines.kernel_source import FIRST_LINE, KernelSource, read_kernel_sources, source_bytes
 
-SOURCE = FIRST_LINE + b"extern __global__ void kernel() {}\n"
+SOURCE = FIRST_LINE + b"extern __global__ void kernel_0x1f() {}\n"
 
 
 def piece(source: bytes, *, zero: int = 0, length: int | None = None) -> bytes:
@@ -23,7 +23,7 @@ def plan(folder: Path, *pieces: bytes) -> Path:
 
 
 def test_every_piece_counts_with_its_recorded_length(tmp_path: Path) -> None:
-    assert kernel_source_bytes(plan(tmp_path, piece(SOURCE), piece(SOURCE * 2))) == 3 * len(SOURCE)
+    assert source_bytes(read_kernel_sources(plan(tmp_path, piece(SOURCE), piece(SOURCE * 2)))) == 3 * len(SOURCE)
 
 
 @pytest.mark.parametrize(
@@ -32,8 +32,18 @@ def test_every_piece_counts_with_its_recorded_length(tmp_path: Path) -> None:
     ids=["no zero before it", "longer than the file", "shorter than its first line", "no length"],
 )
 def test_what_is_not_recognised_is_not_counted(tmp_path: Path, unknown: bytes) -> None:
-    assert kernel_source_bytes(plan(tmp_path, unknown, piece(SOURCE))) == len(SOURCE)
+    assert source_bytes(read_kernel_sources(plan(tmp_path, unknown, piece(SOURCE)))) == len(SOURCE)
 
 
 def test_plan_without_source_has_none(tmp_path: Path) -> None:
-    assert kernel_source_bytes(plan(tmp_path, b"only weights")) == 0
+    assert source_bytes(read_kernel_sources(plan(tmp_path, b"only weights"))) == 0
+
+
+def test_equal_texts_are_one_with_its_copies(tmp_path: Path) -> None:
+    other = FIRST_LINE + b"extern __global__ void __launch_bounds__(512) _gemv_mha_v1_0x2e_vec(int* a) {}\n"
+    found = read_kernel_sources(plan(tmp_path, piece(SOURCE), piece(other), piece(SOURCE), piece(SOURCE)))
+    assert found == [KernelSource("kernel", len(SOURCE), 3), KernelSource("_gemv_mha_v1", len(other), 1)]
+
+
+def test_text_without_a_kernel_has_no_name(tmp_path: Path) -> None:
+    assert [source.kernel for source in read_kernel_sources(plan(tmp_path, piece(FIRST_LINE + b"headers")))] == [""]

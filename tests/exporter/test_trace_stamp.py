@@ -32,6 +32,9 @@ VARIANTS = [
     pytest.param(CONFIG, 1, id="grouped-untied-1"),
     pytest.param(CONFIG, 3, id="grouped-untied-3"),
     pytest.param(replace(CONFIG, num_key_value_heads=4, tie_word_embeddings=True), 2, id="multi-head-tied-2"),
+    pytest.param(replace(CONFIG, attention_bias=True), 1, id="grouped-attention-bias-1"),
+    pytest.param(replace(CONFIG, attention_bias=True, mlp_bias=True, tie_word_embeddings=True), 3, id="grouped-all-biases-tied-3"),
+    pytest.param(replace(CONFIG, num_key_value_heads=4, mlp_bias=True, head_dim=16), 2, id="multi-head-mlp-bias-wide-heads-2"),
 ]
 
 

@@ -13,7 +13,7 @@ import pytest
 from artifact import io_spec
 from artifact.config import LlamaConfig
 from artifact.errors import ArtifactError, FusionError, ParityMismatch
-from artifact.layout import MODULE_KEY, tensor_shapes
+from artifact.layout import MODULE_KEY, PACKED, tensor_shapes
 from artifact.manifest import read_manifest
 from artifact.steps import StepContext, run_step
 from exporter.checkpoints import open_checkpoint
@@ -33,12 +33,20 @@ EXPECTED = {
 VARIANTS = {
     "grouped-untied-wide-fp32": ({"num_key_value_heads": 2, "head_dim": 16, "tie_word_embeddings": False}, "fp32"),
     "multi-head-tied-fp16": ({"num_key_value_heads": 4, "tie_word_embeddings": True}, "fp16"),
+    "grouped-biased-yarn-fp32": (
+        {"num_key_value_heads": 2, "attention_bias": True, "mlp_bias": True}
+        | {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 24}},
+        "fp32",
+    ),
 }
 LAYER_FORM = Counter(
     # norms, packed qkv, rotary and cache, attention, o_proj, residuals, packed gate·up, SwiGLU, down_proj
-    {"RMSNormalization": 2, "MatMul": 4, "Transpose": 6, "Reshape": 3, "Split": 2, "RotaryEmbedding": 2, "Concat": 2, "Attention": 1}
+    {"RMSNormalization": 2, "MatMul": 4, "Transpose": 7, "Reshape": 3, "Split": 3, "RotaryEmbedding": 2, "Concat": 2, "Attention": 1}
     | {"Mul": 3, "Squeeze": 2, "Sigmoid": 1, "Add": 2}
 )
+GROUPED_HEADS = Counter({"Reshape": 2})  # keys and values, before attention
+BIASES = Counter({"Add": 4})
+"""qkv_proj, o_proj, gate_up_proj, down_proj: packed projections have packed biases."""
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +87,10 @@ def test_every_rule_fires_as_often_as_the_config_says(fused, variant) -> None:
         ir.load(artifact / f"{stage}.onnx").graph.num_nodes() for stage in ("traced", "fused")
     )
     assert (sum(report["ops_before"].values()), sum(report["ops_after"].values())) == (report["nodes_before"], report["nodes_after"])
-    assert [operators(artifact, layer) for layer in range(LAYERS)] == [LAYER_FORM] * LAYERS
+    config = config_of(artifact)
+    grouped = config.num_key_value_heads < config.num_attention_heads
+    form = LAYER_FORM + (GROUPED_HEADS if grouped else Counter()) + (BIASES if config.attention_bias else Counter())
+    assert [operators(artifact, layer) for layer in range(LAYERS)] == [form] * LAYERS
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -124,6 +135,12 @@ def test_weights_are_packed_views_and_complete(fused, variant) -> None:
         parts = [traced[f"{prefix}mlp.{name}_proj.weight"].const_value.numpy() for name in ("gate", "up")]
         assert tuple(packed.shape) == (2 * config.intermediate_size, config.hidden_size)
         np.testing.assert_array_equal(packed.numpy(), np.concatenate(parts))
+        if config.attention_bias:
+            for packed_name, names in PACKED.items():
+                packed = initializers[f"{prefix}{packed_name}.bias"].const_value
+                parts = [traced[f"{prefix}{name}.bias"].const_value for name in names]
+                assert (packed.location, packed.offset) == (parts[0].location, parts[0].offset)
+                np.testing.assert_array_equal(packed.numpy(), np.concatenate([part.numpy() for part in parts]))
     small = [value.const_value for value in initializers.values() if not isinstance(value.const_value, ir.ExternalTensor)]
     assert len({(tensor.dtype, tuple(tensor.shape), tensor.tobytes()) for tensor in small}) == len(small)
 

@@ -10,7 +10,7 @@ from artifact.errors import ArtifactError
 from artifact.manifest import read_manifest
 from artifact.steps import run_step
 from artifact.tensor_file import checksums_json, plan_tensors, write_tensors
-from validation.checksums import verify_checksums
+from validation.checksums import command_of, verify_checksums
 
 pytestmark = pytest.mark.parity
 NAME = "model.layers.0.mlp.down_proj.weight"
@@ -118,3 +118,35 @@ def test_verify_needs_the_list_of_tensors(artifact: Path) -> None:
         verify_checksums(artifact, read_manifest(artifact))
     (artifact / "weights/checksums.json").write_text("{")
     assert ("weights/checksums.json", None) in failures(artifact)
+
+
+def test_verify_says_how_a_stale_step_is_redone(artifact: Path) -> None:
+    def write(step: Any) -> dict[str, Any]:
+        with step.write("fused.onnx") as temporary:
+            temporary.write_bytes(b"fused")
+        return {}
+
+    run_step(artifact, "fuse", {"target": "tensorrt", "allow_partial": False}, write)
+    assert failures(artifact) == []
+    manifest = read_manifest(artifact)
+    manifest["steps"]["fuse"]["inputs"]["traced.onnx"] = "0" * 64
+    (failed,) = verify_checksums(artifact, manifest).failed
+    assert failed["file"] == "traced.onnx"
+    assert failed["step"] == "fuse"
+    assert failed["hint"] == f"python cli.py fuse {artifact} --target tensorrt"
+
+
+@pytest.mark.parametrize(
+    ("step", "options", "command"),
+    [
+        ("quantize-int8", {"scheme": "int8"}, "python cli.py quantize ART --scheme int8"),
+        (
+            "build-a100-80gb-int8",
+            {"precision": "int8", "target": "a100-80gb", "max_batch": 4, "max_length": None},
+            "python cli.py build ART --precision int8 --target a100-80gb --max-batch 4",
+        ),
+        ("fuse", {"target": "tensorrt", "allow_partial": True}, "python cli.py fuse ART --target tensorrt --allow-partial"),
+    ],
+)
+def test_command_of_a_step_carries_its_options(step: str, options: dict[str, Any], command: str) -> None:
+    assert command_of(Path("ART"), step, options) == command

@@ -32,6 +32,7 @@ def test_floor_is_the_error_of_the_main_sequence(checkpoint: Checkpoint, referen
     assert floor.max_abs == error.max()
     assert floor.position_max[0] == error.max(axis=1).tolist()
     assert floor.noise(1, np.array([2, 5])) is not None
+    assert floor.mean_at(0, np.array([2, 5])) == pytest.approx(error[[2, 5]].mean())
     assert 1e-5 < error.mean() < 1e-2
     assert "transformers" in floor.source
 
@@ -130,3 +131,21 @@ def test_float32_products_round_the_product_once() -> None:
     assert linear.dtype == product.dtype == torch.float16
     assert torch.equal(linear, exact.half())
     assert torch.equal(product, exact.half())
+
+
+def test_a_floor_that_is_not_there_or_zero_measures_nothing() -> None:
+    positions = np.array([0])
+    absent, zero = floors.no_floor("because"), Floor(0.0, 0.0, [[0.0]], [[0.0]], "x")
+    assert absent.mean_at(0, positions) is None
+    assert absent.missing == "no floor: because"
+    assert zero.mean_at(0, positions) is None
+    assert zero.missing.startswith("the floor is 0")
+
+
+def test_float32_products_add_the_bias_before_rounding() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, weight, bias = (torch.randn(*shape, generator=generator).half() for shape in ((5, 300), (7, 300), (7,)))
+    exact = (x.double() @ weight.double().T + bias.double()).half()
+    with Float32Products():
+        assert torch.equal(torch.nn.functional.linear(x, weight, bias), exact)
+        assert torch.equal(torch.nn.functional.linear(x, weight, bias=bias), exact)

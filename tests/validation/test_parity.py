@@ -77,7 +77,7 @@ def test_validate_measures_every_number_of_a_float16_stage(sound_report: Report)
     text_only = {"perplexity", "perplexity_increase_pct", "perplexity_se_pct"}
     assert {key for key, value in stage.items() if value is None} == text_only
     assert [entry["scenario"] for entry in stage["scenarios"]] == ["prefill", "decode", "chunked", "padded"]
-    assert len(stage["decode_errors"]) == 96 - 76
+    assert len(stage["decode_errors"]) == 96 - 48
     assert {check["check"] for check in stage["checks"]} == {row["check"] for row in sound_report["tolerances"]}
 
 
@@ -196,6 +196,8 @@ def test_a_graph_that_was_not_asked_for_is_not_run(checkpoint: Checkpoint, artif
     report = validate_artifact(StepContext(artifact), checkpoint=checkpoint, stages=["traced"], text=None, tokens=None)
     assert report["not_run"] == [{"stage": stage, "reason": "not asked for"} for stage in ("fused", "fused-engine")]
     assert report["verdict"] == "passed: 1 of 3 stages ran, 2 not run"
+    assert report["headline"].startswith("structure proven for traced, quality not: ")
+    assert report["headline"].endswith("; 2 graphs not run")
 
 
 def test_choose_stages_refuses_what_is_not_there(tmp_path: Path) -> None:
@@ -247,6 +249,19 @@ def test_headline_says_what_was_proven_or_what_was_not() -> None:
     assert headline(few, random_weights=False) == "structure proven, quality not: too few tokens for the gate (2,047 of 2,048)"
     assert headline(report_of(True, audit=False), random_weights=False) == "the audit of part-00.plan failed"
     assert headline(report_of(True, checksums=False), random_weights=False) == "stored bytes are not those that were written: t in weights/a"
+
+
+def test_headline_speaks_of_what_was_judged_where_graphs_were_left_out() -> None:
+    assert headline(report_of(True), random_weights=False, left_out=1) == "structure and quality proven for stage0; 1 graph not run"
+    few = headline(report_of(True, True), random_weights=True, left_out=3)
+    assert few == "structure proven for stage0, stage1, quality not: random weights; 3 graphs not run"
+
+
+def test_headline_says_how_a_stale_step_is_redone() -> None:
+    stale = {"file": "fused.onnx", "tensor": None, "expected": "1", "got": "2", "step": "quantize-int8", "hint": "python cli.py quantize A"}
+    report = report_of(True) | {"checksums": {"passed": False, "failed": [stale]}}
+    words = "quantize-int8 is stale, it was made from another fused.onnx; do it again: python cli.py quantize A"
+    assert headline(report, random_weights=False) == words
 
 
 def test_without_nonfinite_leaves_null_in_their_place() -> None:

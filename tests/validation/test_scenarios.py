@@ -58,6 +58,36 @@ def test_last_positions_leave_out_calls_that_are_all_padding() -> None:
     assert scenario.last_positions(1).tolist() == [1]
 
 
+def test_parts_are_each_rows_prompt_chunks_and_steps(scenarios: dict[str, Scenario]) -> None:
+    parts = {part.where: part.positions for scenario in scenarios.values() for part in scenario.parts()}
+    spans = {where: (int(positions[0]), int(positions[-1])) for where, positions in parts.items()}
+    assert spans == {
+        "prefill, prompt": (0, 319),
+        "decode, prompt": (0, 255),
+        "decode, steps": (256, 319),
+        "chunked, prompt": (0, 99),
+        "chunked, chunk 2": (100, 255),
+        "chunked, chunk 3": (256, 319),
+        "padded, row 0, prompt": (0, 255),
+        "padded, row 0, steps": (256, 263),
+        "padded, row 1, prompt": (0, 151),
+        "padded, row 1, steps": (152, 159),
+    }
+    assert all((np.diff(positions) == 1).all() for positions in parts.values())
+
+
+def test_parts_cover_every_real_position_once_and_leave_out_what_is_padding() -> None:
+    scenario = Scenario("x", (np.arange(7), np.arange(2)), (0, 1), (3, 3, 1))
+    covered = [(part.row, position) for part in scenario.parts() for position in part.positions.tolist()]
+    assert sorted(covered) == [(0, position) for position in range(7)] + [(1, 0), (1, 1)]
+    assert [part.name for part in scenario.parts() if part.row == 1] == ["chunk 2", "steps"]
+
+
+def test_means_of_one_row_are_of_what_came_from_a_cache(scenarios: dict[str, Scenario]) -> None:
+    new = {name: int(sum(scenario.is_new(np.arange(len(row))).sum() for row in scenario.rows)) for name, scenario in scenarios.items()}
+    assert new == {"prefill": 320, "decode": 64, "chunked": 220, "padded": 264 + 160}
+
+
 @pytest.mark.parametrize("maximum", [20, 33, 96, 319])
 def test_scenarios_shrink_to_a_short_model(maximum: int, config: LlamaConfig) -> None:
     short = replace(config, max_position_embeddings=maximum)

@@ -4,7 +4,7 @@ from typing import get_args
 
 import pytest
 
-from validation.stage import NUMBERS
+from validation.measurement import NUMBERS
 from validation.tolerances import COMPARE, LIMITS, NO_FLOOR, Kind, Limit, gated_value, judge, kind_of, limits_of, table, verdict
 
 ROW = Limit("float16", "noise_ratio", "<=", 1.0, "because")
@@ -28,6 +28,8 @@ def test_limits_are_those_of_the_design() -> None:
     limits = {(row.kind, row.check): row.limit for row in LIMITS}
     assert limits["float32", "max_abs_relative"] == 1e-4
     assert limits["float16", "noise_ratio"] == 1.0
+    assert limits["float16", "part_noise_ratio"] == 2.0
+    assert limits["float16", "self_consistency"] == limits["int8", "self_consistency"] == 1.0
     assert limits["float16", "strict_noise_ratio"] == 1.25
     assert limits["float16", "worst_local_ratio"] == 2.0
     assert limits["float16", "decisive_disagreements"] == 0

@@ -39,6 +39,7 @@ METRICS = (
     Metric("max_abs", "Max abs", ("max_abs", "max_abs_relative", "engine_difference"), "largest |logit − reference| of all scenarios"),
     Metric("mean_abs", "Mean abs", ("mean_abs", "scenario_spread"), "mean |logit − reference| of the worst scenario"),
     Metric("noise_ratio", "Noise ratio", ("noise_ratio",), "mean abs ÷ the floor"),
+    Metric("part_noise_ratio", "Worst part", ("part_noise_ratio", "self_consistency"), "noise ratio of one row's prompt, chunk or steps alone"),
     Metric(
         "strict_noise_ratio", "Strict noise ratio", ("strict_noise_ratio", "strict_nonfinite"), "the same with every operation rounded to float16"
     ),
@@ -61,6 +62,7 @@ GATE_WORDS = {
     "max_abs_relative": "relative",
     "engine_difference": "stage",
     "scenario_spread": "spread",
+    "self_consistency": "itself",
     "strict_nonfinite": "not finite",
     "decisive_disagreements": "decisive",
 }
@@ -137,7 +139,8 @@ def _checksums(report: Report) -> Iterator[Group]:
 def _checksum_failure(entry: Report) -> Check:
     return {
         "check": "checksum", "value": str(entry.get("got"))[:12], "limit": str(entry.get("expected"))[:12], "comparison": "==", "passed": False,
-        "where": " ".join(str(entry[key]) for key in ("file", "tensor") if entry.get(key)), "reason": "the stored bytes are not those written",
+        "where": " ".join(str(entry[key]) for key in ("file", "tensor") if entry.get(key)),
+        "reason": f"{entry['step']} is stale, do it again: {entry['hint']}" if entry.get("hint") else "the stored bytes are not those written",
     }  # fmt: skip
 
 

@@ -24,8 +24,13 @@ TONES = {True: "good", False: "bad", None: "none"}
 NO_GATE: dict[str, Any] = {"check": None, "limit": None, "passed": None}
 
 SCENARIO_COLUMNS = (
-    ("positions", "Positions"), ("max_abs", "Max abs"), ("mean_abs", "Mean abs"), ("cache_max_abs", "Cache max abs"), ("mean_kl", "Mean KL"),
-    ("top1_agreement", "Top-1"), ("decisive_disagreements", "Decisive disagreements"),
+    ("positions", "Positions"), ("judged", "In the means"), ("max_abs", "Max abs"), ("mean_abs", "Mean abs"), ("cache_max_abs", "Cache max abs"),
+    ("mean_kl", "Mean KL"), ("top1_agreement", "Top-1"), ("decisive_disagreements", "Decisive disagreements"),
+)  # fmt: skip
+
+PART_COLUMNS = (
+    ("positions", "Positions"), ("mean_abs", "Mean abs"), ("noise_ratio", "Noise ratio"), ("self_consistency", "Against itself"),
+    ("spread", "Spread"),
 )  # fmt: skip
 
 
@@ -43,6 +48,7 @@ def _environment() -> Environment:
         "marks": wording.MARKS, "words": wording.WORDS, "tones": TONES, "heads": [f">{column.label}" for column in METRICS],
         "definitions": [(column.label, column.explanation) for column in METRICS],
         "scenario_columns": SCENARIO_COLUMNS, "scenario_heads": [f">{name}" for _, name in SCENARIO_COLUMNS],
+        "part_columns": PART_COLUMNS, "part_heads": [f">{name}" for _, name in PART_COLUMNS],
     }  # fmt: skip
     return environment
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -56,9 +57,19 @@ def config() -> LlamaConfig:
 @pytest.fixture
 def weights() -> dict[str, Tensor]:
     """float32 values that differ everywhere and are exact in float16."""
+    return formula_weights(CONFIG)
+
+
+@pytest.fixture
+def biased_weights() -> dict[str, Tensor]:
+    """The same model with all biases that a Llama can have."""
+    return formula_weights(replace(CONFIG, attention_bias=True, mlp_bias=True))
+
+
+def formula_weights(config: LlamaConfig) -> dict[str, Tensor]:
     return {
         name: ((torch.arange(np.prod(shape)) * 7919 + 31 * seed) % 2039 - 1019).div(1024).reshape(shape)
-        for seed, (name, shape) in enumerate(tensor_shapes(CONFIG).items())
+        for seed, (name, shape) in enumerate(tensor_shapes(config).items())
     }
 
 
@@ -85,14 +96,14 @@ def write_folder(tmp_path: Path, weights: dict[str, Tensor]) -> Callable[..., Pa
 
 def gguf_name(name: str) -> str:
     """`model.layers.1.self_attn.q_proj.weight` → `blk.1.attn_q.weight`; another name stays."""
-    parts = name.removesuffix(".weight").split(".")
+    *parts, kind = name.split(".")
     if parts[:2] == ["model", "layers"]:
-        return f"blk.{parts[2]}.{GGUF_NAMES['.'.join(parts[3:])]}.weight"
+        return f"blk.{parts[2]}.{GGUF_NAMES['.'.join(parts[3:])]}.{kind}"
     return f"{GGUF_NAMES[name.removesuffix('.weight')]}.weight" if name.removesuffix(".weight") in GGUF_NAMES else name
 
 
 def interleave(weight: np.ndarray[Any, Any], head_dim: int) -> np.ndarray[Any, Any]:
-    """What llama.cpp's converter does to q and k, row by row: [heads·D, in], row i + j·D/2 of a head goes to row 2i + j."""
+    """What llama.cpp's converter does to q and k, row by row: [heads·D, in] or a bias [heads·D], row i + j·D/2 of a head goes to row 2i + j."""
     output = np.empty_like(weight)
     for row in range(len(weight)):
         head, place = divmod(row, head_dim)
@@ -123,7 +134,7 @@ def write_gguf(tmp_path: Path, weights: dict[str, Tensor]) -> Callable[..., Path
             _add(writer, key, value)
         for tensor, values in (weights if tensors is None else tensors).items():
             array = values.numpy()
-            if tensor.endswith(("q_proj.weight", "k_proj.weight")):
+            if tensor.split(".")[-2] in ("q_proj", "k_proj"):
                 array = interleave(array, config.head_dim)
             stored = gguf.GGMLQuantizationType.F32 if array.ndim == 1 else gguf.GGMLQuantizationType[kind]
             writer.add_tensor(gguf_name(tensor), quantize(array, stored), raw_dtype=stored)

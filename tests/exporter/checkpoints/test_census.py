@@ -49,8 +49,16 @@ def test_check_tensors_counts_what_it_does_not_name(config: LlamaConfig) -> None
 
 
 def test_check_tensors_names_an_extra_tensor(config: LlamaConfig) -> None:
-    with pytest.raises(CheckpointError, match=r"^extra tensor model\.layers\.0\.self_attn\.q_proj\.bias: not a weight"):
+    with pytest.raises(CheckpointError, match=r"^extra tensor model\.layers\.0\.self_attn\.q_proj\.bias: not a weight") as caught:
         check_tensors(config, tensor_shapes(config) | {"model.layers.0.self_attn.q_proj.bias": (32,)}, equal=never)
+    assert '"attention_bias": true' in str(caught.value.hint)
+
+
+def test_check_tensors_takes_biases_where_the_config_has_them(config: LlamaConfig) -> None:
+    biased = replace(config, attention_bias=True)
+    assert check_tensors(biased, tensor_shapes(biased), equal=never) == (tensor_shapes(biased), [])
+    with pytest.raises(CheckpointError, match=r"^missing 8 tensors: model\.layers\.0\.self_attn\.q_proj\.bias, "):
+        check_tensors(biased, tensor_shapes(config), equal=never)
 
 
 def test_check_tensors_names_tensor_and_both_shapes(config: LlamaConfig) -> None:

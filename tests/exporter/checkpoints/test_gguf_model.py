@@ -15,6 +15,7 @@ from torch import Tensor
 
 from artifact.config import LlamaConfig
 from artifact.errors import CheckpointError
+from artifact.rope_scaling import RopeScaling
 from exporter.checkpoints import gguf_model, open_checkpoint
 from exporter.checkpoints.gguf_header import read_gguf_header
 from exporter.checkpoints.gguf_model import deinterleave
@@ -67,12 +68,23 @@ def test_open_gguf_ties_the_embedding_when_there_is_no_output(write_gguf: Writer
     assert "lm_head.weight" not in checkpoint.shapes
 
 
-def test_open_gguf_drops_rope_factors_of_one_and_refuses_others(write_gguf: Writer, weights: dict[str, Tensor]) -> None:
-    ones = write_gguf(tensors=weights | {"rope_freqs.weight": torch.ones(4)}, name="ones.gguf")
-    assert open_checkpoint(str(ones)).dropped == ["rope_freqs.weight"]
-    scaled = write_gguf(tensors=weights | {"rope_freqs.weight": torch.tensor([1.0, 1.0, 4.0, 8.0])}, name="scaled.gguf")
-    with pytest.raises(CheckpointError, match=r"rope_freqs\.weight scales the rotary frequencies"):
-        open_checkpoint(str(scaled))
+def test_open_gguf_reads_rope_factors_into_the_config(write_gguf: Writer, weights: dict[str, Tensor], config: LlamaConfig) -> None:
+    ones = open_checkpoint(str(write_gguf(tensors=weights | {"rope_freqs.weight": torch.ones(4)}, name="ones.gguf")))
+    assert (ones.config, ones.dropped) == (config, ["rope_freqs.weight"])
+    scaled = open_checkpoint(str(write_gguf(tensors=weights | {"rope_freqs.weight": torch.tensor([1.0, 1.0, 4.0, 8.0])}, name="scaled.gguf")))
+    assert scaled.config.rope_scaling == RopeScaling(rope_type="longrope", attention_factor=1.0, frequency_factors=(1.0, 1.0, 4.0, 8.0))
+    assert "rope_freqs.weight holds factors that no published model has" in scaled.notes[0]
+    assert LlamaConfig.from_hf(json.loads(scaled.sidecars["config.json"])) == scaled.config
+
+
+def test_open_gguf_reads_biases_in_huggingface_order(write_gguf: Writer, biased_weights: dict[str, Tensor], config: LlamaConfig) -> None:
+    checkpoint = open_checkpoint(str(write_gguf(tensors=biased_weights)))
+    assert checkpoint.config == replace(config, attention_bias=True, mlp_bias=True)
+    assert checkpoint.shapes.keys() == biased_weights.keys()
+    for name, tensor in biased_weights.items():
+        assert torch.equal(checkpoint.read(name), tensor), name
+    bias = "model.layers.1.self_attn.q_proj.bias"
+    assert torch.equal(checkpoint.read_rows(bias, 5, 19), biased_weights[bias][5:19])
 
 
 @pytest.mark.parametrize(
@@ -96,8 +108,11 @@ def test_open_gguf_names_missing_and_extra_tensors(write_gguf: Writer, weights: 
     missing = {name: tensor for name, tensor in weights.items() if name != Q}
     with pytest.raises(CheckpointError, match=rf"^missing tensor {Q}$"):
         open_checkpoint(str(write_gguf(tensors=missing, name="missing.gguf")))
-    with pytest.raises(CheckpointError, match=r"^extra tensor blk\.0\.attn_q\.bias"):
-        open_checkpoint(str(write_gguf(tensors=weights | {"blk.0.attn_q.bias": torch.ones(32)}, name="extra.gguf")))
+    with pytest.raises(CheckpointError, match=r"^extra tensor blk\.0\.attn_qkv\.weight"):
+        open_checkpoint(str(write_gguf(tensors=weights | {"blk.0.attn_qkv.weight": torch.ones(32)}, name="extra.gguf")))
+    with pytest.raises(CheckpointError, match=r"^missing 7 tensors: model\.layers\.0\.self_attn\.k_proj\.bias, ") as caught:
+        open_checkpoint(str(write_gguf(tensors=weights | {"blk.0.attn_q.bias": torch.ones(32)}, name="partly.gguf")))
+    assert "on all four linears of attention or on none" in str(caught.value.hint)
 
 
 def test_open_gguf_names_a_type_that_is_not_dequantised(write_gguf: Writer) -> None:

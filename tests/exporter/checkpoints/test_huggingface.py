@@ -88,7 +88,7 @@ def test_fingerprint_tells_another_config_apart(write_folder: Writer, config: Ll
         ),
         ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, r"the checkpoint is quantised \('gptq'\)"),
         ({"quantization_config": {"quant_method": "awq"}}, r"the checkpoint is quantised \('awq'\)"),
-        ({"rope_scaling": {"rope_type": "llama3", "factor": 8}}, r"rope_type = 'llama3' is not supported"),
+        ({"rope_scaling": {"rope_type": "ntk", "factor": 8}}, r"rope_type = 'ntk' is not supported"),
         ({"hidden_size": "32"}, r"hidden_size must be an integer"),
     ],
 )

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from artifact.config import LlamaConfig
-from artifact.errors import CheckpointError
+from artifact.errors import CheckpointError, UsageError
 from artifact.layout import parameter_count
 from exporter.checkpoints import CheckpointRequest, open_request
 from exporter.checkpoints.random_model import RandomCheckpoint, open_random
@@ -135,8 +135,17 @@ def test_open_random_refuses_a_seed_that_is_none(source: str, tmp_path: Path) ->
 
 
 def test_open_random_needs_one_shape(tmp_path: Path) -> None:
-    for request in (CheckpointRequest("random"), CheckpointRequest("random", size="7b", config=tmp_path / "config.json")):
+    for options in ({}, {"size": "7b", "config": tmp_path / "config.json"}):
         with pytest.raises(CheckpointError, match=r"^random: random weights need one shape$"):
-            open_request(request)
+            open_random("random", **options)
+        with pytest.raises(UsageError, match="needs a shape"):
+            open_request(CheckpointRequest("random", **options))
     with pytest.raises(CheckpointError, match=r"no config\.json$"):
         open_request(CheckpointRequest("random", config=tmp_path / "config.json"))
+
+
+def test_open_request_makes_up_a_published_size_without_its_bytes() -> None:
+    checkpoint = open_request(CheckpointRequest("random:5", size="70b"))
+    assert parameter_count(checkpoint.config) == 68_976_648_192
+    assert checkpoint.name == "random-70b"
+    assert checkpoint.read_rows("model.layers.79.mlp.down_proj.weight", 8000, 8001).shape == (1, 28672)

@@ -74,10 +74,14 @@ def test_fuses_to_one_node_and_keeps_the_numbers(graph, run, random, text, dtype
     unfused_y = run(model, feeds)[0]
     result = apply_fusion(model, attention.RULES, attention.is_candidate)
     assert (result.fired, result.refused) == (1, [])
-    (node,) = model.graph
+    *behind, node = model.graph
     assert node.op_type == "Attention"
     assert {name: attribute.value for name, attribute in node.attributes.items()} == {"scale": 1.0}
-    assert [value.name for value in node.inputs] == ["query", "key", "value", "mask"]
+    assert [(unchanged.op_type, unchanged.inputs[1].const_value.numpy().tolist()) for unchanged in behind] == [("Reshape", [0] * 4)] * len(behind)
+    sources = {unchanged.outputs[0]: unchanged.inputs[0].name for unchanged in behind}
+    assert [sources.get(value, value.name) for value in node.inputs] == ["query", "key", "value", "mask"]
+    assert list(sources.values()) == (["key", "value"] if n_kv_heads < n_heads else [])
+    assert all((value.dtype, str(value.shape)) == (model.graph.inputs[1].dtype, str(model.graph.inputs[1].shape)) for value in sources)
     fused_y = run(model, feeds)[0]
     assert fused_y.dtype == dtype
     np.testing.assert_allclose(fused_y, unfused_y, rtol=tolerance, atol=tolerance)

@@ -142,3 +142,68 @@ def test_refuses_a_weight_in_another_file(swiglu) -> None:
     result = fuse(model)
     assert result.fired == 0
     assert "weights.bin bytes 16 to 112, other.bin bytes 112 to 208" in result.refused[0].reason
+
+
+GATE_BIAS, UP_BIAS = f"{LAYER}.gate_proj.bias", f"{LAYER}.up_proj.bias"
+BIASED = (
+    TEXT.replace("float[6,4] w_up)", "float[6,4] w_up, float[6] b_gate, float[6] b_up)")
+    .replace("    gate = MatMul(x, gate_turned)", "    g = MatMul(x, gate_turned)\n    gate = Add(g, b_gate)")
+    .replace("    up = MatMul(x, up_turned)", "    u = MatMul(x, up_turned)\n    up = Add(u, b_up)")
+)
+
+
+@pytest.fixture
+def biased_swiglu(graph, random):
+    """The same graph with biases behind the weights in the file, in the order of ``names``."""
+
+    def make(text=BIASED, dtype=np.float32, names=("b_gate", "b_up"), renamed=(GATE_BIAS, UP_BIAS)):
+        stored = {name: random(6, 4, dtype=dtype) for name in ("w_gate", "w_up")} | {name: random(6, dtype=dtype) for name in names}
+        model = graph(text if dtype == np.float32 else text.replace("float[", "float16["), stored=stored)
+        for short, name in zip(("w_gate", "w_up", "b_gate", "b_up"), (GATE, UP, *renamed), strict=True):
+            model.graph.initializers[short].name = name
+        for node in model.graph:
+            node.metadata_props[MODULE_KEY] = LAYER
+        return model
+
+    return make
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("text", [BIASED, BIASED.replace("Add(g, b_gate)", "Add(b_gate, g)")], ids=["bias-second", "bias-first"])
+def test_packs_biases_into_one_and_keeps_the_numbers(biased_swiglu, run, random, text, dtype) -> None:
+    model = biased_swiglu(text, dtype=dtype)
+    feeds = {"x": random(2, 5, 4, dtype=dtype)}
+    before_y = run(model, feeds)[0]
+    parts = [model.graph.initializers[name].const_value for name in (GATE_BIAS, UP_BIAS)]
+    result = fuse(model)
+    assert (result.fired, result.refused) == (1, [])
+    assert [node.op_type for node in model.graph] == [*FORM[:2], "Add", *FORM[2:]]
+    assert model.graph.node(2).metadata_props[MODULE_KEY] == f"{LAYER}.gate_up_proj"
+    packed = model.graph.initializers[f"{LAYER}.gate_up_proj.bias"].const_value
+    assert (packed.location, packed.offset, packed.length) == (parts[0].location, parts[0].offset, 2 * parts[0].nbytes)
+    np.testing.assert_array_equal(packed.numpy(), np.concatenate([part.numpy() for part in parts]))
+    np.testing.assert_allclose(run(model, feeds)[0], before_y, rtol=0 if dtype == np.float32 else 2**-9)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"names": ("b_up", "b_gate")}, f"{UP_BIAS} does not lie behind {GATE_BIAS}"),
+        ({"renamed": (GATE_BIAS.replace("3", "4"), UP_BIAS.replace("3", "4"))}, "are not the biases of"),
+        ({"text": BIASED.replace("float[6] b_up", "float[1] b_up")}, f"{UP_BIAS} is not a bias [out] stored outside the graph"),
+    ],
+    ids=["order", "layer", "shape"],
+)
+def test_refuses_biases_with_a_reason(biased_swiglu, options, reason) -> None:
+    model = biased_swiglu(**options)
+    result = fuse(model)
+    assert result.fired == 0
+    (refusal,) = result.refused
+    assert (refusal.node, reason in refusal.reason) == ("sigmoid", True)
+
+
+def test_refuses_a_bias_on_one_of_two(biased_swiglu) -> None:
+    text = BIASED.replace("    u = MatMul(x, up_turned)\n    up = Add(u, b_up)", "    up = MatMul(x, up_turned)")
+    result = fuse(biased_swiglu(text.replace("=> (float[B,S,6] y)", "=> (float[B,S,6] y, float[6] z)").replace("}", "    z = Neg(b_up)\n}")))
+    assert result.fired == 0
+    assert len(result.refused) == 1

@@ -58,13 +58,20 @@ def test_packs_into_one_linear_and_keeps_the_numbers(projections, run, random, d
     before = run(model, feeds)
     result = fuse(model)
     assert (result.fired, result.refused) == (1, [])
-    turned, linear, heads, last, split = model.graph
-    assert [node.op_type for node in (turned, linear, heads, last, split)] == ["Transpose", "MatMul", "Reshape", "Transpose", "Split"]
+    nodes = {node.outputs[0].name: node for node in model.graph}
+    query, cache = nodes["query"], nodes["key"]
+    apart, turned = query.inputs[0].producer(), cache.inputs[0].producer()
+    heads = apart.inputs[0].producer()
+    linear = heads.inputs[0].producer()
+    weight = linear.inputs[1].producer()
+    assert set(model.graph) == {weight, linear, heads, apart, query, turned, cache}
+    assert [node.op_type for node in (weight, linear, heads)] == ["Transpose", "MatMul", "Reshape"]
+    assert [node.op_type for node in (apart, query, turned, cache)] == ["Split", "Transpose", "Transpose", "Split"]
     assert (dict(linear.attributes), dict(heads.attributes)) == ({}, {})
-    assert [tuple(node.attributes.get_ints("perm")) for node in (turned, last)] == [(1, 0), (0, 2, 1, 3)]
-    assert (split.attributes.get_int("axis"), set(split.attributes)) == (1, {"axis"})
+    assert [tuple(node.attributes.get_ints("perm")) for node in (weight, query, turned)] == [(1, 0), (0, 2, 1, 3), (0, 2, 1, 3)]
+    assert [(split.attributes.get_int("axis"), set(split.attributes)) for split in (apart, cache)] == [(2, {"axis"}), (1, {"axis"})]
     assert heads.inputs[1].const_value.numpy().tolist() == [0, 0, 8, 2]
-    assert split.inputs[1].const_value.numpy().tolist() == [4, 2, 2]
+    assert [split.inputs[1].const_value.numpy().tolist() for split in (apart, cache)] == [[4, 4], [2, 2]]
     for fused, unfused in zip(run(model, feeds), before, strict=True):
         np.testing.assert_array_equal(fused, unfused)
 
@@ -83,10 +90,10 @@ def test_packed_weight_is_a_view_of_the_same_bytes(projections) -> None:
 def test_new_values_have_module_dtype_and_shape(projections) -> None:
     model = projections()
     fuse(model)
-    assert [node.metadata_props[MODULE_KEY] for node in model.graph] == [f"{LAYER}.qkv_proj"] * 2 + [LAYER] * 3
+    assert [node.metadata_props[MODULE_KEY] for node in model.graph] == [f"{LAYER}.qkv_proj"] * 2 + [LAYER] * 5
     assert all(value.dtype == ir.DataType.FLOAT for node in model.graph for value in node.outputs)
     shapes = [str(value.shape) for node in model.graph for value in node.outputs]
-    assert shapes == ["[6,16]", "[B,S,16]", "[B,S,8,2]", "[B,8,S,2]", "[B,4,S,2]", "[B,2,S,2]", "[B,2,S,2]"]
+    assert shapes == ["[6,16]", "[B,S,16]", "[B,S,8,2]", *["[B,S,4,2]"] * 2, *["[B,4,S,2]"] * 2, *["[B,2,S,2]"] * 2]
 
 
 def test_packs_whatever_order_the_graph_has(projections, run, random) -> None:
@@ -105,7 +112,7 @@ def test_packs_whatever_order_the_graph_has(projections, run, random) -> None:
     feeds = {"x": random(2, 5, 6)}
     before = run(model, feeds)
     assert fuse(model).fired == 1
-    assert [node.op_type for node in model.graph][-2:] == ["Split", "Neg"]
+    assert [node.op_type for node in model.graph].count("Split") == 2
     for fused, unfused in zip(run(model, feeds), before, strict=True):
         np.testing.assert_array_equal(fused, unfused)
 
@@ -115,7 +122,8 @@ def test_packs_heads_of_equal_number(projections) -> None:
     text = TEXT.replace("[4,6]", "[8,6]").replace("[B,2,S,2]", "[B,4,S,2]").replace("{0, 0, 2, 2}", "{0, 0, 4, 2}")
     model = projections(text, rows=dict.fromkeys("qkv", 8))
     assert fuse(model).fired == 1
-    assert model.graph.node(-1).inputs[1].const_value.numpy().tolist() == [4, 4, 4]
+    splits = [node for node in model.graph if node.op_type == "Split"]
+    assert [split.inputs[1].const_value.numpy().tolist() for split in splits] == [[4, 8], [4, 4]]
 
 
 @pytest.mark.parametrize(
@@ -183,3 +191,76 @@ def test_cost_is_linear_in_depth(projections) -> None:
     rule._matcher = Counting(rule._target_pattern)
     assert rule.apply_to_model(model) == 1
     assert len(tried) == 1
+
+
+BIASES = {short: f"{LAYER}.{short}_proj.bias" for short in "qkv"}
+BIASED = (
+    TEXT.replace("float[4,6] w_v)", "float[4,6] w_v, float[8] b_q, float[4] b_k, float[4] b_v)")
+    .replace("q_heads = Reshape(q,", "q_biased = Add(q, b_q)\n    q_heads = Reshape(q_biased,")
+    .replace("k_heads = Reshape(k,", "k_biased = Add(k, b_k)\n    k_heads = Reshape(k_biased,")
+    .replace("v_heads = Reshape(v,", "v_biased = Add(v, b_v)\n    v_heads = Reshape(v_biased,")
+)
+
+
+@pytest.fixture
+def biased(graph, random):
+    """The same graph with biases behind the weights in the file, in ``order``."""
+
+    def make(text=BIASED, dtype=np.float32, order="qkv", names=BIASES):
+        stored = {f"w_{short}": random(ROWS[short], 6, dtype=dtype) for short in "qkv"}
+        stored |= {f"b_{short}": random(ROWS[short], dtype=dtype) for short in order}
+        model = graph(text if dtype == np.float32 else text.replace("float[", "float16["), stored=stored)
+        for short in "qkv":
+            model.graph.initializers[f"w_{short}"].name = NAMES[short]
+            model.graph.initializers[f"b_{short}"].name = names[short]
+        for node in model.graph:
+            node.metadata_props[MODULE_KEY] = LAYER
+        return model
+
+    return make
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_packs_biases_into_one_and_keeps_the_numbers(biased, run, random, dtype) -> None:
+    model = biased(dtype=dtype)
+    feeds = {"x": random(2, 5, 6, dtype=dtype)}
+    before = run(model, feeds)
+    parts = [model.graph.initializers[name].const_value for name in BIASES.values()]
+    result = fuse(model)
+    assert (result.fired, result.refused) == (1, [])
+    assert [node.op_type for node in model.graph][:4] == ["Transpose", "MatMul", "Add", "Reshape"]
+    assert [str(value.shape) for value in model.graph.node(2).outputs] == ["[B,S,16]"]
+    assert model.graph.node(2).metadata_props[MODULE_KEY] == f"{LAYER}.qkv_proj"
+    packed = model.graph.initializers[f"{LAYER}.qkv_proj.bias"].const_value
+    assert (packed.location, packed.offset, packed.length) == (parts[0].location, parts[0].offset, sum(part.nbytes for part in parts))
+    np.testing.assert_array_equal(packed.numpy(), np.concatenate([part.numpy() for part in parts]))
+    assert set(model.graph.initializers) & (set(NAMES.values()) | set(BIASES.values())) == set()
+    for fused, unfused in zip(run(model, feeds), before, strict=True):
+        np.testing.assert_array_equal(fused, unfused)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"order": "kqv"}, f"{BIASES['k']} does not lie behind {BIASES['q']}"),
+        ({"names": BIASES | {"k": "bias"}}, "are not named self_attn.q_proj, self_attn.k_proj, self_attn.v_proj of one layer"),
+        ({"names": {short: name.replace("3", "4") for short, name in BIASES.items()}}, "are not the biases of"),
+        ({"text": BIASED.replace("float[4] b_v", "float[1] b_v")}, f"{BIASES['v']} is not a bias [out] stored outside the graph"),
+        ({"text": BIASED.replace("Add(k, b_k)", "Sub(k, b_k)")}, "2 linears reshaped to heads read this input"),
+        (
+            {
+                "text": BIASED.replace("v_biased = Add(v, b_v)\n    v_heads = Reshape(v_biased,", "v_heads = Reshape(v,")
+                .replace("=> (", "=> (float[4] unused, ")
+                .replace("{\n", "{\n    unused = Neg(b_v)\n", 1)
+            },
+            "its structure differs",
+        ),
+    ],
+    ids=["order", "name", "layer", "shape", "subtracted", "one-without"],
+)
+def test_refuses_biases_with_a_reason(biased, options, reason) -> None:
+    model = biased(**options)
+    result = fuse(model)
+    assert result.fired == 0
+    assert "Split" not in {node.op_type for node in model.graph}
+    assert reason in result.refused[0].reason

@@ -126,7 +126,7 @@ def test_page_shows_null_as_not_measured(build_report: Callable[..., dict[str, A
     report["floor"] = {"mean_abs": None, "max_abs": None, "source": "transformers", "reason": "float16 overflows in layer 3"}
     html = render_html(report)
     page = Page(html)
-    assert html.count('<span class="missing" title="not measured">–</span>') == 10
+    assert html.count('<span class="missing" title="not measured">–</span>') == 11
     assert "None" not in page.text
     assert "nan" not in page.text
     assert "float16 overflows in layer 3" in page.text

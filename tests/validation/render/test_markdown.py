@@ -89,6 +89,6 @@ def test_hostile_names_break_no_table(build_report: Any, text: str) -> None:
     for check in report["stages"][1]["checks"]:
         check |= {"where": text, "reason": text, "passed": False}
     rendered = render_markdown(report)
-    assert [sorted(set(widths)) for widths in tables(rendered)] == [[6], [11], [7]]
+    assert [sorted(set(widths)) for widths in tables(rendered)] == [[6], [12], [7]]
     assert not {"html_block", "html_inline", "link_open", "image", "code_inline", "fence"} & {token.type for token in parse(rendered)}
     rendered.encode()

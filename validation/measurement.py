@@ -1,0 +1,50 @@
+"""The numbers of one stage, as they are gathered."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from validation.graph_runner import RowResult
+from validation.oracle import Oracle
+
+NUMBERS = (
+    "max_abs", "mean_abs", "max_abs_relative", "noise_ratio", "part_noise_ratio", "strict_noise_ratio", "strict_nonfinite", "worst_local_ratio",
+    "worst_local_layer", "range_peak", "range_tensor", "mean_kl", "top1_agreement", "decisive_disagreements", "scenario_spread", "self_consistency",
+    "cache_error", "perplexity", "perplexity_increase_pct", "perplexity_se_pct",
+)  # fmt: skip
+"""Keys of every stage of the report, null where not measured."""
+
+LastRows = dict[str, list[RowResult]]
+"""Scenario → per row, the logits of each call's last position."""
+
+
+@dataclass
+class StageMeasurement:
+    """The numbers of one stage, as they are gathered.
+
+    Attributes:
+        numbers: key of ``NUMBERS`` → value.
+        where: check → layer, tensor or node that it is about.
+        missing: check → why it has no value.
+        seconds: part → how long it took.
+        last_rows: logits that an engine graph must give too.
+    """
+
+    numbers: dict[str, Any] = field(default_factory=lambda: dict.fromkeys(NUMBERS))
+    scenarios: list[dict[str, Any]] = field(default_factory=list)
+    local_ratios: list[float] | None = None
+    decode_errors: list[float] | None = None
+    where: dict[str, str] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+    last_rows: LastRows = field(default_factory=dict)
+
+
+def against_floor(oracle: Oracle, measured: StageMeasurement, check: str, mean_abs: float) -> None:
+    """Record an error as a multiple of the floor, or why there is none."""
+    if oracle.floor.mean_abs:
+        measured.numbers[check] = mean_abs / oracle.floor.mean_abs
+    else:
+        measured.missing[check] = oracle.floor.missing

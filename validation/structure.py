@@ -1,0 +1,112 @@
+"""Structure: the whole graph in ONNX Runtime over the four scenarios and the text.
+
+Letters: N layers.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from validation import metrics, perplexity, tolerances
+from validation.graph_runner import GraphRunner, RowResult
+from validation.measurement import StageMeasurement, against_floor
+from validation.oracle import MAIN, PADDED, Oracle
+from validation.scenario_errors import Alone, alone, cache_errors, compare_scenario
+from validation.scenarios import Scenario
+
+PART_CHECKS = {"part_noise_ratio": "noise_ratio", "self_consistency": "self_consistency", "scenario_spread": "spread"}
+"""Number of the stage → key of a part whose worst it is."""
+
+
+def measure_structure(oracle: Oracle, graph: Path, measured: StageMeasurement) -> None:
+    """The four scenarios and the perplexity, the whole graph in ONNX Runtime."""
+    runner = GraphRunner(graph, oracle.config, oracle.dtype)
+    caches = []
+    own: tuple[Alone, ...] = ()
+    for scenario in oracle.scenarios:
+        rows = runner.run(scenario)
+        own = own or _run_alone(oracle, runner, rows[0])
+        measured.scenarios.append(compare_scenario(oracle, scenario, rows, own))
+        caches.append(cache_errors(oracle, scenario, rows))
+        measured.last_rows[scenario.name] = last_rows(scenario, rows)
+        if scenario.name == "decode":
+            errors, _ = metrics.absolute_errors(rows[0].logits, oracle.logits[MAIN])
+            measured.decode_errors = errors[scenario.chunks[0] :].tolist()
+    _summarise(oracle, measured, np.stack(caches))
+    _summarise_parts(oracle, measured)
+    _score_text(oracle, runner, measured)
+
+
+def _run_alone(oracle: Oracle, runner: GraphRunner, prefill: RowResult) -> tuple[Alone, ...]:
+    """Both sequences alone: the main one is what prefill gave, the padded row's is run without its padding."""
+    unpadded = next(row for each in oracle.scenarios for row, sequence in zip(each.rows, each.sequences, strict=True) if sequence == PADDED)
+    return alone(oracle, MAIN, prefill.logits), alone(oracle, PADDED, runner.logits(unpadded))
+
+
+def last_rows(scenario: Scenario, rows: list[RowResult]) -> list[RowResult]:
+    """What an engine graph gives of a scenario: the last position of each call."""
+    return [row.gathered(scenario.last_positions(index)) for index, row in enumerate(rows)]
+
+
+def _summarise(oracle: Oracle, measured: StageMeasurement, caches: NDArray[np.float64]) -> None:
+    """Numbers of the stage from those of its scenarios; ``caches`` is [scenarios, N, 2]."""
+    columns = {key: np.asarray([entry[key] for entry in measured.scenarios], float) for key in ("max_abs", "mean_abs", "mean_kl", "top1_agreement")}
+    worst = int(np.argmax(columns["mean_abs"]))  # of NaN and numbers, NaN
+    numbers = {
+        "max_abs": float(columns["max_abs"].max()),
+        "mean_abs": float(columns["mean_abs"][worst]),
+        "max_abs_relative": float(columns["max_abs"].max()) / oracle.largest_logit,
+        "mean_kl": float(columns["mean_kl"].max()),
+        "top1_agreement": float(columns["top1_agreement"].min()),
+    }
+    measured.numbers |= numbers
+    against_floor(oracle, measured, "noise_ratio", numbers["mean_abs"])
+    measured.where["noise_ratio"] = measured.scenarios[worst]["scenario"]
+    measured.where["max_abs_relative"] = measured.scenarios[int(np.argmax(columns["max_abs"]))]["scenario"]
+    _decisive(measured)
+    scenario, layer, kind = np.unravel_index(int(np.argmax(caches)), caches.shape)
+    measured.numbers["cache_error"] = float(caches[scenario, layer, kind])
+    measured.where["cache_error"] = f"layer {layer} {('keys', 'values')[kind]}, {measured.scenarios[scenario]['scenario']}"
+
+
+def _summarise_parts(oracle: Oracle, measured: StageMeasurement) -> None:
+    """The worst part of all scenarios in each measure, and which it is."""
+    parts = [part for entry in measured.scenarios for part in entry["parts"]]
+    for check, key in PART_CHECKS.items():
+        values = [part[key] for part in parts]
+        if None in values:
+            measured.missing[check] = oracle.floor.missing
+            continue
+        worst = int(np.argmax(values))  # of NaN and numbers, NaN
+        measured.numbers[check] = float(values[worst])
+        measured.where[check] = parts[worst]["where"]
+
+
+def _decisive(measured: StageMeasurement) -> None:
+    counts = {entry["scenario"]: entry["decisive_disagreements"] for entry in measured.scenarios}
+    if None in counts.values():
+        measured.missing["decisive_disagreements"] = "there is no floor to say which positions are decisive"
+        return
+    measured.numbers["decisive_disagreements"] = sum(counts.values())
+    if any(counts.values()):
+        measured.where["decisive_disagreements"] = ", ".join(name for name, count in counts.items() if count)
+
+
+def _score_text(oracle: Oracle, runner: GraphRunner, measured: StageMeasurement) -> None:
+    if oracle.reference_scores is None:
+        measured.missing["perplexity_increase_pct"] = f"perplexity is not applicable: {oracle.tokens.kind}"
+        return
+    scores = perplexity.score(oracle.windows, lambda index: runner.logits(oracle.windows[index].inputs), oracle.window_logits)
+    assert scores.kl is not None
+    if reason := tolerances.too_few_tokens(oracle.scored_tokens):
+        measured.missing["perplexity_increase_pct"] = reason
+    increase, standard_error = perplexity.increase_pct(scores, oracle.reference_scores)
+    measured.numbers |= {
+        "mean_kl": float(scores.kl.mean()),
+        "perplexity": scores.perplexity,
+        "perplexity_increase_pct": increase,
+        "perplexity_se_pct": standard_error,
+    }
