@@ -131,7 +131,7 @@ def test_open_random_says_what_it_is(made: Callable[..., RandomCheckpoint], conf
 @pytest.mark.parametrize("source", ["random:x", "random:", "random:-1", "random:1.5"])
 def test_open_random_refuses_a_seed_that_is_none(source: str, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=rf"^{source}: the seed must be a whole number$"):
-        open_random(source, config=tmp_path / "config.json")
+        open_request(CheckpointRequest(source, config=tmp_path / "config.json"))
 
 
 def test_open_random_needs_one_shape(tmp_path: Path) -> None:
