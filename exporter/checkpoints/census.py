@@ -9,7 +9,7 @@ from artifact.config import LlamaConfig
 from artifact.errors import CheckpointError
 from artifact.layout import EMBEDDING, LM_HEAD, layer_of, tensor_shapes
 
-NOT_WEIGHTS = re.compile(r"(.*\.)?rotary_emb\.inv_freq|rope\.freqs|rope_freqs\.weight")
+NOT_WEIGHTS = re.compile(r"(.*\.)?(rotary_emb\.inv_freq|rope\.freqs)|rope_freqs\.weight")
 """Tables that follow from the config, stored by older exporters (they are in the published Llama 2 files)."""
 
 TIED = 'a model that uses its embedding as lm_head says so in its config: "tie_word_embeddings": true'

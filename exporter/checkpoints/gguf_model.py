@@ -7,7 +7,6 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import gguf
 import numpy as np
@@ -19,6 +18,7 @@ from artifact.errors import CheckpointError
 from artifact.layout import EMBEDDING, FINAL_NORM, LM_HEAD, layer_prefix
 from exporter.checkpoints import gguf_rope
 from exporter.checkpoints.census import check_tensors
+from exporter.checkpoints.file_tensor import AGAIN, TORCH_DTYPES, FileTensor
 from exporter.checkpoints.fingerprint import fingerprint_files, state_of
 from exporter.checkpoints.gguf_config import config_from_gguf
 from exporter.checkpoints.gguf_header import GgufHeader, GgufTensor, read_gguf_header
@@ -149,25 +149,20 @@ def rows_of(tensor: GgufTensor, start: int, stop: int) -> GgufTensor:
 
 
 def load_tensor(path: Path, tensor: GgufTensor) -> Tensor:
-    """Map one tensor; quantised blocks are dequantised to float32 a few rows at a time."""
-    if tensor.type == gguf.GGMLQuantizationType.F32:
-        return torch.from_numpy(_mapped(path, tensor, np.float32)).reshape(tensor.shape)
-    if tensor.type == gguf.GGMLQuantizationType.F16:
-        return torch.from_numpy(_mapped(path, tensor, np.float16)).reshape(tensor.shape)
-    if tensor.type == gguf.GGMLQuantizationType.BF16:
-        return torch.from_numpy(_mapped(path, tensor, np.int16)).view(torch.bfloat16).reshape(tensor.shape)
-    rows = _mapped(path, tensor, np.uint8).reshape(*tensor.shape[:-1], -1)  # [out, bytes of a row]
+    """Read one tensor; quantised blocks are dequantised to float32 a few rows at a time, and nothing of the file stays mapped."""
+    if tensor.type.name in TORCH_DTYPES:
+        return FileTensor.contiguous(path, tensor.type.name, tensor.shape, tensor.offset, tensor.length).read()
     output = np.empty(tensor.shape, dtype=np.float32)
-    step = max(1, CHUNK_ELEMENTS // tensor.shape[-1])
-    for start in range(0, len(rows), step):
-        output[start : start + step] = gguf.quants.dequantize(np.ascontiguousarray(rows[start : start + step]), tensor.type)
+    row_bytes, step = tensor.length // max(1, len(output)), max(1, CHUNK_ELEMENTS // tensor.shape[-1])
+    with path.open("rb", buffering=0) as file:
+        file.seek(tensor.offset)
+        for start in range(0, len(output), step):
+            count = min(step, len(output) - start)
+            blocks = np.fromfile(file, dtype=np.uint8, count=count * row_bytes)
+            if len(blocks) != count * row_bytes:
+                raise CheckpointError(f"{path.name}: the file ends at byte {file.tell():,}, within a tensor", hint=AGAIN)
+            output[start : start + count] = gguf.quants.dequantize(blocks.reshape(count, row_bytes), tensor.type)
     return torch.from_numpy(output)
-
-
-def _mapped(path: Path, tensor: GgufTensor, dtype: type) -> np.ndarray[Any, Any]:
-    # copy on write: torch asks for writable memory, and the file must not change
-    count = tensor.length // np.dtype(dtype).itemsize
-    return np.memmap(path, dtype=dtype, mode="c", offset=tensor.offset, shape=(count,))
 
 
 def _check_types(stored: Mapping[str, GgufTensor], names: Iterable[str]) -> None:

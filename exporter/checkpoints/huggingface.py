@@ -1,4 +1,4 @@
-"""Read a Hugging Face folder: config.json, and model.safetensors or shards with an index."""
+"""Read a Hugging Face folder: config.json, and the weights as safetensors or ``.bin``, one file or shards with an index."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from torch import Tensor
 from artifact.config import LlamaConfig, unknown_keys
 from artifact.errors import CheckpointError
 from exporter.checkpoints.census import check_tensors
+from exporter.checkpoints.file_tensor import TORCH_DTYPES, TensorFile
 from exporter.checkpoints.fingerprint import fingerprint_files, state_of
 from exporter.checkpoints.protocol import Place, Write, folder_name
-from exporter.checkpoints.safetensors_file import SUPPORTED, SafetensorsFile
-from exporter.checkpoints.shards import inside, open_shards
+from exporter.checkpoints.quantised import refuse_quantised_config, refuse_quantised_tensors
+from exporter.checkpoints.shards import form_of, inside, open_shards
 from exporter.checkpoints.vocabulary import model_notes, tokenizer_size
 
 CONFIG = "config.json"
@@ -28,6 +29,8 @@ SIDECARS = (
 )
 """Data that comes along; never code."""
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
+ROWS = 1024
+"""Rows compared at once."""
 NO_TOKENIZER = "the checkpoint has no tokenizer files: text needs them, the weights don't"
 
 
@@ -36,7 +39,7 @@ class HuggingFaceCheckpoint:
     """A checked folder; attributes as in ``Checkpoint``."""
 
     folder: Path
-    files: dict[str, SafetensorsFile] = field(repr=False)
+    files: dict[str, TensorFile] = field(repr=False)
     source: str
     name: str
     config: LlamaConfig
@@ -47,20 +50,20 @@ class HuggingFaceCheckpoint:
     notes: list[str]
     fingerprint: str
     state: str
-    format: str = "safetensors"
+    format: str
 
     def read(self, name: str) -> Tensor:
-        """One weight as stored, mapped; KeyError for a name the model does not have."""
-        return self.files[name].read(name)
+        """One weight as stored; KeyError for a name the model does not have."""
+        return self.files[name].tensors[name].read()
 
     def read_rows(self, name: str, start: int, stop: int) -> Tensor:
         """Some rows of one weight as stored; KeyError for a name the model does not have."""
-        return self.files[name].read_rows(name, start, stop)
+        return self.files[name].tensors[name].read_rows(start, stop)
 
-    def place(self, name: str) -> Place:
-        """Where one weight lies; KeyError for a name the model does not have."""
-        dtype, _, offset, length = self.files[name].tensors[name]
-        return Place(self.files[name].path, dtype, offset, length)
+    def place(self, name: str) -> Place | None:
+        """Where one weight lies, None where its rows do not follow each other; KeyError for a name the model does not have."""
+        tensor = self.files[name].tensors[name]
+        return Place(tensor.path, tensor.dtype, tensor.offset, tensor.length) if tensor.in_order else None
 
     def write_sidecars(self, write: Write) -> list[str]:
         """Copy config.json and the tokenizer files, byte for byte and as real files."""
@@ -75,7 +78,7 @@ def open_huggingface(folder: Path) -> HuggingFaceCheckpoint:
     """Open a folder and check all of it but the values.
 
     Raises:
-        CheckpointError: no or an unsupported config.json, no safetensors, a broken file, or tensors that disagree with the config.
+        CheckpointError: no or an unsupported config.json, no weights, a broken file, or tensors that disagree with the config.
     """
     folder = folder.resolve()
     raw = read_config(folder)
@@ -83,9 +86,10 @@ def open_huggingface(folder: Path) -> HuggingFaceCheckpoint:
     for name in SIDECARS:
         inside(folder, name)
     files = open_shards(folder)
+    refuse_quantised_tensors(folder, files)
     _check_dtypes(files)
-    found = {name: file.tensors[name][1] for name, file in files.items()}
-    shapes, dropped = check_tensors(config, found, equal=lambda ours, theirs: torch.equal(files[ours].read(ours), files[theirs].read(theirs)))
+    found = {name: file.tensors[name].shape for name, file in files.items()}
+    shapes, dropped = check_tensors(config, found, equal=lambda ours, theirs: _equal(files, ours, theirs))
     return HuggingFaceCheckpoint(
         folder=folder,
         files=files,
@@ -93,12 +97,13 @@ def open_huggingface(folder: Path) -> HuggingFaceCheckpoint:
         name=folder_name(_model_name(folder)),
         config=config,
         shapes=shapes,
-        dtypes={name: files[name].tensors[name][0] for name in shapes},
+        dtypes={name: files[name].tensors[name].dtype for name in shapes},
         dropped=dropped,
         unknown_config_keys=unknown_keys(raw),
         notes=[*model_notes(config, tokenizer_size(folder)), *_tokenizer_notes(folder)],
         fingerprint=_fingerprint(raw, files),
         state=state_of([*(file.path for file in files.values()), *(folder / name for name in (CONFIG, *SIDECARS) if (folder / name).is_file())]),
+        format=form_of(folder).name,
     )
 
 
@@ -110,28 +115,43 @@ def read_config(folder: Path) -> dict[str, Any]:
     """The folder's config.json; refuses quantised checkpoints by the name of their method.
 
     Raises:
-        CheckpointError: no config.json, not a JSON object, or a ``quantization_config``.
+        CheckpointError: no config.json, not a JSON object, or one that says the weights are quantised.
     """
-    try:
-        config = json.loads(inside(folder, CONFIG).read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{folder}: no {CONFIG}", hint=f"give a Hugging Face model folder: {CONFIG} and *.safetensors in it") from error
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{folder / CONFIG}: not JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{folder / CONFIG}: expected a JSON object, got {type(config).__name__}")
-    if quantization := config.get("quantization_config"):
-        method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
-        hint = "give the float16 or bfloat16 original; `quantize` makes the int8 graph"
-        raise CheckpointError(f"{folder}: the checkpoint is quantised ({method!r}); supported: not quantised", hint=hint)
+    config = read_config_file(inside(folder, CONFIG))
+    refuse_quantised_config(folder, config)
     return config
 
 
-def _check_dtypes(files: dict[str, SafetensorsFile]) -> None:
+def read_config_file(path: Path) -> dict[str, Any]:
+    """A config.json as it is.
+
+    Raises:
+        CheckpointError: no such file, or not a JSON object.
+    """
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, IsADirectoryError) as error:
+        hint = f"a Hugging Face model folder has {CONFIG} and *.safetensors or *.bin"
+        raise CheckpointError(f"{path.parent}: no {path.name}", hint=hint) from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: not JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{path}: expected a JSON object, got {type(config).__name__}")
+    return config
+
+
+def _equal(files: dict[str, TensorFile], ours: str, theirs: str) -> bool:
+    """Whether two tensors hold the same values, compared a few rows at a time."""
+    left, right = files[ours].tensors[ours], files[theirs].tensors[theirs]
+    blocks = range(0, left.shape[0], ROWS)
+    return all(torch.equal(left.read_rows(at, min(at + ROWS, left.shape[0])), right.read_rows(at, min(at + ROWS, left.shape[0]))) for at in blocks)
+
+
+def _check_dtypes(files: dict[str, TensorFile]) -> None:
     for name, file in files.items():
-        dtype = file.tensors[name][0]
-        if dtype not in SUPPORTED:
-            raise CheckpointError(f"{file.path.name}: tensor {name} has dtype {dtype}; supported: {', '.join(SUPPORTED)}")
+        dtype = file.tensors[name].dtype
+        if dtype not in TORCH_DTYPES:
+            raise CheckpointError(f"{file.path.name}: tensor {name} has dtype {dtype}; supported: {', '.join(TORCH_DTYPES)}")
 
 
 def _model_name(folder: Path) -> str:
@@ -140,7 +160,7 @@ def _model_name(folder: Path) -> str:
     return folder.name
 
 
-def _fingerprint(config: dict[str, Any], files: dict[str, SafetensorsFile]) -> str:
+def _fingerprint(config: dict[str, Any], files: dict[str, TensorFile]) -> str:
     unique = sorted({file.path: file for file in files.values()}.items())
-    spans = ((file.path, file.header_bytes, sorted((entry[2], entry[3]) for entry in file.tensors.values())) for _, file in unique)
+    spans = ((file.path, file.header_bytes, sorted({(tensor.offset, tensor.length) for tensor in file.tensors.values()})) for _, file in unique)
     return fingerprint_files(json.dumps(config, sort_keys=True).encode(), spans)

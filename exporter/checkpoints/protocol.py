@@ -21,9 +21,9 @@ class Checkpoint(Protocol):
     """An opened and checked checkpoint: whoever holds one may rely on every weight being there with the right shape.
 
     Attributes:
-        source: absolute path, or ``demo``.
+        source: absolute path, ``demo`` or ``random:SEED``.
         name: short model name, safe as a folder name.
-        format: ``safetensors`` or ``gguf``.
+        format: ``safetensors``, ``bin``, ``meta``, ``gguf`` or ``random``; with ``+lora`` where an adapter is merged.
         shapes: Hugging Face name → shape; the weights of the model and nothing else.
         dtypes: Hugging Face name → stored type in the format's own word (``BF16``, ``Q4_1``).
         dropped: tensors of the file that are not weights of the model.
@@ -46,7 +46,7 @@ class Checkpoint(Protocol):
     state: str
 
     def read(self, name: str) -> Tensor:
-        """One weight: float16, bfloat16 or float32 as stored (mapped, not copied), float32 for quantised blocks.
+        """One weight: float16, bfloat16 or float32 as stored; float32 for quantised blocks and where an adapter is merged.
 
         Raises:
             KeyError: the model has no weight of this name.

@@ -11,7 +11,7 @@ from typing import Any
 from artifact.errors import UsageError
 from artifact.presets import PRESETS, repository
 
-RANDOM = re.compile(r"random(:\d+)?")
+RANDOM = re.compile(r"random(:.*)?")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _FILES = frozenset({".gguf", ".safetensors", ".bin", ".pth", ".json", ".onnx", ".plan"})
 """What ends so is a file that is not there, and no model on the hub."""

@@ -1,4 +1,4 @@
-"""One safetensors file: checked header, names, shapes, dtypes, and tensors mapped one at a time.
+"""One safetensors file: checked header, names, shapes, dtypes, and where each tensor lies.
 
 The safetensors library parses and validates; only the length is checked by hand first, to say how many bytes a truncated file lacks.
 Source: https://huggingface.co/docs/safetensors (8 bytes of length, a JSON header, the data).
@@ -12,34 +12,20 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from artifact.errors import CheckpointError
+from exporter.checkpoints.file_tensor import AGAIN, FileTensor
 
 LENGTH_BYTES = 8
-SUPPORTED = ("F16", "BF16", "F32")
-AGAIN = "download the file again"
 
 
 @dataclass(frozen=True)
 class SafetensorsFile:
-    """Attributes: ``tensors`` name → (dtype word, shape, offset from file start, bytes); ``header_bytes`` with the 8 length bytes."""
+    """Attributes: ``tensors`` by name; ``header_bytes`` with the 8 length bytes."""
 
     path: Path
     header_bytes: int
-    tensors: dict[str, tuple[str, tuple[int, ...], int, int]]
-
-    def read(self, name: str) -> Tensor:
-        """One tensor as stored: a view of the mapped file, which is unmapped when the tensor is gone."""
-        with safe_open(self.path, framework="pt") as file:
-            tensor: Tensor = file.get_tensor(name)
-        return tensor
-
-    def read_rows(self, name: str, start: int, stop: int) -> Tensor:
-        """Rows [start, stop) of one tensor, as stored."""
-        with safe_open(self.path, framework="pt") as file:
-            rows: Tensor = file.get_slice(name)[start:stop]
-        return rows
+    tensors: dict[str, FileTensor]
 
 
 def open_safetensors(path: Path) -> SafetensorsFile:
@@ -57,7 +43,7 @@ def open_safetensors(path: Path) -> SafetensorsFile:
             pass
     except SafetensorError as error:
         raise CheckpointError(f"{path.name}: not a valid safetensors file: {error}", hint=AGAIN) from error
-    return SafetensorsFile(path, header_bytes, {name: _entry(entry, header_bytes) for name, entry in entries.items()})
+    return SafetensorsFile(path, header_bytes, {name: _located(path, entry, header_bytes) for name, entry in entries.items()})
 
 
 def _header(path: Path) -> tuple[int, dict[str, Any]]:
@@ -84,6 +70,6 @@ def _unique(path: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return entries
 
 
-def _entry(entry: dict[str, Any], header_bytes: int) -> tuple[str, tuple[int, ...], int, int]:
+def _located(path: Path, entry: dict[str, Any], header_bytes: int) -> FileTensor:
     begin, end = entry["data_offsets"]
-    return entry["dtype"], tuple(entry["shape"]), header_bytes + begin, end - begin
+    return FileTensor.contiguous(path, entry["dtype"], tuple(entry["shape"]), header_bytes + begin, end - begin)

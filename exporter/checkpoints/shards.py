@@ -1,32 +1,68 @@
-"""Which safetensors files make up a Hugging Face folder, and which tensor is in which."""
+"""Which files make up the weights of a Hugging Face folder, and which tensor is in which."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from artifact.errors import CheckpointError
-from exporter.checkpoints.safetensors_file import SafetensorsFile, open_safetensors
+from exporter.checkpoints.file_tensor import TensorFile
+from exporter.checkpoints.safetensors_file import open_safetensors
+from exporter.checkpoints.torch_file import open_torch
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
-def open_shards(folder: Path) -> dict[str, SafetensorsFile]:
+@dataclass(frozen=True)
+class ShardForm:
+    """One way to store the weights: its name, the file where there is one, the index where there are several, and what opens a file."""
+
+    name: str
+    single: str
+    index: str
+    open: Callable[[Path], TensorFile]
+
+
+FORMS = (
+    ShardForm("safetensors", SINGLE, INDEX, open_safetensors),
+    ShardForm("bin", "pytorch_model.bin", "pytorch_model.bin.index.json", open_torch),
+)
+"""In the order of preference: a folder that has both has the same weights twice."""
+
+
+def has_weights(folder: Path) -> bool:
+    """Whether the folder stores weights in one of Hugging Face's forms."""
+    return any((folder / name).is_file() for form in FORMS for name in (form.single, form.index))
+
+
+def form_of(folder: Path) -> ShardForm:
+    """How the folder stores its weights.
+
+    Raises:
+        CheckpointError: in none of the forms.
+    """
+    for form in FORMS:
+        if (folder / form.single).is_file() or (folder / form.index).is_file():
+            return form
+    raise CheckpointError(f"{folder}: none of {', '.join(name for form in FORMS for name in (form.single, form.index))}", hint=_leftover(folder))
+
+
+def open_shards(folder: Path) -> dict[str, TensorFile]:
     """Tensor name → the checked file it is in.
 
     Raises:
-        CheckpointError: no safetensors, both forms at once, or an index that disagrees with the files or names one outside the folder.
+        CheckpointError: no weights, one file and an index at once, or an index that disagrees with the files or names one outside the folder.
     """
-    single, index = inside(folder, SINGLE), inside(folder, INDEX)
+    form = form_of(folder)
+    single, index = inside(folder, form.single), inside(folder, form.index)
     if single.is_file() and index.is_file():
-        raise CheckpointError(f"{folder}: has both {SINGLE} and {INDEX}", hint="remove the one that is not meant")
+        raise CheckpointError(f"{folder}: has both {form.single} and {form.index}", hint="remove the one that is not meant")
     if single.is_file():
-        file = open_safetensors(single)
+        file = form.open(single)
         return dict.fromkeys(file.tensors, file)
-    if not index.is_file():
-        raise CheckpointError(f"{folder}: neither {SINGLE} nor {INDEX}", hint=_other_format(folder))
-    return _open_indexed(folder, _weight_map(index))
+    return _open_indexed(folder, form, _weight_map(index))
 
 
 def inside(folder: Path, name: str) -> Path:
@@ -57,23 +93,23 @@ def _weight_map(index: Path) -> dict[str, str]:
     raise CheckpointError(f"{index}: weight_map must map tensor names to file names")
 
 
-def _open_indexed(folder: Path, weight_map: dict[str, str]) -> dict[str, SafetensorsFile]:
-    files = {name: _open_named(folder, name) for name in sorted(set(weight_map.values()))}
+def _open_indexed(folder: Path, form: ShardForm, weight_map: dict[str, str]) -> dict[str, TensorFile]:
+    files = {name: _open_named(folder, form, name) for name in sorted(set(weight_map.values()))}
     for tensor, name in weight_map.items():
         if tensor not in files[name].tensors:
-            raise CheckpointError(f"{INDEX}: tensor {tensor} should be in {name}, but is not there")
+            raise CheckpointError(f"{form.index}: tensor {tensor} should be in {name}, but is not there")
     return _by_tensor(files.values())
 
 
-def _open_named(folder: Path, name: str) -> SafetensorsFile:
+def _open_named(folder: Path, form: ShardForm, name: str) -> TensorFile:
     path = inside(folder, name)
     if not path.is_file():
-        raise CheckpointError(f"{folder}: {INDEX} names {name}, which is not there", hint="download the missing file")
-    return open_safetensors(path)
+        raise CheckpointError(f"{folder}: {form.index} names {name}, which is not there", hint="download the missing file")
+    return form.open(path)
 
 
-def _by_tensor(files: Iterable[SafetensorsFile]) -> dict[str, SafetensorsFile]:
-    owner: dict[str, SafetensorsFile] = {}
+def _by_tensor(files: Iterable[TensorFile]) -> dict[str, TensorFile]:
+    owner: dict[str, TensorFile] = {}
     for file in files:
         for tensor in file.tensors:
             if tensor in owner:
@@ -82,9 +118,9 @@ def _by_tensor(files: Iterable[SafetensorsFile]) -> dict[str, SafetensorsFile]:
     return owner
 
 
-def _other_format(folder: Path) -> str:
-    if any(folder.glob("pytorch_model*.bin")):
-        return "the folder holds pytorch_model*.bin: load it in transformers and save_pretrained(..., safe_serialization=True)"
-    if any(folder.glob("consolidated.*.pth")):
-        return "the folder holds Meta's consolidated.*.pth: convert it to the Hugging Face form first"
-    return "give a folder with *.safetensors, a .gguf file, or 'demo'"
+def _leftover(folder: Path) -> str:
+    """What to do in a folder whose shards have no index."""
+    shards = sorted(path.name for pattern in ("model-*.safetensors", "pytorch_model-*.bin") for path in folder.glob(pattern))
+    if shards:
+        return f"the folder holds {shards[0]} without its index: download that too"
+    return "give a folder with *.safetensors or pytorch_model*.bin, Meta's consolidated.*.pth with params.json, a .gguf file, or 'demo'"

@@ -73,6 +73,7 @@ def test_second_export_hits_the_cache_and_gives_the_same_bytes(
     deeper = open_checkpoint(str(make_checkpoint(tmp_path / "deeper", num_hidden_layers=3, bos_token_id=5)))
     reports = []
     for name, source in (("first", checkpoint), ("second", checkpoint), ("deeper", deeper)):
+        (tmp_path / name).mkdir()
         reports.append(export_checkpoint(StepContext(tmp_path / name), source))
     assert [report["trace_cached"] for report in reports] == [False, True, True]
     assert (tmp_path / "first" / "traced.onnx").read_bytes() == (tmp_path / "second" / "traced.onnx").read_bytes()

@@ -25,14 +25,14 @@ def header(path: Path, text: str, data: bytes = b"") -> Path:
 
 def test_open_safetensors_says_where_each_tensor_lies(file: Path) -> None:
     opened = open_safetensors(file)
-    dtype, shape, offset, length = opened.tensors["a"]
-    assert (dtype, shape, length) == ("BF16", (2, 3), 12)
-    assert torch.frombuffer(bytearray(file.read_bytes()[offset : offset + length]), dtype=torch.bfloat16).tolist() == [0, 1, 2, 3, 4, 5]
+    a = opened.tensors["a"]
+    assert (a.dtype, a.shape, a.length) == ("BF16", (2, 3), 12)
+    assert torch.frombuffer(bytearray(file.read_bytes()[a.offset : a.offset + a.length]), dtype=torch.bfloat16).tolist() == [0, 1, 2, 3, 4, 5]
     assert set(opened.tensors) == {"a", "b"}
 
 
 def test_read_keeps_dtype_and_values(file: Path) -> None:
-    tensor = open_safetensors(file).read("a")
+    tensor = open_safetensors(file).tensors["a"].read()
     assert tensor.dtype == torch.bfloat16
     assert tensor.tolist() == [[0, 1, 2], [3, 4, 5]]
 

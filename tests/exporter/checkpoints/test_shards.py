@@ -28,7 +28,7 @@ def test_open_shards_finds_each_tensor_in_its_file(write_folder: Writer, weights
     files = open_shards(write_folder(shards=2))
     assert set(files) == set(weights)
     assert len({file.path for file in files.values()}) == 2
-    assert all(torch.equal(files[name].read(name), weights[name]) for name in weights)
+    assert all(torch.equal(files[name].tensors[name].read(), weights[name]) for name in weights)
 
 
 def test_open_shards_names_a_shard_that_is_not_there(write_folder: Writer) -> None:
@@ -92,12 +92,10 @@ def test_open_shards_refuses_an_index_without_weight_map(write_folder: Writer, t
         open_shards(folder)
 
 
-@pytest.mark.parametrize(
-    ("file", "hint"), [("pytorch_model.bin", "save_pretrained"), ("consolidated.00.pth", "Meta's"), ("README.md", "a folder with")]
-)
-def test_open_shards_hints_at_what_the_folder_holds_instead(write_folder: Writer, file: str, hint: str) -> None:
+@pytest.mark.parametrize(("file", "hint"), [("model-00001-of-00002.safetensors", "without its index"), ("README.md", "give a folder with")])
+def test_open_shards_says_what_it_looked_for_and_what_to_do(write_folder: Writer, file: str, hint: str) -> None:
     folder = write_folder()
     (folder / "model.safetensors").rename(folder / file)
-    with pytest.raises(CheckpointError, match="neither") as caught:
+    with pytest.raises(CheckpointError, match=r"none of model\.safetensors, .*, pytorch_model\.bin, pytorch_model\.bin\.index\.json$") as caught:
         open_shards(folder)
     assert hint in (caught.value.hint or "")

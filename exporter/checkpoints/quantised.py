@@ -1,0 +1,70 @@
+"""Refuse quantised Hugging Face folders by the name of their method, wherever that is written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from artifact.errors import CheckpointError
+from exporter.checkpoints.shards import inside
+
+FILES = {"quantize_config.json": "gptq", "quant_config.json": "awq", "hf_quant_config.json": "modelopt"}
+"""Files that a quantising tool leaves beside the weights → its method, where the file itself does not name one."""
+SUFFIXES = {
+    ".qweight": "gptq or awq",
+    ".qzeros": "gptq or awq",
+    ".g_idx": "gptq",
+    ".SCB": "bitsandbytes int8",
+    ".quant_state.bitsandbytes__nf4": "bitsandbytes nf4",
+    ".quant_state.bitsandbytes__fp4": "bitsandbytes fp4",
+    ".absmax": "bitsandbytes",
+    ".weight_packed": "compressed-tensors",
+    ".weight_zero_point": "compressed-tensors",
+    ".weight_scale_inv": "fp8",
+    ".weight_scale": "fp8 or int8 with scales",
+    ".input_scale": "fp8 or int8 with scales",
+    ".scales": "gptq or awq",
+}
+"""Endings of tensor names that only quantised weights have."""
+KEYS = {"load_in_8bit": "bitsandbytes int8", "load_in_4bit": "bitsandbytes", "w_bit": "awq", "bits": "gptq"}
+"""Keys of a configuration that does not name its method."""
+
+
+def refuse_quantised_config(folder: Path, config: dict[str, Any]) -> None:
+    """Raise CheckpointError where config.json, or a file beside it, says that the weights are quantised."""
+    for key in ("quantization_config", "compression_config"):
+        if config.get(key):
+            raise _refusal(folder, _method(config[key]), f"config.json has {key}")
+    for name, method in FILES.items():
+        if inside(folder, name).is_file():
+            raise _refusal(folder, _method(_parsed(folder / name), default=method), f"{name} is there")
+
+
+def refuse_quantised_tensors(folder: Path, names: Iterable[str]) -> None:
+    """Raise CheckpointError where the tensors are those of a quantised model."""
+    for name in names:
+        for suffix, method in SUFFIXES.items():
+            if name.endswith(suffix):
+                raise _refusal(folder, method, f"tensor {name} is there")
+
+
+def _method(config: Any, *, default: str = "unknown method") -> str:
+    if not isinstance(config, dict):
+        return default if config is None else str(config)
+    named = config.get("quant_method") or (config.get("quantization") or {}).get("quant_algo")
+    return str(named or next((method for key, method in KEYS.items() if config.get(key)), default))
+
+
+def _parsed(path: Path) -> Any:
+    try:
+        parsed = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        return None
+    return parsed if isinstance(parsed, dict) and isinstance(parsed.get("quantization") or {}, dict) else None
+
+
+def _refusal(folder: Path, method: str, evidence: str) -> CheckpointError:
+    hint = "give the float16 or bfloat16 original; `quantize` makes the int8 graph"
+    return CheckpointError(f"{folder}: the checkpoint is quantised ({method!r}): {evidence}; supported: not quantised", hint=hint)
