@@ -70,7 +70,7 @@ def test_second_export_hits_the_cache_and_gives_the_same_bytes(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     checkpoint = open_checkpoint(str(make_checkpoint(tmp_path / "checkpoint")))
-    deeper = open_checkpoint(str(make_checkpoint(tmp_path / "deeper", num_hidden_layers=3, bos_token_id=5)))
+    deeper = open_checkpoint(str(make_checkpoint(tmp_path / "deep-checkpoint", num_hidden_layers=3, bos_token_id=5)))
     reports = []
     for name, source in (("first", checkpoint), ("second", checkpoint), ("deeper", deeper)):
         (tmp_path / name).mkdir()
