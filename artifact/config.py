@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from artifact.errors import CheckpointError
-from artifact.rope_scaling import DEFAULT_LENGTH, SPELLINGS, RopeScaling, rope_from_hf, scaling_of, tuple_of, unknown_rope_keys
+from artifact.rope_scaling import DEFAULT_LENGTH, SPELLINGS, RopeScaling, positive_number, rope_from_hf, scaling_of, tuple_of, unknown_rope_keys
 
 HARMLESS = frozenset(
     "_name_or_path architectures attention_dropout auto_map dtype initializer_range is_llama_config model_type pad_token_id pretraining_tp "
@@ -99,7 +99,7 @@ class LlamaConfig:
             head_dim=_integer(config, "head_dim", hidden_size // max(heads, 1)),
             vocab_size=_required(config, "vocab_size"),
             max_position_embeddings=length,
-            rms_norm_eps=float(config.get("rms_norm_eps", 1e-6)),
+            rms_norm_eps=positive_number("rms_norm_eps", config.get("rms_norm_eps", 1e-6)),
             rope_theta=rope_theta,
             tie_word_embeddings=bool(config.get("tie_word_embeddings")),
             attention_bias=bool(config.get("attention_bias")),
@@ -139,7 +139,7 @@ def refuse_unsupported(config: Mapping[str, Any]) -> None:
 
 def _integer(config: Mapping[str, Any], key: str, default: int) -> int:
     """``default`` where the key is absent, null or 0."""
-    return _required(config, key) if config.get(key) else default
+    return default if config.get(key) is None else _required(config, key)
 
 
 def _required(config: Mapping[str, Any], key: str) -> int:

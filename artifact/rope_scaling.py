@@ -80,7 +80,7 @@ class _Source:
     def number(self, name: str, default: float | None = None) -> float:
         """A positive number; ``default`` where the key is absent or null."""
         value = self.values.get(name)
-        return _positive(f"{self.key}.{name}", default if value is None else value)
+        return positive_number(f"{self.key}.{name}", default if value is None else value)
 
     @property
     def length(self) -> int:
@@ -131,13 +131,14 @@ def _mapping(key: str, value: Any) -> Mapping[str, Any]:
 
 def _theta(config: Mapping[str, Any], sources: list[_Source]) -> float:
     places = {"rope_theta": config.get("rope_theta")} | {f"{source.key}.rope_theta": source.values.get("rope_theta") for source in sources}
-    given = {place: _positive(place, value) for place, value in places.items() if value is not None}
+    given = {place: positive_number(place, value) for place, value in places.items() if value is not None}
     if len(set(given.values())) > 1:
         raise CheckpointError(f"config.json: {', '.join(f'{place} = {value:g}' for place, value in given.items())}: they must be equal")
     return next(iter(given.values()), DEFAULT_THETA)
 
 
-def _positive(name: str, value: Any) -> float:
+def positive_number(name: str, value: Any) -> float:
+    """A number of config.json that must be above 0; CheckpointError names the key."""
     if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value) or value <= 0:
         raise CheckpointError(f"config.json: {name} must be a positive number, got {value!r}")
     return float(value)
