@@ -59,8 +59,8 @@ def read(node: ir.Node) -> Heads:
     n_query, n_key, n_value = query[1], key[1], value[1]
     if not isinstance(n_query, int) or not isinstance(n_key, int) or n_key != n_value or n_query % n_key:
         raise Refused(f"{n_query} query heads can't share {n_key} key heads and {n_value} value heads")
-    if key[2] != value[2]:
-        raise Refused(f"there are {key[2]} keys and {value[2]} values")
+    if None in (query[2], key[2]) or key[2] != value[2]:
+        raise Refused(f"there are {query[2]} queries, {key[2]} keys and {value[2]} values: not known, or not alike")
     check_conditions(found.conditions, query[2], key[2])
     return found
 

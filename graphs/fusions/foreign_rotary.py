@@ -53,12 +53,11 @@ def read(node: ir.Node) -> Rotation:
         raise Refused("it takes every second element: interleaved pairs, as in Meta's checkpoints; halves are expected")
     found = _whole(node) if producer(node.inputs[0], "Neg") is not None else _by_halves(node)
     heads, angles = sizes(found.x), sizes(found.cos)
-    if heads is None or not isinstance(heads[3], int) or heads[3] % 2:
-        raise Refused("head_dim is not known, or odd")
-    if angles != sizes(found.sin) or angles is None or len(angles) != HEADS_RANK or angles[1] != 1 or (angles[0], angles[2]) != (heads[0], heads[2]):
+    assert heads is not None
+    assert isinstance(heads[3], int)  # two halves were found
+    alike = angles is not None and angles == sizes(found.sin) and len(angles) == HEADS_RANK and None not in angles
+    if angles is None or not alike or angles[:3] != (heads[0], 1, heads[2]):
         raise Refused(f"cosine and sine are {angles} and {sizes(found.sin)}; expected [B, 1, S, D] for heads {heads}")
-    if found.cos.dtype != found.x.dtype or found.sin.dtype != found.x.dtype:
-        raise Refused(f"cosine is {found.cos.dtype}, sine {found.sin.dtype}, what they rotate {found.x.dtype}")
     for value in (found.cos, found.sin):
         if last_size(value) == heads[3]:
             _check_equal_halves(_angles(value))

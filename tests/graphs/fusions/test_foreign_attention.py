@@ -133,7 +133,12 @@ def test_a_fully_masked_row_attends_to_itself(attention, run, given, softmax) ->
         (TEXT, "Where(allowed, zero, least)", "Where(allowed, one, least)", "the mask is added as numbers other than 0 and the smallest"),
         (TEXT, "Where(allowed, zero, least)", "Cast<to=1>(allowed)", "the mask is added as numbers that come from Cast"),
         (TEXT, BIAS, "masked = Where(allowed, scores, loose)\n", "masked scores are not set to the smallest number"),
-        (TEXT, "masked = Add(scores, bias)", "sum = Add(scores, bias)\n masked = Mul(sum, scale)", "masked scores are scaled"),
+        (
+            TEXT,
+            "masked = Add(scores, bias)",
+            "sum = Add(scores, bias)\n masked = Mul(sum, scale)",
+            "masked scores are scaled: the mask would be scaled too",
+        ),
         (
             TEXT,
             TURN,
@@ -150,6 +155,8 @@ def test_a_fully_masked_row_attends_to_itself(attention, run, given, softmax) ->
         (ONE_NODE, "scale=0.25", "scale=0.25, is_causal=1", "causal from its first key on"),
         (ONE_NODE, "scale=0.25", "scale=0.25, softcap=10.0", "causal from its first key on, or caps its scores"),
         (ONE_NODE, "keys, values, allowed", "keys, values", "the Attention node has 3 inputs"),
+        (ONE_NODE, "<scale=0.25>(query, keys, values", "(unknown, keys, values", "the scale is not given, and head_dim is not known"),
+        (ONE_NODE, "(query, keys, values", "(query, unknown, unknown", "keys and None values: not known, or not alike"),
     ],
 )
 def test_refuses_with_a_reason(attention, text, before, after, reason) -> None:
@@ -158,6 +165,9 @@ def test_refuses_with_a_reason(attention, text, before, after, reason) -> None:
     changed = text.replace(before, after)
     if "query5" in after:
         changed = changed.replace("bool[2,1,3,5] allowed)", f"bool[2,1,3,5] allowed, float[2,{H},5,{D}] query5)")
+    if "unknown" in after:
+        width = "?" if "(unknown" in after else D
+        changed = changed.replace("bool[2,1,3,5] allowed)", f"bool[2,1,3,5] allowed, float[2,{H},?,{width}] unknown)")
     result = fuse(attention(changed))
     assert result.fired == 0
     (refusal,) = result.refused
