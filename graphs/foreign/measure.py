@@ -69,12 +69,14 @@ def name_axes(model: ir.Model) -> None:
     Raises:
         FusionError: an input with dynamic axes that is none of a decoder's.
     """
-    batch_axes = _first_input_axes(model)
+    token_axes, has_cache = _first_input_axes(model), any(_is_cache(value) for value in model.graph.inputs)
     for value in model.graph.inputs:
         shape = value.shape
         if shape is None:
             raise FusionError(f"no decoder: input {value.name} has no shape")
-        axes = _axes_of_input(value, batch_axes)
+        axes = _axes_of_input(value, token_axes)
+        if axes is not None and not has_cache:
+            axes = tuple(SEQUENCE if axis == TOTAL else axis for axis in axes)
         if axes is None and not shape.is_static():
             raise FusionError(
                 f"no decoder: input {value.name} {value.dtype} {[str(size) for size in shape]} is neither token ids, positions, a mask nor a cache"
@@ -82,13 +84,16 @@ def name_axes(model: ir.Model) -> None:
         value.shape = ir.Shape([size if isinstance(size, int) else axis for size, axis in zip(shape, axes or (None,) * len(shape), strict=True)])
 
 
+def _is_cache(value: ir.Value) -> bool:
+    """Whether an input holds past keys or values; without any, T = S."""
+    return len(value.shape or ()) == 4 and "mask" not in (value.name or "").lower() and value.dtype is not None and value.dtype.is_floating_point()
+
+
 def _axes_of_input(value: ir.Value, token_axes: tuple[str, ...]) -> tuple[str | None, ...] | None:
     """B, S, P, T of an input by its rank, dtype and name; None if it is none of a decoder's."""
     rank, name = len(value.shape or ()), (value.name or "").lower()
-    if rank == 4 and value.dtype is not None and value.dtype.is_floating_point():
-        return (BATCH, None, SEQUENCE, TOTAL) if "mask" in name else (BATCH, None, PAST, None)
     if rank == 4:
-        return BATCH, None, SEQUENCE, TOTAL
+        return (BATCH, None, PAST, None) if _is_cache(value) else (BATCH, None, SEQUENCE, TOTAL)
     if rank == 2:
         as_tokens = "mask" not in name and ("position" in name or tuple(map(str, value.shape or ())) == token_axes)
         return (BATCH, SEQUENCE) if as_tokens else (BATCH, TOTAL)

@@ -56,7 +56,7 @@ def read(node: ir.Node) -> Rotation:
     assert heads is not None
     assert isinstance(heads[3], int)  # two halves were found
     alike = angles is not None and angles == sizes(found.sin) and len(angles) == HEADS_RANK and None not in angles
-    if angles is None or not alike or angles[:3] != (heads[0], 1, heads[2]):
+    if angles is None or not alike or angles[1:3] != (1, heads[2]) or angles[0] not in (1, heads[0]):
         raise Refused(f"cosine and sine are {angles} and {sizes(found.sin)}; expected [B, 1, S, D] for heads {heads}")
     for value in (found.cos, found.sin):
         if last_size(value) == heads[3]:
@@ -69,7 +69,7 @@ def read(node: ir.Node) -> Rotation:
 def rewrite(graph: ir.Graph, found: Rotation) -> None:
     """One node; cosine and sine [B, S, D/2] are computed as they were, without their second half."""
     tape, half = Tape(graph, found.rotated), int(last_size(found.x) or 0) // 2
-    tables = [_flat(tape, _half(tape, _angles(value), half)) for value in (found.cos, found.sin)]
+    tables = [_per_sequence(tape, _flat(tape, _half(tape, _angles(value), half)), found.x) for value in (found.cos, found.sin)]
     tape.add("RotaryEmbedding", found.x, *tables, interleaved=0)
     tape.finish()
 
@@ -182,7 +182,18 @@ def _is_twice(table: ir.Value | None) -> bool:
 
 def _flat(tape: Tape, value: ir.Value) -> ir.Value:
     """[B, S, D/2] of a cosine or sine that may still have an axis for the heads."""
-    return tape.add("Squeeze", value, [1], like=value) if rank(value) == HEADS_RANK else value
+    shape = sizes(value) or ()
+    return tape.add("Squeeze", value, [1], like=value, shape=(shape[0], *shape[2:])) if len(shape) == HEADS_RANK else value
+
+
+def _per_sequence(tape: Tape, value: ir.Value, x: ir.Value) -> ir.Value:
+    """[B, S, D/2] of what may be the same for all sequences, [1, S, D/2]; the batch is read from an input, so that all layers read it once."""
+    batch = (sizes(x) or (None,))[0]
+    if batch in (1, (sizes(value) or (None,))[0]):
+        return value
+    fed = next((fed for fed in tape.graph.inputs if (sizes(fed) or (None,))[0] == batch), x)
+    shape = tape.add("Concat", tape.add("Shape", fed, start=0, end=1), [1, 1], axis=0)
+    return tape.add("Expand", value, shape, like=value)
 
 
 def _half(tape: Tape, value: ir.Value, half: int) -> ir.Value:

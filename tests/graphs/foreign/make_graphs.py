@@ -1,6 +1,7 @@
 """How the graphs in pinned/ were made: one tiny Llama with random weights, by the exporters that people use. Not run by the tests.
 
     python tests/graphs/foreign/make_graphs.py dynamo      torch 2.13.0, transformers 5.23.0, onnxscript 0.7.2
+    python tests/graphs/foreign/make_graphs.py bare        the same
     python tests/graphs/foreign/make_graphs.py optimum     optimum-onnx 0.1.0 (TorchScript), torch 2.13.0, transformers 4.57.6
     python tests/graphs/foreign/make_graphs.py genai       onnxruntime-genai 0.18.0
 
@@ -46,7 +47,7 @@ class Flat(torch.nn.Module):
 
 def llama(**options):
     torch.manual_seed(0)
-    model = LlamaForCausalLM(LlamaConfig(**SHAPE, **options)).eval()
+    model = LlamaForCausalLM(LlamaConfig(**SHAPE | options)).eval()
     with torch.no_grad():
         for name, weight in model.named_parameters():
             weight.copy_(1 + 0.1 * torch.randn_like(weight) if "norm" in name else torch.randn_like(weight) * weight.shape[-1] ** -0.5)
@@ -84,6 +85,18 @@ def dynamo(folder):
         keep(folder / "model.onnx", f"dynamo-{opset}-{attention}-{str(dtype).removeprefix('torch.')}")
 
 
+def bare(folder):
+    """No cache, no positions, attention without groups: what a first try at torch.onnx.export gives."""
+    model, tokens = llama(num_key_value_heads=4), {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
+    model.config.use_cache = False
+    inputs = {"input_ids": torch.zeros(2, 5, dtype=torch.int64), "attention_mask": torch.ones(2, 5, dtype=torch.int64)}
+    torch.onnx.export(
+        model, (), folder / "model.onnx", kwargs=inputs, dynamo=True, opset_version=18, dynamic_shapes={name: tokens for name in inputs},
+        output_names=["logits"], external_data=False, verbose=False,
+    )  # fmt: skip
+    keep(folder / "model.onnx", "dynamo-18-bare")
+
+
 def optimum(folder):
     from optimum.exporters.onnx import main_export
 
@@ -108,4 +121,4 @@ def genai(folder):
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
-        {"dynamo": dynamo, "optimum": optimum, "genai": genai}[sys.argv[1]](Path(folder))
+        {"dynamo": dynamo, "bare": bare, "optimum": optimum, "genai": genai}[sys.argv[1]](Path(folder))

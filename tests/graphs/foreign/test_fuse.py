@@ -115,6 +115,16 @@ def test_no_row_is_fully_masked(pinned, fused, name, tmp_path) -> None:
     np.testing.assert_array_equal(allowed[0, 0], [[0, 0, 1, 0, 0], [0, 0, 0, 1, 0], [0, 0, 0, 1, 1]])
 
 
+@pytest.mark.parametrize("padding", [0, 5])
+def test_a_graph_without_cache_and_positions_is_fused(pinned, fused, tools, padding) -> None:
+    """Multi-head attention, T = S, one count of positions for all sequences."""
+    out, report = fused(pinned("dynamo-18-bare"))
+    assert {rule["rule"]: rule["fired"] for rule in report["rules"]} == FIRED
+    assert report["model"] == SHAPE | {"num_key_value_heads": 4}
+    scenario = tools["scenarios"]["left-padded" if padding else "batch"]
+    assert tools["worst_difference"](pinned("dynamo-18-bare"), out, scenario) <= 1e-5
+
+
 def test_linears_that_stay_apart_are_named(pinned, fused) -> None:
     _, report = fused(pinned("optimum-18"))
     refused = {rule["rule"]: rule["refused"] for rule in report["rules"]}

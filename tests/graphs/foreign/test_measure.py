@@ -78,6 +78,12 @@ def test_inputs_are_named_by_what_they_are(measured) -> None:
     }
 
 
+def test_without_a_cache_the_mask_is_as_long_as_the_tokens(measured) -> None:
+    text = TEXT.replace("float[b3,2,p3,8] past, ", "").replace("Concat<axis=2>(past, turned)", "Neg(turned)")
+    axes = {value.name: str(value.shape) for value in measured(text).graph.inputs}
+    assert axes["attention_mask"] == axes["input_ids"]
+
+
 def test_what_follows_from_constants_becomes_one(measured) -> None:
     graph = measured().graph
     constants = {name: value.const_value.numpy().tolist() for name, value in graph.initializers.items() if name.endswith(".constant")}

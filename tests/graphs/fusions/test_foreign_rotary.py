@@ -142,6 +142,16 @@ def test_refuses_with_a_reason(rotation, text, before, after, reason) -> None:
     assert reason in result.refused[0].reason
 
 
+@pytest.mark.parametrize("text", [WHOLE, BY_HALVES], ids=["whole", "by-halves"])
+def test_positions_that_all_sequences_share_are_repeated_for_each(rotation, run, random, text) -> None:
+    """A graph without position ids counts them once: cosines [1, S, D/2], and RotaryEmbedding takes one row a sequence."""
+    model = rotation(text.replace("float[B,S,1] positions", "float[1,S,1] positions"))
+    given = {"x": random(2, 3, 5, 8), "positions": np.arange(5, dtype=np.float32).reshape(1, 5, 1)}
+    unfused_y = run(model, given)[0]
+    assert fuse(model).fired == 1
+    np.testing.assert_allclose(run(model, given)[0], unfused_y, rtol=1e-6, atol=1e-6)
+
+
 def test_refuses_a_rotation_of_a_part_of_the_head(rotation) -> None:
     """The halves are of 4 of 8 elements: partial rotary."""
     numbers = "int64[1] two = {2}, int64[1] four = {4}, int64[1] one"
