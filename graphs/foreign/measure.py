@@ -1,8 +1,8 @@
-"""Shapes of every value of a graph, measured: shape inference at two sets of input sizes, the second of them large.
+"""Shapes of every value of a graph, measured: shape inference at three sets of input sizes, one of them large and one the smallest there is.
 
 Exporters leave shapes out, or name one axis in three ways; what a Reshape or an Expand does is then hidden behind a dozen nodes of arithmetic. With
-numbers for the inputs' sizes that arithmetic can be done, and a size is known by how it changes from one set to the other: the same in both is a
-constant; (7, 100003) is a number of new tokens. No weight is read.
+numbers for the inputs' sizes that arithmetic can be done, and a size is known by how it changes from set to set: the same in all is a constant;
+(7, 100003, 1) is a number of new tokens. No weight is read.
 Letters: B batch, S new tokens, P past, T = P + S.
 """
 
@@ -23,6 +23,7 @@ from artifact.io_spec import BATCH, PAST, SEQUENCE, TOTAL
 PROBES: tuple[Mapping[str, int], ...] = (
     {BATCH: 3, SEQUENCE: 7, PAST: 13, TOTAL: 20},
     {BATCH: 5, SEQUENCE: 100_003, PAST: 200_017, TOTAL: 300_020},  # beyond any limit that a graph may clamp a length to
+    {BATCH: 1, SEQUENCE: 1, PAST: 0, TOTAL: 1},  # where a graph may ask whether there is a past, or more than one token
 )
 AXES = {tuple(sizes[axis] for sizes in PROBES): axis for axis in PROBES[0]}
 SMALL = 64
@@ -51,16 +52,17 @@ def measure(model: ir.Model) -> None:
     Requires: the graph's inputs are those of a decoder (``name_axes``).
     Ensures: a size that two axes share has one name, wherever it came from; an axis that is neither constant nor B, S, P or T stays unknown.
     """
-    small, large = (_evaluate(model, probe) for probe in PROBES)
+    evaluations = [_evaluate(model, probe) for probe in PROBES]
     for node in list(model.graph):
         for value in node.outputs:
-            first, second = small.get(value), large.get(value)
-            if first is None or second is None:
+            found = [evaluation[value] for evaluation in evaluations if value in evaluation]
+            if len(found) != len(PROBES):
                 continue
-            value.type = ir.TensorType(ir.DataType(first.type.tensor_type.elem_type))
-            if first.shape is not None and second.shape is not None:
-                value.shape = ir.Shape([_axis(pair) for pair in zip(first.shape, second.shape, strict=True)])
-            _keep_constant(model.graph, value, first.data, second.data)
+            value.type = ir.TensorType(ir.DataType(found[0].type.tensor_type.elem_type))
+            shapes = [one.shape for one in found if one.shape is not None]
+            if len(shapes) == len(PROBES):
+                value.shape = ir.Shape([_axis(measured) for measured in zip(*shapes, strict=True)])
+            _keep_constant(model.graph, value, [one.data for one in found])
 
 
 def name_axes(model: ir.Model) -> None:
@@ -109,13 +111,14 @@ def _first_input_axes(model: ir.Model) -> tuple[str, ...]:
     return ()
 
 
-def _axis(pair: tuple[int, int]) -> int | str | None:
-    return pair[0] if pair[0] == pair[1] else AXES.get(pair)
+def _axis(measured: tuple[int, ...]) -> int | str | None:
+    return measured[0] if len(set(measured)) == 1 else AXES.get(measured)
 
 
-def _keep_constant(graph: ir.Graph, value: ir.Value, first: Array | None, second: Array | None) -> None:
-    """Replace a computed value by an initializer where both sets of sizes give the same elements."""
-    if first is None or second is None or not np.array_equal(first, second) or value.is_graph_output():
+def _keep_constant(graph: ir.Graph, value: ir.Value, elements: list[Array | None]) -> None:
+    """Replace a computed value by an initializer where all sets of sizes give the same elements."""
+    first = elements[0]
+    if first is None or value.is_graph_output() or any(one is None or not np.array_equal(first, one) for one in elements[1:]):
         return
     tensor = ir.tensor(first, name=f"{value.name}.constant")
     constant = ir.Value(name=tensor.name, shape=ir.Shape(first.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)

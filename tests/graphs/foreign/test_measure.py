@@ -90,6 +90,17 @@ def test_what_follows_from_constants_becomes_one(measured) -> None:
     assert constants == {"width.constant": 16, "half.constant": 8}
 
 
+@pytest.mark.parametrize(
+    "question",
+    ["Equal(past_length, zero)", "Greater(new, one)", "Min(new, two)", "Equal(batch, one)", "Max(past_length, one)", "Greater(past_length, large)"],
+)
+def test_what_depends_on_a_size_at_its_edge_stays_computed(measured, question) -> None:
+    """One token, no past, one sequence, a long text: equal at two sizes is not constant."""
+    asked = f"past_shape = Shape<start=2, end=3>(past)\n    past_length = Squeeze(past_shape)\n    asked = {question}\n    y = ReduceSum"
+    text = TEXT.replace("y = ReduceSum", asked).replace("int64 two = {2}", "int64 two = {2}, int64 large = {4096}")
+    assert not any(name.startswith("asked") for name in measured(text).graph.initializers)
+
+
 def test_fixed_sizes_stay(measured) -> None:
     graph = measured(TEXT.replace("[b1,s1]", "[4,s1]").replace("b2,", "4,").replace("b3,", "4,")).graph
     heads = next(output for node in graph for output in node.outputs if output.name == "heads")
