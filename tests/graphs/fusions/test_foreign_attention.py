@@ -25,6 +25,10 @@ END = "[softmax] weights = Softmax<axis=-1>(masked)\n y = MatMul(weights, values
 GUARDED = "[softmax] soft = Softmax<axis=-1>(masked)\n odd = IsNaN(soft)\n weights = Where(odd, zero, soft)\n y = MatMul(weights, values)\n}"
 TEXT = HEAD + KEYS + VALUES + TURN + SCORES + BIAS + END
 ONE_NODE = HEAD + KEYS + VALUES + "[softmax] y = Attention<scale=0.25>(query, keys, values, allowed)\n}"
+HALF_SCORES = (
+    "query16 = Cast<to=10>(query)\n keys16 = Cast<to=10>(keys)\n turned16 = Transpose<perm=[0,1,3,2]>(keys16)\n"
+    "raw16 = MatMul(query16, turned16)\n raw = Cast<to=1>(raw16)\n scores = Mul(raw, scale)\n"
+)
 SPLIT_SCALE = "half_query = Mul(query, root)\n half_turned = Mul(turned, root)\n scores = MatMul(half_query, half_turned)\n"
 
 
@@ -152,6 +156,12 @@ def test_a_fully_masked_row_attends_to_itself(attention, run, given, softmax) ->
         (TEXT, "MatMul(weights, values)", "MatMul(weights, query5)", "4 query heads can't share 2 key heads and 4 value heads"),
         (TEXT, "Where(odd, zero, soft)", "Where(odd, one, soft)", "the soft-max's result is replaced where it is not NaN"),
         (TEXT, "IsNaN(soft)", "IsInf(soft)", "the soft-max's result is replaced where it is not NaN"),
+        (TEXT, BIAS, "masked = Where(allowed, fed, least)\n", "the soft-max is not of a product of query and key"),
+        (TEXT, SCORES, HALF_SCORES, "the query is FLOAT16, the value FLOAT, the result FLOAT"),
+        (TEXT, f"float[2,{K},5,{D}] key", f"float[2,{K},1,{D}] key", "more than the heads changes"),
+        (TEXT, "Reshape(value_more, joined)", "Reshape(value_more, fed4)", "the shapes of the repeated heads are not known"),
+        (ONE_NODE, "(query, keys, values", "(three, key, value", "3 query heads can't share 2 key heads and 2 value heads"),
+        (ONE_NODE, "scale=0.25>(query, key", "scale=0.25, q_num_heads=4, kv_num_heads=4>(rank3, key", "query, key and value are not [B, heads"),
         (ONE_NODE, "scale=0.25", "scale=0.25, is_causal=1", "causal from its first key on"),
         (ONE_NODE, "scale=0.25", "scale=0.25, softcap=10.0", "causal from its first key on, or caps its scores"),
         (ONE_NODE, "keys, values, allowed", "keys, values", "the Attention node has 3 inputs"),
@@ -163,11 +173,17 @@ def test_refuses_with_a_reason(attention, text, before, after, reason) -> None:
     text = text if before in text else text.replace(END, GUARDED)
     assert before in text
     changed = text.replace(before, after)
-    if "query5" in after:
-        changed = changed.replace("bool[2,1,3,5] allowed)", f"bool[2,1,3,5] allowed, float[2,{H},5,{D}] query5)")
-    if "unknown" in after:
-        width = "?" if "(unknown" in after else D
-        changed = changed.replace("bool[2,1,3,5] allowed)", f"bool[2,1,3,5] allowed, float[2,{H},?,{width}] unknown)")
+    fed = {
+        "query5": f"float[2,{H},5,{D}]",
+        "unknown": f"float[2,{H},?,{'?' if '(unknown' in after else D}]",
+        "three": f"float[2,3,3,{D}]",
+        "rank3": f"float[2,3,{H * D}]",
+        "fed,": f"float[2,{H},3,5]",
+        "fed4": "int64[N]",
+    }
+    for name, type_ in fed.items():
+        if name in after:
+            changed = changed.replace("bool[2,1,3,5] allowed)", f"bool[2,1,3,5] allowed, {type_} {name.strip(',')})")
     result = fuse(attention(changed))
     assert result.fired == 0
     (refusal,) = result.refused
@@ -186,3 +202,12 @@ def test_refuses_heads_that_are_tiled(attention) -> None:
 def test_finished_attention_is_no_candidate(attention) -> None:
     text = HEAD + "y = Attention<scale=1.0>(query, key, value, allowed)\n}"
     assert [foreign_attention.is_candidate(node) for node in attention(text).graph] == [False]
+
+
+def test_attention_without_a_scale_gets_one_over_the_root_of_head_dim(attention, run, given) -> None:
+    model = attention(ONE_NODE.replace("<scale=0.25>", ""))
+    unfused_y = run(model, given)[0]
+    assert fuse(model).fired == 1
+    (node,) = (node for node in model.graph if node.op_type == "Attention")
+    assert node.inputs[0].producer().inputs[1].const_value.numpy() == pytest.approx(D**-0.5)
+    np.testing.assert_allclose(run(model, given)[0], unfused_y, rtol=1e-5, atol=1e-6)
