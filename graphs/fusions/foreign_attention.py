@@ -171,7 +171,8 @@ def _unturned(turned: ir.Value) -> ir.Value:
         inner = producer(node.inputs[0], "Transpose")
         flat = producer(inner.inputs[0], "Reshape") if inner is not None else None
         source = flat.inputs[0] if flat is not None else None
-        if inner is not None and source is not None and tuple(inner.attributes.get_ints("perm", ())) == (0, 2, 1) and _swaps_last(source, turned):
+        turns = inner is not None and tuple(inner.attributes.get_ints("perm", ())) == (0, 2, 1)
+        if flat is not None and source is not None and turns and _swaps_last(source, flat.outputs[0], turned):
             return source
     if node is not None and node.op_type == "Transpose" and node.inputs[0] is not None:
         if tuple(node.attributes.get_ints("perm", ())) == (0, 1, 3, 2):
@@ -180,9 +181,11 @@ def _unturned(turned: ir.Value) -> ir.Value:
     raise Refused(f"the key is not transposed, but comes from {node.op_type if node else 'an input'}")
 
 
-def _swaps_last(source: ir.Value, turned: ir.Value) -> bool:
-    before, after = sizes(source), sizes(turned)
-    return before is not None and after is not None and None not in before and after == (*before[:2], before[3], before[2])
+def _swaps_last(source: ir.Value, flat: ir.Value, turned: ir.Value) -> bool:
+    """Whether [B, H, T, D] → [B·H, T, D] → turned → [B, H, D, T]: each head is one matrix on the way."""
+    before, between, after = sizes(source) or (), sizes(flat) or (), sizes(turned)
+    known = len(before) == HEADS_RANK and None not in before
+    return known and between[1:] == before[2:] and after == (*before[:2], before[3], before[2])
 
 
 def unrepeated(value: ir.Value) -> ir.Value:

@@ -13,7 +13,7 @@ HEAD = (
     "<float scale = {0.25}, float root = {0.5}, float four = {4}, float zero = {0}, float one = {1}, float least = {-3.4028234663852886e+38},\n"
     " float ten = {10}, float loose = {-10000}, int64[1] two = {2}, int64[1] first = {1},\n"
     f" int64[5] repeated = {{2, {K}, 2, 5, {D}}}, int64[5] tiled = {{2, 2, {K}, 5, {D}}}, int64[4] joined = {{2, {H}, 5, {D}}},\n"
-    f" int64[3] flat = {{{2 * H}, 5, {D}}}, int64[4] unflat = {{2, {H}, {D}, 5}}>\n{{\n"
+    f" int64[3] flat = {{{2 * H}, 5, {D}}}, int64[3] crossed = {{4, 10, {D}}}, int64[4] unflat = {{2, {H}, {D}, 5}}>\n{{\n"
 )
 KEYS = "key5 = Unsqueeze(key, two)\n key_more = Expand(key5, repeated)\n keys = Reshape(key_more, joined)\n"
 VALUES = "value5 = Unsqueeze(value, two)\n value_more = Expand(value5, repeated)\n values = Reshape(value_more, joined)\n"
@@ -149,6 +149,8 @@ def test_a_fully_masked_row_attends_to_itself(attention, run, given, softmax) ->
             "late = Transpose<perm=[0,2,1,3]>(keys)\n turned = Transpose<perm=[0,2,3,1]>(late)\n",
             "the key is transposed otherwise than on its last two axes",
         ),
+        (TEXT, TURN, TURN_ON_THREE.replace("keys, flat", "keys, crossed"), "the key is not transposed, but comes from Reshape"),
+        (TEXT, TURN, TURN_ON_THREE.replace("[0,2,1]", "[0,1,2]"), "the key is not transposed, but comes from Reshape"),
         (TEXT, TURN, "turned = Reshape(keys, unflat)\n", "the key is not transposed, but comes from Reshape"),
         (TEXT, "bool[2,1,3,5]", f"bool[2,{H},3,5]", "not bool [B, 1, S, T]"),
         (TEXT, "bool[2,1,3,5]", "bool[2,1,1,5]", "no mask has a row for each query"),
@@ -197,6 +199,15 @@ def test_refuses_heads_that_are_tiled(attention) -> None:
     result = fuse(attention(text))
     assert result.fired == 0
     assert "heads are not repeated on a new axis behind their own" in result.refused[0].reason
+
+
+def test_attention_that_only_repeats_heads_is_a_candidate(attention, run, given) -> None:
+    model = attention(ONE_NODE.replace("scale=0.25", "scale=1.0"))
+    unfused_y = run(model, given)[0]
+    assert fuse(model).fired == 1
+    (node,) = (node for node in model.graph if node.op_type == "Attention")
+    assert [value.name for value in node.inputs[:3]] == ["query", "key", "value"]
+    np.testing.assert_allclose(run(model, given)[0], unfused_y, rtol=1e-5, atol=1e-6)
 
 
 def test_finished_attention_is_no_candidate(attention) -> None:
