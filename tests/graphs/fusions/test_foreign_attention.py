@@ -134,6 +134,8 @@ def test_a_fully_masked_row_attends_to_itself(attention, run, given, softmax) ->
         (TEXT, "bias = Where(allowed, zero, least)\n masked = Add(scores, bias)", "masked = Identity(scores)", "the scores come from Identity"),
         (TEXT, BIAS + END, END.replace("(masked)", "(scores)"), "there is no mask"),
         (TEXT, "Where(allowed, zero, least)", "Where(allowed, zero, loose)", "the mask is added as numbers other than 0 and the smallest"),
+        (TEXT, "Where(allowed, zero, least)", "Where(allowed, least, one)", "the mask is added as numbers other than 0 and the smallest"),
+        (TEXT, "Where(allowed, zero, least)", "Where(allowed, loose, zero)", "the mask is added as numbers other than 0 and the smallest"),
         (TEXT, "Where(allowed, zero, least)", "Where(allowed, one, least)", "the mask is added as numbers other than 0 and the smallest"),
         (TEXT, "Where(allowed, zero, least)", "Cast<to=1>(allowed)", "the mask is added as numbers that come from Cast"),
         (TEXT, BIAS, "masked = Where(allowed, scores, loose)\n", "masked scores are not set to the smallest number"),

@@ -94,6 +94,8 @@ def test_fuses_float16_with_casts(norm, run, random) -> None:
         (TEXTS["power"], "{-0.5}", "{-1}", "no root of the variance is taken"),
         (TEXTS["reciprocal"], "Mul(x, inverse)", "Mul(weight, inverse)", "what is divided by the root is not what was squared"),
         (PLAIN, "Mul(weight, normed)", "Add(weight, normed)", "the result is not multiplied by a weight"),
+        (PLAIN, "float[8] weight)", "float[8] weight )", "the result is not multiplied by a weight"),  # fed, not stored
+        (FLOAT16, "Cast<to=1>(x)", "Cast<to=11>(x)", "without a cast to FLOAT"),
         (PLAIN, "float[8] weight)", "float[S,8] weight)", "the result is not multiplied by a weight"),
     ],
 )

@@ -119,6 +119,8 @@ def test_reads_cosines_from_a_table_whose_halves_are_equal(graph, run, random, t
         (WHOLE, "cos3 = Cos(twice)", "cos3 = Cos(fed)", "the halves of cosine or sine are not known to be equal: they come from an input"),
         (WHOLE, "cos = Unsqueeze(cos3, one)", "cos = Unsqueeze(cos3, zero)", "expected [B, 1, S, D]"),
         (WHOLE, "Concat<axis=-1>(turns, turns)", "Mul(positions, factor)", "cosine and sine have 1 columns for head_dim 8"),
+        (WHOLE, "sin = Unsqueeze(sin3, one)", "sin = Unsqueeze(positions, one)", "expected [B, 1, S, D]"),
+        (WHOLE, "cos3 = Cos(twice)\n    sin3 = Sin(twice)", "cos3 = Cos(last)\n    sin3 = Sin(last)", "expected [B, 1, S, D]"),
         (BY_HALVES, "Add(c, d)", "Sub(c, d)", "the halves are not a difference and a sum of products"),
         (BY_HALVES, "Mul(second, sin)", "Add(second, sin)", "the halves are not a difference and a sum of products"),
         (BY_HALVES, "Mul(first, sin)", "Mul(second, sin)", "the second half is not x2·cos + x1·sin"),
@@ -131,6 +133,8 @@ def test_refuses_with_a_reason(rotation, text, before, after, reason) -> None:
     if "frequencies3" in changed:
         changed = changed.replace("float[4] frequencies)", "float[4] frequencies, float[B,S,4] frequencies3)")
         reason += " from Concat"
+    if "last" in changed:
+        changed = changed.replace("float[4] frequencies)", "float[4] frequencies, float[B,1,8] last)")
     if "fed" in changed:
         changed = changed.replace("float[4] frequencies)", "float[4] frequencies, float[B,S,8] fed)")
     if "by_cos, zero" in changed:  # the product must be there before its slice
