@@ -64,7 +64,7 @@ def test_a_newer_opset_stays(pinned) -> None:
 
 
 def test_an_operator_without_a_form_in_opset_23_is_refused() -> None:
-    """Upsample ended with opset 9."""
+    """No opset has this one."""
     text = '<ir_version: 4, opset_import: ["" : 8]>\nagraph (float[1,1,2,2] x) => (float[1,1,4,4] y) { y = Scan13(x) }'
     with pytest.raises(FusionError, match="opset 8 can't be raised to 23: Failed to convert") as failure:
         raise_opset(ir.from_onnx_text(text))
