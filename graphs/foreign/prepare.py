@@ -9,9 +9,9 @@ from onnx_ir.passes import common as common_passes
 from onnxscript import version_converter
 
 from artifact.errors import FusionError
-from artifact.io_spec import OPSET
 from graphs.cleanup import share_constants
 from graphs.foreign.measure import measure, name_axes
+from graphs.foreign.source import OPSET
 from graphs.fusions._values import numbers, scalar, sizes
 
 CONVERTER_LOG = "onnxscript.version_converter"

@@ -8,10 +8,10 @@ from pathlib import Path
 import onnx_ir as ir
 
 from artifact.errors import FusionError
-from artifact.io_spec import OPSET
+from artifact.io_spec import OPSETS
 
-NEWEST_OPSET = 24
-"""The newest opset whose operators are known here (24: TensorScatter, the static cache)."""
+OPSET, NEWEST_OPSET = OPSETS["dynamic"], OPSETS["static"]
+"""23, to which older graphs are raised; and 24, the newest whose operators are known here (TensorScatter)."""
 STANDARD = ("", "ai.onnx")
 
 
