@@ -1,4 +1,4 @@
-"""fuse and quantize: ONNX → ONNX inside an artifact."""
+"""fuse and quantize: ONNX → ONNX inside an artifact; fuse also from any ONNX file to another."""
 
 from __future__ import annotations
 
@@ -22,6 +22,13 @@ def fuse(artifact: Path, *, target: str = "tensorrt", allow_partial: bool = Fals
         return fuse_artifact(step, target=target, allow_partial=allow_partial)
 
     return run_step(artifact, "fuse", {"target": target, "allow_partial": allow_partial}, work, force=force, progress=progress)
+
+
+def fuse_file(graph: Path, out: Path, *, target: str = "tensorrt", allow_partial: bool = False, progress: Progress = silent) -> Report:
+    """Rewrite any decoder's ONNX file into another one with the target's operators; no artifact is needed."""
+    from graphs.foreign.fuse import fuse_graph
+
+    return fuse_graph(graph, out, target=target, allow_partial=allow_partial, progress=progress)
 
 
 def quantize(artifact: Path, *, scheme: str = "int8", force: bool = False, progress: Progress = silent) -> Outcome:

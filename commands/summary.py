@@ -50,7 +50,11 @@ def _held(report: Report) -> str:
 
 def _fuse(report: Report) -> Iterable[Sheet]:
     rows = tuple((rule["rule"], f"{rule['fired']} of {rule['expected']}", *_first_refusal(rule)) for rule in report["rules"])
-    yield Sheet(f"fused.onnx: {report['nodes_before']} → {report['nodes_after']} nodes", ("rule", "fired", "refused", "reason"), rows)
+    if report.get("nothing_to_do"):
+        yield Sheet(f"{report['source']}: nothing to do: {report['nothing_to_do']}; nothing is written")
+        return
+    name = report.get("out", "fused.onnx")
+    yield Sheet(f"{name}: {report['nodes_before']} → {report['nodes_after']} nodes", ("rule", "fired", "refused", "reason"), rows)
 
 
 def _first_refusal(rule: Report) -> tuple[str, str]:

@@ -1,0 +1,133 @@
+"""How the rules for foreign graphs read: from one node outwards, in words where it goes no further.
+
+A fusion of our own trace is one pattern. Other exporters spell it in many ways, so their rules are readers: ``is_candidate`` finds the one node that
+every spelling has (a mean, a soft-max), ``read`` walks from it over whatever was written, and returns what it means or raises ``Refused``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import onnx_ir as ir
+from onnx_ir.passes import common as common_passes
+
+from graphs.fusions._values import Shape, producer, scalar
+from graphs.rewriting import FusionResult, Refusal
+
+
+class Refused(Exception):
+    """Why a candidate is not fused, in words."""
+
+
+class Reader(Protocol):
+    """A fusion file for foreign graphs."""
+
+    def is_candidate(self, node: ir.Node) -> bool:
+        """Whether a node could belong to what is fused."""
+        ...
+
+    def read(self, node: ir.Node) -> Any:
+        """What the nodes around a candidate compute; raises Refused."""
+        ...
+
+    def rewrite(self, graph: ir.Graph, found: Any) -> None:
+        """Replace them."""
+        ...
+
+
+def apply_reader(model: ir.Model, reader: Reader) -> FusionResult:
+    """Rewrite every candidate that can be read, drop what is dead then, and say why the others were refused."""
+    fired, refused = 0, []
+    for node in [node for node in model.graph if reader.is_candidate(node)]:
+        try:
+            found = reader.read(node)
+        except Refused as reason:
+            refused.append(Refusal(node.name or node.op_type, str(reason)))
+            continue
+        reader.rewrite(model.graph, found)
+        fired += 1
+    common_passes.RemoveUnusedNodesPass()(model)
+    return FusionResult(fired, refused)
+
+
+class Tape:
+    """New nodes in order, named after the value that the last one replaces.
+
+    Nothing is shared here: what each layer makes again becomes one when equal computations are merged.
+    """
+
+    def __init__(self, graph: ir.Graph, replaced: ir.Value) -> None:
+        self.graph, self.replaced = graph, replaced
+        self.nodes: list[ir.Node] = []
+        self._constants = 0
+
+    def add(
+        self, op_type: str, *inputs: ir.Value | Sequence[int] | None, like: ir.Value | None = None, shape: Shape | None = None, **attributes: Any
+    ) -> ir.Value:
+        """The output of a new node; numbers among its inputs become int64 constants, and it is typed like another value."""
+        name = f"{self.replaced.name}.{op_type}_{len(self.nodes)}"
+        values = [one if one is None or isinstance(one, ir.Value) else self.constant(one) for one in inputs]
+        output = ir.Value(name=name, type=None if like is None else like.type, shape=None if shape is None else ir.Shape(shape))
+        self.nodes.append(ir.node(op_type, values, attributes, outputs=[output], name=name))
+        return output
+
+    def constant(self, values: Any, dtype: ir.DataType | None = None) -> ir.Value:
+        """A new initializer of few elements; int64 unless said otherwise."""
+        self._constants += 1
+        tensor = ir.tensor(values, dtype=dtype or ir.DataType.INT64, name=f"{self.replaced.name}.constant_{self._constants}")
+        value = ir.Value(name=tensor.name, shape=ir.Shape(tensor.numpy().shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+        self.graph.register_initializer(value)
+        return value
+
+    def finish(self) -> None:
+        """Put the nodes in the place of the one behind the replaced value; the last one's output takes its uses and its name."""
+        old = self.replaced.producer()
+        assert old is not None
+        last = self.nodes[-1]
+        last.name = old.name
+        ir.convenience.replace_nodes_and_values(self.graph, old, [old], self.nodes, [self.replaced], [last.outputs[0]])
+
+
+def user(value: ir.Value, *op_types: str) -> ir.Node | None:
+    """The one node of these operators that reads a value; None if there is none, or more."""
+    found = {use.node: None for use in value.uses() if use.node.op_type in op_types}
+    return next(iter(found)) if len(found) == 1 else None
+
+
+def other(node: ir.Node, value: ir.Value) -> ir.Value | None:
+    """The second operand of a node of two, one of which is ``value``; the value itself if it is both."""
+    first, second = node.inputs
+    return second if first is value else first
+
+
+def scaled(value: ir.Value) -> tuple[ir.Value, float]:
+    """What a value is before it is multiplied or divided by constant numbers, and their product."""
+    factor = 1.0
+    while True:
+        node = value.producer()
+        if node is None or node.op_type not in ("Mul", "Div"):
+            return value, factor
+        first, second = node.inputs
+        by_second, by_first = scalar(second), scalar(first) if node.op_type == "Mul" else None
+        if by_second is not None and first is not None:
+            value, factor = first, factor * (by_second if node.op_type == "Mul" else 1 / by_second)
+        elif by_first is not None and second is not None:
+            value, factor = second, factor * by_first
+        else:
+            return value, factor
+
+
+def through(value: ir.Value, *op_types: str) -> ir.Value:
+    """What a value is before nodes of one input that are of these operators."""
+    node = value.producer()
+    while node is not None and node.op_type in op_types and node.inputs[0] is not None:
+        value = node.inputs[0]
+        node = value.producer()
+    return value
+
+
+def operands(value: ir.Value | None, op_type: str) -> tuple[ir.Value, ...] | None:
+    """Inputs of the node behind a value if it is of this operator."""
+    node = producer(value, op_type)
+    return None if node is None else tuple(one for one in node.inputs if one is not None)

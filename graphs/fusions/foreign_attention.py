@@ -1,0 +1,208 @@
+"""Fuse scaled-dot-product attention as other exporters write it into one ``Attention`` node; grouped keys and values are no longer expanded.
+
+Before:  MatMul(query·a, (key·b)ᵀ)·c ─ Add(bias) | Where(mask, ·, smallest) ─ Cast(float32)? ─ Softmax
+         ─ Where(IsNaN(·), 0, ·)? ─ Cast(back)? ─ MatMul(value)
+         key, value [B, K, T, D], or each head repeated: Unsqueeze(2) ─ Expand ─ Reshape [B, H, T, D]
+         or Attention(query, repeated key, repeated value, mask, scale), as torch's exporter writes it for opset 23
+After:   Attention(query·a·b·c [B, H, S, D], key, value, mask bool [B, 1, S, T], scale=1.0)
+
+The scale moves to the query: with another scale ONNX multiplies query and key by its root, and TensorRT then rescales the whole cache. The IsNaN
+guard goes: it answers fully masked rows, and the mask leaves none (graphs/fusions/_foreign_mask.py).
+Source:  https://onnx.ai/onnx/operators/onnx__Attention.html
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from graphs.fusions._foreign_mask import Condition, check_conditions, condition_of_bias, condition_of_choice, joined_mask
+from graphs.fusions._reading import Refused, Tape, operands, scaled, user
+from graphs.fusions._values import cast_to, is_last_axis, numbers, producer, rank, scalar, sizes
+
+HEADS_RANK = 4
+ATTENTION_INPUTS = 4
+"""query, key, value, mask: an Attention that also takes a past keeps the cache inside, which TensorRT does not parse."""
+
+
+@dataclass(frozen=True)
+class Heads:
+    """One attention: query [B, H, S, D] not yet scaled, key and value [B, K, T, D] not repeated."""
+
+    query: ir.Value
+    key: ir.Value
+    value: ir.Value
+    scale: float
+    conditions: tuple[Condition, ...]
+    attended: ir.Value
+
+
+def is_candidate(node: ir.Node) -> bool:
+    """Every soft-max could be attention's; an Attention node that repeats heads, or scales, is one that was not finished."""
+    if node.op_type == "Attention" and node.domain == "":
+        return scalar_scale(node) != 1 or any(producer(value, "Reshape") for value in node.inputs[1:3])
+    return node.op_type == "Softmax"
+
+
+def scalar_scale(node: ir.Node) -> float | None:
+    """The scale attribute of an Attention node; None means one over the root of head_dim."""
+    return node.attributes.get_float("scale") if "scale" in node.attributes else None
+
+
+def read(node: ir.Node) -> Heads:
+    """The attention around a soft-max, or of an Attention node; raises Refused."""
+    found = _read_fused(node) if node.op_type == "Attention" else _read_softmax(node)
+    query, key, value = (sizes(one) for one in (found.query, found.key, found.value))
+    if query is None or key is None or value is None or not len(query) == len(key) == len(value) == HEADS_RANK:
+        raise Refused("query, key and value are not [B, heads, ·, D]")
+    n_query, n_key, n_value = query[1], key[1], value[1]
+    if not isinstance(n_query, int) or not isinstance(n_key, int) or n_key != n_value or n_query % n_key:
+        raise Refused(f"{n_query} query heads can't share {n_key} key heads and {n_value} value heads")
+    if None in (query[2], key[2]) or key[2] != value[2]:
+        raise Refused(f"there are {query[2]} queries, {key[2]} keys and {value[2]} values: not known, or not alike")
+    check_conditions(found.conditions, query[2], key[2])
+    return found
+
+
+def rewrite(graph: ir.Graph, found: Heads) -> None:
+    """One node that reads the cache itself."""
+    tape, query = Tape(graph, found.attended), found.query
+    if found.scale != 1:
+        query = tape.add("Mul", query, tape.constant(found.scale, query.dtype), like=query)
+    tape.add("Attention", query, found.key, found.value, joined_mask(tape, found.conditions), scale=1.0)
+    tape.finish()
+
+
+def _read_fused(node: ir.Node) -> Heads:
+    attributes, inputs = node.attributes, [value for value in node.inputs if value is not None]
+    if len(inputs) != ATTENTION_INPUTS or len(node.outputs) != 1:
+        raise Refused(f"the Attention node has {len(inputs)} inputs and {len(node.outputs)} outputs; expected query, key, value, mask and one output")
+    if attributes.get_int("is_causal", 0) or attributes.get_float("softcap", 0):
+        raise Refused("the Attention node is causal from its first key on, or caps its scores")
+    query, key, value, mask = inputs
+    head_dim = (sizes(query) or (None,))[-1]
+    scale = scalar_scale(node)
+    if scale is None and not isinstance(head_dim, int):
+        raise Refused("the scale is not given, and head_dim is not known")
+    scale = scale if scale is not None else float(head_dim or 1) ** -0.5
+    condition = Condition(mask, allows=True) if mask.dtype == ir.DataType.BOOL else condition_of_bias(mask)
+    return Heads(query, unrepeated(key), unrepeated(value), scale, (condition,), node.outputs[0])
+
+
+def _read_softmax(softmax: ir.Node) -> Heads:
+    weights = softmax.outputs[0]
+    if rank(weights) != HEADS_RANK or not is_last_axis(softmax.attributes.get_int("axis", -1), weights):
+        raise Refused("the soft-max is not over the last axis of [B, heads, S, T], the keys")
+    attended, value = product_with_values(weights)
+    scores, conditions, factor = _unmasked(softmax.inputs[0])
+    query, key, scale = _query_and_key(scores)
+    if value.dtype != query.dtype or attended.dtype != query.dtype:
+        raise Refused(f"the query is {query.dtype}, the value {value.dtype}, the result {attended.dtype}")
+    return Heads(query, unrepeated(key), unrepeated(value), factor * scale, conditions, attended)
+
+
+def product_with_values(weights: ir.Value) -> tuple[ir.Value, ir.Value]:
+    """What the soft-max's result becomes, multiplied by the values: (product, values)."""
+    guard = user(weights, "Where")
+    if guard is not None:
+        is_nan, zero, kept = guard.inputs
+        if operands(is_nan, "IsNaN") != (weights,) or scalar(zero) != 0 or kept is not weights:
+            raise Refused("the soft-max's result is replaced where it is not NaN")
+        weights = guard.outputs[0]
+    rounded = user(weights, "Cast")
+    if rounded is not None:
+        weights = rounded.outputs[0]
+    product = user(weights, "MatMul")
+    if product is None or product.inputs[0] is not weights or product.inputs[1] is None:
+        raise Refused("the soft-max's result is not multiplied by values")
+    return product.outputs[0], product.inputs[1]
+
+
+def _unmasked(scores: ir.Value | None) -> tuple[ir.Value, tuple[Condition, ...], float]:
+    """Scores before masks, casts and scales: the product of query and key, the masks' conditions, and the product of the scales."""
+    conditions: list[Condition] = []
+    scale = 1.0
+    while scores is not None:
+        scores, factor = scaled(scores)
+        scale *= factor
+        node = scores.producer()
+        if node is None or node.op_type == "MatMul":
+            break
+        if factor != 1 and node.op_type in ("Add", "Where"):
+            raise Refused("masked scores are scaled: the mask would be scaled too")
+        inputs = [value for value in node.inputs if value is not None]
+        if node.op_type == "Cast" and cast_to(scores) == ir.DataType.FLOAT:
+            scores = inputs[0]
+        elif node.op_type == "Add":
+            scores, bias = inputs if _is_product(inputs[0]) else inputs[::-1]
+            conditions.append(condition_of_bias(bias))
+        elif node.op_type == "Where":
+            condition, scores = condition_of_choice(*inputs)
+            conditions.append(condition)
+        else:
+            raise Refused(f"the scores come from {node.op_type}; expected a product of query and key, scaled and masked")
+    if scores is None or producer(scores, "MatMul") is None:
+        raise Refused("the soft-max is not of a product of query and key")
+    return scores, tuple(conditions), scale
+
+
+def _is_product(value: ir.Value) -> bool:
+    """Whether scores, not a mask, lie behind a value: a product of two computed matrices, maybe scaled, cast or masked."""
+    node = scaled(value)[0].producer()
+    if node is not None and node.op_type in ("Add", "Cast"):
+        return any(_is_product(one) for one in node.inputs if one is not None)
+    return node is not None and node.op_type == "MatMul"
+
+
+def _query_and_key(scores: ir.Value) -> tuple[ir.Value, ir.Value, float]:
+    """Query and key behind their product, before their scales: (query, key [B, ·, T, D], scale)."""
+    query, turned = operands(scores, "MatMul") or ()
+    query, query_scale = scaled(query)
+    turned, turned_scale = scaled(turned)
+    key, key_scale = scaled(_unturned(turned))
+    return query, key, query_scale * turned_scale * key_scale
+
+
+def _unturned(turned: ir.Value) -> ir.Value:
+    """The key [B, ·, T, D] behind its transposition, written on four axes or on three."""
+    node = turned.producer()
+    if node is not None and node.op_type == "Reshape":
+        inner = producer(node.inputs[0], "Transpose")
+        flat = producer(inner.inputs[0], "Reshape") if inner is not None else None
+        source = flat.inputs[0] if flat is not None else None
+        turns = inner is not None and tuple(inner.attributes.get_ints("perm", ())) == (0, 2, 1)
+        if flat is not None and source is not None and turns and _swaps_last(source, flat.outputs[0], turned):
+            return source
+    if node is not None and node.op_type == "Transpose" and node.inputs[0] is not None:
+        if tuple(node.attributes.get_ints("perm", ())) == (0, 1, 3, 2):
+            return node.inputs[0]
+        raise Refused("the key is transposed otherwise than on its last two axes")
+    raise Refused(f"the key is not transposed, but comes from {node.op_type if node else 'an input'}")
+
+
+def _swaps_last(source: ir.Value, flat: ir.Value, turned: ir.Value) -> bool:
+    """Whether [B, H, T, D] → [B·H, T, D] → turned → [B, H, D, T]: each head is one matrix on the way."""
+    before, between, after = sizes(source) or (), sizes(flat) or (), sizes(turned)
+    known = len(before) == HEADS_RANK and None not in before
+    return known and between[1:] == before[2:] and after == (*before[:2], before[3], before[2])
+
+
+def unrepeated(value: ir.Value) -> ir.Value:
+    """What a key or value [B, H, T, D] is before each head is repeated; the value itself if none is. Raises Refused for other repetitions."""
+    reshape = producer(value, "Reshape")
+    expand = producer(reshape.inputs[0], "Expand") if reshape is not None else None
+    unsqueeze = producer(expand.inputs[0], "Unsqueeze") if expand is not None else None
+    if expand is None:
+        return value
+    source = unsqueeze.inputs[0] if unsqueeze is not None else None
+    if unsqueeze is None or source is None or numbers(unsqueeze.inputs[1]) not in ((2,), (-3,)):
+        raise Refused("heads are not repeated on a new axis behind their own")
+    shape, expanded, joined = sizes(source), sizes(expand.outputs[0]), sizes(value)
+    if shape is None or expanded is None or joined is None or len(shape) != HEADS_RANK:
+        raise Refused("the shapes of the repeated heads are not known")
+    groups = expanded[2]
+    whole = isinstance(shape[1], int) and isinstance(groups, int) and joined == (shape[0], shape[1] * groups, *shape[2:])
+    if not whole or expanded != (*shape[:2], groups, *shape[2:]) or None in (*shape, *joined):
+        raise Refused(f"heads {list(shape)} are repeated to {list(expanded)} and {list(joined)}: more than the heads changes")
+    return source

@@ -1,0 +1,121 @@
+"""Fuse RMSNorm as other exporters write it into one ``RMSNormalization`` node (ONNX opset 23).
+
+Before:  x ─ Cast(float32)? ─ Pow(2) | Mul(x, x) ─ ReduceMean(-1) ─ Add(eps) ─ Sqrt ─┬ Reciprocal ─ Mul(x)
+                                                                                     ├ Div(1, ·) ─ Mul(x)        ─ Cast(back)? ─ Mul(weight)
+                                                                                     └ Div(x, ·)
+         or Pow(-0.5) in the place of Sqrt and Reciprocal; every product in either order
+After:   x ─ RMSNormalization(weight, axis=-1, epsilon=eps, stash_type=FLOAT)
+Source:  https://onnx.ai/onnx/operators/onnx__RMSNormalization.html
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from graphs.fusions._reading import Refused, Tape, operands, other, user
+from graphs.fusions._values import cast_to, is_last_axis, last_size, numbers, producer, rank, scalar
+
+
+@dataclass(frozen=True)
+class Norm:
+    """One norm: ``weight`` · x / root mean square of x, ``scaled`` its output."""
+
+    x: ir.Value
+    weight: ir.Value
+    epsilon: float
+    scaled: ir.Value
+
+
+def is_candidate(node: ir.Node) -> bool:
+    """Every mean could be a norm's."""
+    return node.op_type == "ReduceMean"
+
+
+def read(mean: ir.Node) -> Norm:
+    """The norm around a mean; raises Refused."""
+    squared = _squared(mean)
+    _check_axis(mean, squared)
+    epsilon, variance = _epsilon(mean.outputs[0])
+    normed = _normed(variance, squared)
+    x = squared
+    if producer(squared, "Cast") is not None and cast_to(squared) == ir.DataType.FLOAT:
+        x = (operands(squared, "Cast") or (squared,))[0]
+    if ir.DataType.FLOAT not in (x.dtype, squared.dtype):
+        raise Refused(f"it computes in {squared.dtype} without a cast to FLOAT; RMSNormalization computes in FLOAT and would change the numbers")
+    rounded = user(normed, "Cast")
+    if rounded is not None:
+        normed = rounded.outputs[0]
+    if normed.dtype != x.dtype:
+        raise Refused(f"the result is {normed.dtype} when the weight is applied, the input is {x.dtype}")
+    weight, scaled = _weight(normed, x)
+    return Norm(x, weight, epsilon, scaled)
+
+
+def rewrite(graph: ir.Graph, found: Norm) -> None:
+    """One node in the place of the last multiplication."""
+    tape = Tape(graph, found.scaled)
+    tape.add("RMSNormalization", found.x, found.weight, axis=-1, epsilon=found.epsilon, stash_type=int(ir.DataType.FLOAT))
+    tape.finish()
+
+
+def _squared(mean: ir.Node) -> ir.Value:
+    """What is squared before the mean."""
+    power, product = operands(mean.inputs[0], "Pow"), operands(mean.inputs[0], "Mul")
+    if power is not None and scalar(power[1]) == 2:
+        return power[0]
+    if product is not None and product[0] is product[1]:
+        return product[0]
+    raise Refused("the mean is not one of squares")
+
+
+def _check_axis(mean: ir.Node, x: ir.Value) -> None:
+    axes = numbers(mean.inputs[1]) if len(mean.inputs) > 1 else None
+    if axes is None or len(axes) != 1 or not is_last_axis(axes[0], x):
+        raise Refused("the mean is not taken over the last axis")
+    if mean.attributes.get_int("keepdims", 1) != 1:
+        raise Refused("the mean drops its axis (keepdims=0)")
+
+
+def _epsilon(mean: ir.Value) -> tuple[float, ir.Value]:
+    added = user(mean, "Add")
+    epsilon = scalar(other(added, mean)) if added is not None else None
+    if added is None or epsilon is None:
+        raise Refused("no constant epsilon is added to the mean of squares")
+    return float(epsilon), added.outputs[0]
+
+
+def _normed(variance: ir.Value, x: ir.Value) -> ir.Value:
+    """``x`` divided by the root of its variance, in any spelling."""
+    root, power = user(variance, "Sqrt"), user(variance, "Pow")
+    if power is not None and scalar(power.inputs[1]) == -0.5:
+        return _times(power.outputs[0], x)
+    if root is None:
+        raise Refused("no root of the variance is taken")
+    inverse, divided = user(root.outputs[0], "Reciprocal"), user(root.outputs[0], "Div")
+    if inverse is not None:
+        return _times(inverse.outputs[0], x)
+    if divided is not None and divided.inputs[0] is x:
+        return divided.outputs[0]
+    if divided is not None and scalar(divided.inputs[0]) == 1:
+        return _times(divided.outputs[0], x)
+    raise Refused("the values are not divided by the root of their variance")
+
+
+def _times(inverse: ir.Value, x: ir.Value) -> ir.Value:
+    product = user(inverse, "Mul")
+    if product is None or other(product, inverse) is not x:
+        raise Refused("what is divided by the root is not what was squared")
+    return product.outputs[0]
+
+
+def _weight(normed: ir.Value, x: ir.Value) -> tuple[ir.Value, ir.Value]:
+    """The weight, and the product with it."""
+    product = user(normed, "Mul")
+    weight = other(product, normed) if product is not None else None
+    if product is None or weight is None or rank(weight) != 1 or last_size(weight) != last_size(x) or not weight.is_initializer():
+        raise Refused("the result is not multiplied by a weight, a vector over the last axis")
+    if weight.dtype != x.dtype:
+        raise Refused(f"the weight is {weight.dtype}, the input is {x.dtype}")
+    return weight, product.outputs[0]

@@ -1,0 +1,124 @@
+"""How the graphs in pinned/ were made: one tiny Llama with random weights, by the exporters that people use. Not run by the tests.
+
+    python tests/graphs/foreign/make_graphs.py dynamo      torch 2.13.0, transformers 5.23.0, onnxscript 0.7.2
+    python tests/graphs/foreign/make_graphs.py bare        the same
+    python tests/graphs/foreign/make_graphs.py optimum     optimum-onnx 0.1.0 (TorchScript), torch 2.13.0, transformers 4.57.6
+    python tests/graphs/foreign/make_graphs.py genai       onnxruntime-genai 0.18.0
+
+Each in an environment of its own. Metadata and stack traces are stripped: they hold paths.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import onnx_ir as ir
+import torch
+from onnx_ir.passes import common as common_passes
+from transformers import LlamaConfig, LlamaForCausalLM
+
+FOLDER = Path(__file__).parent / "pinned"
+SHAPE = {
+    "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
+    "vocab_size": 32, "max_position_embeddings": 64, "tie_word_embeddings": False,
+}  # fmt: skip
+DYNAMO = [(18, "eager", torch.float32), (18, "sdpa", torch.float32), (23, "sdpa", torch.float32), (18, "eager", torch.float16)]
+
+
+class Flat(torch.nn.Module):
+    """The cache as plain tensors."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids, attention_mask, position_ids, past):
+        from transformers.cache_utils import DynamicCache
+
+        cache = DynamicCache(config=self.model.config)
+        for layer, (key, value) in enumerate(past):
+            cache.update(key, value, layer)
+        found = self.model(input_ids, attention_mask=attention_mask, position_ids=position_ids, past_key_values=cache, use_cache=True)
+        return found.logits, [(layer.keys, layer.values) for layer in found.past_key_values.layers]
+
+
+def llama(**options):
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(**SHAPE | options)).eval()
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            weight.copy_(1 + 0.1 * torch.randn_like(weight) if "norm" in name else torch.randn_like(weight) * weight.shape[-1] ** -0.5)
+    return model
+
+
+def keep(path, name):
+    model = ir.load(path)
+    common_passes.ClearMetadataAndDocStringPass()(model)
+    model.metadata_props.clear()
+    FOLDER.mkdir(exist_ok=True)
+    ir.save(ir.external_data.load_to_model(model), FOLDER / f"{name}.onnx")
+
+
+def dynamo(folder):
+    batch, new, past, layers = 2, 5, 7, SHAPE["num_hidden_layers"]
+    tokens = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
+    cache = {0: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC}
+    for opset, attention, dtype in DYNAMO:
+        kept = lambda dtype=dtype: torch.randn(batch, SHAPE["num_key_value_heads"], past, SHAPE["head_dim"], dtype=dtype)  # noqa: E731
+        inputs = {
+            "input_ids": torch.zeros(batch, new, dtype=torch.int64),
+            "attention_mask": torch.ones(batch, past + new, dtype=torch.int64),
+            "position_ids": torch.arange(past, past + new)[None].repeat(batch, 1),
+            "past": [(kept(), kept()) for _ in range(layers)],
+        }
+        names = [f"{i}.{kind}" for i in range(layers) for kind in ("key", "value")]
+        torch.onnx.export(
+            Flat(llama(attn_implementation=attention).to(dtype)), (), folder / "model.onnx", kwargs=inputs, dynamo=True, opset_version=opset,
+            dynamic_shapes={"input_ids": tokens, "attention_mask": tokens, "position_ids": tokens, "past": [(cache, cache)] * layers},
+            input_names=[*list(inputs)[:3], *(f"past_key_values.{name}" for name in names)],
+            output_names=["logits", *(f"present.{name}" for name in names)],
+            external_data=False, verbose=False,
+        )  # fmt: skip
+        keep(folder / "model.onnx", f"dynamo-{opset}-{attention}-{str(dtype).removeprefix('torch.')}")
+
+
+def bare(folder):
+    """No cache, no positions, attention without groups: what a first try at torch.onnx.export gives."""
+    model, tokens = llama(num_key_value_heads=4), {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
+    model.config.use_cache = False
+    inputs = {"input_ids": torch.zeros(2, 5, dtype=torch.int64), "attention_mask": torch.ones(2, 5, dtype=torch.int64)}
+    torch.onnx.export(
+        model, (), folder / "model.onnx", kwargs=inputs, dynamo=True, opset_version=18, dynamic_shapes={name: tokens for name in inputs},
+        output_names=["logits"], external_data=False, verbose=False,
+    )  # fmt: skip
+    keep(folder / "model.onnx", "dynamo-18-bare")
+
+
+def optimum(folder):
+    from optimum.exporters.onnx import main_export
+
+    llama().save_pretrained(folder / "checkpoint")
+    for opset in (14, 18):
+        options = {"task": "text-generation-with-past", "library_name": "transformers", "do_validation": False, "opset": opset}
+        main_export(str(folder / "checkpoint"), output=folder / str(opset), **options)
+        keep(folder / str(opset) / "model.onnx", f"optimum-{opset}")
+
+
+def genai(folder):
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    llama().save_pretrained(folder / "checkpoint")
+    words = Tokenizer(models.WordLevel({"<unk>": 0}, unk_token="<unk>"))  # the builder copies one
+    PreTrainedTokenizerFast(tokenizer_object=words).save_pretrained(folder / "checkpoint")
+    command = "-m onnxruntime_genai.models.builder -i checkpoint -o out -p fp32 -e cpu -c cache"
+    subprocess.run([sys.executable, *command.split()], cwd=folder, check=True)
+    keep(folder / "out" / "model.onnx", "genai")
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as folder:
+        {"dynamo": dynamo, "bare": bare, "optimum": optimum, "genai": genai}[sys.argv[1]](Path(folder))

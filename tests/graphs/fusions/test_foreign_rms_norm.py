@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from onnx_ir.passes import common as common_passes
+
+from graphs.fusions import foreign_rms_norm
+from graphs.fusions._reading import apply_reader
+
+HEAD = "agraph (float[B,S,8] x, float[8] weight) => (float[B,S,8] y)\n"
+CONSTANTS = "<float two = {2}, int64[1] axes = {-1}, float epsilon = {0.001}, float one = {1}, float minus_half = {-0.5}>\n"
+START = "{ squares = Pow(x, two)\n [mean] mean = ReduceMean<keepdims=1>(squares, axes)\n variance = Add(mean, epsilon)\n"
+ENDS = {
+    "reciprocal": "root = Sqrt(variance)\n inverse = Reciprocal(root)\n normed = Mul(x, inverse)\n y = Mul(weight, normed) }",
+    "one-over-root": "root = Sqrt(variance)\n inverse = Div(one, root)\n normed = Mul(x, inverse)\n y = Mul(weight, normed) }",
+    "x-over-root": "root = Sqrt(variance)\n normed = Div(x, root)\n y = Mul(weight, normed) }",
+    "power": "inverse = Pow(variance, minus_half)\n normed = Mul(x, inverse)\n y = Mul(weight, normed) }",
+}
+TEXTS = {name: HEAD + CONSTANTS + START + end for name, end in ENDS.items()}
+PLAIN = TEXTS["x-over-root"]
+FLOAT16 = """
+agraph (float16[B,S,8] x, float16[8] weight) => (float16[B,S,8] y)
+<float two = {2}, int64[1] axes = {-1}, float epsilon = {0.001}>
+{
+    x32 = Cast<to=1>(x)
+    squares = Pow(x32, two)
+    [mean] mean = ReduceMean<keepdims=1>(squares, axes)
+    variance = Add(mean, epsilon)
+    root = Sqrt(variance)
+    normed = Div(x32, root)
+    rounded = Cast<to=10>(normed)
+    y = Mul(weight, rounded)
+}
+"""
+
+
+@pytest.fixture
+def norm(graph, random):
+    """A graph of text with a stored weight and with shapes."""
+
+    def make(text, dtype=np.float32):
+        weight = {"weight": random(8, dtype=dtype)} if "[8] weight)" in text else {}
+        model = graph(text, constants=weight)
+        return common_passes.ShapeInferencePass()(model).model
+
+    return make
+
+
+def fuse(model):
+    return apply_reader(model, foreign_rms_norm)
+
+
+@pytest.mark.parametrize("spelling", TEXTS)
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [("Mul(weight, normed)", "Mul(weight, normed)"), ("Mul(weight, normed)", "Mul(normed, weight)"), ("Pow(x, two)", "Mul(x, x)"),
+     ("Add(mean, epsilon)", "Add(epsilon, mean)"), ("Mul(x, inverse)", "Mul(inverse, x)"), ("axes = {-1}", "axes = {2}")],
+)  # fmt: skip
+def test_fuses_every_spelling_and_keeps_the_numbers(norm, run, random, spelling, before, after) -> None:
+    model = norm(TEXTS[spelling].replace(before, after))
+    feeds = {"x": 3 * random(2, 5, 8)}
+    unfused_y = run(model, feeds)[0]
+    result = fuse(model)
+    assert (result.fired, result.refused) == (1, [])
+    (node,) = model.graph
+    assert node.op_type == "RMSNormalization"
+    assert {name: attribute.value for name, attribute in node.attributes.items()} == {"axis": -1, "epsilon": pytest.approx(0.001), "stash_type": 1}
+    assert [value.name for value in node.inputs] == ["x", "weight"]
+    assert node.outputs[0].name == "y"
+    np.testing.assert_allclose(run(model, feeds)[0], unfused_y, rtol=1e-6)
+
+
+def test_fuses_float16_with_casts(norm, run, random) -> None:
+    model = norm(FLOAT16, np.float16)
+    feeds = {"x": random(2, 5, 8, dtype=np.float16)}
+    unfused_y = run(model, feeds)[0]
+    assert fuse(model).fired == 1
+    assert [(node.op_type, node.inputs[0].name) for node in model.graph] == [("RMSNormalization", "x")]
+    np.testing.assert_allclose(run(model, feeds)[0], unfused_y, rtol=2**-10)
+
+
+@pytest.mark.parametrize(
+    ("text", "before", "after", "reason"),
+    [
+        (PLAIN, "two = {2}", "two = {3}", "the mean is not one of squares"),
+        (PLAIN, "Pow(x, two)", "Mul(x, epsilon)", "the mean is not one of squares"),
+        (PLAIN, "axes = {-1}", "axes = {1}", "the mean is not taken over the last axis"),
+        (PLAIN, "int64[1] axes = {-1}", "int64[2] axes = {-1, -2}", "the mean is not taken over the last axis"),
+        (PLAIN, "keepdims=1", "keepdims=0", "the mean drops its axis"),
+        (PLAIN, "variance = Add(mean, epsilon)", "variance = Add(mean, mean)", "no constant epsilon is added"),
+        (PLAIN, "root = Sqrt(variance)", "root = Exp(variance)", "no root of the variance is taken"),
+        (PLAIN, "Div(x, root)", "Div(weight, root)", "the values are not divided by the root of their variance"),
+        (TEXTS["one-over-root"], "one = {1}", "one = {2}", "the values are not divided by the root of their variance"),
+        (TEXTS["power"], "{-0.5}", "{-1}", "no root of the variance is taken"),
+        (TEXTS["reciprocal"], "Mul(x, inverse)", "Mul(weight, inverse)", "what is divided by the root is not what was squared"),
+        (PLAIN, "Mul(weight, normed)", "Add(weight, normed)", "the result is not multiplied by a weight"),
+        (PLAIN, "float[8] weight)", "float[8] weight )", "the result is not multiplied by a weight"),  # fed, not stored
+        (FLOAT16, "Cast<to=1>(x)", "Cast<to=11>(x)", "without a cast to FLOAT"),
+        (PLAIN, "float[8] weight)", "float[S,8] weight)", "the result is not multiplied by a weight"),
+    ],
+)
+def test_refuses_with_a_reason(norm, text, before, after, reason) -> None:
+    assert before in text
+    model = norm(text.replace(before, after))
+    result = fuse(model)
+    assert result.fired == 0
+    assert "RMSNormalization" not in {node.op_type for node in model.graph}
+    (refusal,) = result.refused
+    assert refusal.node == "mean"
+    assert reason in refusal.reason
+
+
+def test_refuses_float16_without_upcast(graph, random) -> None:
+    """Fusing it would silently compute in float32, and hide an overflow that the graph has."""
+    text = "agraph (float16[B,S,8] x, float16[8] weight, float16 two, float16 epsilon) => (float16[B,S,8] y)\n<int64[1] axes = {-1}>\n"
+    constants = {"two": np.array(2, np.float16), "epsilon": np.array(0.001, np.float16), "weight": random(8, dtype=np.float16)}
+    model = graph(text + START + ENDS["x-over-root"], constants=constants)
+    result = fuse(common_passes.ShapeInferencePass()(model).model)
+    assert result.fired == 0
+    assert "it computes in FLOAT16 without a cast to FLOAT" in result.refused[0].reason
+
+
+def test_refuses_a_weight_of_another_dtype(graph, random) -> None:
+    text = FLOAT16.replace("rounded = Cast<to=10>(normed)", "").replace("rounded)", "normed)").replace("float16[8] weight", "float[8] weight")
+    model = graph(text.replace("(float16[B,S,8] y)", "(float[B,S,8] y)"), constants={"weight": random(8)})
+    result = fuse(common_passes.ShapeInferencePass()(model).model)
+    assert "the result is FLOAT when the weight is applied, the input is FLOAT16" in result.refused[0].reason
