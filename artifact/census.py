@@ -162,5 +162,5 @@ def _duplicated(artifact: Path) -> int:
             listed = read_checksums(artifact, path.relative_to(artifact).as_posix()).values()
         except ArtifactError:
             continue  # its own hash says that it is damaged
-        matrices.update((tensor.sha256, tensor.length) for tensor in listed if len(tensor.shape) > 1)
+        matrices.update((tensor.blake3, tensor.length) for tensor in listed if len(tensor.shape) > 1)
     return sum((count - 1) * length for (_, length), count in matrices.items())

@@ -1,7 +1,8 @@
-"""SHA-256 of files. A safetensors file's is made of its tensors' own, so that a writer that hashes each tensor need not read the file again.
+"""Hashes: SHA-256 of files, BLAKE3 of tensors. A safetensors file's is made of its tensors', so that its writer need not read it again.
 
 plain file          sha256(all bytes)
-safetensors file    ``tensors:`` and sha256(header ‖ sha256(tensor 0) ‖ sha256(tensor 1) …), in the order they lie: not what `sha256sum` prints
+tensor              blake3(its bytes): 6.5 GB/s a core where SHA-256 takes 1.8, and cp of a file 2
+safetensors file    ``tensors:`` and sha256(header ‖ blake3(tensor 0) ‖ blake3(tensor 1) …), in the order they lie: not what `sha256sum` prints
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import BinaryIO
+
+from blake3 import blake3
 
 HASH_BLOCK = 1 << 20
 
@@ -33,16 +36,21 @@ def safetensors_hash(path: Path) -> str:
 
 
 def combined_hash(header: bytes, hashes: Iterable[str]) -> str:
-    """SHA-256 of a header and of the tensors' SHA-256s behind it."""
+    """SHA-256 of a header and of the tensors' hashes behind it."""
     digest = hashlib.sha256(header)
     for one in hashes:
         digest.update(bytes.fromhex(one))
     return f"tensors:{digest.hexdigest()}"
 
 
+def tensor_digest() -> blake3:
+    """A digest for a tensor's bytes: ``update``, ``hexdigest``."""
+    return blake3()
+
+
 def hash_span(file: BinaryIO, offset: int, length: int) -> str:
-    """SHA-256 of a span; of less where the file ends before it."""
-    digest = hashlib.sha256()
+    """Hash of a tensor's span; of less where the file ends before it."""
+    digest = tensor_digest()
     file.seek(offset)
     while length and (block := file.read(min(HASH_BLOCK, length))):
         digest.update(block)

@@ -1,4 +1,4 @@
-"""Write safetensors files as a stream: the header first, then the tensors in blocks, each tensor with its SHA-256.
+"""Write safetensors files as a stream: the header first, then the tensors in blocks, each tensor with its hash.
 
 The safetensors library writes whole dictionaries from memory and sorts them; here the order is ours (q·k·v and gate·up side by side), only one
 block is held, and the data starts on a page, so that ONNX external data can point straight into the file. Reading is the library's.
@@ -7,23 +7,22 @@ Source: https://github.com/huggingface/safetensors#format.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from math import prod
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, Literal
 
-from artifact.errors import ArtifactError
+from artifact.errors import ArtifactError, ParityMismatch
+from artifact.hashed_file import HashedFile
+from artifact.hashing import tensor_digest
 
 PAGE = 4096
+PROBE_BYTES = 4096
 ITEM_BYTES = {"F32": 4, "F16": 2, "I8": 1}
 CHECKSUMS = "weights/checksums.json"
-FLUSH_BYTES = 64 << 20
-"""How much is written before the disk is set to work on it."""
 WeightsMode = Literal["copy", "reference", "none"]
 """What an artifact holds of its weights: a copy of its own, the checkpoint's files themselves, or the graph alone."""
 
@@ -37,7 +36,7 @@ class StoredTensor:
         dtype: safetensors' name, ``F16``, ``F32`` or ``I8``.
         offset: of the first byte, from the start of the file.
         length: in bytes.
-        sha256: of those bytes; empty while they are only planned.
+        blake3: hash of those bytes; empty while they are only planned.
     """
 
     name: str
@@ -46,7 +45,7 @@ class StoredTensor:
     shape: tuple[int, ...]
     offset: int
     length: int
-    sha256: str = ""
+    blake3: str = ""
 
 
 def plan_tensors(file: str, tensors: Mapping[str, tuple[str, tuple[int, ...]]]) -> tuple[bytes, list[StoredTensor]]:
@@ -74,7 +73,7 @@ def plan_tensors(file: str, tensors: Mapping[str, tuple[str, tuple[int, ...]]]) 
 
 
 def write_tensors(path: Path, header: bytes, planned: list[StoredTensor], data: Iterable[memoryview]) -> list[StoredTensor]:
-    """Write one file while a second thread hashes it and a third sets the disk to work, so that the last sync is short.
+    """Write one file in one pass, each tensor hashed on the way; its first bytes are read back.
 
     Args:
         path: the file.
@@ -87,63 +86,43 @@ def write_tensors(path: Path, header: bytes, planned: list[StoredTensor], data: 
 
     Raises:
         ArtifactError: a tensor has another length than planned.
+        ParityMismatch: the file does not give back what was written.
     """
     blocks = iter(data)
-    with path.open("wb", buffering=0) as file, ThreadPoolExecutor(max_workers=2) as pool:
-        stream = _HashedStream(file, pool)
-        stream.write(memoryview(header))
-        written = [replace(tensor, sha256=_write_one(stream, tensor, blocks)) for tensor in planned]
-        stream.flush()
+    with HashedFile(path) as file:
+        file.write(memoryview(header))
+        hashes_and_probes = [_write_one(file, tensor, blocks) for tensor in planned]
     if next(blocks, None) is not None:
         raise ArtifactError(f"{path.name}: more data than the {len(planned)} tensors that were planned")
-    return written
+    _check_places(path, planned, [probe for _, probe in hashes_and_probes])
+    return [replace(tensor, blake3=digest) for tensor, (digest, _) in zip(planned, hashes_and_probes, strict=True)]
 
 
-def _write_one(stream: _HashedStream, tensor: StoredTensor, blocks: Iterator[memoryview]) -> str:
-    digest, length = hashlib.sha256(), 0
+def _write_one(file: HashedFile, tensor: StoredTensor, blocks: Iterator[memoryview]) -> tuple[str, bytes]:
+    """The hash of a tensor's bytes, and the first of them."""
+    digest, length, probe = tensor_digest(), 0, b""
     while length < tensor.length:
         block = next(blocks, None)
         length += block.nbytes if block is not None else 0
         if block is None or length > tensor.length:
             raise ArtifactError(f"{tensor.file}: {tensor.name} has {length} bytes, planned were {tensor.length}")
-        stream.write(block, digest)
-    stream.wait()
-    return digest.hexdigest()
+        probe = probe or bytes(block.cast("B")[:PROBE_BYTES])
+        file.write(block, digest.update)
+    file.wait()
+    return digest.hexdigest(), probe
 
 
-class _HashedStream:
-    """A file whose blocks are hashed while they are written and while the next one is made."""
-
-    def __init__(self, file: BinaryIO, pool: ThreadPoolExecutor) -> None:
-        self.file, self.pool, self.dirty = file, pool, 0
-        self.hashing: Future[None] | None = None
-        self.flushing: Future[None] | None = None
-
-    def write(self, block: memoryview, digest: Any = None) -> None:
-        self.wait()
-        if digest is not None:
-            self.hashing = self.pool.submit(digest.update, block)
-        rest = block.cast("B")
-        while rest:
-            rest = rest[self.file.write(rest) :]
-        self.dirty += block.nbytes
-        if self.dirty >= FLUSH_BYTES and (self.flushing is None or self.flushing.done()):
-            self.flush()
-            self.flushing, self.dirty = self.pool.submit(os.fsync, self.file.fileno()), 0
-
-    def flush(self) -> None:
-        """Until the disk has done what it was set to; a full disk may show only here."""
-        if self.flushing is not None:
-            self.flushing.result()
-
-    def wait(self) -> None:
-        """Until the last block is hashed."""
-        if self.hashing is not None:
-            self.hashing.result()
+def _check_places(path: Path, planned: list[StoredTensor], probes: list[bytes]) -> None:
+    """Each tensor begins where it was planned: read from the disk, for what was written went past the cache."""
+    with path.open("rb", buffering=0) as file:
+        for tensor, probe in zip(planned, probes, strict=True):
+            if os.pread(file.fileno(), len(probe), tensor.offset) != probe:
+                hint = "the disk or the memory of this machine is at fault: give the same command again"
+                raise ParityMismatch(f"{tensor.file}: {tensor.name} is not what was written", hint=hint)
 
 
 def checksums_json(tensors: Iterable[StoredTensor]) -> str:
-    """The text of a checksums file: tensor name → where it lies and its SHA-256."""
+    """The text of a checksums file: tensor name → where it lies and its hash."""
     return json.dumps({tensor.name: {key: value for key, value in asdict(tensor).items() if key != "name"} for tensor in tensors}, indent=1) + "\n"
 
 

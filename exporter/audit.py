@@ -32,7 +32,6 @@ from exporter.checkpoints import Checkpoint
 from exporter.diagnosis import describe
 from exporter.stored_rows import read_rows
 from exporter.weights import ROTARY_COS, ROTARY_SIN, rotary_blocks
-from exporter.written import same_bytes
 
 Report = dict[str, Any]
 COMPLETE = ("traced", "fused", "int8")
@@ -177,3 +176,14 @@ def _missing(graph: str, weights: list[GraphWeight], checkpoint: Checkpoint, con
         return []
     held = {part for weight in weights for part in members(weight.name.removesuffix(LEVELS), checkpoint)}
     return [name for name in checkpoint.shapes if name not in held and (layer_of(name) or 0) < config.num_hidden_layers]
+
+
+def same_bytes(descriptor: int, offset: int, expected: Iterable[memoryview]) -> bool:
+    """Whether the bytes from ``offset`` on are these."""
+    same, buffer = True, bytearray()
+    for block in expected:
+        if len(buffer) != block.nbytes:
+            buffer = bytearray(block.nbytes)
+        same = os.preadv(descriptor, [buffer], offset) == block.nbytes and buffer == block and same
+        offset += block.nbytes
+    return same

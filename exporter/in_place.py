@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from artifact.errors import ExportError
+from artifact.hashing import tensor_digest
 from artifact.io_spec import Dtype
 from artifact.progress import Progress
 from artifact.tensor_file import StoredTensor
@@ -54,10 +54,10 @@ def hash_in_place(checkpoint: Checkpoint, planned: list[StoredTensor], dtype: Dt
     """
     for done, tensor in enumerate(planned):
         progress(f"checking {tensor.file}", done, len(planned))
-        digest = hashlib.sha256()
+        digest = tensor_digest()
         for block in tensor_blocks(checkpoint, tensor, dtype):
             digest.update(block)
-        yield replace(tensor, sha256=digest.hexdigest())
+        yield replace(tensor, blake3=digest.hexdigest())
 
 
 def _objection(checkpoint: InFiles, name: str, dtype: Dtype) -> str | None:

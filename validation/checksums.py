@@ -5,21 +5,19 @@ A flipped bit can be smaller than float16's own noise, so no measurement would s
 
 from __future__ import annotations
 
-import hashlib
 import shlex
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from artifact.errors import ArtifactError
-from artifact.hashing import sha256_of
+from artifact.hashing import hash_span, sha256_of, tensor_digest
 from artifact.manifest import Manifest
 from artifact.progress import Progress, silent
 from artifact.tensor_file import CHECKSUMS, StoredTensor, plan_tensors, read_checksums
 
-BLOCK = 1 << 20
 LISTS = "weights/*checksums.json"
 OWN_STEP = "validate"
 
@@ -116,7 +114,7 @@ def _verify_weights(artifact: Path, file: str, tensors: list[StoredTensor], repo
     if not file.startswith("weights/"):  # the checkpoint's own file, used where it lies
         with path.open("rb") as stream:
             for tensor in tensors:
-                report.record(file, tensor.name, tensor.sha256, _hash_span(stream, tensor.offset, tensor.length))
+                report.record(file, tensor.name, tensor.blake3, hash_span(stream, tensor.offset, tensor.length))
         return
     try:
         header, planned = plan_tensors(file, {tensor.name: (tensor.dtype, tensor.shape) for tensor in tensors})
@@ -124,25 +122,15 @@ def _verify_weights(artifact: Path, file: str, tensors: list[StoredTensor], repo
         report.record(file, None, "a known dtype", str(error))
         return
     with path.open("rb") as stream:
-        report.record(file, None, hashlib.sha256(header).hexdigest(), _hash_span(stream, 0, len(header)))
+        report.record(file, None, tensor_digest().update(header).hexdigest(), hash_span(stream, 0, len(header)))
         for tensor, place in zip(tensors, planned, strict=True):
             if (tensor.offset, tensor.length) != (place.offset, place.length):
                 report.record(file, tensor.name, f"bytes {place.offset} + {place.length}", f"bytes {tensor.offset} + {tensor.length}")
                 continue
-            report.record(file, tensor.name, tensor.sha256, _hash_span(stream, tensor.offset, tensor.length))
+            report.record(file, tensor.name, tensor.blake3, hash_span(stream, tensor.offset, tensor.length))
         end = planned[-1].offset + planned[-1].length
         if path.stat().st_size != end:
             report.record(file, None, f"{end} bytes", f"{path.stat().st_size} bytes")
-
-
-def _hash_span(stream: BinaryIO, offset: int, length: int) -> str:
-    """SHA-256 of a span; of less where the file ends before it."""
-    digest = hashlib.sha256()
-    stream.seek(offset)
-    while length and (block := stream.read(min(BLOCK, length))):
-        digest.update(block)
-        length -= len(block)
-    return digest.hexdigest()
 
 
 def _verify_file(artifact: Path, file: str, hashes: set[str], report: ChecksumReport) -> None:

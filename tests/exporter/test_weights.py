@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from blake3 import blake3
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -28,7 +28,7 @@ def test_written_weights_are_the_checkpoints(tiny_checkpoint: Path, tmp_path: Pa
     assert read_checksums(tmp_path) == stored
     for name in tensor_shapes(checkpoint.config):
         raw = (tmp_path / stored[name].file).read_bytes()[stored[name].offset :][: stored[name].length]
-        assert hashlib.sha256(raw).hexdigest() == stored[name].sha256
+        assert blake3(raw).hexdigest() == stored[name].blake3
         with safe_open(tmp_path / stored[name].file, "np") as file:
             assert np.array_equal(file.get_tensor(name), checkpoint.read(name).numpy())
 
