@@ -98,8 +98,19 @@ def _open(path: Path) -> int:
 
 
 def _write_all(descriptor: int, data: memoryview, offset: int) -> None:
+    """What can't be written directly (cut short by a full disk or a limit, and so no longer aligned) goes through the cache, or is refused there."""
     while data:
-        written = os.pwrite(descriptor, data, offset)
+        try:
+            written = os.pwrite(descriptor, data, offset)
+        except OSError as error:
+            if error.errno != errno.EINVAL or not _leave_direct(descriptor):
+                raise
+            continue
         data, offset = data[written:], offset + written
-        if data:  # cut short, and no longer aligned: the rest goes through the cache, or is refused with the reason
-            fcntl.fcntl(descriptor, fcntl.F_SETFL, fcntl.fcntl(descriptor, fcntl.F_GETFL) & ~getattr(os, "O_DIRECT", 0))
+
+
+def _leave_direct(descriptor: int) -> bool:
+    """Write through the cache from now on; whether it was not so before."""
+    flags, direct = fcntl.fcntl(descriptor, fcntl.F_GETFL), getattr(os, "O_DIRECT", 0)
+    fcntl.fcntl(descriptor, fcntl.F_SETFL, flags & ~direct)
+    return bool(flags & direct)
