@@ -123,6 +123,8 @@ def run(
     precision: Annotated[list[Precision] | None, typer.Option(help="Engine to build; may repeat. Default: the artifact's dtype.")] = None,
     out: Out = None,
     dtype: Dtype = DtypeOption.fp16,
+    kv_cache: KvCache = KvCacheOption.dynamic,
+    weights: Weights = WeightsOption.copy,
     target: Target = "a100",
     backend: BackendOption = Backend.auto,
     max_batch: MaxBatch = 4,
@@ -139,11 +141,12 @@ def run(
     from exporter.checkpoints.request import CheckpointRequest
 
     request = CheckpointRequest(checkpoint, size, revision, config, lora)
+    export_options = ExportOptions(dtype.value, kv_cache.value, weights.value)
     build_options = build.BuildOptions(target, backend.value, max_batch, max_length)
     validate_options = validate.ValidateOptions(text=text, tokens=tokens)
     with _Watched() as progress:
         report = command.run(
-            request, out, tuple(one.value for one in precision or ()), export_options=ExportOptions(dtype.value),
+            request, out, tuple(one.value for one in precision or ()), export_options=export_options,
             build_options=build_options, validate_options=validate_options, force=force, progress=progress,
         )  # fmt: skip
     _show("run", report, as_json=as_json)

@@ -6,6 +6,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+from artifact.errors import UsageError
 from artifact.manifest import locked
 from artifact.progress import Progress, silent
 from artifact.steps import Outcome, Report
@@ -44,6 +45,7 @@ def run(
     """
     start = time.perf_counter()
     exported = export_options or ExportOptions()
+    _check_runnable(exported)
     wanted = tuple(dict.fromkeys(precisions)) or (exported.dtype,)
     for precision in wanted:
         check_precision(exported.dtype, precision)
@@ -67,6 +69,18 @@ def run(
         "steps": [{"step": name, "done": not outcome.up_to_date, "reason": outcome.reason or "up to date"} for name, outcome in outcomes.items()],
         **{name: outcome.report for name, outcome in outcomes.items()},
     }
+
+
+def _check_runnable(options: ExportOptions) -> None:
+    """Refuse before anything is read what a later step would refuse.
+
+    Raises:
+        UsageError: a form that not all steps know, or nothing to build from.
+    """
+    if options.weights == "none":
+        raise UsageError("run needs the weights; --weights none writes the graph alone", hint="python cli.py export … --weights none")
+    if options.kv_cache == "static":
+        raise UsageError("run knows --kv-cache dynamic; the static form is not fused or built yet", hint="python cli.py export … --kv-cache static")
 
 
 def _passed(outcomes: dict[str, Outcome]) -> bool | None:

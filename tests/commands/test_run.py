@@ -109,3 +109,14 @@ def test_moved_and_changed_checkpoints_are_noticed(first: tuple[Path, dict[str, 
     report = run_cli("run", "--checkpoint", moved, "--precision", "fp16", "--out", out)
     assert [step["step"] for step in report["steps"] if step["done"]] == ["export", "validate"]
     assert (out / "generation_config.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "words"), [("--weights", "none", "needs the weights"), ("--kv-cache", "static", "not fused or built yet")]
+)
+def test_run_refuses_at_once_what_a_later_step_would_refuse(checkpoint: Path, tmp_path: Path, option: str, value: str, words: str) -> None:
+    command = [sys.executable, ROOT / "cli.py", "run", "--checkpoint", checkpoint, "--out", tmp_path / "a", option, value]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert words in result.stderr
+    assert not (tmp_path / "a").exists()
