@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from artifact.errors import CheckpointError
-from artifact.rope_scaling import DEFAULT_LENGTH, SPELLINGS, RopeScaling, positive_number, rope_from_hf, scaling_of, tuple_of, unknown_rope_keys
+from artifact.numbers import integer, positive_number, token_id
+from artifact.rope_scaling import DEFAULT_LENGTH, SPELLINGS, RopeScaling, rope_from_hf, scaling_of, tuple_of, unknown_rope_keys
 
 HARMLESS = frozenset(
     "_name_or_path architectures attention_dropout auto_map dtype initializer_range is_llama_config model_type pad_token_id pretraining_tp "
@@ -63,6 +64,7 @@ class LlamaConfig:
         for name, value in asdict(self).items():
             if name.endswith(("size", "layers", "heads", "dim", "embeddings")) and not isinstance(value, bool) and value <= 0:
                 raise CheckpointError(f"config: {name} must be positive, got {value}")
+        self._check_numbers()
         if self.num_attention_heads % self.num_key_value_heads:
             raise CheckpointError(
                 f"config: num_attention_heads {self.num_attention_heads} is not a multiple of num_key_value_heads {self.num_key_value_heads}"
@@ -77,6 +79,16 @@ class LlamaConfig:
         factors = self.rope_scaling.frequency_factors if self.rope_scaling is not None else None
         if factors is not None and len(factors) != self.head_dim // 2:
             raise CheckpointError(f"config: {len(factors)} rotary frequency factors for head_dim {self.head_dim}; expected {self.head_dim // 2}")
+
+    def _check_numbers(self) -> None:
+        """Ranges that no reader may miss: a NaN here would be in every graph."""
+        positive_number("config: rms_norm_eps", self.rms_norm_eps)
+        positive_number("config: rope_theta", self.rope_theta)
+        if self.rope_theta <= 1 and self.rope_scaling is not None and self.rope_scaling.rope_type == "yarn":
+            raise CheckpointError(f"config: rope_type 'yarn' needs a rope_theta above 1, got {self.rope_theta}")
+        token_id("config: bos_token_id", self.bos_token_id)
+        for value in self.eos_token_id if isinstance(self.eos_token_id, tuple) else (self.eos_token_id,):
+            token_id("config: eos_token_id", value)
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> LlamaConfig:
@@ -99,7 +111,7 @@ class LlamaConfig:
             head_dim=_integer(config, "head_dim", hidden_size // max(heads, 1)),
             vocab_size=_required(config, "vocab_size"),
             max_position_embeddings=length,
-            rms_norm_eps=positive_number("rms_norm_eps", config.get("rms_norm_eps", 1e-6)),
+            rms_norm_eps=positive_number("config.json: rms_norm_eps", config.get("rms_norm_eps", 1e-6)),
             rope_theta=rope_theta,
             tie_word_embeddings=bool(config.get("tie_word_embeddings")),
             attention_bias=bool(config.get("attention_bias")),
@@ -138,12 +150,9 @@ def refuse_unsupported(config: Mapping[str, Any]) -> None:
 
 
 def _integer(config: Mapping[str, Any], key: str, default: int) -> int:
-    """``default`` where the key is absent, null or 0."""
+    """``default`` where the key is absent or null."""
     return default if config.get(key) is None else _required(config, key)
 
 
 def _required(config: Mapping[str, Any], key: str) -> int:
-    value = config.get(key)
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise CheckpointError(f"config.json: {key} must be an integer, got {value!r}")
-    return value
+    return integer(f"config.json: {key}", config.get(key))

@@ -20,7 +20,7 @@ HASH_BLOCK = 1 << 20
 
 def sha256_of(path: Path) -> str:
     """SHA-256 of a file, read in blocks; of a safetensors file as ``combined_hash``, unless it is damaged."""
-    return safetensors_hash(path) if path.suffix == ".safetensors" else _plain(path)
+    return safetensors_hash(path) if path.suffix == ".safetensors" else plain_sha256(path)
 
 
 def safetensors_hash(path: Path) -> str:
@@ -31,7 +31,7 @@ def safetensors_hash(path: Path) -> str:
         header += file.read(min(int.from_bytes(header, "little"), size))
         spans = _spans(header, size)
         if spans is None:
-            return _plain(path)
+            return plain_sha256(path)
         return combined_hash(header, (hash_span(file, begin, end - begin) for begin, end in spans))
 
 
@@ -70,6 +70,7 @@ def _spans(header: bytes, size: int) -> list[tuple[int, int]] | None:
         return None
 
 
-def _plain(path: Path) -> str:
+def plain_sha256(path: Path) -> str:
+    """SHA-256 of all bytes of a file, as `sha256sum` prints it."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from artifact.errors import CheckpointError
+from artifact.numbers import positive_integer, positive_number
 
 DEFAULT_THETA, DEFAULT_LENGTH = 10000.0, 2048
 """What transformers takes where config.json has no rope_theta, or no max_position_embeddings."""
@@ -80,7 +81,7 @@ class _Source:
     def number(self, name: str, default: float | None = None) -> float:
         """A positive number; ``default`` where the key is absent or null."""
         value = self.values.get(name)
-        return positive_number(f"{self.key}.{name}", default if value is None else value)
+        return positive_number(f"config.json: {self.key}.{name}", default if value is None else value)
 
     @property
     def length(self) -> int:
@@ -90,9 +91,7 @@ class _Source:
     def original_length(self) -> int:
         """What stands beside the dictionary wins, as in transformers; where there is none, the model's own length."""
         value = self.config.get(_LENGTH) or self.values.get(_LENGTH) or self.length
-        if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
-            raise CheckpointError(f"config.json: {self.key}.{_LENGTH} must be a positive integer, got {value!r}")
-        return value
+        return positive_integer(f"config.json: {self.key}.{_LENGTH}", value)
 
 
 def rope_from_hf(config: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
@@ -131,17 +130,10 @@ def _mapping(key: str, value: Any) -> Mapping[str, Any]:
 
 def _theta(config: Mapping[str, Any], sources: list[_Source]) -> float:
     places = {"rope_theta": config.get("rope_theta")} | {f"{source.key}.rope_theta": source.values.get("rope_theta") for source in sources}
-    given = {place: positive_number(place, value) for place, value in places.items() if value is not None}
+    given = {place: positive_number(f"config.json: {place}", value) for place, value in places.items() if value is not None}
     if len(set(given.values())) > 1:
         raise CheckpointError(f"config.json: {', '.join(f'{place} = {value:g}' for place, value in given.items())}: they must be equal")
     return next(iter(given.values()), DEFAULT_THETA)
-
-
-def positive_number(name: str, value: Any) -> float:
-    """A number of config.json that must be above 0; CheckpointError names the key."""
-    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value) or value <= 0:
-        raise CheckpointError(f"config.json: {name} must be a positive number, got {value!r}")
-    return float(value)
 
 
 def _read(source: _Source) -> RopeScaling | None:
@@ -198,10 +190,8 @@ def _read_longrope(source: _Source) -> RopeScaling:
             f"config.json: {source.key}.rope_type = 'longrope' is not supported where short_factor and long_factor differ or attention_factor is not "
             "given: the frequencies change with the length of the text"
         )
-    if not all(isinstance(value, int | float) and not isinstance(value, bool) and value > 0 for value in short):
-        raise CheckpointError(f"config.json: {source.key}.short_factor must hold positive numbers")
-    attention_factor = source.number("attention_factor")
-    return RopeScaling(rope_type="longrope", attention_factor=attention_factor, frequency_factors=tuple(map(float, short)))
+    factors = tuple(positive_number(f"config.json: {source.key}.short_factor[{index}]", value) for index, value in enumerate(short))
+    return RopeScaling(rope_type="longrope", attention_factor=source.number("attention_factor"), frequency_factors=factors)
 
 
 @dataclass(frozen=True)

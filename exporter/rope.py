@@ -15,6 +15,9 @@ from torch import Tensor
 from artifact.config import LlamaConfig
 from artifact.rope_scaling import RopeScaling
 
+INTERLEAVED = tuple(f".self_attn.{name}_proj.{kind}" for name in "qk" for kind in ("weight", "bias"))
+"""Endings of the tensors whose rows ``deinterleave`` puts in order."""
+
 
 def rotary_tables(config: LlamaConfig, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Cosine and sine of every position's angles, scaled as the model scales them.
@@ -72,7 +75,7 @@ def _yarn(periods: Tensor, scaling: RopeScaling, config: LlamaConfig) -> Tensor:
 
 
 def _pair_that_turns(turns: float, length: float, config: LlamaConfig) -> float:
-    """Which pair (a fraction) turns so many times within ``length`` positions."""
+    """Which pair (a fraction) turns so many times within ``length`` positions; LlamaConfig has seen to it that rope_theta is above 1."""
     return config.head_dim * math.log(length / (turns * 2 * math.pi)) / (2 * math.log(config.rope_theta))
 
 
@@ -109,3 +112,17 @@ def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """
     first, second = x.chunk(2, dim=-1)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+
+
+def deinterleave(weight: Tensor, head_dim: int) -> Tensor:
+    """Undo Meta's and GGUF's row order of q and k: pairs (0, 1), (2, 3), … of a head become (0, D/2), (1, D/2 + 1), ….
+
+    Args:
+        weight: [heads·D, in] or a bias [heads·D], rows 2i and 2i + 1 of a head rotate together.
+        head_dim: D.
+
+    Returns:
+        The same shape, rows i and i + D/2 of a head rotate together (Hugging Face's half-split layout).
+    """
+    pairs = weight.reshape(-1, head_dim // 2, 2, *weight.shape[1:])  # [heads, D/2, 2, in]
+    return pairs.transpose(1, 2).flatten(0, 2)

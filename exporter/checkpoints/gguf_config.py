@@ -8,8 +8,9 @@ from typing import Any
 
 from artifact.config import LlamaConfig
 from artifact.errors import CheckpointError
+from artifact.numbers import integer
 from exporter.checkpoints import gguf_rope
-from exporter.checkpoints.gguf_rope import shortest
+from exporter.checkpoints.gguf_rope import stored_number
 
 USED = frozenset(
     {
@@ -67,8 +68,8 @@ def config_from_gguf(metadata: Mapping[str, Any], tensors: Mapping[str, Any]) ->
         head_dim=_head_dim(keys, hidden_size, heads),
         vocab_size=_vocab_size(metadata, keys, tensors),
         max_position_embeddings=context_length,
-        rms_norm_eps=shortest(keys.get("attention.layer_norm_rms_epsilon", 1e-6)),
-        rope_theta=shortest(keys.get("rope.freq_base", 10000.0)),
+        rms_norm_eps=stored_number(keys, "attention.layer_norm_rms_epsilon"),
+        rope_theta=stored_number(keys, "rope.freq_base", 10000.0),
         tie_word_embeddings=TIED_BY not in tensors,
         attention_bias=any(ATTENTION_BIAS.fullmatch(name) for name in tensors),
         mlp_bias=any(MLP_BIAS.fullmatch(name) for name in tensors),
@@ -104,7 +105,4 @@ def _vocab_size(metadata: Mapping[str, Any], keys: Mapping[str, Any], tensors: M
 
 
 def _required(keys: Mapping[str, Any], key: str) -> int:
-    value = keys.get(key)
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise CheckpointError(f"GGUF: llama.{key} must be an integer, got {value!r}")
-    return value
+    return integer(f"GGUF: llama.{key}", keys.get(key))

@@ -16,6 +16,7 @@ import gguf
 import numpy as np
 
 from artifact.errors import CheckpointError
+from exporter.checkpoints.gguf_types import check_types
 
 AGAIN = "download the file again"
 
@@ -82,7 +83,7 @@ def read_gguf_header(path: Path) -> GgufHeader:
     """Read metadata and the tensor table; no tensor is touched.
 
     Raises:
-        CheckpointError: not a GGUF file, another byte order, truncated, duplicate names, or one piece of a split file.
+        CheckpointError: not a GGUF file, another byte order, truncated, duplicate names, a key of another type, or one piece of a split file.
     """
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file")
@@ -95,6 +96,7 @@ def read_gguf_header(path: Path) -> GgufHeader:
         raise CheckpointError(f"{path.name}: not a GGUF file that can be read: {error}", hint=AGAIN) from error
     if reader.endianess != gguf.GGUFEndian.LITTLE:
         raise CheckpointError(f"{path.name}: a big-endian GGUF file is not supported")
+    check_types(metadata)
     if metadata.get("split.count", 1) > 1:
         pieces = metadata["split.count"]
         raise CheckpointError(f"{path.name}: one of {pieces} pieces of a split GGUF", hint="join them first: llama-gguf-split --merge")

@@ -17,7 +17,7 @@ from artifact.config import LlamaConfig
 from artifact.errors import CheckpointError
 from artifact.layout import EMBEDDING, FINAL_NORM, LM_HEAD, layer_prefix
 from exporter.checkpoints import gguf_rope
-from exporter.checkpoints.census import check_tensors
+from exporter.checkpoints.census import by_model_name, check_tensors
 from exporter.checkpoints.file_tensor import AGAIN, TORCH_DTYPES, FileTensor
 from exporter.checkpoints.fingerprint import fingerprint_files, state_of
 from exporter.checkpoints.gguf_config import config_from_gguf
@@ -25,6 +25,7 @@ from exporter.checkpoints.gguf_header import GgufHeader, GgufTensor, read_gguf_h
 from exporter.checkpoints.gguf_tokenizer import tokenizer_files
 from exporter.checkpoints.protocol import Write, folder_name
 from exporter.checkpoints.vocabulary import model_notes
+from exporter.rope import INTERLEAVED, deinterleave
 
 SHARED_NAMES = {"token_embd.weight": EMBEDDING, "output_norm.weight": FINAL_NORM, "output.weight": LM_HEAD}
 LAYER_NAMES = {
@@ -38,7 +39,6 @@ LAYER_NAMES = {
     "attn_norm": "input_layernorm",
     "ffn_norm": "post_attention_layernorm",
 }
-INTERLEAVED = tuple(f".self_attn.{name}_proj.{kind}" for name in "qk" for kind in ("weight", "bias"))
 CHUNK_ELEMENTS = 1 << 20
 """Elements dequantised at once: small enough to stay in the cache, and the temporaries out of the memory peak."""
 
@@ -99,7 +99,7 @@ def open_gguf(path: Path, *, source: str | None = None, name: str | None = None)
     header = read_gguf_header(path)
     config, unknown = config_from_gguf(header.metadata, header.tensors)
     config, rope_notes = _with_rope_factors(config, header)
-    stored = {huggingface_name(gguf_name): tensor for gguf_name, tensor in header.tensors.items()}
+    stored = by_model_name(header.tensors, huggingface_name)
     shapes, dropped = check_tensors(config, {key: tensor.shape for key, tensor in stored.items()}, equal=lambda ours, theirs: False)
     _check_types(stored, shapes)
     tokenizer, notes = tokenizer_files(header.metadata)
@@ -126,20 +126,6 @@ def huggingface_name(name: str) -> str:
     if match and match[2] in LAYER_NAMES:
         return f"{layer_prefix(int(match[1]))}.{LAYER_NAMES[match[2]]}.{match[3]}"
     return SHARED_NAMES.get(name, name)
-
-
-def deinterleave(weight: Tensor, head_dim: int) -> Tensor:
-    """Undo GGUF's row order of q and k: pairs (0, 1), (2, 3), … of a head become (0, D/2), (1, D/2 + 1), ….
-
-    Args:
-        weight: [heads·D, in] or a bias [heads·D], rows 2i and 2i + 1 of a head rotate together.
-        head_dim: D.
-
-    Returns:
-        The same shape, rows i and i + D/2 of a head rotate together (Hugging Face's half-split layout).
-    """
-    pairs = weight.reshape(-1, head_dim // 2, 2, *weight.shape[1:])  # [heads, D/2, 2, in]
-    return pairs.transpose(1, 2).flatten(0, 2)
 
 
 def rows_of(tensor: GgufTensor, start: int, stop: int) -> GgufTensor:

@@ -17,12 +17,14 @@ from torch import Tensor
 
 from artifact.config import LlamaConfig
 from artifact.errors import CheckpointError
+from artifact.numbers import positive_integer, positive_number
 from artifact.rope_scaling import RopeScaling, yarn_attention_factor
 from exporter.rope import inverse_frequencies
 
+LENGTH = "rope.scaling.original_context_length"
 USED = frozenset(
     {
-        *("rope.scale_linear", "rope.scaling.type", "rope.scaling.factor", "rope.scaling.attn_factor", "rope.scaling.original_context_length"),
+        *("rope.scale_linear", "rope.scaling.type", "rope.scaling.factor", "rope.scaling.attn_factor", LENGTH),
         *("rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow"),
     }
 )
@@ -36,6 +38,8 @@ REFUSED: Mapping[str, tuple[Any, ...]] = {
 TENSOR = "rope_freqs.weight"
 PUBLISHED = ((1.0, 4.0, 8192),)
 """low_freq_factor, high_freq_factor and original length of the published Llama 3.1 to 3.3; the factor stands in the tensor."""
+SMALLEST, LARGEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
+"""Of the numbers that float32 holds."""
 SAME_FACTOR = 2e-6
 """Relative: the converter and we compute the factors from float32 frequencies."""
 
@@ -53,7 +57,7 @@ def scaling_from_keys(keys: Mapping[str, Any], context_length: int) -> RopeScali
     kind = keys.get("rope.scaling.type", "linear")
     if kind not in KINDS:
         raise CheckpointError(f"GGUF: llama.rope.scaling.type = {kind!r} is not supported; supported: {', '.join(map(repr, KINDS))}")
-    if kind != "yarn" and _number(keys, "rope.scaling.attn_factor", 1.0) != 1.0:
+    if kind != "yarn" and stored_number(keys, "rope.scaling.attn_factor", 1.0) != 1.0:
         raise CheckpointError(f"GGUF: llama.rope.scaling.attn_factor = {keys['rope.scaling.attn_factor']!r} is supported with type 'yarn' alone")
     return KINDS[kind](keys, context_length)
 
@@ -106,10 +110,10 @@ def _yarn(keys: Mapping[str, Any], context_length: int) -> RopeScaling:
     return RopeScaling(
         rope_type="yarn",
         factor=factor,
-        original_max_position_embeddings=int(_number(keys, "rope.scaling.original_context_length", context_length)),
-        attention_factor=_number(keys, "rope.scaling.attn_factor", 1.0) * yarn_attention_factor(factor),
-        beta_fast=_number(keys, "rope.scaling.yarn_beta_fast", 32.0),
-        beta_slow=_number(keys, "rope.scaling.yarn_beta_slow", 1.0),
+        original_max_position_embeddings=positive_integer(f"GGUF: llama.{LENGTH}", keys.get(LENGTH, context_length)),
+        attention_factor=stored_number(keys, "rope.scaling.attn_factor", 1.0) * yarn_attention_factor(factor),
+        beta_fast=stored_number(keys, "rope.scaling.yarn_beta_fast", 32.0),
+        beta_slow=stored_number(keys, "rope.scaling.yarn_beta_slow", 1.0),
         truncate=True,
     )
 
@@ -117,13 +121,18 @@ def _yarn(keys: Mapping[str, Any], context_length: int) -> RopeScaling:
 def _factor(keys: Mapping[str, Any]) -> float:
     """The factor under its present name, or the one before; 0 is none."""
     name = "rope.scaling.factor" if "rope.scaling.factor" in keys else "rope.scale_linear"
-    return 1.0 if keys.get(name) == 0 else _number(keys, name, 1.0)
+    return 1.0 if keys.get(name) == 0 else stored_number(keys, name, 1.0)
 
 
-def _number(keys: Mapping[str, Any], name: str, default: float) -> float:
-    value = keys.get(name, default)
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < float("inf"):
-        raise CheckpointError(f"GGUF: llama.{name} must be a positive number, got {value!r}")
+def stored_number(keys: Mapping[str, Any], name: str, default: float | None = None) -> float:
+    """A positive number among the keys after ``llama.``, as it was written; a key without a default must be there.
+
+    Raises:
+        CheckpointError: absent, of another type, not above 0, or not a number that float32 holds.
+    """
+    value = positive_number(f"GGUF: llama.{name}", keys.get(name, default))
+    if not SMALLEST <= value <= LARGEST:
+        raise CheckpointError(f"GGUF: llama.{name} must be a number that float32 holds, got {value!r}")
     return shortest(value)
 
 

@@ -10,11 +10,9 @@ from pathlib import Path, PurePosixPath
 
 from artifact.errors import CheckpointError
 from exporter.checkpoints.huggingface import CONFIG, SIDECARS
+from exporter.checkpoints.shards import FORMS as SHARD_FORMS
 
-FORMS = (
-    ("safetensors", "model.safetensors", "model.safetensors.index.json"),
-    (".bin", "pytorch_model.bin", "pytorch_model.bin.index.json"),
-)
+FORMS = tuple((form.name, form.single, form.index) for form in SHARD_FORMS)
 """Form, its one file, and the index of its shards; the first form that a model has is read."""
 META_CONFIG = "params.json"
 

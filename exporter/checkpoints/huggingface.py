@@ -17,6 +17,7 @@ from artifact.errors import CheckpointError
 from exporter.checkpoints.census import check_tensors
 from exporter.checkpoints.file_tensor import TORCH_DTYPES, TensorFile
 from exporter.checkpoints.fingerprint import fingerprint_files, state_of
+from exporter.checkpoints.json_file import read_object
 from exporter.checkpoints.protocol import Place, Write, folder_name
 from exporter.checkpoints.quantised import refuse_quantised_config, refuse_quantised_tensors
 from exporter.checkpoints.shards import form_of, inside, open_shards
@@ -128,16 +129,7 @@ def read_config_file(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: no such file, or not a JSON object.
     """
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, IsADirectoryError) as error:
-        hint = f"a Hugging Face model folder has {CONFIG} and *.safetensors or *.bin"
-        raise CheckpointError(f"{path.parent}: no {path.name}", hint=hint) from error
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{path}: expected a JSON object, got {type(config).__name__}")
-    return config
+    return read_object(path, hint=f"a Hugging Face model folder has {CONFIG} and *.safetensors or *.bin")
 
 
 def _equal(files: dict[str, TensorFile], ours: str, theirs: str) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from artifact.errors import CheckpointError
+from artifact.numbers import positive_integer
+from exporter.checkpoints.json_file import read_object
 from exporter.checkpoints.shards import inside
 
 CONFIG = "adapter_config.json"
@@ -74,15 +75,7 @@ def read_lora_config(folder: Path) -> LoraConfig:
     Raises:
         CheckpointError: none there, not what PEFT writes, or a kind of adapter that is not supported; the key is named.
     """
-    path = inside(folder, CONFIG)
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{folder}: no {CONFIG}", hint="--lora FOLDER takes what PEFT's save_pretrained writes") from error
-    except (ValueError, RecursionError, NotADirectoryError) as error:
-        raise CheckpointError(f"{path}: not JSON: {error}") from error
-    if not isinstance(raw, dict):
-        raise CheckpointError(f"{path}: expected a JSON object, got {type(raw).__name__}")
+    raw = read_object(inside(folder, CONFIG), hint="--lora FOLDER takes what PEFT's save_pretrained writes")
     for key, allowed in REFUSED.items():
         if raw.get(key, allowed[0]) not in allowed:
             hint = "merge the adapter with PEFT (merge_and_unload) and export the merged model"
@@ -96,11 +89,11 @@ def _parsed(raw: Mapping[str, Any]) -> LoraConfig:
         raise CheckpointError(f"{CONFIG}: target_modules must be names or an expression, got {modules!r}")
     try:
         config = LoraConfig(
-            r=_whole("r", raw.get("r")),
+            r=positive_integer(f"{CONFIG}: r", raw.get("r")),
             lora_alpha=float(raw["lora_alpha"]),
             use_rslora=bool(raw.get("use_rslora", False)),
             fan_in_fan_out=bool(raw.get("fan_in_fan_out", False)),
-            rank_pattern={key: _whole(f"rank_pattern[{key!r}]", value) for key, value in (raw.get("rank_pattern") or {}).items()},
+            rank_pattern={key: positive_integer(f"{CONFIG}: rank_pattern[{key!r}]", value) for key, value in (raw.get("rank_pattern") or {}).items()},
             alpha_pattern={key: float(value) for key, value in (raw.get("alpha_pattern") or {}).items()},
             target_modules=modules if isinstance(modules, str) else tuple(modules),
             modules_to_save=tuple(raw.get("modules_to_save") or ()),
@@ -114,12 +107,6 @@ def _parsed(raw: Mapping[str, Any]) -> LoraConfig:
     except (TypeError, ValueError, AttributeError, re.error) as error:
         raise CheckpointError(f"{CONFIG}: not what PEFT writes: {error}") from error
     return config
-
-
-def _whole(key: str, value: Any) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
-        raise CheckpointError(f"{CONFIG}: {key} must be a positive integer, got {value!r}")
-    return value
 
 
 def _by_pattern(patterns: Mapping[str, float], module: str, default: float) -> float:

@@ -16,6 +16,7 @@ from exporter.checkpoints.fingerprint import fingerprint_files, state_of
 from exporter.checkpoints.lora_config import CONFIG, LoraConfig, read_lora_config
 from exporter.checkpoints.lora_tensors import Adapter, Factors, open_adapter
 from exporter.checkpoints.protocol import Checkpoint, Write, folder_name
+from exporter.checkpoints.request import local_path
 
 ROWS = 128
 """Rows multiplied at once, counted from the first row of the weight: a row comes out the same whichever rows are asked for."""
@@ -77,7 +78,7 @@ def with_adapter(base: Checkpoint, folder: Path) -> LoraCheckpoint:
     Raises:
         CheckpointError: no such folder, another kind of adapter, or one that does not fit the model.
     """
-    folder = folder.expanduser().resolve()
+    folder = local_path(str(folder)).resolve()
     if not folder.is_dir():
         raise CheckpointError(f"--lora {folder}: no such folder", hint="--lora FOLDER takes what PEFT's save_pretrained writes")
     config = read_lora_config(folder)

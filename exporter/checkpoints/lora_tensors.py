@@ -9,6 +9,7 @@ from pathlib import Path
 
 from artifact.errors import CheckpointError
 from artifact.layout import EMBEDDING, LM_HEAD
+from exporter.checkpoints.census import by_model_name
 from exporter.checkpoints.file_tensor import TORCH_DTYPES, FileTensor, TensorFile
 from exporter.checkpoints.lora_config import LoraConfig
 from exporter.checkpoints.safetensors_file import open_safetensors
@@ -45,20 +46,21 @@ def open_adapter(folder: Path, config: LoraConfig, shapes: Mapping[str, tuple[in
     """Open the adapter's file and find the weight of the model for each of its tensors.
 
     Raises:
-        CheckpointError: no file, half a pair, a rank or shape that does not fit, a tensor that belongs to no weight, or a target without tensors.
+        CheckpointError: no file, half a pair, a rank or shape that does not fit, a tensor that belongs to no weight, two for one
+            place, or a target without tensors.
     """
     name = next((name for name in FILES if inside(folder, name).is_file()), None)
     if name is None:
         raise CheckpointError(f"{folder}: neither {' nor '.join(FILES)}", hint="--lora FOLDER takes what PEFT's save_pretrained writes")
     file = FILES[name](inside(folder, name))
-    factors: dict[str, dict[str, FileTensor]] = {}
-    replaced: dict[str, FileTensor] = {}
     for key, tensor in file.tensors.items():
         if tensor.dtype not in TORCH_DTYPES:
             raise CheckpointError(f"{name}: tensor {key} has dtype {tensor.dtype}; supported: {', '.join(TORCH_DTYPES)}")
-        weight, factor = _belongs(name, key, shapes)
+    factors: dict[str, dict[str, FileTensor]] = {}
+    replaced: dict[str, FileTensor] = {}
+    for (weight, factor), tensor in by_model_name(file.tensors, lambda key: _belongs(name, key, shapes)).items():
         if factor is None:
-            replaced[weight] = _replacement(name, key, tensor, shapes[weight])
+            replaced[weight] = _replacement(name, weight, tensor, shapes[weight])
         else:
             factors.setdefault(weight, {})[factor] = tensor
     added = {weight: _factors(name, weight, pair, shapes[weight], config) for weight, pair in factors.items()}
@@ -107,9 +109,10 @@ def _check_targets(
     for name in added:
         if not config.targets(name.removesuffix(".weight")):
             raise CheckpointError(f"{file}: {name} is changed, but adapter_config.json's target_modules don't name it")
-    if config.picks_layers or config.target_modules == "all-linear":
-        return
-    missing = sorted(module for module in modules if config.targets(module) and f"{module}.weight" not in added)
+    if config.target_modules == "all-linear":  # PEFT's word for every linear but the one that gives the logits
+        modules -= {EMBEDDING.removesuffix(".weight"), LM_HEAD.removesuffix(".weight")}
+    there = added.keys() | replaced.keys()
+    missing = [] if config.picks_layers else sorted(module for module in modules if config.targets(module) and f"{module}.weight" not in there)
     missing += [name for name in config.modules_to_save if not any(f".{weight}".endswith(f".{name}.weight") for weight in replaced)]
     if missing:
         raise CheckpointError(f"{file}: adapter_config.json names {missing[0]}, but no tensor of it is there", hint="copy the adapter again")

@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from artifact.config import LlamaConfig
 from artifact.errors import CheckpointError
+from artifact.numbers import positive_integer, positive_number
+from artifact.rope_scaling import RopeScaling
+from exporter.checkpoints.json_file import read_object
 from exporter.checkpoints.shards import inside
 
 PARAMS = "params.json"
-USED = frozenset("dim n_layers n_heads n_kv_heads vocab_size norm_eps rope_theta multiple_of ffn_dim_multiplier max_seq_len".split())
+USED = frozenset(
+    "dim n_layers n_heads n_kv_heads vocab_size norm_eps rope_theta multiple_of ffn_dim_multiplier max_seq_len rope_scale_factor".split()
+)
 HARMLESS = frozenset({"max_batch_size", "model_parallel_size"})
-REFUSED: Mapping[str, tuple[Any, ...]] = {"use_scaled_rope": (False, None), "quantization_args": (None,), "lora_args": (None,), "moe": (None,)}
-"""Keys that change the model, with the values that leave it as it is."""
+REFUSED: Mapping[str, tuple[Any, ...]] = {
+    "use_scaled_rope": (False, True, None),
+    "quantization_args": (None,),
+    "lora_args": (None,),
+    "moe": (None,),
+}
+"""Keys that change the model, with the values that are supported."""
+LLAMA31_FACTOR = 8.0
+LLAMA2_IDS = (1, 2)
+"""bos and eos of Meta's SentencePiece file, which params.json does not say."""
 CONTEXT, LLAMA1_CONTEXT = 4096, 2048
 NORM_EPS = 1e-5
 """What Meta's code takes where params.json says nothing."""
@@ -27,14 +39,7 @@ def read_params(folder: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: none there, not a JSON object, or a value that is not supported.
     """
-    try:
-        params = json.loads(inside(folder, PARAMS).read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{folder}: no {PARAMS} beside the consolidated.*.pth", hint="download it too: it is in the same folder") from error
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{folder / PARAMS}: not JSON: {error}") from error
-    if not isinstance(params, dict):
-        raise CheckpointError(f"{folder / PARAMS}: expected a JSON object, got {type(params).__name__}")
+    params = read_object(inside(folder, PARAMS), hint="download it too: it is beside the consolidated.*.pth")
     for key, allowed in REFUSED.items():
         if params.get(key) not in allowed:
             raise CheckpointError(f"{PARAMS}: {key} = {params[key]!r} is not supported; supported: {', '.join(map(repr, allowed))}")
@@ -43,7 +48,9 @@ def read_params(folder: Path) -> dict[str, Any]:
     return params
 
 
-def config_from_meta(params: Mapping[str, Any], *, ffn: int, vocab_size: int, size: str | None = None) -> tuple[LlamaConfig, list[str]]:
+def config_from_meta(
+    params: Mapping[str, Any], *, ffn: int, vocab_size: int, size: str | None = None, ids: tuple[int | None, int | None] = LLAMA2_IDS
+) -> tuple[LlamaConfig, list[str]]:
     """The config, and what was assumed for it, one line each.
 
     Args:
@@ -51,6 +58,7 @@ def config_from_meta(params: Mapping[str, Any], *, ffn: int, vocab_size: int, si
         ffn: rows of w1 over all parts; params.json gives only how it was rounded.
         vocab_size: rows of the embedding over all parts; the published files say -1.
         size: what ``--size`` said; Llama 1 was trained on half the context.
+        ids: bos and eos.
 
     Raises:
         CheckpointError: a value that is no number, or that disagrees with the weights.
@@ -64,6 +72,7 @@ def config_from_meta(params: Mapping[str, Any], *, ffn: int, vocab_size: int, si
     context, notes = _context(params, size)
     if "norm_eps" not in params:
         notes.append(f"{PARAMS} has no norm_eps: {NORM_EPS} assumed")
+    scaling, scaling_notes = _rope_scaling(params)
     config = LlamaConfig(
         hidden_size=dim,
         intermediate_size=ffn,
@@ -76,10 +85,11 @@ def config_from_meta(params: Mapping[str, Any], *, ffn: int, vocab_size: int, si
         rms_norm_eps=_number(params, "norm_eps", NORM_EPS),
         rope_theta=_number(params, "rope_theta", 10000.0),
         tie_word_embeddings=False,
-        bos_token_id=1,
-        eos_token_id=2,
+        rope_scaling=scaling,
+        bos_token_id=ids[0],
+        eos_token_id=ids[1],
     )
-    return config, notes
+    return config, [*notes, *scaling_notes]
 
 
 def unknown_params(params: Mapping[str, Any]) -> list[str]:
@@ -93,6 +103,18 @@ def _context(params: Mapping[str, Any], size: str | None) -> tuple[int, list[str
     llama1 = size is not None and size.startswith("llama1")
     context, model = (LLAMA1_CONTEXT, "Llama 1") if llama1 else (CONTEXT, "Llama 2")
     return context, [f"{PARAMS} does not say the context length: {context} assumed, as for {model}"]
+
+
+def _rope_scaling(params: Mapping[str, Any]) -> tuple[RopeScaling | None, list[str]]:
+    """What ``use_scaled_rope`` means in the code of Llama 3.1."""
+    if not params.get("use_scaled_rope"):
+        return None, []
+    notes = []
+    if params.get("rope_scale_factor") is None:
+        notes.append(f"{PARAMS} has use_scaled_rope and no rope_scale_factor: {LLAMA31_FACTOR:g} assumed, as for Llama 3.1; Llama 3.2 has 32")
+    factor = _number(params, "rope_scale_factor", LLAMA31_FACTOR)
+    scaling = RopeScaling(rope_type="llama3", factor=factor, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=8192)
+    return scaling, notes
 
 
 def _check_ffn(params: Mapping[str, Any], ffn: int) -> None:
@@ -112,16 +134,9 @@ def _check_ffn(params: Mapping[str, Any], ffn: int) -> None:
 
 
 def _positive(params: Mapping[str, Any], key: str) -> int:
-    value = params.get(key)
-    if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
-        raise CheckpointError(f"{PARAMS}: {key} must be a positive integer, got {value!r}")
-    return value
+    return positive_integer(f"{PARAMS}: {key}", params.get(key))
 
 
 def _number(params: Mapping[str, Any], key: str, default: float) -> float:
-    value = params.get(key)
-    if value is None:
-        return default
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < float("inf"):
-        raise CheckpointError(f"{PARAMS}: {key} must be a positive number, got {value!r}")
-    return float(value)
+    """``default`` where the key is absent or null."""
+    return default if params.get(key) is None else positive_number(f"{PARAMS}: {key}", params[key])

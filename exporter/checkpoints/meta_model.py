@@ -14,15 +14,15 @@ from torch import Tensor
 from artifact.config import LlamaConfig
 from artifact.errors import CheckpointError
 from artifact.layout import EMBEDDING, FINAL_NORM, LM_HEAD, layer_prefix
-from exporter.checkpoints.census import check_tensors
+from exporter.checkpoints.census import by_model_name, check_tensors
 from exporter.checkpoints.file_tensor import TORCH_DTYPES
 from exporter.checkpoints.fingerprint import fingerprint_files, state_of
-from exporter.checkpoints.gguf_model import INTERLEAVED, deinterleave
-from exporter.checkpoints.meta_config import PARAMS, config_from_meta, read_params, unknown_params
-from exporter.checkpoints.meta_parts import MergedTensor, merge_parts, open_parts
+from exporter.checkpoints.meta_config import LLAMA2_IDS, PARAMS, config_from_meta, read_params, unknown_params
+from exporter.checkpoints.meta_parts import MergedTensor, merge_parts, open_parts, refuse_copies
 from exporter.checkpoints.protocol import Write, folder_name
 from exporter.checkpoints.shards import inside
-from exporter.checkpoints.vocabulary import model_notes, tokenizer_size
+from exporter.checkpoints.vocabulary import model_notes, sentencepiece_size
+from exporter.rope import INTERLEAVED, deinterleave
 
 SHARED_NAMES = {"tok_embeddings.weight": EMBEDDING, "norm.weight": FINAL_NORM, "output.weight": LM_HEAD}
 LAYER_NAMES = {
@@ -42,17 +42,21 @@ LLAMA_TOKENIZER = {
     **{"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "add_bos_token": True, "add_eos_token": False, "legacy": False},
 }
 """tokenizer_config.json for Meta's SentencePiece file, which says nothing of how it is used."""
+NOT_SENTENCEPIECE = (
+    f"{TOKENIZER} is not SentencePiece, as Llama 3's is not: it is copied, but bos, eos and a tokenizer_config.json are not known from it"
+)
 NO_TOKENIZER = f"no {TOKENIZER} in the folder or the one above: text needs it, the weights don't"
 
 
 @dataclass(kw_only=True)
 class MetaCheckpoint:
-    """A checked folder; attributes as in ``Checkpoint``."""
+    """A checked folder; attributes as in ``Checkpoint``, and ``tokens``, the number that a SentencePiece tokenizer has."""
 
     source: str
     name: str
     tensors: dict[str, MergedTensor] = field(repr=False)
     tokenizer: Path | None
+    tokens: int | None
     config: LlamaConfig
     shapes: Mapping[str, tuple[int, ...]] = field(repr=False)
     dtypes: Mapping[str, str] = field(repr=False)
@@ -77,13 +81,15 @@ class MetaCheckpoint:
         return deinterleave(tensor.read_rows(first, last), head_dim)[start - first : stop - first]
 
     def write_sidecars(self, write: Write) -> list[str]:
-        """Write config.json and, where there is one, the tokenizer with a configuration for it."""
+        """Write config.json and, where there is one, the tokenizer; with a configuration for it where it is SentencePiece."""
         with write("config.json") as target:
             target.write_text(json.dumps(self.config.to_hf(), indent=2) + "\n", encoding="utf-8")
         if self.tokenizer is None:
             return ["config.json"]
         with write(TOKENIZER) as target:
             shutil.copyfile(self.tokenizer, target)
+        if self.tokens is None:
+            return ["config.json", TOKENIZER]
         with write("tokenizer_config.json") as target:
             target.write_text(json.dumps(LLAMA_TOKENIZER, indent=2) + "\n", encoding="utf-8")
         return ["config.json", TOKENIZER, "tokenizer_config.json"]
@@ -97,29 +103,34 @@ def open_meta(folder: Path, *, size: str | None = None) -> MetaCheckpoint:
         size: what ``--size`` said, for the context length that params.json does not give.
 
     Raises:
-        CheckpointError: no or an unsupported params.json, a part missing or broken, or tensors that disagree with it or with each other.
+        CheckpointError: no or an unsupported params.json, a part missing, broken or a copy of another, or tensors that disagree with
+            it or with each other.
     """
     folder = folder.resolve()
     params = read_params(folder)
     parts = open_parts(folder)
-    tensors = {huggingface_name(name): tensor for name, tensor in merge_parts(parts, params["dim"]).items()}
+    tensors = by_model_name(merge_parts(parts, params["dim"]), huggingface_name)
     ffn, vocab_size = _rows(tensors, f"{layer_prefix(0)}.mlp.gate_proj.weight"), _rows(tensors, EMBEDDING)
-    config, notes = config_from_meta(params, ffn=ffn, vocab_size=vocab_size, size=size)
+    tokenizer = _tokenizer(folder)
+    tokens = sentencepiece_size(tokenizer) if tokenizer else None
+    ids = LLAMA2_IDS if tokens is not None or tokenizer is None else (None, None)
+    config, notes = config_from_meta(params, ffn=ffn, vocab_size=vocab_size, size=size, ids=ids)
     shapes, dropped = check_tensors(config, {name: tensor.shape for name, tensor in tensors.items()}, equal=lambda ours, theirs: False)
     _check_dtypes(tensors, shapes)
-    tokenizer = _tokenizer(folder)
+    refuse_copies(tensors[f"{layer_prefix(0)}.self_attn.{name}_proj.weight"] for name in "qo")
     spans = ((part.path, part.header_bytes, sorted({(tensor.offset, tensor.length) for tensor in part.tensors.values()})) for part in parts)
     return MetaCheckpoint(
         source=str(folder),
         name=folder_name(folder.parent.name if folder.name == "original" else folder.name),
         tensors=tensors,
         tokenizer=tokenizer,
+        tokens=tokens,
         config=config,
         shapes=shapes,
         dtypes={name: tensors[name].pieces[0].dtype for name in shapes},
         dropped=dropped,
         unknown_config_keys=unknown_params(params),
-        notes=[*notes, *model_notes(config, tokenizer_size(tokenizer.parent) if tokenizer else None), *([] if tokenizer else [NO_TOKENIZER])],
+        notes=[*notes, *model_notes(config, tokens), *_tokenizer_notes(tokenizer, tokens)],
         fingerprint=fingerprint_files(json.dumps([params, config.max_position_embeddings], sort_keys=True).encode(), spans),
         state=state_of([*(part.path for part in parts), folder / PARAMS, *([tokenizer] if tokenizer else [])]),
     )
@@ -144,6 +155,12 @@ def _check_dtypes(tensors: Mapping[str, MergedTensor], names: Mapping[str, objec
         piece = tensors[name].pieces[0]
         if piece.dtype not in TORCH_DTYPES:
             raise CheckpointError(f"{piece.path.name}: tensor {name} has dtype {piece.dtype}; supported: {', '.join(TORCH_DTYPES)}")
+
+
+def _tokenizer_notes(tokenizer: Path | None, tokens: int | None) -> list[str]:
+    if tokenizer is None:
+        return [NO_TOKENIZER]
+    return [NOT_SENTENCEPIECE] if tokens is None else []
 
 
 def _tokenizer(folder: Path) -> Path | None:

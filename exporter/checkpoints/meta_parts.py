@@ -8,7 +8,7 @@ Source: https://github.com/meta-llama/llama/blob/main/llama/model.py
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -22,6 +22,7 @@ from exporter.checkpoints.shards import inside
 from exporter.checkpoints.torch_file import open_torch
 
 PART = re.compile(r"consolidated\.(\d+)\.pth")
+SAMPLE_ROWS = 8
 _DOWNLOAD = "download every consolidated.*.pth of the model again"
 
 
@@ -102,6 +103,22 @@ def merge_parts(parts: Sequence[TensorFile], dim: int) -> dict[str, MergedTensor
     """
     _check_count(parts, dim)
     return {name: _merged(name, [part.tensors[name] for part in parts], dim) for name in parts[0].tensors}
+
+
+def refuse_copies(tensors: Iterable[MergedTensor]) -> None:
+    """Raise CheckpointError where two parts hold the same piece of every one of these: one is the other's file under another name.
+
+    Norms are equal in all parts, and shapes too; only the pieces of a split tensor tell parts apart.
+
+    Args:
+        tensors: split among the parts, of a dtype that can be read.
+    """
+    seen: dict[bytes, FileTensor] = {}
+    for pieces in zip(*(tensor.pieces for tensor in tensors), strict=True):
+        sample = b"".join(piece.read_rows(0, min(SAMPLE_ROWS, piece.shape[0])).view(torch.uint8).numpy().tobytes() for piece in pieces)
+        twin = seen.setdefault(sample, pieces[0])
+        if twin is not pieces[0]:
+            raise CheckpointError(f"{pieces[0].path.name} is a copy of {twin.path.name}: the same piece of layer 0's wq and wo", hint=_DOWNLOAD)
 
 
 def _merged(name: str, pieces: list[FileTensor], dim: int) -> MergedTensor:

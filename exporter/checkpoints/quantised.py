@@ -53,7 +53,8 @@ def refuse_quantised_tensors(folder: Path, names: Iterable[str]) -> None:
 def _method(config: Any, *, default: str = "unknown method") -> str:
     if not isinstance(config, dict):
         return default if config is None else str(config)
-    named = config.get("quant_method") or (config.get("quantization") or {}).get("quant_algo")
+    inner = config.get("quantization")
+    named = config.get("quant_method") or (inner.get("quant_algo") if isinstance(inner, dict) else None)
     return str(named or next((method for key, method in KEYS.items() if config.get(key)), default))
 
 
@@ -62,7 +63,7 @@ def _parsed(path: Path) -> Any:
         parsed = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError):
         return None
-    return parsed if isinstance(parsed, dict) and isinstance(parsed.get("quantization") or {}, dict) else None
+    return parsed if isinstance(parsed, dict) else None
 
 
 def _refusal(folder: Path, method: str, evidence: str) -> CheckpointError:

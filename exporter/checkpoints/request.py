@@ -8,13 +8,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from artifact.errors import UsageError
+from artifact.errors import CheckpointError, UsageError
 from artifact.presets import PRESETS, repository
 
 RANDOM = re.compile(r"random(:.*)?")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _FILES = frozenset({".gguf", ".safetensors", ".bin", ".pth", ".json", ".onnx", ".plan"})
 """What ends so is a file that is not there, and no model on the hub."""
+
+
+SOURCES = "give a folder, a .gguf file, ORG/NAME on the hub, random[:SEED] or 'demo'"
 
 
 @dataclass(frozen=True)
@@ -78,8 +81,23 @@ class CheckpointRequest:
         return repository(self.size) if self.size is not None else None
 
 
+def local_path(source: str) -> Path:
+    """The path that a text names, `~` expanded; there need be nothing.
+
+    Raises:
+        CheckpointError: a text that no file can be named by.
+    """
+    try:
+        path = Path(source).expanduser()
+        path.exists()
+    except (OSError, RuntimeError) as error:  # too long, or in a folder that is closed to us; `~nobody`
+        reason = getattr(error, "strerror", None) or error
+        raise CheckpointError(f"{source:.60}{'…' if len(source) > 60 else ''}: not a path that can be looked at: {reason}", hint=SOURCES) from error
+    return path
+
+
 def hub_id(source: str) -> str | None:
     """The text itself where it names a model on the hub: ``ORG/NAME``, and nothing of that name is here."""
-    if not _HUB_ID.fullmatch(source) or ".." in source or Path(source).suffix.lower() in _FILES or Path(source).exists():
+    if not _HUB_ID.fullmatch(source) or ".." in source or Path(source).suffix.lower() in _FILES or local_path(source).exists():
         return None
     return source

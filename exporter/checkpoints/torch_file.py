@@ -62,6 +62,8 @@ def open_torch(path: Path) -> TorchFile:
 
 def _records(path: Path) -> dict[int, int]:
     """Offset of the first byte → length, for every uncompressed record that holds a storage."""
+    if not path.is_file():
+        raise CheckpointError(f"{path}: expected a file, it is {'a folder' if path.is_dir() else 'none'}", hint=AGAIN)
     with path.open("rb") as file:
         if file.read(len(ZIP)) != ZIP:
             raise CheckpointError(f"{path.name}: {_what_else(path)}", hint=f"download it again, or save it in today's format: {RESAVE}")
@@ -109,6 +111,8 @@ def _description(path: Path) -> dict[str, Tensor]:
 
 def _located(path: Path, name: str, tensor: Tensor, records: Mapping[int, int]) -> FileTensor:
     """Where the tensor lies; the description is a stranger's, so every number of it is checked."""
+    if tensor.is_neg() or tensor.is_conj():
+        raise CheckpointError(f"{path.name}: tensor {name} is stored with a negative or conjugate bit, not as its values", hint=SAFE)
     word = WORDS.get(tensor.dtype, str(tensor.dtype).removeprefix("torch."))
     storage = tensor.untyped_storage()
     start = getattr(storage, "_checkpoint_offset", None)

@@ -34,7 +34,7 @@ def tokenizer_size(folder: Path) -> int | None:
     if (folder / "tokenizer.json").is_file():
         return _size_of_fast(folder / "tokenizer.json")
     if (folder / "tokenizer.model").is_file():
-        return _size_of_sentencepiece(folder / "tokenizer.model")
+        return sentencepiece_size(folder / "tokenizer.model")
     return None
 
 
@@ -46,7 +46,8 @@ def _size_of_fast(path: Path) -> int | None:
     return max(ids, default=-1) + 1
 
 
-def _size_of_sentencepiece(path: Path) -> int | None:
+def sentencepiece_size(path: Path) -> int | None:
+    """One more than the largest token id of a SentencePiece file, tokens added beside it included; None where it is another kind of file."""
     try:
         size = int(sentencepiece.SentencePieceProcessor(model_file=str(path)).vocab_size())
         added = path.with_name("added_tokens.json")

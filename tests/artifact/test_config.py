@@ -74,6 +74,14 @@ def test_biases_of_a_packed_projection_lie_side_by_side() -> None:
         ({"rms_norm_eps": "1e-5"}, r"rms_norm_eps must be a positive number, got '1e-5'"),
         ({"max_position_embeddings": "2048"}, r"max_position_embeddings must be an integer, got '2048'"),
         ({"num_attention_heads": 0, "num_key_value_heads": None}, r"num_attention_heads must be positive, got 0"),
+        ({"rms_norm_eps": 10**400}, r"rms_norm_eps must be a positive number, got 1000"),
+        ({"rope_theta": 1, "rope_scaling": {"type": "yarn", "factor": 2.0}}, r"rope_type 'yarn' needs a rope_theta above 1, got 1\.0"),
+        ({"bos_token_id": [1, 2]}, r"bos_token_id must be a token id, an integer from 0 on, got \[1, 2\]"),
+        ({"bos_token_id": -1}, r"bos_token_id must be a token id, an integer from 0 on, got -1"),
+        ({"bos_token_id": True}, r"bos_token_id must be a token id, an integer from 0 on, got True"),
+        ({"eos_token_id": "a"}, r"eos_token_id must be a token id, an integer from 0 on, got 'a'"),
+        ({"eos_token_id": {}}, r"eos_token_id must be a token id, an integer from 0 on, got \{\}"),
+        ({"eos_token_id": [1, 2.0]}, r"eos_token_id must be a token id, an integer from 0 on, got 2\.0"),
         ({"hidden_size": 34, "head_dim": 8}, r"hidden_size 34 is not a multiple of num_attention_heads 4"),
         ({"hidden_size": 34}, r"hidden_size 34 is not a multiple of num_attention_heads 4"),
     ],
@@ -81,3 +89,16 @@ def test_biases_of_a_packed_projection_lie_side_by_side() -> None:
 def test_refuses_by_name(change: dict[str, Any], message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
         LlamaConfig.from_hf(SHAPE | change)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("rms_norm_eps", float("nan")), ("rms_norm_eps", -1.0), ("rope_theta", 0.0), ("rope_theta", float("inf"))]
+)
+def test_no_reader_can_make_a_config_of_numbers_that_are_none(name: str, value: float) -> None:
+    with pytest.raises(CheckpointError, match=rf"^config: {name} must be a positive number, got {value}$"):
+        replace(CONFIG, **{name: value})
+
+
+@pytest.mark.parametrize("value", [None, 0, 2, (1, 2)])
+def test_token_ids_are_kept_as_they_are(value: Any) -> None:
+    assert replace(CONFIG, eos_token_id=value).eos_token_id == value

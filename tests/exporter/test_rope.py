@@ -10,7 +10,7 @@ import transformers
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from artifact.config import LlamaConfig
-from exporter.rope import rotary_tables
+from exporter.rope import deinterleave, rotary_tables
 
 POSITIONS = 4096
 LLAMA3 = {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 512}
@@ -72,3 +72,9 @@ def test_dynamic_scaling_begins_where_the_tables_end() -> None:
     assert torch.equal(cos[0, :, :32], unscaled)
     assert not torch.equal(longer[0, :POSITIONS, :32], unscaled)
     assert len(unscaled) == POSITIONS
+
+
+def test_deinterleave_moves_pairs_to_halves() -> None:
+    # two heads of four rows: 0 and 1 rotate together in GGUF and Meta's files, 0 and 2 in Hugging Face
+    weight = torch.arange(8.0)[:, None].expand(8, 3)
+    assert deinterleave(weight, 4)[:, 0].tolist() == [0, 2, 1, 3, 4, 6, 5, 7]

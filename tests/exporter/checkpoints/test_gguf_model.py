@@ -18,16 +18,9 @@ from artifact.errors import CheckpointError
 from artifact.rope_scaling import RopeScaling
 from exporter.checkpoints import gguf_model, open_checkpoint
 from exporter.checkpoints.gguf_header import read_gguf_header
-from exporter.checkpoints.gguf_model import deinterleave
 
 Writer = Callable[..., Path]
 Q = "model.layers.1.self_attn.q_proj.weight"
-
-
-def test_deinterleave_moves_pairs_to_halves() -> None:
-    # two heads of four rows: 0 and 1 rotate together in GGUF, 0 and 2 in Hugging Face
-    weight = torch.arange(8.0)[:, None].expand(8, 3)
-    assert deinterleave(weight, 4)[:, 0].tolist() == [0, 2, 1, 3, 4, 6, 5, 7]
 
 
 @pytest.mark.parametrize("kind", ["F32", "F16", "BF16"])
@@ -113,6 +106,30 @@ def test_open_gguf_names_missing_and_extra_tensors(write_gguf: Writer, weights: 
     with pytest.raises(CheckpointError, match=r"^missing 7 tensors: model\.layers\.0\.self_attn\.k_proj\.bias, ") as caught:
         open_checkpoint(str(write_gguf(tensors=weights | {"blk.0.attn_q.bias": torch.ones(32)}, name="partly.gguf")))
     assert "on all four linears of attention or on none" in str(caught.value.hint)
+
+
+def test_open_gguf_refuses_two_names_of_one_weight(write_gguf: Writer, weights: dict[str, Tensor]) -> None:
+    twin = {"blk.00.attn_v.weight": torch.zeros(16, 32)}
+    with pytest.raises(CheckpointError, match=r"^tensors blk\.0\.attn_v\.weight and blk\.00\.attn_v\.weight are two names of one weight$"):
+        open_checkpoint(str(write_gguf(tensors=weights | twin)))
+
+
+@pytest.mark.parametrize(
+    ("metadata", "tokenizer", "message"),
+    [
+        ({"rope.scaling.type": ["linear"]}, {}, r"llama\.rope\.scaling\.type must be a str, got \['linear'\]"),
+        ({}, {"tokenizer.ggml.tokens": 3}, r"tokenizer\.ggml\.tokens must be a list of str, got 3"),
+        ({}, {"tokenizer.ggml.tokens": [1, 2]}, r"tokenizer\.ggml\.tokens must be a list of str, got \[1, 2\]"),
+        ({}, {"tokenizer.ggml.scores": ["a"]}, r"tokenizer\.ggml\.scores must be a list of int or float, got \['a'\]"),
+        ({}, {"tokenizer.ggml.model": ["gpt2"]}, r"tokenizer\.ggml\.model must be a str, got \['gpt2'\]"),
+        ({}, {"split.count": "two"}, r"split\.count must be a int, got 'two'"),
+        ({}, {"tokenizer.ggml.bos_token_id": "x"}, r"tokenizer\.ggml\.bos_token_id must be a token id, an integer from 0 on, got 'x'"),
+        ({}, {"tokenizer.ggml.padding_token_id": [1]}, r"tokenizer\.ggml\.padding_token_id must be a token id, an integer from 0 on, got \[1\]"),
+    ],
+)
+def test_open_gguf_refuses_a_value_of_another_type(write_gguf: Writer, metadata: dict[str, Any], tokenizer: dict[str, Any], message: str) -> None:
+    with pytest.raises(CheckpointError, match=rf"^GGUF: {message}"):
+        open_checkpoint(str(write_gguf(metadata=metadata, tokenizer=tokenizer)))
 
 
 def test_open_gguf_names_a_type_that_is_not_dequantised(write_gguf: Writer) -> None:

@@ -125,11 +125,45 @@ def test_with_adapter_takes_an_expression_all_linear_and_chosen_layers(
 ) -> None:
     source = write_folder()
     for index, config in enumerate(
-        ({"target_modules": r".*\.0\..*q_proj"}, {"target_modules": "all-linear"}, {"target_modules": ["q_proj"], "layers_to_transform": [0]})
+        (
+            {"target_modules": r".*\.0\..*q_proj"},
+            {"target_modules": ["q_proj"], "layers_to_transform": [0]},
+            {"target_modules": "all-linear", "layers_to_transform": [0]},
+        )
     ):
         tensors = factors(weights, modules=[Q])
         checkpoint = merged(source, write_adapter(tensors, config, name=f"a{index}"))
         assert torch.equal(checkpoint.read(f"{Q}.weight"), by_hand(weights, tensors, Q, 2.0).float())
+
+
+def linears(weights: dict[str, Tensor]) -> list[str]:
+    return [name.removesuffix(".weight") for name in weights if ".layers." in name and weights[name].ndim == 2]
+
+
+def test_with_adapter_wants_every_linear_of_all_linear_but_lm_head(write_folder: Writer, write_adapter: Writer, weights: dict[str, Tensor]) -> None:
+    source, tensors = write_folder(), factors(weights, modules=linears(weights))
+    checkpoint = merged(source, write_adapter(tensors, {"target_modules": "all-linear"}))
+    assert len(tensors) == 2 * 14
+    assert torch.equal(checkpoint.read(f"{DOWN}.weight"), by_hand(weights, tensors, DOWN, 2.0).float())
+    truncated = {name: tensor for name, tensor in tensors.items() if DOWN not in name}
+    with pytest.raises(CheckpointError, match=rf"adapter_config\.json names {DOWN}, but no tensor of it is there$"):
+        merged(source, write_adapter(truncated, {"target_modules": "all-linear"}, name="truncated"))
+    saved = truncated | {f"{PREFIX}{DOWN}.weight": weights[f"{DOWN}.weight"] * 2}  # PEFT adds nothing to a module that it saves whole
+    replaced = merged(source, write_adapter(saved, {"target_modules": "all-linear"}, name="saved"))
+    assert torch.equal(replaced.read(f"{DOWN}.weight"), weights[f"{DOWN}.weight"] * 2)
+
+
+@pytest.mark.parametrize("name", ["lora_A.default.weight", "lora_A"])
+def test_with_adapter_refuses_two_names_of_one_factor(write_folder: Writer, write_adapter: Writer, weights: dict[str, Tensor], name: str) -> None:
+    twice = factors(weights) | {f"{PREFIX}{Q}.{name}": torch.zeros(4, 32)}
+    with pytest.raises(CheckpointError, match=rf"^tensors \S+{Q}\.lora_A\S* and \S+{Q}\.lora_A\S* are two names of one weight$"):
+        merged(write_folder(), write_adapter(twice))
+
+
+def test_with_adapter_refuses_two_replacements_of_one_weight(write_folder: Writer, write_adapter: Writer, weights: dict[str, Tensor]) -> None:
+    twice = factors(weights) | {f"{PREFIX}lm_head{infix}.weight": weights["lm_head.weight"].clone() for infix in ("", ".modules_to_save.default")}
+    with pytest.raises(CheckpointError, match=r"^tensors \S+lm_head\S+ and \S+lm_head\S+ are two names of one weight$"):
+        merged(write_folder(), write_adapter(twice))
 
 
 def test_with_adapter_is_another_checkpoint_and_says_so(write_folder: Writer, write_adapter: Writer, weights: dict[str, Tensor]) -> None:
@@ -228,5 +262,8 @@ def test_with_adapter_says_what_is_missing_in_a_folder(write_folder: Writer, wri
     with pytest.raises(CheckpointError, match=r"no adapter_config\.json$"):
         merged(source, source)
     (adapter / "adapter_model.safetensors").unlink()
+    (source / "adapter_config.json").mkdir()
+    with pytest.raises(CheckpointError, match=r"no adapter_config\.json$"):
+        merged(source, source)
     with pytest.raises(CheckpointError, match=r"neither adapter_model\.safetensors nor adapter_model\.bin$"):
         merged(source, adapter)

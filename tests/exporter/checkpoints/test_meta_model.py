@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -8,15 +9,26 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sentencepiece
 import torch
 from torch import Tensor
 
 from artifact.config import LlamaConfig
 from artifact.errors import CheckpointError
+from artifact.rope_scaling import RopeScaling
 from exporter.checkpoints import CheckpointRequest, open_checkpoint, open_request
 
 Writer = Callable[..., Path]
 ASSUMED = "params.json does not say the context length: 4096 assumed, as for Llama 2"
+
+
+def sentencepiece_model(size: int) -> bytes:
+    model = io.BytesIO()
+    words = ["a few words of a text", "and a few more words", "the quick brown fox jumps over the lazy dog"] * 20
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(words), model_writer=model, vocab_size=size, model_type="bpe", hard_vocab_limit=False
+    )
+    return model.getvalue()
 
 
 def edit(folder: Path, part: int, change: Callable[[dict[str, Tensor]], None]) -> Path:
@@ -102,7 +114,8 @@ def test_config_from_meta_knows_the_published_widths(dim: int, multiple: int, fa
         ({"n_heads": 5}, "dim 32 is not a multiple of n_heads 5"),
         ({"vocab_size": 95}, r"vocab_size 95 disagrees with tok_embeddings\.weight, which has 96 rows"),
         ({"norm_eps": "small"}, "norm_eps must be a positive number, got 'small'"),
-        ({"use_scaled_rope": True}, "use_scaled_rope = True is not supported"),
+        ({"use_scaled_rope": "yes"}, "use_scaled_rope = 'yes' is not supported; supported: False, True, None"),
+        ({"use_scaled_rope": True, "rope_scale_factor": 0}, "rope_scale_factor must be a positive number, got 0"),
         ({"quantization_args": {"group_size": 32}}, r"quantization_args = .* is not supported"),
     ],
 )
@@ -130,7 +143,7 @@ def test_open_meta_lists_params_that_no_table_knows(write_meta: Writer) -> None:
 def test_open_meta_refuses_a_folder_without_params(write_meta: Writer) -> None:
     folder = write_meta()
     (folder / "params.json").unlink()
-    with pytest.raises(CheckpointError, match=r"no params\.json beside the consolidated\.\*\.pth$"):
+    with pytest.raises(CheckpointError, match=r"no params\.json$"):
         open_checkpoint(str(folder))
 
 
@@ -209,7 +222,8 @@ def test_open_checkpoint_reads_the_meta_twin_only_where_it_is_alone(write_folder
 @pytest.mark.parametrize("above", [False, True])
 def test_write_sidecars_brings_the_tokenizer_along(write_meta: Writer, tmp_path: Path, above: bool) -> None:
     folder = write_meta(name="family/7B")
-    ((folder.parent if above else folder) / "tokenizer.model").write_bytes(b"pieces")
+    stored = sentencepiece_model(96)
+    ((folder.parent if above else folder) / "tokenizer.model").write_bytes(stored)
     target = tmp_path / "out"
     target.mkdir()
 
@@ -219,10 +233,61 @@ def test_write_sidecars_brings_the_tokenizer_along(write_meta: Writer, tmp_path:
 
     checkpoint = open_checkpoint(str(folder))
     assert checkpoint.write_sidecars(write) == ["config.json", "tokenizer.model", "tokenizer_config.json"]
-    assert (target / "tokenizer.model").read_bytes() == b"pieces"
+    assert (target / "tokenizer.model").read_bytes() == stored
     assert json.loads((target / "tokenizer_config.json").read_text())["tokenizer_class"] == "LlamaTokenizer"
     assert LlamaConfig.from_hf(json.loads((target / "config.json").read_text())) == checkpoint.config
+    assert (checkpoint.config.bos_token_id, checkpoint.config.eos_token_id) == (1, 2)
     assert not any("tokenizer" in note for note in checkpoint.notes)
+
+
+def test_a_tokenizer_of_another_kind_than_llama_2s_is_not_taken_for_it(write_meta: Writer, tmp_path: Path) -> None:
+    folder = write_meta()
+    (folder / "tokenizer.model").write_text("IQ== 0\nIg== 1\nIw== 2\n")  # tiktoken, as Llama 3's
+    target = tmp_path / "out"
+    target.mkdir()
+
+    @contextmanager
+    def write(relative: str) -> Iterator[Path]:
+        yield target / relative
+
+    checkpoint = open_checkpoint(str(folder))
+    assert (checkpoint.config.bos_token_id, checkpoint.config.eos_token_id) == (None, None)
+    assert checkpoint.write_sidecars(write) == ["config.json", "tokenizer.model"]
+    assert sorted(path.name for path in target.iterdir()) == ["config.json", "tokenizer.model"]
+    assert any(note.startswith("tokenizer.model is not SentencePiece") for note in checkpoint.notes)
+
+
+@pytest.mark.parametrize("copied", [1, 3])
+def test_open_meta_refuses_a_part_that_is_a_copy_of_another(write_meta: Writer, copied: int) -> None:
+    folder = write_meta(parts=4)
+    (folder / f"consolidated.{copied:02d}.pth").write_bytes((folder / "consolidated.00.pth").read_bytes())
+    with pytest.raises(CheckpointError, match=rf"^consolidated\.{copied:02d}\.pth is a copy of consolidated\.00\.pth: "):
+        open_checkpoint(str(folder))
+
+
+@pytest.mark.parametrize(("given", "factor"), [({}, 8.0), ({"rope_scale_factor": 32}, 32.0)])
+def test_open_meta_reads_use_scaled_rope_as_llama_3s(write_meta: Writer, given: dict[str, Any], factor: float) -> None:
+    checkpoint = open_checkpoint(str(write_meta(params={"use_scaled_rope": True, **given})))
+    assert checkpoint.config.rope_scaling == RopeScaling(
+        rope_type="llama3", factor=factor, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=8192
+    )
+    assert any("no rope_scale_factor: 8 assumed" in note for note in checkpoint.notes) == (not given)
+    assert checkpoint.unknown_config_keys == []
+
+
+@pytest.mark.parametrize(("name", "message"), [("params.json", r"no params\.json$"), ("consolidated.00.pth", "expected a file, it is a folder$")])
+def test_open_meta_names_a_folder_in_a_files_place(write_meta: Writer, name: str, message: str) -> None:
+    folder = write_meta()
+    (folder / name).unlink()
+    (folder / name).mkdir()
+    with pytest.raises(CheckpointError, match=message):
+        open_checkpoint(str(folder))
+
+
+def test_open_meta_refuses_two_names_of_one_weight(write_meta: Writer) -> None:
+    twin = edit(write_meta(), 0, lambda tensors: tensors.update({"layers.00.attention.wv.weight": torch.zeros(16, 32)}))
+    with pytest.raises(CheckpointError, match=r"^tensors layers\.0\.attention\.wv\.weight and layers\.00\.attention\.wv\.weight are two names"):
+        open_checkpoint(str(twin))
 
 
 def test_fingerprint_of_a_meta_folder_tells_other_weights_apart(write_meta: Writer, weights: dict[str, Tensor]) -> None:

@@ -27,6 +27,7 @@ Q = "model.layers.0.self_attn.q_proj"
         ({"quant_method": "compressed-tensors", "format": "pack-quantized"}, "compressed-tensors"),
         ({"quant_method": "fp8", "activation_scheme": "dynamic"}, "fp8"),
         ({"surprise": 1}, "unknown method"),
+        ({"quantization": "x"}, "unknown method"),
     ],
 )
 def test_open_checkpoint_names_the_method_of_a_quantization_config(write_folder: Writer, config: LlamaConfig, value: Any, method: str) -> None:

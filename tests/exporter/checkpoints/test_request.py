@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from artifact.errors import UsageError
+from artifact.errors import CheckpointError, UsageError
 from exporter.checkpoints import CheckpointRequest, open_request, pin_request
 from exporter.checkpoints.request import hub_id
 
@@ -63,6 +63,17 @@ def test_hub_id_knows_a_model(text: str) -> None:
 )
 def test_hub_id_leaves_paths_alone(text: str) -> None:
     assert hub_id(text) is None
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [("org/" + "n" * 5000, "File name too long"), ("n" * 5000, "File name too long"), ("~no-such-user-here/x", "home")],
+)
+def test_open_request_names_a_source_that_no_file_can_have(source: str, reason: str) -> None:
+    with pytest.raises(CheckpointError, match=rf"not a path that can be looked at: .*{reason}") as caught:
+        open_request(CheckpointRequest(source))
+    assert caught.value.hint
+    assert len(str(caught.value)) < 200
 
 
 def test_hub_id_prefers_a_folder_that_is_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -92,6 +92,8 @@ def test_open_checkpoint_names_the_file_whose_pickle_runs_code(
         ({"a": torch.ones(2), "b": 3}, "'b' is a int; expected tensors by name"),
         ({3: torch.ones(2)}, "3 is a Tensor; expected tensors by name"),
         ({"a": torch.ones(3, 3).to_sparse()}, "'a' is a Tensor; expected tensors by name"),
+        ({"a": torch._neg_view(torch.ones(2, 2))}, "tensor a is stored with a negative or conjugate bit"),
+        ({"a": torch.ones(2, 2, dtype=torch.complex64).conj()}, "tensor a is stored with a negative or conjugate bit"),
         ({"a": torch.ones(1, 4).expand(3, 4)}, r"tensor a is a view with strides \[0, 1\]"),
         ({"a": torch.ones(6, 6)[::2, ::2]}, r"tensor a is a view with strides \[12, 2\]"),
     ],
@@ -99,6 +101,11 @@ def test_open_checkpoint_names_the_file_whose_pickle_runs_code(
 def test_open_torch_refuses_what_is_not_tensors_by_name(tmp_path: Path, value: Any, message: str) -> None:
     with pytest.raises(CheckpointError, match=rf"^x\.bin: {message}"):
         open_torch(saved(tmp_path, value))
+
+
+def test_open_torch_refuses_a_folder_of_the_files_name(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"^/.*: expected a file, it is a folder$"):
+        open_torch(tmp_path)
 
 
 @pytest.mark.parametrize("share", [0.001, 0.3, 0.9, 0.999])
