@@ -25,7 +25,6 @@ REFUSED: Mapping[str, tuple[Any, ...]] = {
     "moe": (None,),
 }
 """Keys that change the model, with the values that are supported."""
-LLAMA31_FACTOR = 8.0
 LLAMA2_IDS = (1, 2)
 """bos and eos of Meta's SentencePiece file, which params.json does not say."""
 CONTEXT, LLAMA1_CONTEXT = 4096, 2048
@@ -72,7 +71,6 @@ def config_from_meta(
     context, notes = _context(params, size)
     if "norm_eps" not in params:
         notes.append(f"{PARAMS} has no norm_eps: {NORM_EPS} assumed")
-    scaling, scaling_notes = _rope_scaling(params)
     config = LlamaConfig(
         hidden_size=dim,
         intermediate_size=ffn,
@@ -85,11 +83,11 @@ def config_from_meta(
         rms_norm_eps=_number(params, "norm_eps", NORM_EPS),
         rope_theta=_number(params, "rope_theta", 10000.0),
         tie_word_embeddings=False,
-        rope_scaling=scaling,
+        rope_scaling=_rope_scaling(params),
         bos_token_id=ids[0],
         eos_token_id=ids[1],
     )
-    return config, [*notes, *scaling_notes]
+    return config, notes
 
 
 def unknown_params(params: Mapping[str, Any]) -> list[str]:
@@ -105,16 +103,17 @@ def _context(params: Mapping[str, Any], size: str | None) -> tuple[int, list[str
     return context, [f"{PARAMS} does not say the context length: {context} assumed, as for {model}"]
 
 
-def _rope_scaling(params: Mapping[str, Any]) -> tuple[RopeScaling | None, list[str]]:
-    """What ``use_scaled_rope`` means in the code of Llama 3.1."""
+def _rope_scaling(params: Mapping[str, Any]) -> RopeScaling | None:
+    """What ``use_scaled_rope`` means in the code of Llama 3; the published files leave out its factor, which is another one in 3.1 and 3.2."""
     if not params.get("use_scaled_rope"):
-        return None, []
-    notes = []
+        return None
     if params.get("rope_scale_factor") is None:
-        notes.append(f"{PARAMS} has use_scaled_rope and no rope_scale_factor: {LLAMA31_FACTOR:g} assumed, as for Llama 3.1; Llama 3.2 has 32")
-    factor = _number(params, "rope_scale_factor", LLAMA31_FACTOR)
-    scaling = RopeScaling(rope_type="llama3", factor=factor, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=8192)
-    return scaling, notes
+        raise CheckpointError(
+            f"{PARAMS}: use_scaled_rope without rope_scale_factor: Llama 3.1 and 3.2 scale by different factors",
+            hint=f'add "rope_scale_factor" to {PARAMS}: 8 for Llama 3.1, 32 for Llama 3.2',
+        )
+    factor = positive_number(f"{PARAMS}: rope_scale_factor", params["rope_scale_factor"])
+    return RopeScaling(rope_type="llama3", factor=factor, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=8192)
 
 
 def _check_ffn(params: Mapping[str, Any], ffn: int) -> None:

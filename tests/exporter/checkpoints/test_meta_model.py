@@ -265,14 +265,19 @@ def test_open_meta_refuses_a_part_that_is_a_copy_of_another(write_meta: Writer, 
         open_checkpoint(str(folder))
 
 
-@pytest.mark.parametrize(("given", "factor"), [({}, 8.0), ({"rope_scale_factor": 32}, 32.0)])
-def test_open_meta_reads_use_scaled_rope_as_llama_3s(write_meta: Writer, given: dict[str, Any], factor: float) -> None:
-    checkpoint = open_checkpoint(str(write_meta(params={"use_scaled_rope": True, **given})))
+@pytest.mark.parametrize("factor", [8.0, 32.0])
+def test_open_meta_reads_use_scaled_rope_as_llama_3s(write_meta: Writer, factor: float) -> None:
+    checkpoint = open_checkpoint(str(write_meta(params={"use_scaled_rope": True, "rope_scale_factor": factor})))
     assert checkpoint.config.rope_scaling == RopeScaling(
         rope_type="llama3", factor=factor, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=8192
     )
-    assert any("no rope_scale_factor: 8 assumed" in note for note in checkpoint.notes) == (not given)
     assert checkpoint.unknown_config_keys == []
+
+
+def test_open_meta_does_not_guess_by_how_much_rope_is_scaled(write_meta: Writer) -> None:
+    with pytest.raises(CheckpointError, match="use_scaled_rope without rope_scale_factor") as caught:
+        open_checkpoint(str(write_meta(params={"use_scaled_rope": True})))
+    assert "8 for Llama 3.1, 32 for Llama 3.2" in (caught.value.hint or "")
 
 
 @pytest.mark.parametrize(("name", "message"), [("params.json", r"no params\.json$"), ("consolidated.00.pth", "expected a file, it is a folder$")])
