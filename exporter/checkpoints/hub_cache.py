@@ -97,7 +97,7 @@ def missing_files(snapshot: Path) -> tuple[str, ...]:
 
 
 def _count_parts(part: Path) -> int:
-    """How many model-parallel parts there must be, by one of them: it holds 1/n of the columns of wo. 0 where it doesn't say: the reader names why."""
+    """How many model-parallel parts there must be: one holds 1/n of the columns of wo. 0 where it doesn't say; the reader names why."""
     try:
         dim, output = read_params(part.parent)["dim"], open_torch(part).tensors.get("layers.0.attention.wo.weight")
     except CheckpointError:
