@@ -29,6 +29,9 @@ _UNWRITABLE = {
     errno.EROFS: "choose another --out",
     errno.EACCES: "choose another --out, or make the folder writable",
     errno.EPERM: "choose another --out, or make the folder writable",
+    errno.ENOTDIR: "a file is where a folder of this path should be: choose another --out",
+    errno.EEXIST: "a file is where the folder should be: choose another --out",
+    errno.EISDIR: "a folder has this name: choose another --out",
     errno.EIO: "the disk fails: look at the system's log",
 }
 """Why the system refuses to write → what to do."""

@@ -11,10 +11,12 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from artifact.errors import UsageError
+from artifact.errors import CheckpointError, UsageError
 from artifact.hub_folder import cache_folder
 from exporter.checkpoints.hub_files import FORMS, META_CONFIG, shard_names
 from exporter.checkpoints.huggingface import CONFIG
+from exporter.checkpoints.meta_config import read_params
+from exporter.checkpoints.torch_file import open_torch
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 DEFAULT_REVISION = "main"
@@ -81,8 +83,10 @@ def remember(repository: str, revision: str, commit: str) -> None:
 
 def missing_files(snapshot: Path) -> tuple[str, ...]:
     """Files that a snapshot needs and lacks: its config, and the weights in one form."""
-    if (snapshot / META_CONFIG).is_file() and any(snapshot.glob("consolidated.*.pth")):
-        return ()  # how many parts there must be, the reader knows
+    parts = sorted(snapshot.glob("consolidated.*.pth"))
+    if (snapshot / META_CONFIG).is_file() and parts:
+        names = (f"consolidated.{number:02d}.pth" for number in range(_count_parts(parts[0])))
+        return tuple(name for name in names if not (snapshot / name).is_file())
     missing = () if (snapshot / CONFIG).is_file() else (CONFIG,)
     for _, single, index in FORMS:
         if (snapshot / single).is_file():
@@ -90,3 +94,12 @@ def missing_files(snapshot: Path) -> tuple[str, ...]:
         if (snapshot / index).is_file():
             return (*missing, *(name for name in shard_names(snapshot / index) if not (snapshot / name).is_file()))
     return (*missing, FORMS[0][1])
+
+
+def _count_parts(part: Path) -> int:
+    """How many model-parallel parts there must be: one holds 1/n of the columns of wo. 0 where it doesn't say; the reader names why."""
+    try:
+        dim, output = read_params(part.parent)["dim"], open_torch(part).tensors.get("layers.0.attention.wo.weight")
+    except CheckpointError:
+        return 0
+    return dim // output.shape[1] if output is not None and len(output.shape) == 2 and output.shape[1] else 0

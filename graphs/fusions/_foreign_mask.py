@@ -1,7 +1,8 @@
 """What a mask of a foreign graph says: which key a query may attend to, as one boolean [B, 1, S, T] for all layers.
 
 Numbers that are added to the scores are looked through to the condition that chose them. Every row may attend to itself, whatever the mask said: a
-fully masked row (left padding) is NaN on some hardware, and would poison real rows.
+fully masked row (left padding) is NaN on some hardware, and would poison real rows. Which key is a row's own is known where the new keys are the
+last ones, behind those of the past; in a cache of fixed capacity they lie anywhere, and such a graph is refused.
 """
 
 from __future__ import annotations
@@ -12,13 +13,19 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from artifact.io_spec import TOTAL
 from graphs.fusions._reading import Refused, Tape, operands, through
-from graphs.fusions._values import rank, scalar, sizes
+from graphs.fusions._values import producer, rank, scalar, sizes
 
 HEADS_RANK = 4
 BFLOAT16_MIN = -3.3895313892515355e38
 NOTHING = {-np.inf, BFLOAT16_MIN, *(float(np.finfo(dtype).min) for dtype in (np.float16, np.float32))}
 """What masked scores are set to: a soft-max makes exact zeros of them."""
+
+WRITES = ("TensorScatter", "ScatterND", "ScatterElements", "Scatter")
+"""How new keys and values are written into a cache of fixed capacity."""
+LINEAR = ("MatMul", "Gemm", "Attention")
+"""Behind these a new key is no longer one, but what it is computed from."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +71,34 @@ def check_conditions(conditions: Sequence[Condition], new: object, total: object
             raise Refused(f"the mask is {condition.value.dtype} {shape}, not bool [B, 1, S, T]")
     if not any((sizes(condition.value) or ())[2:] == (new, total) for condition in conditions):
         raise Refused(f"no mask has a row for each query and a column for each key: {[sizes(condition.value) for condition in conditions]}")
+
+
+def check_new_are_last(name: str, cached: ir.Value, new: object) -> None:
+    """Raise Refused unless the rows of a key or value [B, K, T, D] are those of the past, and the new ones behind them."""
+    if writer := _writer(cached):
+        raise Refused(f"{name} come from {writer.op_type}: a cache of fixed capacity, in which the new ones are not the last")
+    rows, joined = (sizes(cached) or ())[2], producer(cached, "Concat")
+    if joined is not None and joined.attributes.get_int("axis", 0) in (2, 2 - HEADS_RANK):
+        last = (sizes(joined.inputs[-1]) or (None,) * HEADS_RANK)[2]
+        if last != new:
+            raise Refused(f"{name} end with {last} rows; expected the {new} new ones, behind those of the past")
+    elif rows not in (TOTAL, new):
+        raise Refused(f"there are {rows} {name}; expected as many as past and new tokens: a cache of fixed capacity is not fused")
+
+
+def _writer(cached: ir.Value) -> ir.Node | None:
+    """The node that writes into a cache, if there is one on the way from the new keys or values to where they are read."""
+    seen: set[ir.Node] = set()
+    waiting = [cached.producer()]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen or node.op_type in LINEAR:
+            continue
+        if node.op_type in WRITES:
+            return node
+        seen.add(node)
+        waiting += [value.producer() for value in node.inputs if value is not None]
+    return None
 
 
 def joined_mask(tape: Tape, conditions: Sequence[Condition]) -> ir.Value:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from graphs.fusions._foreign_mask import Condition, check_conditions, condition_of_bias, condition_of_choice, joined_mask
+from graphs.fusions._foreign_mask import Condition, check_conditions, check_new_are_last, condition_of_bias, condition_of_choice, joined_mask
 from graphs.fusions._reading import Refused, Tape, operands, scaled, user
 from graphs.fusions._values import cast_to, is_last_axis, numbers, producer, rank, scalar, sizes
 
@@ -61,6 +61,8 @@ def read(node: ir.Node) -> Heads:
         raise Refused(f"{n_query} query heads can't share {n_key} key heads and {n_value} value heads")
     if None in (query[2], key[2]) or key[2] != value[2]:
         raise Refused(f"there are {query[2]} queries, {key[2]} keys and {value[2]} values: not known, or not alike")
+    check_new_are_last("keys", found.key, query[2])
+    check_new_are_last("values", found.value, query[2])
     check_conditions(found.conditions, query[2], key[2])
     return found
 

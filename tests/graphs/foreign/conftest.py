@@ -88,4 +88,9 @@ def interface(path: Path) -> list[tuple[Any, ...]]:
 @pytest.fixture
 def tools() -> Mapping[str, Any]:
     """The functions above; a conftest can't be imported by name here."""
-    return {"worst_difference": worst_difference, "interface": interface, "scenarios": SCENARIOS}
+    return {
+        "worst_difference": worst_difference,
+        "interface": interface,
+        "scenarios": SCENARIOS,
+        "feeds": lambda path, scenario: feeds(session(path), scenario, 32)[0],
+    }

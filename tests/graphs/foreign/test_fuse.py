@@ -9,7 +9,13 @@ import onnx_ir as ir
 import pytest
 
 from artifact.errors import FusionError, ParityMismatch
+from artifact.io_spec import BATCH, CAPACITY
+from artifact.steps import StepContext
+from exporter.checkpoints import open_checkpoint
+from exporter.export import export_checkpoint
 from graphs.foreign.fuse import FUSIONS, fuse_graph
+from validation.node_runner import run_nodes
+from validation.strict import run_strict
 
 LAYERS = 2
 SHAPE = {
@@ -68,6 +74,20 @@ def test_float16_numbers_stay_within_its_rounding(pinned, fused, tools, scenario
     """The scale is rounded with the query, not with the scores; a wrong head or position would be off by 1."""
     out, _ = fused(pinned("dynamo-18-eager-float16"))
     assert tools["worst_difference"](pinned("dynamo-18-eager-float16"), out, tools["scenarios"][scenario]) <= 2**-7
+
+
+def test_float16_noise_does_not_grow(pinned, fused, tools) -> None:
+    """Against the same graph in float32, every operation rounded; ONNX Runtime on CPU would compute most of a whole graph in float32."""
+    before, after = ir.load(pinned("dynamo-18-eager-float16")), ir.load(fused(pinned("dynamo-18-eager-float16"))[0])
+    noise = {"before": [], "after": []}
+    for scenario in ("prefill", "batch", "decode", "chunk"):
+        made = tools["feeds"](pinned("dynamo-18-eager-float16"), tools["scenarios"][scenario])
+        exact = run_nodes(before, made, float32=True)["logits"]
+        for which, model in (("before", before), ("after", after)):
+            strict = run_strict(model, made)
+            assert strict.nonfinite == 0
+            noise[which].append(np.abs(strict.outputs["logits"].astype(np.float64) - exact).mean())
+    assert 0 < np.mean(noise["after"]) <= 1.1 * np.mean(noise["before"])
 
 
 @pytest.mark.parametrize("name", FLOAT32)
@@ -186,3 +206,37 @@ def test_unknown_target_is_refused(pinned, tmp_path) -> None:
 
 def test_rules_are_named_as_for_our_own_graphs() -> None:
     assert [fusion.rule for fusion in FUSIONS] == list(FIRED)[:4]
+
+
+@pytest.fixture(scope="module")
+def static_graph(make_checkpoint, tmp_path_factory):
+    """A decoder whose keys and values are written into a cache of fixed capacity, with sizes and names as another tool would give them."""
+    folder = tmp_path_factory.mktemp("static")
+    export_checkpoint(StepContext(folder), open_checkpoint(str(make_checkpoint(folder / "tiny"))), dtype="fp32", kv_cache="static")
+    model = ir.load(folder / "traced.onnx")
+    for value in (*model.graph.inputs, *model.graph.outputs):
+        value.shape = ir.Shape([{BATCH: 1, CAPACITY: 8}.get(str(size), size) for size in value.shape])
+        value.name = value.name.replace("cache_write_indices", "slot").replace("key_value_lengths", "lengths").replace("past_key_values", "cache")
+    ir.save(model, folder / "static.onnx")
+    return folder / "static.onnx"
+
+
+def test_a_cache_of_fixed_capacity_is_refused(static_graph, tmp_path) -> None:
+    """Its last slots are empty, and no row's own: every row would attend to zeros."""
+    with pytest.raises(ParityMismatch, match="fusion attention fired 0 times") as failure:
+        fuse_graph(static_graph, tmp_path / "out.onnx")
+    assert "keys come from TensorScatter: a cache of fixed capacity" in str(failure.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_cache_of_fixed_capacity_keeps_its_numbers_where_partial_fusion_is_allowed(static_graph, tmp_path) -> None:
+    import onnxruntime as ort
+
+    fuse_graph(static_graph, tmp_path / "out.onnx", allow_partial=True)
+    logits = []
+    for path in (static_graph, tmp_path / "out.onnx"):
+        graph = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
+        made = {value.name: np.zeros(value.shape, np.float32) for value in graph.get_inputs() if value.name.startswith("cache")}
+        made |= {"input_ids": np.array([[3, 4, 5]]), "position_ids": np.arange(3)[None], "slot": np.array([0]), "lengths": np.array([3])}
+        logits.append(graph.run(["logits"], made)[0])
+    np.testing.assert_allclose(logits[1], logits[0], atol=1e-5)

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import re
 import resource
+import shutil
+import signal
 
 import numpy as np
 import onnx_ir as ir
 import pytest
 
-from artifact.errors import FusionError
+from artifact import manifest
+from artifact.errors import ArtifactError, FusionError
 from graphs.foreign import save
 from graphs.foreign.fuse import fuse_graph
 from graphs.foreign.save import save_graph
 
 NAME = "optimum-18"
+DATA = re.compile(r"fused\.onnx\.[0-9a-f]{12}\.data")
 
 
 @pytest.fixture
@@ -33,9 +39,10 @@ def external(path):
 def test_weights_are_copied_beside_the_graph(stored, tools, tmp_path) -> None:
     out = tmp_path / "other" / "folder" / "fused.onnx"
     report = fuse_graph(stored, out)
-    assert sorted(path.name for path in out.parent.iterdir()) == ["fused.onnx", "fused.onnx.data"]
-    assert {tensor.location for tensor in external(out)} == {"fused.onnx.data"}
-    assert report["weights_bytes"] == (out.parent / "fused.onnx.data").stat().st_size > 0
+    graph, data = sorted(path.name for path in out.parent.iterdir())
+    assert (graph, DATA.fullmatch(data) is not None) == ("fused.onnx", True)
+    assert {tensor.location for tensor in external(out)} == {data}
+    assert report["weights_bytes"] == (out.parent / data).stat().st_size > 0
     before = {tensor.name: tensor.numpy() for tensor in external(stored)}
     after = {tensor.name: tensor.numpy() for tensor in external(out)}
     assert after.keys() == before.keys()
@@ -80,24 +87,96 @@ def test_refuses_to_write_over_its_source(stored) -> None:
     assert stored.read_bytes() == content
 
 
+def full(*_arguments):
+    raise OSError(28, "No space left on device")
+
+
 @pytest.mark.parametrize("existing", [False, True])
-def test_a_failed_write_leaves_what_was_there(stored, tmp_path, monkeypatch, existing) -> None:
+@pytest.mark.parametrize("failing", [(save, "_copy", full), (save.ir, "save", full)], ids=["data", "graph"])
+def test_a_failed_write_leaves_what_was_there(stored, tmp_path, monkeypatch, existing, failing) -> None:
     out = tmp_path / "out" / "fused.onnx"
     out.parent.mkdir()
     if existing:
         out.write_bytes(b"old")
-        (out.parent / "fused.onnx.data").write_bytes(b"old data")
+        (out.parent / "fused.onnx.000000000000.data").write_bytes(b"old data")
 
-    def full(stored, out, start, length):
-        out.write(b"\0")
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(save, "_copy", full)
-    with pytest.raises(FusionError, match=r"can't be written: .*No space left"):
+    monkeypatch.setattr(*failing)
+    with pytest.raises(ArtifactError, match=r"can't be written: No space left"):
         fuse_graph(stored, out)
     assert {path.name: path.read_bytes() for path in out.parent.iterdir()} == (
-        {"fused.onnx": b"old", "fused.onnx.data": b"old data"} if existing else {}
+        {"fused.onnx": b"old", "fused.onnx.000000000000.data": b"old data"} if existing else {}
     )
+
+
+def die(*_arguments):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def fuse_and_die(source, out, module, name) -> None:
+    """Fuse in a process that is killed at its first call of a function."""
+    child = os.fork()
+    if child == 0:
+        setattr(module, name, die)
+        try:
+            fuse_graph(source, out)
+        finally:
+            os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+
+
+@pytest.fixture
+def fused_before(stored, tmp_path):
+    """A graph that was fused from other weights, and the numbers of its initializers."""
+    other = tmp_path / "before" / "model.onnx"
+    shutil.copytree(stored.parent, other.parent)
+    (weights := other.parent / "deep" / "weights.bin").write_bytes(bytes(weights.stat().st_size))
+    out = tmp_path / "out" / "fused.onnx"
+    fuse_graph(other, out)
+    return out, {tensor.name: tensor.numpy().copy() for tensor in external(out)}
+
+
+@pytest.mark.parametrize("killed_at", [(save, "_copy"), (save.ir, "save")], ids=["data", "graph"])
+def test_a_killed_run_leaves_the_graph_that_was_there_with_its_own_weights(stored, fused_before, killed_at) -> None:
+    out, weights = fused_before
+    fuse_and_die(stored, out, *killed_at)
+    assert len(list(out.parent.iterdir())) == 3  # what the killed run left
+    after = {tensor.name: tensor.numpy() for tensor in external(out)}
+    assert after.keys() == weights.keys()
+    for name, array in weights.items():
+        np.testing.assert_array_equal(after[name], array)
+    fuse_graph(stored, out)
+    graph, data = sorted(path.name for path in out.parent.iterdir())
+    assert (graph, {tensor.location for tensor in external(out)}) == ("fused.onnx", {data})
+    assert any(external(out)[0].numpy().flat)
+
+
+def test_half_written_weights_are_removed_by_the_next_run_whatever_its_name(stored, tmp_path) -> None:
+    out = tmp_path / "out" / "fused.onnx"
+    fuse_and_die(stored, out, save, "_copy")
+    (leftover,) = out.parent.iterdir()
+    for kept in ("notes.data", ".llama2trt-notes.data"):
+        (out.parent / kept).write_bytes(b"x")
+    fuse_graph(stored, out.with_name("another.onnx"))
+    assert not leftover.exists()
+    assert sorted(path.name for path in out.parent.iterdir())[:2] == [".llama2trt-notes.data", "another.onnx"]
+    assert len(list(out.parent.iterdir())) == 4
+
+
+def test_weights_that_another_run_is_writing_are_not_removed(stored, tmp_path) -> None:
+    being_written = tmp_path / "out" / ".llama2trt-another.onnx.0123456789ab.data"
+    being_written.parent.mkdir()
+    with being_written.open("wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        fuse_graph(stored, tmp_path / "out" / "fused.onnx")
+        assert being_written.exists()
+
+
+def test_weights_are_synced_before_the_graph_points_to_them(stored, tmp_path, monkeypatch) -> None:
+    synced = []
+    monkeypatch.setattr(manifest, "_sync", lambda path: synced.append((path.suffix, path.stat().st_size if path.is_file() else None)))
+    size = fuse_graph(stored, tmp_path / "out" / "fused.onnx")["weights_bytes"]
+    graph = (tmp_path / "out" / "fused.onnx").stat().st_size
+    assert synced == [(".data", size), ("", None), (".onnx", graph), ("", None)]
 
 
 def test_a_copy_holds_one_piece_at_a_time(tmp_path) -> None:

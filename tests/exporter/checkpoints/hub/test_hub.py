@@ -132,6 +132,30 @@ def test_interrupted_download_goes_on_with_the_next_file(hub: Any, sharded: Path
     assert hub.downloads() == [SHARDS[1]]
 
 
+PARTS = ["consolidated.00.pth", "consolidated.01.pth"]
+
+
+@pytest.mark.parametrize("revision", [None, COMMIT])
+@pytest.mark.parametrize("refused", [0, 1])
+def test_interrupted_download_of_meta_parts_goes_on(hub: Any, write_meta: Callable[..., Path], revision: str | None, refused: int) -> None:
+    request = CheckpointRequest(NAME, revision=revision)
+    model = hub.add(NAME, write_meta(parts=2), refused={PARTS[refused]: 404})
+    assert "the hub answered 404" in refusal(request)[0]
+    model.refused.clear()
+    hub.asked.clear()
+    assert open_request(request).format == "meta"
+    assert hub.downloads() == PARTS[refused:]
+    hub.asked.clear()
+    open_request(request)
+    assert hub.asked == []
+
+
+@pytest.mark.parametrize("left_out", PARTS)
+def test_incomplete_meta_snapshot_offline_names_the_missing_part(put_in_cache: Put, write_meta: Callable[..., Path], left_out: str) -> None:
+    put_in_cache(NAME, write_meta(parts=2), leave_out=(left_out,))
+    assert refusal(CheckpointRequest(NAME, revision=COMMIT))[0].endswith(f"the cached copy lacks {left_out}")
+
+
 def test_token_is_sent_from_the_usual_place(hub: Any, sharded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     hub.add(NAME, sharded)
