@@ -93,7 +93,7 @@ class StepContext:
         """As ``write``, for a writer that knows what it wrote: it puts ``sha256`` and what else it knows into the entry."""
         known: Entry = {}
         if self.journal is not None:
-            self.journal.begin()
+            self.journal.begin(relative)
         with atomic_write(self.artifact / relative) as temporary:
             yield temporary, known
         entry = fingerprint(self.artifact / relative, known.get("sha256"))
@@ -163,6 +163,7 @@ def run_step(
             return Outcome(manifest["steps"][step_id]["report"], "")
         start = time.perf_counter()
         step = StepContext(artifact, progress, journal)
+        journal.begin()
         try:
             report = work(step)
         except BaseException:

@@ -154,7 +154,8 @@ def _inspect(report: Report) -> Iterable[Sheet]:
     yield Sheet(f"{report['path']}: {report['kind']}")
     plain = {key: value for key, value in report.items() if key not in ("path", "kind") and not isinstance(value, (dict, list))}
     if plain:
-        yield Sheet("", (), tuple((key, _plain(value)) for key, value in plain.items()))
+        words = {"passed": "nothing is broken; not all could be checked"} if report.get("not_verified") else {}
+        yield Sheet("", (), tuple((key, words[key] if value is None and key in words else _plain(value)) for key, value in plain.items()))
     for key, value in report.items():
         if isinstance(value, dict) and value:
             yield Sheet(key, (), tuple((str(name), _plain(item)) for name, item in value.items()))

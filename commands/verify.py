@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from artifact.census import LISTS
 from artifact.errors import ToolkitError
-from artifact.hashing import sha256_of
+from artifact.hashing import hash_span, sha256_of
 from artifact.journal import unfinished_steps
 from artifact.manifest import Manifest
 from artifact.progress import Progress
+from artifact.tensor_file import StoredTensor, read_checksums
 from exporter.checkpoints import Checkpoint, CheckpointRequest, open_request
 from exporter.checkpoints.hub_cache import find_snapshot
 
@@ -17,10 +21,11 @@ Report = dict[str, Any]
 
 
 def verify_artifact(folder: Path, manifest: Manifest, progress: Progress) -> Report:
-    """Re-hash every recorded file, and compare every weight of every graph with the checkpoint.
+    """Re-hash every recorded file and every listed tensor, and compare every weight of every graph with the checkpoint.
 
     Returns:
-        passed, verified (files), broken (reasons), not_verified (what could not be checked), audit (None without weights or a readable graph).
+        passed (None where nothing is broken and not all could be checked), verified (files), broken (reasons), not_verified (what could not be
+        checked), audit (None without weights or a readable graph).
     """
     broken = [f"{step} is unfinished: give its command again" for step in unfinished_steps(folder)]
     outputs = {file: record["sha256"] for step in manifest["steps"].values() for file, record in step["outputs"].items()}
@@ -30,17 +35,47 @@ def verify_artifact(folder: Path, manifest: Manifest, progress: Progress) -> Rep
             broken.append(f"{file} is missing")
         elif sha256_of(folder / file) != sha256:
             broken.append(f"{file} is not the file that was written")
-    report: Report = {"verified": len(outputs), "broken": broken, "not_verified": [], "audit": None}
+    lent = _lent_files(folder, outputs, broken)
+    for done, (file, tensors) in enumerate(lent.items()):
+        progress(f"hashing {file}", done, len(lent))
+        broken += _changed_tensors(folder, file, tensors)
+    report: Report = {"verified": len(outputs) + len(lent), "broken": broken, "not_verified": [], "audit": None}
     if manifest["model"] is not None and manifest["model"].get("weights") != "none":
         report |= _audit(folder, manifest, outputs, broken, progress)
-    return {"passed": not report["broken"] and (report["audit"] or {"passed": True})["passed"], **report}
+    failed = bool(report["broken"]) or (report["audit"] or {"passed": True})["passed"] is False
+    return {"passed": False if failed else None if report["not_verified"] else True, **report}
+
+
+def _lent_files(folder: Path, outputs: dict[str, str], broken: list[str]) -> dict[str, list[StoredTensor]]:
+    """File → its listed tensors, of the files that no step wrote: a checkpoint's shards, used where they lie. Of ours, the file's hash is theirs."""
+    lent: dict[str, list[StoredTensor]] = defaultdict(list)
+    for path in sorted(folder.glob(LISTS)):
+        try:
+            for tensor in read_checksums(folder, path.relative_to(folder).as_posix()).values():
+                if tensor.file not in outputs:
+                    lent[tensor.file].append(tensor)
+        except ToolkitError as error:
+            broken.append(str(error))
+    return dict(lent)
+
+
+def _changed_tensors(folder: Path, file: str, tensors: list[StoredTensor]) -> list[str]:
+    path = folder / file
+    if not path.is_file() or not path.resolve().is_relative_to(folder.resolve()):
+        return [f"{file} is missing"]
+    with path.open("rb") as stream:
+        changed = [tensor.name for tensor in tensors if hash_span(stream, tensor.offset, tensor.length) != tensor.blake3]
+    return [f"{file}: {name} is not what was exported" for name in changed]
 
 
 def _audit(folder: Path, manifest: Manifest, outputs: dict[str, str], broken: list[str], progress: Progress) -> Report:
     """The weight audit; without a checkpoint, of what the graphs alone can say."""
     from exporter.audit import audit_artifact  # torch takes seconds to import
 
-    checkpoint, reason = _reopen(manifest["model"])
+    own = manifest["model"].get("weights") == "reference"
+    checkpoint, reason = _reopen(manifest["model"], folder if own else None)
+    if reason and own:
+        return {"broken": [*broken, f"the checkpoint in this folder can't be used: {reason}"]}
     missing = [f"the weights were compared with nothing: {reason}"] if reason else []
     graphs = [file for file in outputs if file.endswith(".onnx") and "/" not in file and (folder / file).is_file()]
     try:
@@ -49,9 +84,11 @@ def _audit(folder: Path, manifest: Manifest, outputs: dict[str, str], broken: li
         return {"broken": [*broken, str(error)], "not_verified": missing}
 
 
-def _reopen(model: Report) -> tuple[Checkpoint | None, str]:
-    """The checkpoint that the artifact was made from, or why it can't be had."""
+def _reopen(model: Report, own: Path | None) -> tuple[Checkpoint | None, str]:
+    """The checkpoint that the artifact was made from, or why it can't be had; ``own``: the folder that is both."""
     request = CheckpointRequest.from_record(model.get("request", {"source": model["source"]}))
+    if own is not None:
+        request = replace(request, source=str(own), revision=None)
     try:
         repository = request.repository()
         snapshot = find_snapshot(repository, request.revision) if repository is not None else None

@@ -3,16 +3,17 @@
 same dtype      the stored bytes are the checkpoint's
 converted       they are what converting the checkpoint's values gives again, bit for bit
 packed          q·k·v and gate·up: the members' bytes one after the other
-int8            every dequantised value is within half a scale of the checkpoint's
+int8            every scale is finite and positive, every dequantised value within half a scale of the checkpoint's
 
-Nothing is held in memory but blocks. What differs is described by norm and correlation, and by what it is instead, where that can be told.
+All of them, in every graph, have the checkpoint's shape. Nothing is held in memory but blocks. What differs is described by norm and correlation,
+and by what it is instead, where that can be told.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Hashable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -31,13 +32,13 @@ from exporter.blocks import STORED_DTYPES, joined_rows, tensor_blocks
 from exporter.checkpoints import Checkpoint
 from exporter.diagnosis import describe
 from exporter.stored_rows import read_rows
-from exporter.weights import ROTARY_COS, ROTARY_SIN, rotary_blocks
+from exporter.weights import ROTARY, rotary_blocks, rotary_shape
 
 Report = dict[str, Any]
 COMPLETE = ("traced", "fused", "int8")
 """Stages whose every initializer is known, and which use every weight; another scheme may change what it likes."""
 LEVELS, SCALE = "_int8", "_scale"
-ROTARY = (ROTARY_COS, ROTARY_SIN)
+HALF = 0.5 + 1e-3
 
 
 def audit_artifact(
@@ -60,7 +61,8 @@ def audit_artifact(
         progress: told what is read.
 
     Returns:
-        passed, compared, not_compared, failed [{graph, tensor, reason}], bytes_by_dtype, duplicated_bytes, orphaned_bytes.
+        passed (None where nothing is wrong and there was no checkpoint to compare with), compared, not_compared, failed [{graph, tensor, reason}],
+        bytes_by_dtype, duplicated_bytes, orphaned_bytes.
     """
     config, dtype = LlamaConfig(**model["config"]), model["dtype"]
     names = list(graphs)
@@ -73,19 +75,20 @@ def audit_artifact(
     if checkpoint is not None:
         for graph in names:
             failed += [(graph, name, "is not in the graph") for name in _missing(graph, weights[graph], checkpoint, config)]
-        auditor = Auditor(artifact, checkpoint, dtype, {weight.name: weight for weight in every}, written)
-        distinct = {(weight.name, weight.file, weight.offset): weight for weight in every}
-        broken = {(graph, name) for graph, name, _ in failed}
-        for done, weight in enumerate(distinct.values()):
-            progress(f"comparing {weight.file}", done, len(distinct))
-            if (weight.graph, weight.name) in broken:
+        auditor = Auditor(artifact, checkpoint, dtype, {(weight.graph, weight.name): weight for weight in every}, written)
+        broken, judged = {(graph, name) for graph, name, _ in failed}, set[Hashable]()
+        for done, weight in enumerate(every):
+            progress(f"comparing {weight.file}", done, len(every))
+            key = auditor.what_is_judged(weight)
+            if (weight.graph, weight.name) in broken or key in judged:
                 continue
+            judged.add(key)
             verdict = auditor.judge(weight)
             compared, skipped = compared + (verdict is not None), skipped + (verdict is None)
             if verdict:
                 failed.append((weight.graph, weight.name, verdict))
     return {
-        "passed": not failed,
+        "passed": False if failed else True if checkpoint is not None else None,
         "compared": compared,
         "not_compared": len(every) if checkpoint is None else skipped,
         "failed": [{"graph": graph, "tensor": name, "reason": reason} for graph, name, reason in failed],
@@ -95,13 +98,18 @@ def audit_artifact(
 
 @dataclass
 class Auditor:
-    """Compares weights with a checkpoint; ``by_name`` finds the scale that belongs to a quantised weight."""
+    """Compares weights with a checkpoint; ``by_name``, by graph and name, finds the scale that belongs to a quantised weight."""
 
     artifact: Path
     checkpoint: Checkpoint
     dtype: Dtype
-    by_name: dict[str, GraphWeight]
+    by_name: dict[tuple[str, str], GraphWeight]
     written: Mapping[str, StoredTensor] | None
+
+    def what_is_judged(self, weight: GraphWeight) -> Hashable:
+        """Equal for weights of two graphs where one verdict is both's: all that they declare, and their scale."""
+        scale = self._scale_of(weight)
+        return stage_of(weight.graph) in COMPLETE, replace(weight, graph=""), scale and replace(scale, graph="")
 
     def judge(self, weight: GraphWeight) -> str | None:
         """Empty where the weight is the checkpoint's, why not where it is not, None where there is nothing to compare it with."""
@@ -112,12 +120,27 @@ class Auditor:
             return "is no weight of the checkpoint" if known else None
         if weight.inside:
             return "lies inside the graph, not in weights/"
+        shape = self._shape(base, parts)
         if weight.name == base + SCALE:
-            return ""  # judged with its levels
+            shape = shape[:1]  # its values are judged with its levels
+        if weight.shape != shape:
+            return f"is {list(weight.shape)} in the graph and {list(shape)} in the checkpoint"
+        if weight.name == base + SCALE:
+            return "" if (weight.graph, base + LEVELS) in self.by_name else "is a scale of nothing"
         try:
             return self._compare(weight, base, parts)
         except ToolkitError as error:
             return str(error)
+
+    def _shape(self, base: str, parts: tuple[str, ...]) -> tuple[int, ...]:
+        """What a weight made of these must have: the rows of all of them."""
+        if base in ROTARY:
+            return rotary_shape(self.checkpoint.config)
+        shapes = [self.checkpoint.shapes[part] for part in parts]
+        return (sum(shape[0] for shape in shapes), *shapes[0][1:])
+
+    def _scale_of(self, weight: GraphWeight) -> GraphWeight | None:
+        return self.by_name.get((weight.graph, weight.name.removesuffix(LEVELS) + SCALE)) if weight.name.endswith(LEVELS) else None
 
     def _compare(self, weight: GraphWeight, base: str, parts: tuple[str, ...]) -> str:
         if self.written is not None:
@@ -125,7 +148,7 @@ class Auditor:
             ends = (places[0].file, places[0].offset, sum(place.length for place in places)) if len(places) == len(parts) else None
             return "" if ends == (weight.file, weight.offset, weight.length) else "does not lie where it was written"
         if weight.name != base:
-            return self._within_scale(weight, base, parts)
+            return self._within_scale(weight, parts)
         return "" if self._equal(weight, parts) else describe(self.artifact, weight, self.checkpoint, parts)
 
     def _equal(self, weight: GraphWeight, parts: tuple[str, ...]) -> bool:
@@ -137,21 +160,26 @@ class Auditor:
 
     def _expected(self, weight: GraphWeight, parts: tuple[str, ...]) -> Iterator[memoryview]:
         if weight.name in ROTARY:
-            yield list(rotary_blocks(self.checkpoint.config, self.dtype))[ROTARY.index(weight.name)]
+            yield from rotary_blocks(self.checkpoint.config, self.dtype, weight.name)
             return
         for name in parts:
             yield from tensor_blocks(self.checkpoint, StoredTensor(name, "", weight.dtype, self.checkpoint.shapes[name], 0, 0), self.dtype)
 
-    def _within_scale(self, weight: GraphWeight, base: str, parts: tuple[str, ...]) -> str:
-        """Half a scale, and what float32 loses in the comparison."""
-        scale = read_rows(self.artifact, self.by_name[base + SCALE], 0, weight.shape[0]).astype(np.float32)
+    def _within_scale(self, weight: GraphWeight, parts: tuple[str, ...]) -> str:
+        """Half a scale, and what float32 loses in the comparison; written so that NaN anywhere fails."""
+        place = self._scale_of(weight)
+        if place is None or place.shape != weight.shape[:1]:
+            return f"has {'no scale' if place is None else f'a scale of {list(place.shape)}'}"
+        scale = read_rows(self.artifact, place, 0, weight.shape[0]).astype(np.float32)
+        if not np.all(np.isfinite(scale) & (scale > 0)):
+            return f"{int(np.sum(~(np.isfinite(scale) & (scale > 0))))} of {scale.size} scales are not finite and positive"
         start, worst = 0, 0.0
         for rows in joined_rows(self.checkpoint, parts):
             stop = start + rows.shape[0]
             step = scale[start:stop, None]
             error = np.abs(read_rows(self.artifact, weight, start, stop) * step - rows.to(torch.float32).numpy())
-            worst, start = max(worst, float((error / step).max())), stop
-        return "" if worst <= 0.5 + 1e-3 else f"a dequantised value is {worst:.3g} scales from the checkpoint's; half a scale is the limit"
+            worst, start = float(np.maximum(worst, (error / step).max())), stop  # np.maximum keeps NaN
+        return "" if worst <= HALF else f"a dequantised value is {worst:.3g} scales from the checkpoint's; half a scale is the limit"
 
 
 def stage_of(graph: str) -> str:

@@ -25,11 +25,16 @@ def rotary_tables(config: LlamaConfig, dtype: torch.dtype) -> tuple[Tensor, Tens
     Returns:
         cos, sin: [max_position_embeddings, D/2] ``dtype``; angles in float32, then rounded, as Hugging Face does.
     """
+    positions = range(config.max_position_embeddings)
+    return rotary_rows(config, torch.cos, positions).to(dtype), rotary_rows(config, torch.sin, positions).to(dtype)
+
+
+def rotary_rows(config: LlamaConfig, function: Callable[[Tensor], Tensor], positions: range) -> Tensor:
+    """Rows of one table, before they are rounded: ``function`` is torch.cos or torch.sin; [len(positions), D/2] float32."""
     scaling = config.rope_scaling
     attention_factor = 1.0 if scaling is None or scaling.attention_factor is None else scaling.attention_factor
-    positions = torch.arange(config.max_position_embeddings, dtype=torch.float32, device="cpu")
-    angles = torch.outer(positions, inverse_frequencies(config))
-    return (angles.cos() * attention_factor).to(dtype), (angles.sin() * attention_factor).to(dtype)
+    steps = torch.arange(positions.start, positions.stop, dtype=torch.float32, device="cpu")
+    return function(torch.outer(steps, inverse_frequencies(config))) * attention_factor
 
 
 def inverse_frequencies(config: LlamaConfig) -> Tensor:

@@ -6,7 +6,9 @@ Every block is read back once it is written, and a file that an interrupted expo
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import groupby
+from itertools import chain, groupby
+
+import torch
 
 from artifact.config import LlamaConfig
 from artifact.io_spec import Dtype
@@ -14,22 +16,22 @@ from artifact.layout import weight_files
 from artifact.steps import StepContext
 from artifact.tensor_file import CHECKSUMS, StoredTensor, WeightsMode, checksums_json, plan_tensors
 from artifact.tensor_store import store_tensors
-from exporter.blocks import STORED_DTYPES, as_bytes, tensor_blocks
+from exporter.blocks import ROW_BYTES, STORED_DTYPES, Tally, as_bytes, tensor_blocks
 from exporter.checkpoints import Checkpoint
 from exporter.checkpoints.protocol import InFiles
 from exporter.in_place import hash_in_place, places_of
-from exporter.rope import rotary_tables
-from exporter.trace import TORCH_DTYPES
+from exporter.rope import rotary_rows
 
 ROTARY_FILE = "weights/rotary.safetensors"
 ROTARY_COS, ROTARY_SIN = "model.rotary_emb.cos", "model.rotary_emb.sin"
+ROTARY = {ROTARY_COS: torch.cos, ROTARY_SIN: torch.sin}
+"""Table → the function of the angles that it holds."""
 
 
 def plan_weights(config: LlamaConfig, dtype: Dtype) -> dict[str, tuple[bytes, list[StoredTensor]]]:
     """File → its header and where every tensor will lie; a pure function of the model's shape."""
     stored = STORED_DTYPES[dtype]
-    table = (config.max_position_embeddings, config.head_dim // 2)
-    shapes: dict[str, dict[str, tuple[int, ...]]] = {**weight_files(config), ROTARY_FILE: {ROTARY_COS: table, ROTARY_SIN: table}}
+    shapes: dict[str, dict[str, tuple[int, ...]]] = {**weight_files(config), ROTARY_FILE: dict.fromkeys(ROTARY, rotary_shape(config))}
     return {file: plan_tensors(file, {name: (stored, shape) for name, shape in tensors.items()}) for file, tensors in shapes.items()}
 
 
@@ -49,7 +51,8 @@ def write_weights(step: StepContext, checkpoint: Checkpoint, dtype: Dtype, weigh
             written += hash_in_place(checkpoint, planned, dtype, step.progress)
             continue
         step.progress(f"writing {file}", done, len(files))
-        source = rotary_blocks(checkpoint.config, dtype) if file == ROTARY_FILE else _weights(checkpoint, planned, dtype)
+        blocks = (rotary_blocks(checkpoint.config, dtype, name) for name in ROTARY)
+        source = chain.from_iterable(blocks) if file == ROTARY_FILE else _weights(checkpoint, planned, dtype)
         written += store_tensors(step, file, header, planned, source)
     with step.write(CHECKSUMS) as temporary:
         temporary.write_text(checksums_json(written), encoding="utf-8")
@@ -66,10 +69,22 @@ def planned_files(checkpoint: Checkpoint, dtype: Dtype, weights: WeightsMode = "
     return {file: (None, list(tensors)) for file, tensors in groupby(own, key=lambda tensor: tensor.file)} | {ROTARY_FILE: planned[ROTARY_FILE]}
 
 
-def rotary_blocks(config: LlamaConfig, dtype: Dtype) -> Iterator[memoryview]:
-    """The bytes of the cosine and the sine table."""
-    for table in rotary_tables(config, TORCH_DTYPES[dtype]):
-        yield as_bytes(table.contiguous())
+def rotary_shape(config: LlamaConfig) -> tuple[int, int]:
+    """Of the cosine and of the sine table."""
+    return config.max_position_embeddings, config.head_dim // 2
+
+
+def rotary_blocks(config: LlamaConfig, dtype: Dtype, name: str) -> Iterator[memoryview]:
+    """The bytes of one table, some positions at a time.
+
+    Raises:
+        ExportError: the config's scaling gives NaN, Inf, or values that the dtype can't hold.
+    """
+    positions, pairs = rotary_shape(config)
+    tally, step = Tally(name, dtype, origin="as the config's rope scaling gives them"), max(1, ROW_BYTES // (4 * pairs))
+    for start in range(0, positions, step):
+        yield as_bytes(tally.add(rotary_rows(config, ROTARY[name], range(start, min(start + step, positions)))))
+    tally.judge()
 
 
 def _weights(checkpoint: Checkpoint, planned: list[StoredTensor], dtype: Dtype) -> Iterator[memoryview]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from artifact.manifest import read_manifest
 from artifact.tensor_file import StoredTensor, plan_tensors, read_checksums, write_tensors
 from commands.export import ExportOptions, export
 from commands.graphs import fuse, quantize
+from commands.summary import summarize
 from commands.verify import verify_artifact
 from exporter.audit import audit_artifact
 from exporter.checkpoints import CheckpointRequest, open_checkpoint
@@ -25,6 +27,7 @@ from exporter.checkpoints import CheckpointRequest, open_checkpoint
 pytestmark = pytest.mark.trace
 Q1 = "model.layers.1.self_attn.q_proj.weight"
 GATE0, GATE1 = "model.layers.0.mlp.gate_proj.weight", "model.layers.1.mlp.gate_proj.weight"
+ABOUT = {"path": "art", "kind": "artifact folder"}
 GRAPHS = ("traced.onnx", "fused.onnx", "int8.onnx")
 
 
@@ -218,13 +221,71 @@ def test_an_int8_weight_beyond_its_error_bound_is_found(artifact: Path, tiny_che
     assert "scales from the checkpoint's; half a scale is the limit" in found[name]
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, -1.0, 0.0])
+def test_a_scale_that_is_no_scale_is_found(artifact: Path, tiny_checkpoint: Path, value: float) -> None:
+    name = "model.layers.1.mlp.down_proj.weight"
+    scale = read_checksums(artifact, "weights/int8-checksums.json")[f"{name}_scale"]
+    raw = bytearray((artifact / scale.file).read_bytes())
+    raw[scale.offset + 2 : scale.offset + 4] = np.float16(value).tobytes()
+    (artifact / scale.file).write_bytes(raw)
+    rows = scale.shape[0]
+    assert reasons(audit(artifact, tiny_checkpoint)) == {f"{name}_int8": f"1 of {rows} scales are not finite and positive"}
+
+
+def test_a_scale_of_another_length_is_found(artifact: Path, tiny_checkpoint: Path) -> None:
+    name = "model.layers.1.mlp.down_proj.weight_scale"
+    place = read_checksums(artifact, "weights/int8-checksums.json")[name]
+    repoint(artifact, "int8.onnx", {name: replace(place, shape=(8,), length=16)})
+    found = reasons(audit(artifact, tiny_checkpoint))
+    assert "is [8] in the graph and [32] in the checkpoint" in found[name]
+    assert found["model.layers.1.mlp.down_proj.weight_int8"] == "has a scale of [8]"
+
+
+@pytest.mark.parametrize("written", [False, True])
+def test_a_weight_declared_transposed_over_the_same_bytes_is_found(artifact: Path, tiny_checkpoint: Path, written: bool) -> None:
+    stored = read_checksums(artifact)
+    name = "model.layers.1.self_attn.k_proj.weight"
+    repoint(artifact, "traced.onnx", {name: replace(stored[name], shape=stored[name].shape[::-1])})
+    checkpoint, model = open_checkpoint(str(tiny_checkpoint)), read_manifest(artifact)["model"]
+    found = reasons(audit_artifact(artifact, model, ["traced.onnx"], checkpoint, written=stored if written else None))
+    rows, columns = stored[name].shape
+    assert found[name] == f"is {[columns, rows]} in the graph and {[rows, columns]} in the checkpoint"
+
+
+def test_a_weight_with_rows_too_many_is_found(artifact: Path, tiny_checkpoint: Path) -> None:
+    """The rows behind q_proj are k_proj's."""
+    place = read_checksums(artifact)[Q1]
+    rows, columns = place.shape
+    repoint(artifact, "traced.onnx", {Q1: replace(place, shape=(rows + 16, columns), length=place.length + 32 * columns)})
+    assert reasons(audit(artifact, tiny_checkpoint)) == {Q1: f"is {[rows + 16, columns]} in the graph and {[rows, columns]} in the checkpoint"}
+
+
+def test_every_graph_is_held_to_the_shape(artifact: Path, tiny_checkpoint: Path) -> None:
+    """A weight that a graph before it declares as it should be."""
+    place = read_checksums(artifact)[name := "model.embed_tokens.weight"]
+    repoint(artifact, "fused.onnx", {name: replace(place, shape=place.shape[::-1])})
+    failed = audit(artifact, tiny_checkpoint)["failed"]
+    assert [(entry["graph"], entry["tensor"]) for entry in failed] == [("fused.onnx", name)]
+
+
+def test_a_packed_weight_of_another_shape_is_found(artifact: Path, tiny_checkpoint: Path) -> None:
+    stored = read_checksums(artifact)
+    parts = [stored[f"model.layers.0.self_attn.{part}_proj.weight"] for part in "qkv"]
+    rows, columns = sum(part.shape[0] for part in parts), parts[0].shape[1]
+    place = replace(parts[0], shape=(columns, rows), length=sum(part.length for part in parts))
+    repoint(artifact, "fused.onnx", {"model.layers.0.self_attn.qkv_proj.weight": place})
+    found = reasons(audit(artifact, tiny_checkpoint))
+    assert found["model.layers.0.self_attn.qkv_proj.weight"] == f"is {[columns, rows]} in the graph and {[rows, columns]} in the checkpoint"
+
+
 def test_without_its_checkpoint_the_census_is_still_taken(artifact: Path) -> None:
     report = audit(artifact, None)
-    assert report["passed"] is True
+    assert report["passed"] is None
     assert report["compared"] == 0
     assert report["not_compared"] > 0
     (artifact / "weights" / "old.data").write_bytes(bytes(1000))
-    assert audit(artifact, None)["orphaned_bytes"] == 1000
+    report = audit(artifact, None)
+    assert (report["orphaned_bytes"], report["passed"]) == (1000, False)
 
 
 class TestVerify:
@@ -245,9 +306,13 @@ class TestVerify:
         manifest = read_manifest(artifact)
         manifest["model"]["request"]["source"] = str(tmp_path / "moved")
         report = verify_artifact(artifact, manifest, lambda *_: None)
-        assert report["passed"] is True
+        assert report["passed"] is None
+        assert report["audit"]["compared"] == 0
         assert "compared with nothing" in report["not_verified"][0]
         assert "no such file or folder" in report["not_verified"][0]
+        assert any(("passed", "nothing is broken; not all could be checked") in sheet.rows for sheet in summarize("inspect", report | ABOUT))
+        (artifact / "fused.onnx").unlink()
+        assert verify_artifact(artifact, manifest, lambda *_: None)["passed"] is False
 
     def test_says_that_the_checkpoint_is_another_one_now(self, artifact: Path, make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
         manifest = read_manifest(artifact)

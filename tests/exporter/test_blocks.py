@@ -82,6 +82,43 @@ def test_a_matrix_that_float16_rounds_to_nothing_is_refused(opened: Callable[...
         stored(checkpoint)
 
 
+def test_float32_too_small_to_be_squared_is_refused(opened: Callable[..., Checkpoint]) -> None:
+    """The square of 1e-25 is 0 in float32."""
+    checkpoint = opened(torch.float32, lambda tensors: tensors[NAME].fill_(1e-25))
+    with pytest.raises(ExportError, match=r"up_proj\.weight: fp16 loses its values \(correlation 0\.0000"):
+        stored(checkpoint)
+    assert len(stored(checkpoint, "fp32")) == 4 * 1536
+
+
+@pytest.mark.parametrize("source", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("zeros", [0, 100, 1500])
+def test_rows_that_are_lost_beside_others_are_no_loss(opened: Callable[..., Checkpoint], source: torch.dtype, zeros: int) -> None:
+    """Padding of an embedding: rows of nothing, and of noise that float16 can't hold."""
+
+    def pad(tensors: dict[str, torch.Tensor]) -> None:
+        tensors[NAME].flatten()[:zeros] = 0
+        tensors[NAME].flatten()[768:1200] *= 1e-8
+
+    assert len(stored(opened(source, pad))) == 2 * 1536
+
+
+@pytest.mark.parametrize("size", [1.0, 1e-3, 2.0**-14, 3e-5, 1e-5, 1e-6, 3e-7, 1e-7, 1e-9])
+def test_sample_shows_no_more_than_all_products_do(size: float) -> None:
+    """The correlation of a tally is never above that of all values, beyond what KEPT_SQUARE allows."""
+    rows = torch.randn(64, 512, generator=torch.Generator().manual_seed(0)) * size
+    tally = blocks.Tally("x", "fp16")
+    before, after = rows.double().flatten(), tally.add(rows).double().flatten()
+    exact = float(before @ after) / max(float(before.norm() * after.norm()), 1e-300)
+    assert tally.correlation <= exact + 2.0**-20
+    assert (tally.correlation >= blocks.MIN_CORRELATION) == (exact >= blocks.MIN_CORRELATION)
+
+
+def test_bfloat16_by_way_of_float32_is_the_direct_conversion() -> None:
+    every = torch.arange(-(1 << 15), 1 << 15, dtype=torch.int32).to(torch.int16).view(torch.bfloat16)
+    every = every[~every.isnan()]
+    assert torch.equal(blocks.convert(every, torch.float16), every.to(torch.float16))
+
+
 def test_a_matrix_of_zeros_is_the_checkpoints_own_affair(opened: Callable[..., Checkpoint]) -> None:
     assert stored(opened(torch.bfloat16, lambda tensors: tensors[NAME].zero_())) == bytes(2 * 1536)
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.torch import load_file, save_file
@@ -22,6 +27,7 @@ from commands.verify import verify_artifact
 from exporter.checkpoints import CheckpointRequest
 from validation.checksums import verify_checksums
 
+ROOT = Path(__file__).resolve().parents[2]
 REFERENCE, NONE, COPY = ExportOptions(weights="reference"), ExportOptions(weights="none"), ExportOptions()
 
 
@@ -93,6 +99,79 @@ def test_force_never_alters_a_checkpoints_own_folder(folder: Path, make_checkpoi
     assert {name: raw for name, raw in files(folder).items() if name not in ours} == {name: raw for name, raw in before.items() if name not in ours}
 
 
+def flip(path: Path, at: int) -> None:
+    raw = bytearray(path.read_bytes())
+    raw[at] ^= 1
+    path.write_bytes(raw)
+
+
+def verified(folder: Path) -> dict[str, Any]:
+    return verify_artifact(folder, read_manifest(folder), lambda *_: None)
+
+
+@pytest.mark.trace
+def test_verify_finds_a_bit_of_a_shard_outside_the_fingerprints_sample(make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path / "wide", vocab_size=4096)
+    use(folder)
+    assert verified(folder)["passed"] is True
+    flip(folder / "model.safetensors", (place := read_checksums(folder)["model.embed_tokens.weight"]).offset)
+    assert place.length > 4096
+    report = verified(folder)
+    assert report["passed"] is False
+    assert report["broken"] == ["model.safetensors: model.embed_tokens.weight is not what was exported"]
+
+
+@pytest.mark.trace
+def test_verify_finds_that_the_folder_is_another_checkpoint_now(folder: Path, tmp_path: Path) -> None:
+    use(folder)
+    moved = folder.rename(tmp_path / "moved")
+    assert verified(moved)["passed"] is True
+    config = moved / "config.json"
+    config.write_text(config.read_text().replace("1e-05", "1e-06").replace("1e-5", "1e-6"))
+    report = verified(moved)
+    assert report["passed"] is False
+    assert "is another checkpoint now" in report["broken"][0]
+    (moved / "model.safetensors").unlink()
+    assert "model.safetensors is missing" in verified(moved)["broken"]
+
+
+@pytest.mark.trace
+def test_reference_of_changed_shards_is_exported_again_with_force(folder: Path) -> None:
+    use(folder)
+    flip(folder / "model.safetensors", -1)
+    with pytest.raises(ArtifactError, match="is another checkpoint now than the one that was exported") as caught:
+        use(folder)
+    assert "--force" in (caught.value.hint or "")
+    use(folder, force=True)
+    assert verified(folder)["passed"] is True
+
+
+KILLED = """
+import os, signal, sys
+import exporter.weights
+from commands.export import ExportOptions, export
+from exporter.checkpoints import CheckpointRequest
+exporter.weights.hash_in_place = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+export(CheckpointRequest(sys.argv[1]), None, ExportOptions(weights="reference"))
+"""
+
+
+@pytest.mark.trace
+def test_a_killed_reference_leaves_the_checkpoint_closed_to_others(
+    folder: Path, make_checkpoint: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, other = files(folder), make_checkpoint(tmp_path / "other", seed=1)
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(folder)], cwd=ROOT, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert json.loads((folder / "unfinished-export.json").read_text())["wanted"]["options"]["weights"] == "reference"
+    for force in (False, True):
+        with pytest.raises(ArtifactError, match=r"not an artifact folder \(it holds config\.json\)"):
+            use(other, COPY, folder, force=force)
+    assert {name: raw for name, raw in files(folder).items() if name in before} == before
+    use(folder)
+    assert files(folder).keys() - before.keys() == {"traced.onnx", "manifest.json", "weights/checksums.json", "weights/rotary.safetensors"}
+
+
 @pytest.mark.trace
 def test_a_users_hidden_files_stay(folder: Path) -> None:
     for name in (".lock", ".tmp-notes", ".gitattributes"):
@@ -110,7 +189,7 @@ def test_a_strangers_journal_deletes_nothing(folder: Path, tmp_path: Path) -> No
     names = ["model.safetensors", "config.json", "../victim.txt", str(victim)]
     entry = '{"size": 1, "mtime_ns": 1, "sha256": "x"}'
     entries = ", ".join(f'"{name}": {entry}' for name in names)
-    (folder / "unfinished-export.json").write_text(f'{{"wanted": {{}}, "files": {{{entries}}}}}')
+    (folder / "unfinished-export.json").write_text(f'{{"wanted": {{}}, "files": {{{entries}}}, "writing": ["{names[0]}", "{names[1]}"]}}')
     before = files(folder)
     tensors = load_file(folder / "model.safetensors")
     tensors["model.norm.weight"][0] = float("nan")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,13 +15,16 @@ from blake3 import blake3
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from artifact.config import LlamaConfig
 from artifact.errors import ExportError
+from artifact.io_spec import Dtype
 from artifact.layout import tensor_shapes
 from artifact.steps import StepContext
 from artifact.tensor_file import read_checksums
+from exporter.blocks import ROW_BYTES
 from exporter.checkpoints import open_checkpoint
 from exporter.rope import rotary_tables
-from exporter.weights import ROTARY_COS, plan_weights, write_weights
+from exporter.weights import ROTARY_COS, ROTARY_SIN, plan_weights, rotary_blocks, write_weights
 
 
 def test_written_weights_are_the_checkpoints(tiny_checkpoint: Path, tmp_path: Path) -> None:
@@ -48,6 +53,34 @@ def test_rotary_tables_are_stored_as_the_model_uses_them(tiny_checkpoint: Path, 
     write_weights(StepContext(tmp_path), checkpoint, "fp16")
     with safe_open(tmp_path / "weights" / "rotary.safetensors", "pt") as file:
         assert torch.equal(file.get_tensor(ROTARY_COS), rotary_tables(checkpoint.config, torch.float16)[0])
+
+
+@pytest.mark.parametrize(("dtype", "word"), [(torch.float16, "fp16"), (torch.float32, "fp32")])
+def test_rotary_tables_are_made_some_positions_at_a_time(tiny_checkpoint: Path, dtype: torch.dtype, word: Dtype) -> None:
+    config = replace(open_checkpoint(str(tiny_checkpoint)).config, head_dim=128, max_position_embeddings=50_001)
+    for name, table in zip((ROTARY_COS, ROTARY_SIN), rotary_tables(config, dtype), strict=True):
+        blocks = [bytes(block) for block in rotary_blocks(config, word, name)]
+        assert len(blocks) > 1
+        assert max(map(len, blocks)) <= ROW_BYTES
+        assert b"".join(blocks) == bytes(table.numpy().data.cast("B"))
+
+
+@pytest.mark.parametrize(
+    ("scaling", "reason"),
+    [
+        (
+            {"rope_type": "yarn", "factor": 2.0, "attention_factor": 1e5, "original_max_position_embeddings": 32},
+            r"rotary_emb\.cos: .* overflow fp16 \(largest 100000",
+        ),
+        ({"rope_type": "linear", "factor": 1e-39}, r"rotary_emb\.cos: .* are NaN or Inf as the config's rope scaling gives them"),
+    ],
+)
+def test_rotary_tables_that_are_no_numbers_are_refused(tiny_checkpoint: Path, tmp_path: Path, scaling: dict[str, Any], reason: str) -> None:
+    checkpoint = open_checkpoint(str(tiny_checkpoint))
+    config = LlamaConfig.from_hf(checkpoint.config.to_hf() | {"rope_parameters": scaling | {"rope_theta": 10000.0}})
+    with pytest.raises(ExportError, match=reason):
+        write_weights(StepContext(tmp_path), replace(checkpoint, config=config), "fp16")  # type: ignore[type-var]
+    assert not (tmp_path / "weights" / "rotary.safetensors").exists()
 
 
 def test_nothing_that_looks_whole_is_left_when_a_tensor_is_bad(make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
