@@ -3,7 +3,7 @@
 same dtype      the stored bytes are the checkpoint's
 converted       they are what converting the checkpoint's values gives again, bit for bit
 packed          q·k·v and gate·up: the members' bytes one after the other
-int8            every scale is finite and positive, every dequantised value within half a scale of the checkpoint's
+int8            every scale is finite and positive, every dequantised value within half a scale of the checkpoint's in the artifact's dtype
 
 All of them, in every graph, have the checkpoint's shape. Nothing is held in memory but blocks. What differs is described by norm and correlation,
 and by what it is instead, where that can be told.
@@ -28,10 +28,11 @@ from artifact.io_spec import Dtype
 from artifact.layout import PACKED, layer_of
 from artifact.progress import Progress, silent
 from artifact.tensor_file import StoredTensor
-from exporter.blocks import STORED_DTYPES, joined_rows, tensor_blocks
+from exporter.blocks import STORED_DTYPES, convert, joined_rows, tensor_blocks
 from exporter.checkpoints import Checkpoint
 from exporter.diagnosis import describe
 from exporter.stored_rows import read_rows
+from exporter.trace import TORCH_DTYPES
 from exporter.weights import ROTARY, rotary_blocks, rotary_shape
 
 Report = dict[str, Any]
@@ -166,7 +167,7 @@ class Auditor:
             yield from tensor_blocks(self.checkpoint, StoredTensor(name, "", weight.dtype, self.checkpoint.shapes[name], 0, 0), self.dtype)
 
     def _within_scale(self, weight: GraphWeight, parts: tuple[str, ...]) -> str:
-        """Half a scale, and what float32 loses in the comparison; written so that NaN anywhere fails."""
+        """Half a scale of the weight in the artifact's dtype, and what float32 loses in the comparison; written so that NaN anywhere fails."""
         place = self._scale_of(weight)
         if place is None or place.shape != weight.shape[:1]:
             return f"has {'no scale' if place is None else f'a scale of {list(place.shape)}'}"
@@ -177,7 +178,7 @@ class Auditor:
         for rows in joined_rows(self.checkpoint, parts):
             stop = start + rows.shape[0]
             step = scale[start:stop, None]
-            error = np.abs(read_rows(self.artifact, weight, start, stop) * step - rows.to(torch.float32).numpy())
+            error = np.abs(read_rows(self.artifact, weight, start, stop) * step - convert(rows, TORCH_DTYPES[self.dtype]).to(torch.float32).numpy())
             worst, start = float(np.maximum(worst, (error / step).max())), stop  # np.maximum keeps NaN
         return "" if worst <= HALF else f"a dequantised value is {worst:.3g} scales from the checkpoint's; half a scale is the limit"
 

@@ -318,3 +318,32 @@ class TestVerify:
         manifest = read_manifest(artifact)
         manifest["model"]["request"]["source"] = str(make_checkpoint(tmp_path / "other", seed=1))
         assert "is another checkpoint now" in verify_artifact(artifact, manifest, lambda *_: None)["not_verified"][0]
+
+
+def test_int8_of_a_float32_checkpoint_is_judged_by_what_float16_made_of_it(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """Rounding to float16 comes before quantisation: a value beside a step's edge may lie beyond half a scale of the float32 one."""
+    folder = tmp_path / "float32"
+    shutil.copytree(tiny_checkpoint, folder)
+    rng = np.random.default_rng(0)
+    tensors = {name: values.astype(np.float32) for name, values in load_file(folder / "model.safetensors").items()}
+    tensors = {name: (values * (1 + rng.uniform(-4e-4, 4e-4, values.shape))).astype(np.float32) for name, values in tensors.items()}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    out, _ = export(CheckpointRequest(str(folder)), tmp_path / "art", ExportOptions())
+    fuse(out)
+    quantize(out)
+    levels = [weight for weight in read_checksums(out, "weights/int8-checksums.json").values() if weight.name.endswith("_int8")]
+    beyond = sum(_worst_error(out, weight.name, tensors) > 0.501 for weight in levels if "down_proj" in weight.name or "o_proj" in weight.name)
+    assert beyond > 0
+    assert reasons(audit(out, folder)) == {}
+
+
+def _worst_error(artifact: Path, name: str, tensors: dict[str, NDArray[np.float32]]) -> float:
+    """Of a dequantised weight against the float32 one, in scales."""
+    stored = read_checksums(artifact, "weights/int8-checksums.json")
+    scale_name = name.removesuffix("_int8") + "_scale"
+    values = {
+        one: np.fromfile(artifact / stored[one].file, kind, offset=stored[one].offset, count=int(np.prod(stored[one].shape)))
+        for one, kind in ((name, np.int8), (scale_name, np.float16))
+    }
+    levels, scale = values[name].reshape(stored[name].shape).astype(np.float32), values[scale_name].astype(np.float32)[:, None]
+    return float((np.abs(levels * scale - tensors[name.removesuffix("_int8")]) / scale).max())
