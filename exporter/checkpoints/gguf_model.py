@@ -23,7 +23,7 @@ from exporter.checkpoints.fingerprint import fingerprint_files, state_of
 from exporter.checkpoints.gguf_config import config_from_gguf
 from exporter.checkpoints.gguf_header import GgufHeader, GgufTensor, read_gguf_header
 from exporter.checkpoints.gguf_tokenizer import tokenizer_files
-from exporter.checkpoints.protocol import Write, folder_name
+from exporter.checkpoints.protocol import CheckpointFacts, Write, folder_name
 from exporter.checkpoints.vocabulary import model_notes
 from exporter.rope import INTERLEAVED, deinterleave
 
@@ -44,22 +44,12 @@ CHUNK_ELEMENTS = 1 << 20
 
 
 @dataclass(kw_only=True)
-class GgufCheckpoint:
+class GgufCheckpoint(CheckpointFacts):
     """A checked GGUF file; attributes as in ``Checkpoint``."""
 
-    source: str
-    name: str
     path: Path
     stored: dict[str, GgufTensor] = field(repr=False)
     sidecars: dict[str, str] = field(repr=False)
-    config: LlamaConfig
-    shapes: Mapping[str, tuple[int, ...]] = field(repr=False)
-    dtypes: Mapping[str, str] = field(repr=False)
-    dropped: list[str]
-    unknown_config_keys: list[str]
-    notes: list[str]
-    fingerprint: str
-    state: str
     format: str = "gguf"
 
     def read(self, name: str) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from exporter.checkpoints.census import check_tensors
 from exporter.checkpoints.file_tensor import TORCH_DTYPES, TensorFile
 from exporter.checkpoints.fingerprint import fingerprint_files, state_of
 from exporter.checkpoints.json_file import read_object
-from exporter.checkpoints.protocol import Place, Write, folder_name
+from exporter.checkpoints.protocol import CheckpointFacts, Place, Write, folder_name
 from exporter.checkpoints.quantised import refuse_quantised_config, refuse_quantised_tensors
 from exporter.checkpoints.shards import form_of, inside, open_shards
 from exporter.checkpoints.vocabulary import model_notes, tokenizer_size
@@ -36,22 +35,11 @@ NO_TOKENIZER = "the checkpoint has no tokenizer files: text needs them, the weig
 
 
 @dataclass(kw_only=True)
-class HuggingFaceCheckpoint:
+class HuggingFaceCheckpoint(CheckpointFacts):
     """A checked folder; attributes as in ``Checkpoint``."""
 
     folder: Path
     files: dict[str, TensorFile] = field(repr=False)
-    source: str
-    name: str
-    config: LlamaConfig
-    shapes: Mapping[str, tuple[int, ...]] = field(repr=False)
-    dtypes: Mapping[str, str] = field(repr=False)
-    dropped: list[str]
-    unknown_config_keys: list[str]
-    notes: list[str]
-    fingerprint: str
-    state: str
-    format: str
 
     def read(self, name: str) -> Tensor:
         """One weight as stored; KeyError for a name the model does not have."""

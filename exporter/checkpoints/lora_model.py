@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from artifact.config import LlamaConfig
 from artifact.errors import CheckpointError
 from exporter.checkpoints.fingerprint import fingerprint_files, state_of
 from exporter.checkpoints.lora_config import CONFIG, LoraConfig, read_lora_config
 from exporter.checkpoints.lora_tensors import Adapter, Factors, open_adapter
-from exporter.checkpoints.protocol import Checkpoint, Write, folder_name
+from exporter.checkpoints.protocol import Checkpoint, CheckpointFacts, Write, folder_name
 from exporter.checkpoints.request import local_path
 
 ROWS = 128
@@ -23,22 +21,11 @@ ROWS = 128
 
 
 @dataclass(kw_only=True)
-class LoraCheckpoint:
+class LoraCheckpoint(CheckpointFacts):
     """A checkpoint and an adapter; attributes as in ``Checkpoint``."""
 
     base: Checkpoint
     adapter: Adapter = field(repr=False)
-    source: str
-    name: str
-    config: LlamaConfig
-    shapes: Mapping[str, tuple[int, ...]] = field(repr=False)
-    dtypes: Mapping[str, str] = field(repr=False)
-    dropped: list[str]
-    unknown_config_keys: list[str]
-    notes: list[str]
-    fingerprint: str
-    state: str
-    format: str
 
     def read(self, name: str) -> Tensor:
         """One merged weight, float32 where the adapter adds to it; KeyError for a name the model does not have."""

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from torch import Tensor
 
-from artifact.config import LlamaConfig
 from artifact.errors import CheckpointError
 from artifact.layout import EMBEDDING, FINAL_NORM, LM_HEAD, layer_prefix
 from exporter.checkpoints.census import by_model_name, check_tensors
@@ -19,7 +18,7 @@ from exporter.checkpoints.file_tensor import TORCH_DTYPES
 from exporter.checkpoints.fingerprint import fingerprint_files, state_of
 from exporter.checkpoints.meta_config import LLAMA2_IDS, PARAMS, config_from_meta, read_params, unknown_params
 from exporter.checkpoints.meta_parts import MergedTensor, merge_parts, open_parts, refuse_copies
-from exporter.checkpoints.protocol import Write, folder_name
+from exporter.checkpoints.protocol import CheckpointFacts, Write, folder_name
 from exporter.checkpoints.shards import inside
 from exporter.checkpoints.vocabulary import model_notes, sentencepiece_size
 from exporter.rope import INTERLEAVED, deinterleave
@@ -49,22 +48,12 @@ NO_TOKENIZER = f"no {TOKENIZER} in the folder or the one above: text needs it, t
 
 
 @dataclass(kw_only=True)
-class MetaCheckpoint:
+class MetaCheckpoint(CheckpointFacts):
     """A checked folder; attributes as in ``Checkpoint``, and ``tokens``, the number that a SentencePiece tokenizer has."""
 
-    source: str
-    name: str
     tensors: dict[str, MergedTensor] = field(repr=False)
     tokenizer: Path | None
     tokens: int | None
-    config: LlamaConfig
-    shapes: Mapping[str, tuple[int, ...]] = field(repr=False)
-    dtypes: Mapping[str, str] = field(repr=False)
-    dropped: list[str]
-    unknown_config_keys: list[str]
-    notes: list[str]
-    fingerprint: str
-    state: str
     format: str = "meta"
 
     def read(self, name: str) -> Tensor:

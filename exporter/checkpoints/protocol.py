@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -66,6 +66,23 @@ class Checkpoint(Protocol):
     def write_sidecars(self, write: Write) -> list[str]:
         """Write config.json and the tokenizer files as real files; returns their relative paths."""
         ...
+
+
+@dataclass(kw_only=True)
+class CheckpointFacts:
+    """What every reader says about a checkpoint; attributes as in ``Checkpoint``."""
+
+    source: str
+    name: str
+    format: str
+    config: LlamaConfig
+    shapes: Mapping[str, tuple[int, ...]] = field(repr=False)
+    dtypes: Mapping[str, str] = field(repr=False)
+    dropped: list[str]
+    unknown_config_keys: list[str]
+    notes: list[str]
+    fingerprint: str
+    state: str
 
 
 @dataclass(frozen=True)

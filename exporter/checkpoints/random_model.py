@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from math import prod, sqrt
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from artifact.errors import CheckpointError
 from artifact.layout import EMBEDDING, tensor_shapes
 from artifact.presets import preset
 from exporter.checkpoints.huggingface import read_config_file
-from exporter.checkpoints.protocol import Write, folder_name
+from exporter.checkpoints.protocol import CheckpointFacts, Write, folder_name
 from exporter.checkpoints.random_values import fill, normal_table, stream
 
 RECIPE = "random-1"
@@ -31,20 +30,10 @@ NOT_A_MODEL = "random weights: the structure can be proven on them, the quality 
 
 
 @dataclass(kw_only=True)
-class RandomCheckpoint:
+class RandomCheckpoint(CheckpointFacts):
     """Made-up float16 weights; attributes as in ``Checkpoint``."""
 
     seed: int
-    source: str
-    name: str
-    config: LlamaConfig
-    shapes: Mapping[str, tuple[int, ...]] = field(repr=False)
-    dtypes: Mapping[str, str] = field(repr=False)
-    dropped: list[str]
-    unknown_config_keys: list[str]
-    notes: list[str]
-    fingerprint: str
-    state: str
     format: str = "random"
 
     def read(self, name: str) -> Tensor:
