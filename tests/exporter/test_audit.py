@@ -15,6 +15,7 @@ import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
+from artifact.errors import ArtifactError
 from artifact.manifest import read_manifest
 from artifact.tensor_file import StoredTensor, plan_tensors, read_checksums, write_tensors
 from commands.export import ExportOptions, export
@@ -347,3 +348,10 @@ def _worst_error(artifact: Path, name: str, tensors: dict[str, NDArray[np.float3
     }
     levels, scale = values[name].reshape(stored[name].shape).astype(np.float32), values[scale_name].astype(np.float32)[:, None]
     return float((np.abs(levels * scale - tensors[name.removesuffix("_int8")]) / scale).max())
+
+
+def test_quantize_names_a_weight_file_that_is_gone(artifact: Path) -> None:
+    (artifact / "weights" / "layer-001.safetensors").unlink()
+    with pytest.raises(ArtifactError, match=r"has no weights/layer-001\.safetensors") as caught:
+        quantize(artifact, force=True)
+    assert "cli.py export" in (caught.value.hint or "")
