@@ -1,7 +1,7 @@
 """A file that is written in one pass while its bytes are hashed: the caller makes a block, one thread hashes it, another writes what is collected.
 
 Past the page cache where the file system allows it (O_DIRECT): copying 13B's 26 GB through the cache would push everything else out of it, and costs
-the processor a third of what the hash does.
+the processor no less than the hash does (0.20 against 0.16 s/GiB).
 """
 
 from __future__ import annotations
