@@ -19,7 +19,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from artifact.errors import ToolkitError
-from commands.summary import Sheet, summarize
+from commands.sheet import Sheet
+from commands.summary import summarize
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported: spinning threads made it five times slower on shared cores
 

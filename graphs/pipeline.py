@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from typing import Any
 
 import onnx_ir as ir
@@ -18,7 +17,7 @@ from graphs import contract
 from graphs.cleanup import clean_up
 from graphs.fusions import attention, constant_shape, pack_gate_up, pack_qkv, rms_norm, rotary
 from graphs.passes import Fusion, run_passes
-from graphs.report import FusionReport, check_complete, count_operators
+from graphs.report import Before, FusionReport, check_complete
 
 logger = logging.getLogger(__name__)
 OUTPUTS = {"tensorrt": "fused.onnx"}
@@ -85,19 +84,19 @@ def fuse_model(
         FusionError: there is no such target, or a pass's claim does not hold.
     """
     fusions = _pipeline(target)
-    start, nodes_before, ops_before = time.perf_counter(), model.graph.num_nodes(), count_operators(model)
+    before = Before.of(model)
     rules = run_passes(model, fusions, config, own_layout=own_layout, progress=progress)
     clean_up(model)
-    seconds = round(time.perf_counter() - start, 3)
-    logger.info("fused %d nodes to %d in %.1f s", nodes_before, model.graph.num_nodes(), seconds)
-    return FusionReport(target, nodes_before, model.graph.num_nodes(), ops_before, count_operators(model), rules, seconds)
+    report = before.report(model, target, rules)
+    logger.info("fused %d nodes to %d in %.1f s", report.nodes_before, report.nodes_after, report.seconds)
+    return report
 
 
 def fuse_artifact(step: StepContext, *, target: str = "tensorrt", allow_partial: bool = False) -> dict[str, Any]:
     """Write ``fused.onnx`` from ``traced.onnx``; the weights stay where they are.
 
     Returns:
-        nodes_before, nodes_after, target, passed, seconds, rules, ops_before, ops_after.
+        nodes_before, nodes_after, target, passed, seconds, rules, ops_before, ops_after, layer_operators, needs_tensorrt.
 
     Raises:
         ParityMismatch: a rule fired another number of times than the model's shape says, and ``allow_partial`` is not given; nothing is written.

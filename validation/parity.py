@@ -65,6 +65,7 @@ def validate_artifact(
         "model": {**manifest["model"], "parameters": parameter_count(checkpoint.config)},
         "text": oracle.tokens.as_report(oracle.scored_tokens),
         "floor": oracle.floor.as_report() | {"check": tolerances.judge_reference(oracle.floor.mean_kl, oracle.floor.reason)},
+        "fusion": manifest["steps"].get("fuse", {}).get("report"),
         "stages": measured,
         "not_run": [*plans_not_run(engines), *unknown],
         "engines": engines,

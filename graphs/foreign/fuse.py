@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from graphs.foreign.save import save_graph
 from graphs.foreign.source import open_graph
 from graphs.fusions import foreign_attention, foreign_rms_norm, foreign_rotary, foreign_shape
 from graphs.passes import Fusion, run_passes
-from graphs.report import FusionReport, RuleReport, check_complete, count_operators
+from graphs.report import Before, FusionReport, RuleReport, check_complete
 from graphs.rewriting import Refusal
 
 TARGETS = ("tensorrt",)
@@ -88,7 +87,7 @@ def fuse_foreign(model: ir.Model, target: str, progress: Progress = silent) -> t
     Raises:
         FusionError: no decoder, or no form in opset 23.
     """
-    start, nodes_before, ops_before = time.perf_counter(), model.graph.num_nodes(), count_operators(model)
+    before = Before.of(model)
     interface = Interface(model)
     progress("reading the graph", 0, len(FUSIONS))
     prepare(model)
@@ -99,8 +98,7 @@ def fuse_foreign(model: ir.Model, target: str, progress: Progress = silent) -> t
     interface.restore(model)
     common_passes.NameFixPass()(model)
     common_passes.RemoveUnusedOpsetsPass()(model)
-    seconds = round(time.perf_counter() - start, 3)
-    return FusionReport(target, nodes_before, model.graph.num_nodes(), ops_before, count_operators(model), rules, seconds), shape
+    return before.report(model, target, rules), shape
 
 
 def _unpacked(model: ir.Model) -> dict[str, list[Refusal]]:
@@ -118,7 +116,6 @@ def _unpacked(model: ir.Model) -> dict[str, list[Refusal]]:
 
 
 def _nothing_to_do(model: ir.Model, source: Path, target: str, reason: str) -> dict[str, Any]:
-    operators, nodes = count_operators(model), model.graph.num_nodes()
-    report = FusionReport(target, nodes, nodes, operators, operators, [], 0.0).as_json()
+    report = Before.of(model).report(model, target, []).as_json()
     details = {"source": str(source), "opset_before": model.opset_imports.get("", 0), "model": None}
     return report | details | {"out": None, "weights_bytes": 0, "nothing_to_do": reason}

@@ -271,7 +271,9 @@ def test_graph_alone_refuses_what_needs_weights_and_carries_on(folder: Path, tmp
         with pytest.raises(ArtifactError, match=r"holds the graph alone \(--weights none\)") as caught:
             step()
         assert caught.value.hint == f"python cli.py export --checkpoint {folder} --out {out} --dtype fp16"
-    assert verify_artifact(out, read_manifest(out), lambda *_: None)["passed"] is True
+    verified = verify_artifact(out, read_manifest(out), lambda *_: None)
+    assert (verified["passed"], verified["audit"], verified["broken"]) == (None, None, [])
+    assert "compared with nothing: this folder holds the graph alone (--weights none)" in verified["words"]
     use(folder, COPY, out)
     assert (out / "traced.onnx").read_bytes() == graph
     assert fuse(out).up_to_date
