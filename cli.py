@@ -189,6 +189,7 @@ def fuse(
     ] = None,
     target: Annotated[FuseTarget, typer.Option(help="Whose operators to fuse to.")] = FuseTarget.tensorrt,
     allow_partial: Annotated[bool, typer.Option("--allow-partial", help="Accept rules that fire less often than expected.")] = False,
+    min_tensorrt: Annotated[str | None, typer.Option(help="Oldest TensorRT that must take the graph, 10.0 …; default: 10.15.")] = None,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
@@ -199,11 +200,13 @@ def fuse(
         raise typer.BadParameter("give an artifact folder, or --graph FILE and --out FILE")
     with _Watched() as progress:
         if graph is not None and out is not None:
-            report = graphs.fuse_file(graph, out, target=target.value, allow_partial=allow_partial, progress=progress)
+            report = graphs.fuse_file(graph, out, target=target.value, allow_partial=allow_partial, min_tensorrt=min_tensorrt, progress=progress)
             up_to_date = False
         else:
             assert artifact is not None
-            outcome = graphs.fuse(artifact, target=target.value, allow_partial=allow_partial, force=force, progress=progress)
+            outcome = graphs.fuse(
+                artifact, target=target.value, allow_partial=allow_partial, min_tensorrt=min_tensorrt, force=force, progress=progress
+            )
             report, up_to_date = outcome.report, outcome.up_to_date
     _show("fuse", report, as_json=as_json, up_to_date=up_to_date, gated=graph is None or not allow_partial)
 

@@ -45,7 +45,7 @@ SHARED = ("artifact/*.py",)
 
 STEPS: Mapping[str, Step] = {
     "export": Step((), ("exporter/**/*.py", *SHARED), ("torch", "onnx", "onnx-ir", "onnxscript", "gguf", "safetensors", "tokenizers")),
-    "fuse": Step(("traced.onnx",), ("graphs/fusions/*.py", "graphs/*.py", *SHARED), ("onnx-ir", "onnxscript")),
+    "fuse": Step(("traced.onnx",), ("graphs/fusions/*.py", "graphs/lowering/*.py", "graphs/*.py", *SHARED), ("onnx-ir", "onnxscript")),
     "quantize": Step(("fused.onnx", "weights/checksums.json"), ("graphs/quantize/*.py", *SHARED), ("onnx-ir", "numpy")),
     "build": Step((), ("engines/**/*.py", *SHARED), ("onnx-ir", "polygraphy", "tensorrt-rtx-cu12")),
     "validate": Step(

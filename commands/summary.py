@@ -45,7 +45,8 @@ def _fuse(report: Report) -> Iterable[Sheet]:
     name = report.get("out", "fused.onnx")
     yield Sheet(f"{name}: {report['nodes_before']} → {report['nodes_after']} nodes", ("rule", "fired", "refused", "reason"), rows)
     yield from (Sheet(line) for line in report["layer_operators"]["lines"])
-    yield Sheet(report["needs_tensorrt"]["words"])
+    lowered = ", ".join(f"{operator} {count}" for operator, count in report["lowered"].items())
+    yield Sheet(report["needs_tensorrt"]["words"] + (f"; written in older operators: {lowered}" if lowered else ""))
 
 
 def _first_refusal(rule: Report) -> tuple[str, str]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import Any
 
 import onnx_ir as ir
 
 from artifact.config import LlamaConfig
-from artifact.errors import FusionError
+from artifact.errors import FusionError, UsageError
 from artifact.graph_file import load_graph
 from artifact.manifest import require_artifact
 from artifact.progress import Progress, silent
@@ -16,8 +17,10 @@ from artifact.steps import StepContext, require
 from graphs import contract
 from graphs.cleanup import clean_up
 from graphs.fusions import attention, constant_shape, pack_gate_up, pack_qkv, rms_norm, rotary
+from graphs.lower import lower_to
 from graphs.passes import Fusion, run_passes
 from graphs.report import Before, FusionReport, check_complete
+from graphs.tensorrt_releases import check_release
 
 logger = logging.getLogger(__name__)
 OUTPUTS = {"tensorrt": "fused.onnx"}
@@ -74,40 +77,57 @@ PIPELINES = {"tensorrt": TENSORRT}
 
 
 def fuse_model(
-    model: ir.Model, config: LlamaConfig, *, target: str = "tensorrt", own_layout: bool = True, progress: Progress = silent
+    model: ir.Model,
+    config: LlamaConfig,
+    *,
+    target: str = "tensorrt",
+    own_layout: bool = True,
+    min_tensorrt: str | None = None,
+    progress: Progress = silent,
 ) -> FusionReport:
     """Fuse a traced graph in place; weights are neither read nor copied.
 
-    ``own_layout`` is False where the weights lie as somebody else stored them.
+    Args:
+        model: changed in place.
+        config: the model's shape.
+        target: whose operators to use.
+        own_layout: False where the weights lie as somebody else stored them.
+        min_tensorrt: a release that must take the graph; what it lacks is written in older operators.
+        progress: told of each pass.
 
     Raises:
-        FusionError: there is no such target, or a pass's claim does not hold.
+        FusionError: there is no such target, a pass's claim does not hold, or the release can't take the graph.
+        UsageError: there is no such release, or it is given for another target.
     """
-    fusions = _pipeline(target)
+    fusions = _pipeline(target, min_tensorrt)
     before = Before.of(model)
     rules = run_passes(model, fusions, config, own_layout=own_layout, progress=progress)
+    lowered = {} if min_tensorrt is None else lower_to(model, min_tensorrt)
     clean_up(model)
-    report = before.report(model, target, rules)
+    report = replace(before.report(model, target, rules), min_tensorrt=min_tensorrt, lowered=lowered)
     logger.info("fused %d nodes to %d in %.1f s", report.nodes_before, report.nodes_after, report.seconds)
     return report
 
 
-def fuse_artifact(step: StepContext, *, target: str = "tensorrt", allow_partial: bool = False) -> dict[str, Any]:
+def fuse_artifact(step: StepContext, *, target: str = "tensorrt", allow_partial: bool = False, min_tensorrt: str | None = None) -> dict[str, Any]:
     """Write ``fused.onnx`` from ``traced.onnx``; the weights stay where they are.
 
     Returns:
-        nodes_before, nodes_after, target, passed, seconds, rules, ops_before, ops_after, layer_operators, needs_tensorrt.
+        nodes_before, nodes_after, target, passed, seconds, rules, ops_before, ops_after, layer_operators, needs_tensorrt, min_tensorrt,
+        lowered.
 
     Raises:
         ParityMismatch: a rule fired another number of times than the model's shape says, and ``allow_partial`` is not given; nothing is written.
-        FusionError: there is no such target.
+        FusionError, UsageError: as ``fuse_model``.
         ArtifactError: the folder is no artifact, or has no traced.onnx.
     """
-    _pipeline(target)
+    _pipeline(target, min_tensorrt)
     described = require_artifact(step.artifact)["model"]
     config = LlamaConfig(**described["config"])
     model = load_graph(require(step.artifact, "traced.onnx"))
-    report = fuse_model(model, config, target=target, own_layout=described.get("weights") != "reference", progress=step.progress)
+    report = fuse_model(
+        model, config, target=target, own_layout=described.get("weights") != "reference", min_tensorrt=min_tensorrt, progress=step.progress
+    )
     if not allow_partial:
         check_complete(report)
     with step.write(OUTPUTS[target]) as temporary:
@@ -115,7 +135,11 @@ def fuse_artifact(step: StepContext, *, target: str = "tensorrt", allow_partial:
     return report.as_json()
 
 
-def _pipeline(target: str) -> tuple[Fusion, ...]:
+def _pipeline(target: str, min_tensorrt: str | None) -> tuple[Fusion, ...]:
     if target not in PIPELINES:
         raise FusionError(f"no fusions for target {target!r}; there are: {', '.join(PIPELINES)}")
+    if min_tensorrt is not None:
+        check_release(min_tensorrt)
+        if target != "tensorrt":
+            raise UsageError(f"--min-tensorrt is of --target tensorrt, not of {target}")
     return PIPELINES[target]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import onnx_ir as ir
@@ -44,6 +44,7 @@ class FusionReport:
     Attributes:
         layers: operators of each layer, afterwards.
         needs: what it needs of TensorRT, afterwards.
+        min_tensorrt: the release that was asked for; ``lowered`` operators were then written in others.
     """
 
     target: str
@@ -55,6 +56,8 @@ class FusionReport:
     seconds: float
     layers: LayerOperators
     needs: Need
+    min_tensorrt: str | None = None
+    lowered: dict[str, int] = field(default_factory=dict)
 
     @property
     def passed(self) -> bool:
@@ -74,6 +77,8 @@ class FusionReport:
             "ops_after": self.ops_after,
             "layer_operators": self.layers.as_json(),
             "needs_tensorrt": self.needs.as_json(),
+            "min_tensorrt": self.min_tensorrt,
+            "lowered": self.lowered,
         }
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from artifact.errors import FusionError
+from artifact.errors import UsageError
 
 RELEASES = (*(f"10.{minor}" for minor in range(17)), *(f"11.{minor}" for minor in range(6)))
 """Known releases, oldest first."""
@@ -93,10 +93,10 @@ def check_release(release: str) -> None:
     """Refuse a release that this table does not know.
 
     Raises:
-        FusionError: with those it knows.
+        UsageError: with those it knows.
     """
     if release not in RELEASES:
-        raise FusionError(f"TensorRT {release!r} is not a release that this version knows; it knows: {', '.join(RELEASES)}")
+        raise UsageError(f"--min-tensorrt {release!r} is not a release that this version knows; it knows: {', '.join(RELEASES)}")
 
 
 def takes(release: str, op_type: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,11 @@ from graphs.foreign.prepare import Interface, merge, prepare
 from graphs.foreign.save import save_graph
 from graphs.foreign.source import open_graph
 from graphs.fusions import foreign_attention, foreign_rms_norm, foreign_rotary, foreign_shape
+from graphs.lower import lower_to
 from graphs.passes import Fusion, run_passes
 from graphs.report import Before, FusionReport, RuleReport, check_complete
 from graphs.rewriting import Refusal
+from graphs.tensorrt_releases import check_release
 
 TARGETS = ("tensorrt",)
 NOT_PACKED = "not packed: the weights of linears that read one input are stored apart here, and packing them would write them all anew"
@@ -54,7 +57,15 @@ FUSIONS = (
 """The rules of ``graphs.pipeline.TENSORRT`` in the spellings of other exporters; their values need not all be typed."""
 
 
-def fuse_graph(source: Path, out: Path, *, target: str = "tensorrt", allow_partial: bool = False, progress: Progress = silent) -> dict[str, Any]:
+def fuse_graph(
+    source: Path,
+    out: Path,
+    *,
+    target: str = "tensorrt",
+    allow_partial: bool = False,
+    min_tensorrt: str | None = None,
+    progress: Progress = silent,
+) -> dict[str, Any]:
     """Fuse an ONNX file that this project did not make; its inputs and outputs keep their names, shapes and dtypes.
 
     Returns:
@@ -63,17 +74,21 @@ def fuse_graph(source: Path, out: Path, *, target: str = "tensorrt", allow_parti
 
     Raises:
         ParityMismatch: a rule fired another number of times than the model's shape says, and ``allow_partial`` is not given; nothing is written.
-        FusionError: the file can't be read, is no decoder, or has no form in opset 23; or there is no such target.
+        FusionError: the file can't be read, is no decoder, or has no form in opset 23; or there is no such target;
+            or ``min_tensorrt`` can't take what it holds.
+        UsageError: there is no such release.
     """
     if target not in TARGETS:
         raise FusionError(f"no fusions of foreign graphs for target {target!r}; there are: {', '.join(TARGETS)}")
+    if min_tensorrt is not None:
+        check_release(min_tensorrt)
     model = open_graph(source)
     others, opset = fused_by_others(model), model.opset_imports.get("", model.opset_imports.get("ai.onnx"))
     if others:
         return _nothing_to_do(model, source, target, f"attention is {others} already: it was fused for another runtime")
-    report, shape = fuse_foreign(model, target, progress)
+    report, shape = fuse_foreign(model, target, min_tensorrt, progress)
     details = {"source": str(source), "opset_before": opset, "model": shape.as_json()}
-    if not any(rule.fired or rule.expected for rule in report.rules):
+    if not report.lowered and not any(rule.fired or rule.expected for rule in report.rules):
         return report.as_json() | details | {"out": None, "weights_bytes": 0, "nothing_to_do": "every operator is in its fused form already"}
     if not allow_partial:
         check_complete(report)
@@ -81,7 +96,7 @@ def fuse_graph(source: Path, out: Path, *, target: str = "tensorrt", allow_parti
     return report.as_json() | details | {"out": str(out), "weights_bytes": copied, "nothing_to_do": ""}
 
 
-def fuse_foreign(model: ir.Model, target: str, progress: Progress = silent) -> tuple[FusionReport, DecoderShape]:
+def fuse_foreign(model: ir.Model, target: str, min_tensorrt: str | None, progress: Progress = silent) -> tuple[FusionReport, DecoderShape]:
     """Fuse an opened graph in place; weights are neither read nor copied.
 
     Raises:
@@ -94,11 +109,12 @@ def fuse_foreign(model: ir.Model, target: str, progress: Progress = silent) -> t
     shape = read_decoder(model)
     rules = run_passes(model, FUSIONS, shape, progress=progress)
     rules += [RuleReport(rule, 0, 0, refused) for rule, refused in _unpacked(model).items()]
+    lowered = {} if min_tensorrt is None else lower_to(model, min_tensorrt)
     merge(model)
     interface.restore(model)
     common_passes.NameFixPass()(model)
     common_passes.RemoveUnusedOpsetsPass()(model)
-    return before.report(model, target, rules), shape
+    return replace(before.report(model, target, rules), min_tensorrt=min_tensorrt, lowered=lowered), shape
 
 
 def _unpacked(model: ir.Model) -> dict[str, list[Refusal]]:

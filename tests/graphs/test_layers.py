@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 import pytest
 
-from artifact.errors import FusionError
+from artifact.errors import UsageError
 from artifact.layout import MODULE_KEY
 from graphs import tensorrt_releases
 from graphs.fusions._values import in_module
@@ -85,7 +85,7 @@ def test_releases_are_in_order_of_time_not_of_text() -> None:
 
 @pytest.mark.parametrize("release", ["9.3", "10", "10.99", "newest", ""])
 def test_unknown_release_is_refused_with_the_known_ones(release) -> None:
-    with pytest.raises(FusionError, match=r"is not a release that this version knows; it knows: 10\.0, 10\.1, .*11\.5"):
+    with pytest.raises(UsageError, match=r"is not a release that this version knows; it knows: 10\.0, 10\.1, .*11\.5"):
         check_release(release)
 
 
