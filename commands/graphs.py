@@ -23,7 +23,7 @@ def fuse(
     progress: Progress = silent,
 ) -> Outcome:
     """Rewrite traced.onnx into fused.onnx with the target's operators; only with those of an older TensorRT release if one is named."""
-    require_artifact(artifact)
+    require_artifact(artifact, "fuse")
 
     def work(step: StepContext) -> Report:
         from graphs.pipeline import fuse_artifact
@@ -51,7 +51,7 @@ def fuse_file(
 
 def quantize(artifact: Path, *, scheme: str = "int8", force: bool = False, progress: Progress = silent) -> Outcome:
     """Quantise fused.onnx; writes `<scheme>.onnx` and its weights."""
-    require_artifact(artifact, weights=True)
+    require_artifact(artifact, "quantize", weights=True)
     if scheme not in SCHEMES:
         raise QuantizationError(f"no scheme {scheme!r}; there is: {', '.join(SCHEMES)}")
 

@@ -122,7 +122,7 @@ def fuse_artifact(step: StepContext, *, target: str = "tensorrt", allow_partial:
         ArtifactError: the folder is no artifact, or has no traced.onnx.
     """
     _pipeline(target, min_tensorrt)
-    described = require_artifact(step.artifact)["model"]
+    described = require_artifact(step.artifact, "fuse")["model"]
     config = LlamaConfig(**described["config"])
     model = load_graph(require(step.artifact, "traced.onnx"))
     report = fuse_model(
