@@ -98,7 +98,8 @@ Out = Annotated[Path | None, typer.Option(help="Artifact folder; default `artifa
 Dtype = Annotated[DtypeOption, typer.Option(help="Dtype of the artifact: fp16 for every engine but fp32.")]
 KvCache = Annotated[KvCacheOption, typer.Option(help="dynamic: the cache grows; static: it is written in place, up to a capacity.")]
 Weights = Annotated[
-    WeightsOption, typer.Option(help="copy them; reference: use the checkpoint's own folder, altering nothing; none: the graph alone, to look at.")
+    WeightsOption,
+    typer.Option(help="copy them; reference: use the checkpoint's own folder, of the same dtype, altering nothing; none: the graph alone."),
 ]
 Force = Annotated[bool, typer.Option("--force", help="Do it even where it is up to date.")]
 Target = Annotated[str, typer.Option(help="GPU to build for: a100 (= a100-80gb), a100-40gb, a10, l4 …")]

@@ -9,6 +9,7 @@ from artifact.manifest import require_artifact
 from artifact.progress import Progress, silent
 from artifact.steps import Outcome, Report, StepContext, require, run_step
 from artifact.tensor_file import read_checksums
+from artifact.weight_files import check_weight_files
 
 SCHEMES = ("int8",)
 
@@ -23,7 +24,7 @@ def fuse(
     progress: Progress = silent,
 ) -> Outcome:
     """Rewrite traced.onnx into fused.onnx with the target's operators; only with those of an older TensorRT release if one is named."""
-    require_artifact(artifact, "fuse")
+    check_weight_files(artifact, require_artifact(artifact, "fuse"))
 
     def work(step: StepContext) -> Report:
         from graphs.pipeline import fuse_artifact

@@ -13,6 +13,7 @@ from artifact.journal import unfinished_steps
 from artifact.layout import MODULE_KEY, layer_of, parameter_count
 from artifact.manifest import MANIFEST, fingerprint, read_manifest
 from artifact.progress import Progress, silent
+from artifact.stale import stale_steps
 from commands.verify import verify_artifact
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ def _artifact(folder: Path, *, verify: bool, progress: Progress) -> Report:
         "config": (manifest["model"] or {}).get("config", {}),
         "steps": {name: f"{step['seconds']} s, {len(step['outputs'])} files" for name, step in manifest["steps"].items()},
         "unfinished": unfinished_steps(folder),
+        "stale": [stale.words for stale in stale_steps(folder, manifest).values()],
         "files": {file: record["size"] for file, record in outputs.items()},
         "fusion": {rule["rule"]: f"{rule['fired']} of {rule['expected']}, {len(rule['refused'])} refused" for rule in fused["rules"]},
         "graphs": {path.name: _operators(path) for path in sorted(folder.glob("*.onnx"))},
