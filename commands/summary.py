@@ -41,6 +41,7 @@ def _fuse(report: Report) -> Iterable[Sheet]:
     rows = tuple((rule["rule"], f"{rule['fired']} of {rule['expected']}", *_first_refusal(rule)) for rule in report["rules"])
     if report.get("nothing_to_do"):
         yield Sheet(f"{report['source']}: nothing to do: {report['nothing_to_do']}; nothing is written")
+        yield Sheet(report["needs_tensorrt"]["words"])
         return
     name = report.get("out", "fused.onnx")
     yield Sheet(f"{name}: {report['nodes_before']} → {report['nodes_after']} nodes", ("rule", "fired", "refused", "reason"), rows)
