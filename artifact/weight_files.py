@@ -17,7 +17,8 @@ def check_weight_files(artifact: Path, manifest: Manifest) -> None:
     """
     if manifest["model"].get("weights") == "none":
         return
-    hint = f"{export_command(artifact, manifest['model'])} --force"
+    in_place = manifest["model"].get("weights") == "reference"
+    hint = "it is the checkpoint's own file: put it back as it was" if in_place else export_command(artifact, manifest["model"])
     if not (artifact / CHECKSUMS).is_file():
         raise ArtifactError(f"{artifact} has no {CHECKSUMS}", hint=hint)
     ends: dict[str, int] = {}

@@ -289,3 +289,13 @@ def test_graph_alone_never_removes_weights_unasked(folder: Path, tmp_path: Path)
     shutil.copytree(out, tmp_path / "copy")
     use(folder, NONE, out, force=True)
     assert not list((out / "weights").glob("*"))
+
+
+@pytest.mark.trace
+def test_fuse_names_a_shard_that_is_cut_off_and_who_owns_it(folder: Path) -> None:
+    use(folder)
+    shard = folder / "model.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-2])
+    with pytest.raises(ArtifactError, match=r"model\.safetensors has .* bytes, and must have at least") as caught:
+        fuse(folder)
+    assert caught.value.hint == "it is the checkpoint's own file: put it back as it was"

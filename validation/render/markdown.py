@@ -13,14 +13,17 @@ from validation.render.wording import DASH, MARKS, count, duration, label, limit
 
 ICONS = {True: "✅", False: "❌", None: "⚪"}
 
+LONGEST_LAYER = 1000
+"""Characters of one line of operators."""
+
 # A character reference is text and never structure (CommonMark §2.5), in a table cell too, where a backslash is not enough everywhere.
 # Underscores and tildes inside a word, hyphens and dots are plain text already.
 _MARKUP = re.compile(r"[&<>|`*\[\]{}\\!#$@]|(?<!\w)_|_(?!\w)|~|:(?=//)|\.(?<=www\.)|^[-+=]|(?<=^\d)[.)]", re.IGNORECASE)
 
 
-def escape(text: object) -> str:
-    """A stranger's string as one line of plain Markdown text, at most 120 characters."""
-    return _MARKUP.sub(lambda match: f"&#{ord(match[0])};", shorten(text))
+def escape(text: object, limit: int = 120) -> str:
+    """A stranger's string as one line of plain Markdown text, at most ``limit`` characters."""
+    return _MARKUP.sub(lambda match: f"&#{ord(match[0])};", shorten(text, limit))
 
 
 def render_markdown(report: Report) -> str:
@@ -79,7 +82,7 @@ def _fusion(report: Report) -> str:
     if view is None:
         return ""
     rows = [(f"{MARKS[passed]} {escape(name)}", *map(escape, cells)) for passed, (name, *cells) in view.rules]
-    layers = "\n".join(f"- {escape(line)}" for line in view.layers)
+    layers = "\n".join(f"- {escape(line, LONGEST_LAYER)}" for line in view.layers)
     return _section("Fusion", "\n\n".join(filter(None, (escape(view.summary), _table(FUSION_COLUMNS, rows) if rows else "", layers))))
 
 

@@ -27,6 +27,13 @@ def test_both_renderings_say_all_of_it(report: Any, render: Any) -> None:
     assert "needs TensorRT ≥ 10.15 because of RMSNormalization" in text
 
 
+def test_a_long_line_of_operators_is_shown_whole(report: Any) -> None:
+    line = "layer 0: " + ", ".join(f"Operator{index} {index}" for index in range(40))
+    report["fusion"]["layer_operators"]["lines"] = [line]
+    for render in (render_html, render_markdown):
+        assert line in unescape(render(report))
+
+
 @pytest.mark.parametrize("render", [render_html, render_markdown])
 def test_an_artifact_that_was_not_fused_has_no_such_section(report: Any, render: Any) -> None:
     text = render(report | {"fusion": None})
