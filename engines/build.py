@@ -65,7 +65,7 @@ def build_engine(
     with step.write(plan_name) as plan:
         result = chosen.build(BuildRequest(graph_file, plan, gpu, tuple(profiles)), step.progress)
         step.progress("auditing the plan", 0, 1)
-        audit = audit_plan(plan, graph_file, precision=precision, profiles=[p.name for p in profiles], layers=config.num_hidden_layers)
+        audit = audit_plan(plan, graph_file, precision=precision, profiles=[p.name for p in profiles], config=config)
         size = plan.stat().st_size
     logger.info("%s: %d bytes in %.1f s", plan_name, size, result.seconds)
     entry = {
@@ -77,6 +77,7 @@ def build_engine(
         "build_s": result.seconds,
         "peak_rss_mb": result.peak_rss_mb,
         "peak_anonymous_mb": result.peak_anonymous_mb,
+        "network_layers": result.network_layers,
         "profiles": {profile.name: dict(profile.axes) for profile in profiles},
         **audit,
         "graph": graph_file.name,
