@@ -14,7 +14,7 @@ from artifact.errors import EngineError
 from artifact.manifest import read_manifest
 from artifact.steps import StepContext, require
 from engines.audit import audit_plan
-from engines.backends.protocol import Backend, BuildRequest
+from engines.backends.protocol import Backend, BuildRequest, BuildResult
 from engines.backends.tensorrt_rtx import TensorRTRTX
 from engines.engine_graph import write_engine_graph
 from engines.graph_weights import weights_bytes
@@ -74,10 +74,7 @@ def build_engine(
         "target": gpu.name,
         "backend": chosen.name,
         "bytes": size,
-        "build_s": result.seconds,
-        "peak_rss_mb": result.peak_rss_mb,
-        "peak_anonymous_mb": result.peak_anonymous_mb,
-        "network_layers": result.network_layers,
+        **_cost(result),
         "profiles": {profile.name: dict(profile.axes) for profile in profiles},
         **audit,
         "graph": graph_file.name,
@@ -92,6 +89,15 @@ def build_engine(
     report = {"engines": [entry], "passed": audit["audit"]["passed"]}
     _write_json(step, f"{folder}/build.json", report)
     return report
+
+
+def _cost(result: BuildResult) -> dict[str, Any]:
+    return {
+        "build_s": result.seconds,
+        "peak_rss_mb": result.peak_rss_mb,
+        "peak_anonymous_mb": result.peak_anonymous_mb,
+        "network_layers": result.network_layers,
+    }
 
 
 def choose_backend(name: str) -> Backend:

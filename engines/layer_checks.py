@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 from engines.checks import Check, check, first
 from engines.graph_weights import Weight
-from engines.plan_layers import ATTENTION, CAST, COPIED, COPY, REPEATED, Launch, layers_of
+from engines.plan_kinds import ATTENTION, CAST, COPIED, COPY, REPEATED
+from engines.plan_layers import Launch, layers_of
 
 ATTENTION_KERNELS = {"prefill": "_gemm_mha_v2", "decode": "_gemv_mha_v1"}
 """Profile → the kernel that fused attention must be: tiles over a prompt, one query row a step in decode."""

@@ -22,20 +22,14 @@ from artifact.config import LlamaConfig
 from artifact.io_spec import BATCH, CACHE_KINDS, CAPACITY, LOGITS, PAST, SEQUENCE, TOTAL, present_name
 from artifact.layout import MODULE_KEY, layer_of
 from engines.graph_weights import node_label
+from engines.plan_kinds import ATTENTION, CACHE, CAST, COPIED, COPY, GEMM, NORM, POINTWISE, PRODUCT, REPEATED, ROTARY, SCORES, SOFTMAX, Description
 from engines.plan_program import Kernel, Program, Tensor
 from engines.plan_shapes import Dimension, Sizes
 
-ATTENTION, GEMM, PRODUCT, SOFTMAX, CACHE, NORM, ROTARY, COPY, CAST, POINTWISE = (
-    "attention", "gemm", "product", "softmax", "cache", "norm", "rotary", "copy", "cast", "pointwise",
-)  # fmt: skip
-"""Kinds: ``gemm`` multiplies by a weight, ``product`` two activations; ``cache`` writes keys and values (and rotates them on the way)."""
-REPEATED, COPIED, SCORES = "repeated keys or values", "copied keys or values", "scores"
-"""What a kernel may write beside the graph's outputs: [B, H, T, D] of K < H heads, [B, K, T, D], and [B, H, S, T]."""
 MOVES = frozenset(("Move", "Resh", "Tran", "Slic", "Spli", "Conc", "Repl"))
 ROTATION = frozenset(("Mul", "Sub", "Add", "Conc"))
 _OPERATION = re.compile(r"[A-Z][a-z0-9]*")
 _NUMBERED = re.compile(r"(?:^|[./_])(?:layers|h|blocks)[./_](\d+)(?=[./_]|$)")
-Description = dict[str, Any]
 
 
 @dataclass(frozen=True)
