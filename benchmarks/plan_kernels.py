@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import resource
 import shutil
 import subprocess
 import sys
@@ -53,7 +54,7 @@ vocabulary of {VOCABULARY:,}. A layer's kernels are those of the layer that most
 - *fused and packed*: `fused.onnx`; INT8 is `int8.onnx`
 
 All are built as engine graphs, with one position a row before lm_head. Seconds and memory are those of one run on a shared machine of two cores."""
-COSTS = ["", "form", "network layers", "launches prefill / decode", "plan ÷ weights", "plan MB", "built in s", "anonymous memory MB"]
+COSTS = ["", "form", "network layers", "launches prefill / decode", "plan ÷ weights", "plan MB", "built in s", "CPU s", "anonymous memory MB"]
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ class Measured:
     weights_bytes: int
     plan_bytes: int
     build: BuildResult
+    cpu_s: float
 
     def layer(self, profile: str) -> list[dict[str, Any]]:
         """The kernels of the layer that most layers are like; of two such, the later."""
@@ -108,15 +110,24 @@ def measure(artifact: Path, stage: str) -> Measured:
     graph_file, plan = artifact / f"{stage}-engine.onnx", artifact / f"{stage}.plan"
     write_engine_graph(artifact / f"{stage}.onnx", graph_file)
     profiles = make_profiles(config, "fp16", max_batch=MAX_BATCH, max_length=MAX_LENGTH)
+    before = children_cpu_s()
     built = TensorRTRTX().build(BuildRequest(graph_file, plan, find_target("a100"), tuple(profiles)), silent)
+    cpu_s = children_cpu_s() - before
     graph = ir.load(graph_file).graph
     reader, programs = PlanReader(graph, config), read_programs(plan)
     launches = {name: reader.launches(program) for name, program in zip(PROFILES, programs, strict=True)}
-    result = Measured(launches, weights_bytes(graph), plan.stat().st_size, built)
+    result = Measured(launches, weights_bytes(graph), plan.stat().st_size, built, cpu_s)
     plan.unlink()
+    unknown = sum(reader.sizes(program).elements(tensor.dims) is None for program in programs for k in program.kernels for tensor in k.writes)
     counts = ", ".join(f"{profile} {len(result.layer(profile))}" for profile in PROFILES)
-    sys.stderr.write(f"{artifact.parent.name} {stage}: kernels a layer: {counts}; {built.seconds} s, {built.peak_anonymous_mb} MB\n")
+    sys.stderr.write(f"{artifact.parent.name} {stage}: kernels a layer: {counts}; {cpu_s:.1f} CPU s; {unknown} sizes unknown\n")
     return result
+
+
+def children_cpu_s() -> float:
+    """Seconds that finished children have computed: they hardly depend on what else the machine does."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def document(measured: dict[str, dict[str, Measured]]) -> str:
@@ -162,7 +173,7 @@ def cost_rows(measured: dict[str, dict[str, Measured]]) -> Iterator[list[str]]:
         for form, plan in forms.items():
             launches = " / ".join(str(len(plan.launches[profile])) for profile in PROFILES)
             size = [f"{plan.plan_bytes / plan.weights_bytes:.3f}", f"{plan.plan_bytes / MEGABYTE:,.0f}"]
-            cost = [f"{plan.build.seconds:.1f}", f"{plan.build.peak_anonymous_mb:,}"]
+            cost = [f"{plan.build.seconds:.1f}", f"{plan.cpu_s:.1f}", f"{plan.build.peak_anonymous_mb:,}"]
             yield [MODELS[model], form, f"{plan.build.network_layers:,}", launches, *size, *cost]
 
 

@@ -24,6 +24,7 @@ from artifact.errors import EngineError
 from artifact.layout import tensor_shapes, weight_files
 from artifact.manifest import read_manifest
 from artifact.progress import silent
+from benchmarks.plan_kernels import children_cpu_s
 from benchmarks.shapes import ROOT
 from engines.backends.protocol import BuildRequest, BuildResult
 from engines.backends.tensorrt_rtx import TensorRTRTX
@@ -44,6 +45,7 @@ class Row:
     """One plan."""
 
     build: BuildResult
+    cpu_s: float
     plan_bytes: int
     weights_bytes: int
     programs: list[Program]
@@ -57,6 +59,7 @@ class Row:
             "launches": " / ".join(str(len(program.kernels)) for program in self.programs),
             "fused attention": " / ".join(map(str, fused)),
             "built in s": self.build.seconds,
+            "CPU s": round(self.cpu_s, 1),
             "anonymous MB": self.build.peak_anonymous_mb,
             "plan MB": round(self.plan_bytes / MEGABYTE),
             "plan ÷ weights": round(self.plan_bytes / self.weights_bytes, 3),
@@ -93,18 +96,21 @@ def run(command: list[str]) -> bool:
 
 
 def peer_graphs(artifact: Path, config: LlamaConfig, exports: Path, python: str) -> Iterator[tuple[str, Path]]:
-    """Exports by others of the same weights, and optimum's after `fuse --graph`."""
-    checkpoint, optimum, dynamo = exports / "checkpoint", exports / "optimum" / "model.onnx", exports / "dynamo" / "model.onnx"
-    fused = exports / "optimum-fused" / "model.onnx"
+    """Exports by others of the same weights, and what `fuse --graph` makes of them."""
+    checkpoint = exports / "checkpoint"
     write_checkpoint(artifact, config, checkpoint)
-    for graph in (optimum, dynamo, fused):
-        graph.parent.mkdir(parents=True, exist_ok=True)
-    if optimum.exists() or run([python, *OPTIMUM, str(checkpoint), str(optimum.parent)]):
-        yield "optimum-onnx", optimum
-        if run([*CLI, "fuse", "--graph", str(optimum), "--out", str(fused)]):
-            yield "optimum-onnx, fuse --graph", fused
-    if dynamo.exists() or run([sys.executable, str(ROOT / "benchmarks" / "export_dynamo.py"), str(checkpoint), str(dynamo)]):
-        yield "torch.onnx.export, dynamo", dynamo
+    commands = {
+        "optimum": [python, *OPTIMUM, str(checkpoint), str(exports / "optimum")],
+        "dynamo": [sys.executable, str(ROOT / "benchmarks" / "export_dynamo.py"), str(checkpoint), str(exports / "dynamo" / "model.onnx")],
+    }
+    for name, command in commands.items():
+        graph, fused = exports / name / "model.onnx", exports / f"{name}-fused" / "model.onnx"
+        for file in (graph, fused):
+            file.parent.mkdir(parents=True, exist_ok=True)
+        if graph.exists() or run(command):
+            yield name, graph
+            if run([*CLI, "fuse", "--graph", str(graph), "--out", str(fused)]):
+                yield f"{name}, then fuse --graph", fused
 
 
 def write_checkpoint(artifact: Path, config: LlamaConfig, folder: Path) -> None:
@@ -120,11 +126,12 @@ def measure(graph: Path, config: LlamaConfig, weights: int, scratch: Path) -> Ro
     """Build and read one plan; why it can't be built."""
     plan = scratch / "peer.plan"
     profiles = make_profiles(config, "fp16", max_batch=MAX_BATCH, max_length=MAX_LENGTH)
+    before = children_cpu_s()
     try:
         built = TensorRTRTX().build(BuildRequest(graph, plan, find_target("a100"), tuple(profiles)), silent)
     except EngineError as error:
         return str(error)
-    return Row(built, plan.stat().st_size, weights, read_programs(plan))
+    return Row(built, children_cpu_s() - before, plan.stat().st_size, weights, read_programs(plan))
 
 
 def print_table(rows: dict[str, Row | str]) -> None:

@@ -70,11 +70,11 @@ LIMITS = (
 )
 
 
-def layer_checks(launches: Sequence[Launch], profile: str, *, gated: bool) -> list[Check]:
-    """One check for each of ``LIMITS``: the worst layer's count; without layers there is no value, and a gated check fails."""
+def layer_checks(launches: Sequence[Launch], profile: str, *, gated: bool, limits: Sequence[LayerLimit] = LIMITS) -> list[Check]:
+    """One check a limit: the worst layer's count; without layers there is no value, and a gated check fails."""
     layers = layers_of(launches)
     checks = []
-    for limit in LIMITS:
+    for limit in limits:
         counts = Counter({layer: 0 for layer in layers})
         for launch in launches:
             if launch.layer is not None:
