@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -71,11 +71,6 @@ class PlanReader:
         self._shapes = {str(value.name): _shape(value) for value in graph.inputs}
         self._presents = {present_name(i, kind): f"present {kind}" for i in range(config.num_hidden_layers) for kind in CACHE_KINDS}
         self._config = config
-
-    @property
-    def has_layers(self) -> bool:
-        """Whether the nodes say which layer they belong to."""
-        return any(layer is not None for layer in self._layer.values())
 
     def sizes(self, program: Program) -> Sizes:
         """Sizes of the program's tensors, its inputs' axes being the graph's."""
@@ -207,8 +202,3 @@ def _layer(label: str, node: ir.Node) -> int | None:
 def _shape(value: ir.Value) -> tuple[Dimension, ...]:
     dims: Sequence[Any] = list(value.shape or ())
     return tuple(dim if isinstance(dim, int) else str(dim.value) for dim in dims)
-
-
-def count_by_kind(launches: Sequence[Launch]) -> Mapping[str, int]:
-    """How many launches of each kind."""
-    return Counter(launch.kind for launch in launches)

@@ -72,9 +72,12 @@ def test_finds_int8_that_decode_writes_out_first(built: Built, tmp_path: Path) -
     plan = tmp_path / "one-row.plan"
     profiles = tuple(make_profiles(stage.config, "fp16", max_batch=1, max_length=256))
     TensorRTRTX().build(BuildRequest(stage.engine_graph, plan, find_target("a100"), profiles), silent)
-    written = check(audit(stage, plan, "int8"), "weights_written_out")
+    result = audit(stage, plan, "int8")
+    written = check(result, "weights_written_out")
     assert written["passed"] is False
     assert written["where"] is not None
+    gemms = check(result, "quantized_gemms_decode")  # the other linears are sums of products, which read int8 themselves
+    assert (gemms["value"], gemms["limit"], gemms["where"]) == (6, 8, "l0_gate_up_int8 and 1 more")
 
 
 def test_names_a_weight_that_is_not_in_the_plan(built: Built, tmp_path: Path) -> None:

@@ -55,6 +55,14 @@ def test_says_the_type_of_a_gemms_weight(built: Built, precision: str, weight: s
         assert found == [weight] * 8 + ["half"]  # lm_head stays float16
 
 
+def test_attention_in_pieces_is_seen_as_such(built: Built) -> None:
+    stage, plan = built(2, "fp16", attention="grouped")
+    reader = PlanReader(ir.load(stage.engine_graph).graph, stage.config)
+    decode = [launch for launch in reader.launches(read_programs(plan)[1]) if launch.layer == 1]
+    assert [launch.kind for launch in decode if launch.kind in ("product", "softmax", "attention")] == ["product", "softmax", "product"]
+    assert {launch.kind for launch in decode if "scores" in launch.writes} == {"product", "softmax", "copy"}
+
+
 def test_layers_alike_stand_together(launches: list[list[Launch]]) -> None:
     folded = describe(launches[1])["layers"]
     assert [(group["first"], group["last"]) for group in folded] == [(0, 0), (1, 1), (2, 2)]  # the last one's residual goes with the final norm
