@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 
 from commands.sheet import Report, Sheet
 from commands.summary_inspect import sheets_of_inspect
+from engines.plan_words import layer_lines
 
 
 def summarize(command: str, report: Report, *, up_to_date: bool = False) -> list[Sheet]:
@@ -80,6 +81,9 @@ def _engines(engines: list[Report]) -> Iterable[Sheet]:
     )
     yield Sheet("", columns, rows, numbers=True)
     for engine in engines:
+        lines = layer_lines(engine["kernels_by_layer"])
+        kernels = tuple((line.profile, line.layers, str(line.kernels), line.content) for line in lines)
+        yield Sheet(engine["file"], ("profile", "where", "kernels", "in order"), kernels)
         yield from (Sheet(f"{engine['file']}: {note}") for note in engine["notes"])
         yield from _failures(engine["file"], engine["audit"]["checks"])
 

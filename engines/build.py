@@ -14,7 +14,7 @@ from artifact.errors import EngineError
 from artifact.manifest import read_manifest
 from artifact.steps import StepContext, require
 from engines.audit import audit_plan
-from engines.backends.protocol import Backend, BuildRequest
+from engines.backends.protocol import Backend, BuildRequest, BuildResult
 from engines.backends.tensorrt_rtx import TensorRTRTX
 from engines.engine_graph import write_engine_graph
 from engines.graph_weights import weights_bytes
@@ -65,7 +65,7 @@ def build_engine(
     with step.write(plan_name) as plan:
         result = chosen.build(BuildRequest(graph_file, plan, gpu, tuple(profiles)), step.progress)
         step.progress("auditing the plan", 0, 1)
-        audit = audit_plan(plan, graph_file, precision=precision, profiles=[p.name for p in profiles], layers=config.num_hidden_layers)
+        audit = audit_plan(plan, graph_file, precision=precision, profiles=[p.name for p in profiles], config=config)
         size = plan.stat().st_size
     logger.info("%s: %d bytes in %.1f s", plan_name, size, result.seconds)
     entry = {
@@ -74,9 +74,7 @@ def build_engine(
         "target": gpu.name,
         "backend": chosen.name,
         "bytes": size,
-        "build_s": result.seconds,
-        "peak_rss_mb": result.peak_rss_mb,
-        "peak_anonymous_mb": result.peak_anonymous_mb,
+        **_cost(result),
         "profiles": {profile.name: dict(profile.axes) for profile in profiles},
         **audit,
         "graph": graph_file.name,
@@ -91,6 +89,15 @@ def build_engine(
     report = {"engines": [entry], "passed": audit["audit"]["passed"]}
     _write_json(step, f"{folder}/build.json", report)
     return report
+
+
+def _cost(result: BuildResult) -> dict[str, Any]:
+    return {
+        "build_s": result.seconds,
+        "peak_rss_mb": result.peak_rss_mb,
+        "peak_anonymous_mb": result.peak_anonymous_mb,
+        "network_layers": result.network_layers,
+    }
 
 
 def choose_backend(name: str) -> Backend:

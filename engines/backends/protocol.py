@@ -33,12 +33,14 @@ class BuildResult:
     Attributes:
         peak_rss_mb: most memory that was resident at once, in 10^6 bytes.
         peak_anonymous_mb: the part of it that is no file's map, and so can't be given back.
+        network_layers: what the parser made of the graph, before anything is fused.
     """
 
     seconds: float
     peak_rss_mb: int
     peak_anonymous_mb: int
     version: str
+    network_layers: int
 
 
 class Backend(Protocol):

@@ -110,8 +110,8 @@ def parse(graph: Path, builder: Any, logger: Logger) -> tuple[Any, Any]:
     return network, parser
 
 
-def build(request: dict[str, Any]) -> None:
-    """Build and stream one plan.
+def build(request: dict[str, Any]) -> int:
+    """Build and stream one plan; gives the layers of its network.
 
     Raises:
         EngineError: the graph doesn't parse, the configuration is refused, the disk is full, or TensorRT fails.
@@ -144,19 +144,21 @@ def build(request: dict[str, Any]) -> None:
         raise EngineError(f"the plan can't be written: {writer.error}", hint="free disk space and build again") from writer.error
     if not built:
         raise EngineError(f"{graph.name}: TensorRT can't build it: {logger.errors[-1] if logger.errors else 'no reason given'}")
+    layers: int = network.num_layers
     del parser, monitor
+    return layers
 
 
 def main() -> None:
     """Read the request, build, answer."""
     try:
-        build(json.loads(sys.stdin.read()))
+        layers = build(json.loads(sys.stdin.read()))
     except EngineError as error:
         send(error=str(error), hint=error.hint)
     except PolygraphyException as error:
         send(error=f"the build configuration was refused: {error}", hint=None)
     else:
-        send(result={"version": trt.__version__})
+        send(result={"version": trt.__version__, "network_layers": layers})
 
 
 if __name__ == "__main__":
