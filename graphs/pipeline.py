@@ -15,11 +15,12 @@ import onnx_ir as ir
 from artifact.config import LlamaConfig
 from artifact.errors import FusionError, ParityMismatch
 from artifact.graph_file import load_graph
-from artifact.manifest import require_artifact
+from artifact.io_spec import KvCache
+from artifact.manifest import kv_cache_of, require_artifact
 from artifact.progress import Progress, silent
 from artifact.steps import StepContext, require
 from graphs.cleanup import clean_up
-from graphs.fusions import attention, constant_shape, pack_gate_up, pack_qkv, rms_norm, rotary
+from graphs.fusions import attention, constant_shape, pack_gate_up, pack_qkv, rms_norm, rotary, static_attention
 from graphs.rewriting import FusionResult, Refusal, apply_fusion
 
 logger = logging.getLogger(__name__)
@@ -61,7 +62,14 @@ pack_qkv            requires constant shapes; ensures one linear for query, key 
 pack_gate_up        requires plain operations; ensures one linear for gate and up, split on a new axis.
 """
 
+STATIC = (*TENSORRT, Fusion("static_attention", static_attention, lambda config: config.num_hidden_layers))
+"""The same for a static cache.
+
+static_attention    requires fused attention that reads a cache written in place; ensures that lengths mask it, and that no mask is left.
+"""
+
 PIPELINES = {"tensorrt": TENSORRT}
+STATIC_PIPELINES = {"tensorrt": STATIC}
 
 
 @dataclass(frozen=True)
@@ -118,16 +126,22 @@ class FusionReport:
 
 
 def fuse_model(
-    model: ir.Model, config: LlamaConfig, *, target: str = "tensorrt", own_layout: bool = True, progress: Progress = silent
+    model: ir.Model,
+    config: LlamaConfig,
+    *,
+    target: str = "tensorrt",
+    kv_cache: KvCache = "dynamic",
+    own_layout: bool = True,
+    progress: Progress = silent,
 ) -> FusionReport:
     """Fuse a traced graph in place; weights are neither read nor copied.
 
     ``own_layout`` is False where the weights lie as somebody else stored them.
 
     Raises:
-        FusionError: there is no such target.
+        FusionError: there is no such target, or not for this cache form.
     """
-    fusions = _pipeline(target)
+    fusions = _pipeline(target, kv_cache)
     start, nodes_before, ops_before = time.perf_counter(), model.graph.num_nodes(), _operators(model)
     rules = []
     for done, fusion in enumerate(fusions):
@@ -156,11 +170,11 @@ def fuse_artifact(step: StepContext, *, target: str = "tensorrt", allow_partial:
         FusionError: there is no such target.
         ArtifactError: the folder is no artifact, or has no traced.onnx.
     """
-    _pipeline(target)
     described = require_artifact(step.artifact, "fuse")["model"]
-    config = LlamaConfig(**described["config"])
+    config, kv_cache, own_layout = LlamaConfig(**described["config"]), kv_cache_of(described), described.get("weights") != "reference"
+    _pipeline(target, kv_cache)
     model = load_graph(require(step.artifact, "traced.onnx"))
-    report = fuse_model(model, config, target=target, own_layout=described.get("weights") != "reference", progress=step.progress)
+    report = fuse_model(model, config, target=target, kv_cache=kv_cache, own_layout=own_layout, progress=step.progress)
     if not allow_partial:
         check_complete(report)
     with step.write(OUTPUTS[target]) as temporary:
@@ -183,10 +197,12 @@ def check_complete(report: FusionReport) -> None:
         )
 
 
-def _pipeline(target: str) -> tuple[Fusion, ...]:
-    if target not in PIPELINES:
-        raise FusionError(f"no fusions for target {target!r}; there are: {', '.join(PIPELINES)}")
-    return PIPELINES[target]
+def _pipeline(target: str, kv_cache: KvCache) -> tuple[Fusion, ...]:
+    pipelines = STATIC_PIPELINES if kv_cache == "static" else PIPELINES
+    if target not in pipelines:
+        form = " with a static cache" if kv_cache == "static" else ""
+        raise FusionError(f"no fusions for target {target!r}{form}; there are: {', '.join(pipelines)}")
+    return pipelines[target]
 
 
 def _operators(model: ir.Model) -> dict[str, int]:
