@@ -15,6 +15,7 @@ import onnx_ir as ir
 from engines.graph_weights import Weight, find_biases, find_weights, layer_by_label, weights_bytes
 from engines.kernel_source import read_kernel_sources, source_bytes
 from engines.plan_program import Constant, Program, read_programs
+from engines.static_claims import is_static, static_claims
 from engines.weight_search import Copies, count_copies
 
 ATTENTION_KERNELS = {"prefill": "_gemm_mha_v2", "decode": "_gemv_mha_v1"}
@@ -24,6 +25,8 @@ BYTES_PER_WEIGHT = {"int8": (1.05, "int8 and its scales; 2 would be float16"), "
 PLAN_LIMIT = 1.06
 PLAN_TEXT, LAYER_TEXT = 3_500_000, 400_000
 """What TensorRT-RTX 1.7.1 adds in text (programs and CUDA source), whatever the width: in any case, and for each layer. SmolLM2: 14.1 MB."""
+STATIC_LAYER_TEXT = 800_000
+"""LAYER_TEXT with a static cache: the kernels that write it are stored for every layer, in both profiles (docs/adr/009)."""
 Check = dict[str, Any]
 
 
@@ -54,9 +57,13 @@ def audit_plan(plan: Path, graph_file: Path, *, precision: str, profiles: Sequen
     if precision in BYTES_PER_WEIGHT:
         limit, reason = BYTES_PER_WEIGHT[precision]
         checks.append(_check("bytes_per_weight", per_weight, limit, "<=", reason, where=worst))
+    static = is_static(graph)
+    if static:
+        checks += [_check(name, value, limit, "==", reason) for name, value, limit, reason in static_claims(programs, profiles, layers)]
+    text = STATIC_LAYER_TEXT if static else LAYER_TEXT
     checks += [
         _constant_bytes(programs, weights_bytes(graph), gated),
-        plan_bytes(plan, weights_bytes(graph), layers, gated=precision == "fp16"),
+        plan_bytes(plan, weights_bytes(graph), layers, gated=precision == "fp16", layer_text=text),
     ]
     return {
         "kernels": dict(Counter(kernel.name for program in programs for kernel in program.kernels).most_common()),
@@ -136,10 +143,10 @@ def _constant_bytes(programs: Sequence[Program], weights: int, gated: bool) -> C
     return _check("constant_bytes_per_weight_byte", round(constants / weights, 4), PLAN_LIMIT if gated else None, "<=", once)
 
 
-def plan_bytes(plan: Path, weights: int, layers: int, *, gated: bool) -> Check:
+def plan_bytes(plan: Path, weights: int, layers: int, *, gated: bool, layer_text: int = LAYER_TEXT) -> Check:
     """The whole file against the graph's constants; asked for where the text that any such plan holds fits the limit."""
     size, sources = plan.stat().st_size, read_kernel_sources(plan)
-    asked = gated and PLAN_TEXT + LAYER_TEXT * layers <= (PLAN_LIMIT - 1) * weights
+    asked = gated and PLAN_TEXT + layer_text * layers <= (PLAN_LIMIT - 1) * weights
     repeated = [
         f"{source.kernel} {source.copies} times" for source in sources if source.copies > 1 and source.kernel not in ATTENTION_KERNELS.values()
     ]

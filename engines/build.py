@@ -11,10 +11,11 @@ import onnx_ir as ir
 
 from artifact.config import LlamaConfig
 from artifact.errors import EngineError
-from artifact.manifest import read_manifest
+from artifact.io_spec import KvCache, cache_bytes
+from artifact.manifest import kv_cache_of, read_manifest
 from artifact.steps import StepContext, require
 from engines.audit import audit_plan
-from engines.backends.protocol import Backend, BuildRequest
+from engines.backends.protocol import Backend, BuildRequest, BuildResult
 from engines.backends.tensorrt_rtx import TensorRTRTX
 from engines.engine_graph import write_engine_graph
 from engines.graph_weights import weights_bytes
@@ -30,7 +31,14 @@ BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (TensorRTRT
 
 
 def build_engine(
-    step: StepContext, *, precision: str, target: str, backend: str = "auto", max_batch: int = 4, max_length: int | None = None
+    step: StepContext,
+    *,
+    precision: str,
+    target: str,
+    backend: str = "auto",
+    max_batch: int = 4,
+    max_length: int | None = None,
+    capacity: int | None = None,
 ) -> dict[str, Any]:
     """Write ``<stage>-engine.onnx``, ``engines/<target>-<precision>/part-00.plan`` and ``build.json``.
 
@@ -40,24 +48,26 @@ def build_engine(
         target: a name of ``targets``.
         backend: ``auto`` or a name of ``BACKENDS``.
         max_batch: rows.
-        max_length: tokens in prompt and answer together; None is the model's, at most 4096.
+        max_length: tokens in prompt and answer together; None is the model's, at most 4096. Of a dynamic cache only.
+        capacity: the same for a static cache, which needs it.
 
     Returns:
         ``engines``: one entry a plan, as in ``build.json``; ``passed``: whether every audit passed.
 
     Raises:
-        EngineError: no such target, precision or backend; no room; or the compiler failed.
+        EngineError: no such target, precision or backend; a bound of the other cache form; no room; or the compiler failed.
         ArtifactError: the stage is not there.
     """
     stage, chosen, gpu = _stage(precision), choose_backend(backend), find_target(target)
     model = read_manifest(step.artifact)["model"]
     config = LlamaConfig(**model["config"])
-    length = default_length(config) if max_length is None else max_length
+    check_cache_options(kv_cache_of(model), config, max_length, capacity)
+    length = next(bound for bound in (capacity, max_length, default_length(config)) if bound is not None)
     rows = max(max_batch, LEAST_ROWS.get(precision, 1))
-    profiles = make_profiles(config, model["dtype"], max_batch=rows, max_length=length)
+    profiles = make_profiles(config, model["dtype"], kv_cache_of(model), max_batch=rows, max_length=length)
     source = require(step.artifact, f"{stage}.onnx")
     with step.write(f"{stage}-engine.onnx") as graph_file:
-        write_engine_graph(source, graph_file)
+        write_engine_graph(source, graph_file, capacity=capacity)
     graph_file = step.artifact / f"{stage}-engine.onnx"
     folder = f"engines/{gpu.name}-{precision}"
     check_room(step.artifact / folder, weights_bytes(ir.load(graph_file).graph), config.num_hidden_layers, packed=stage != "traced")
@@ -86,11 +96,41 @@ def build_engine(
         "compute_capability": ".".join(map(str, gpu.compute_capability)),
         "max_batch": max_batch,
         "max_length": length,
+        **_cache(model, config, rows, capacity, result),
         "notes": [f"the profiles admit {rows} rows: with 1, TensorRT-RTX would write every {precision} weight out at each step"] * (rows > max_batch),
     }
     report = {"engines": [entry], "passed": audit["audit"]["passed"]}
     _write_json(step, f"{folder}/build.json", report)
     return report
+
+
+def check_cache_options(kv_cache: KvCache, config: LlamaConfig, max_length: int | None, capacity: int | None) -> None:
+    """Refuse a bound that is the other cache form's, and a static cache without its own.
+
+    Raises:
+        EngineError: the hint names the option that this form has.
+    """
+    if kv_cache == "dynamic" and capacity is not None:
+        raise EngineError(
+            "--capacity is for a static cache; the cache of this artifact is dynamic, and grows",
+            hint=f"--max-length {capacity}, or export with --kv-cache static",
+        )
+    if kv_cache == "static" and max_length is not None:
+        raise EngineError(
+            "--max-length is for a dynamic cache; prompt and answer fill a static one up to its capacity", hint=f"--capacity {max_length}"
+        )
+    if kv_cache == "static" and capacity is None:
+        raise EngineError(
+            "a static cache needs --capacity: how many tokens prompt and answer may have together", hint=f"--capacity {default_length(config)}"
+        )
+
+
+def _cache(model: dict[str, Any], config: LlamaConfig, rows: int, capacity: int | None, result: BuildResult) -> dict[str, Any]:
+    """What build.json says of the cache: its form, and of a static one its size and what was counted in the network."""
+    if capacity is None:
+        return {"kv_cache": kv_cache_of(model)}
+    row = cache_bytes(config, model["dtype"], capacity)
+    return {"kv_cache": "static", "capacity": capacity, "kv_cache_bytes_per_row": row, "kv_cache_bytes": rows * row, **result.network}
 
 
 def choose_backend(name: str) -> Backend:

@@ -32,6 +32,8 @@ _LAYER = re.compile(r"\[ONNX Layer: ([^\]]*)\]")
 _CONSTANT = re.compile(r'^  tensor=\{[^\n]*?const_payload_size=(\d+)[^\n]*? name="([^"]*)" offset=(\d+)[^\n]* type=(\w+)', re.MULTILINE)
 _VIEW = re.compile(r'^  sub_tensor=\{ base="([^"]*)"[^\n]*? name="([^"]*)"', re.MULTILINE)
 _PROFILE = re.compile(r"\[profile (\d+)\]")
+_BINDING = re.compile(r"(?: \[profile \d+\])?\.\d+$")
+"""What a program adds to the name of a network's input or output."""
 _QUOTED = re.compile(r'"([^"]*)"')
 
 
@@ -61,11 +63,17 @@ class Kernel:
 
 @dataclass(frozen=True)
 class Program:
-    """What one profile runs."""
+    """What one profile runs.
+
+    Attributes:
+        inputs, outputs: names of what it reads and writes at the caller's addresses; what is updated in place is in both, under its output's name.
+    """
 
     profile: int
     kernels: tuple[Kernel, ...]
     constants: tuple[Constant, ...]
+    inputs: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
 
 
 def read_programs(plan: Path) -> list[Program]:
@@ -102,10 +110,14 @@ def parse_program(text: str) -> Program:
     for base, name in _VIEW.findall(head):
         if base in constants:
             constants[name] = constants[base]
-    inputs = next((line for line in head.splitlines() if line.startswith("  inputs={")), "")
+    inputs, outputs = (next((line for line in head.splitlines() if line.startswith(f"  {kind}={{")), "") for kind in ("inputs", "outputs"))
     profile = _PROFILE.search(inputs)
     kernels = tuple(_kernel(match, constants) for match in _KERNEL.finditer(main))
-    return Program(int(profile[1]) if profile else 0, kernels, tuple(set(constants.values())))
+    return Program(int(profile[1]) if profile else 0, kernels, tuple(set(constants.values())), _bindings(inputs), _bindings(outputs))
+
+
+def _bindings(line: str) -> tuple[str, ...]:
+    return tuple(_BINDING.sub("", name) for name in _QUOTED.findall(line))
 
 
 def _kernel(match: re.Match[str], constants: Mapping[str, Constant]) -> Kernel:

@@ -6,13 +6,14 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 import pytest
 
 from artifact.config import LlamaConfig
-from artifact.io_spec import graph_inputs, graph_outputs
+from artifact.io_spec import OPSETS, KvCache, graph_inputs, graph_outputs
 from artifact.layout import MODULE_KEY
 from artifact.progress import silent
 from engines.backends.protocol import BuildRequest
@@ -82,6 +83,15 @@ L_swiglu = Mul(L_silu, L_up)
 L_down = MatMul(L_swiglu, L_down_t)
 L_out = Add(L_middle, L_down)
 """
+CAPACITY = 128
+STATIC = {
+    HEAD: "\nembedded = Gather(embed, input_ids)\n",
+    "present_key_I = Concat<axis = 2>(past_key_I, L_k_rotated)": "present_key_I = TensorScatter(past_key_I, L_k_rotated, cache_write_indices)",
+    "present_value_I = Concat<axis = 2>(past_value_I, L_v)": "present_value_I = TensorScatter(past_value_I, L_v, cache_write_indices)",
+    "Attention<scale = 1.0>(L_q_scaled, L_keys, L_values, mask)": "Attention<is_causal = 1, scale = 1.0>"
+    "(L_q_scaled, L_keys, L_values, , , , key_value_lengths)",
+}
+"""What the static cache's form has in the place of the dynamic one's."""
 LINEARS = {"qkv": ((H + 2 * K) * D, E), "o": (E, H * D), "gate_up": (2 * F, E), "down": (E, F)}
 CONSTANTS = (
     f"int64 zero = {{0}}, int64 one = {{1}}, int64[1] axis1 = {{1}}, int64[2] axes12 = {{1, 2}}, int64[1] axis2 = {{2}}, "
@@ -126,10 +136,15 @@ def weights_of(layers: int, precision: str) -> dict[str, np.ndarray]:
     return weights | {"last_scale": rng.normal(1, 0.1, E).astype(np.float16)}
 
 
-def graph_text(layers: int, precision: str, weights: dict[str, np.ndarray], *, split_last: bool, all_turned: bool) -> str:
-    body = HEAD
+def graph_text(layers: int, precision: str, weights: dict[str, np.ndarray], kv_cache: KvCache, *, split_last: bool, all_turned: bool) -> str:
+    def of_form(text: str) -> str:
+        for dynamic, static in STATIC.items():
+            text = text.replace(dynamic, static) if kv_cache == "static" else text
+        return text
+
+    body = of_form(HEAD)
     for layer in range(layers):
-        text = LAYER.format(heads=ALL_TURNED if all_turned else QUERY_APART, split=LAST_AXIS if split_last else NEW_AXIS)
+        text = of_form(LAYER.format(heads=ALL_TURNED if all_turned else QUERY_APART, split=LAST_AXIS if split_last else NEW_AXIS))
         for name in LINEARS:
             source = f"L_{name}_weight"
             dequantize = f"{source} = DequantizeLinear<axis = 0>(L_{name}_int8, L_{name}_steps)\n" if precision == "int8" else ""
@@ -139,10 +154,11 @@ def graph_text(layers: int, precision: str, weights: dict[str, np.ndarray], *, s
     body += f"normed = RMSNormalization<axis = -1, epsilon = 0.00001>(l{layers - 1}_out, last_scale)\n"
     body += "head = Transpose<perm = [1, 0]>(embed)\nlogits = MatMul(normed, head)\n"
     config = config_of(layers)
-    inputs = [f"{DTYPES[v.dtype]}[{','.join(map(str, v.shape))}] {text_name(v.name)}" for v in graph_inputs(config, "fp16")]
-    outputs = [f"{DTYPES[v.dtype]}[{','.join(map(str, v.shape))}] {text_name(v.name)}" for v in graph_outputs(config, "fp16")]
+    inputs = [f"{DTYPES[v.dtype]}[{','.join(map(str, v.shape))}] {text_name(v.name)}" for v in graph_inputs(config, "fp16", kv_cache)]
+    outputs = [f"{DTYPES[v.dtype]}[{','.join(map(str, v.shape))}] {text_name(v.name)}" for v in graph_outputs(config, "fp16", kv_cache)]
     stored = [f"{array.dtype}[{','.join(map(str, array.shape))}] {name}" for name, array in weights.items()]
-    return f'<ir_version: 11, opset_import: ["" : 23]>\ng ({", ".join(inputs + stored)}) => ({", ".join(outputs)})\n<{CONSTANTS}>\n{{{body}}}'
+    head = f'<ir_version: 11, opset_import: ["" : {OPSETS[kv_cache]}]>'
+    return f"{head}\ng ({', '.join(inputs + stored)}) => ({', '.join(outputs)})\n<{CONSTANTS}>\n{{{body}}}"
 
 
 def text_name(name: str) -> str:
@@ -155,26 +171,30 @@ def text_name(name: str) -> str:
 class Stage:
     path: Path
     config: LlamaConfig
+    kv_cache: KvCache = "dynamic"
 
     @property
     def engine_graph(self) -> Path:
         out = self.path.with_name(f"{self.path.stem}-engine.onnx")
         if not out.exists():
-            write_engine_graph(self.path, out)
+            write_engine_graph(self.path, out, capacity=CAPACITY if self.kv_cache == "static" else None)
         return out
 
 
-def write_stage(folder: Path, layers: int, precision: str, *, split_last: bool = False, all_turned: bool = False) -> Stage:
+def write_stage(
+    folder: Path, layers: int, precision: str, *, split_last: bool = False, all_turned: bool = False, kv_cache: KvCache = "dynamic"
+) -> Stage:
     """Write `fused.onnx` or `int8.onnx` with its weights in `weights/all.bin`."""
     weights = weights_of(layers, precision)
-    model = ir.from_onnx_text(graph_text(layers, precision, weights, split_last=split_last, all_turned=all_turned))
+    model = ir.from_onnx_text(graph_text(layers, precision, weights, kv_cache, split_last=split_last, all_turned=all_turned))
     graph, config = model.graph, config_of(layers)
     for value in list(graph.inputs):
         if value.name in weights:
             graph.inputs.remove(value)
             value.const_value = ir.tensor(weights[value.name], name=value.name)
             graph.register_initializer(value)
-    for values, expected in ((graph.inputs, graph_inputs(config, "fp16")), (graph.outputs, graph_outputs(config, "fp16"))):
+    interface = graph_inputs(config, "fp16", kv_cache), graph_outputs(config, "fp16", kv_cache)
+    for values, expected in zip((graph.inputs, graph.outputs), interface, strict=True):
         for value, spec in zip(values, expected, strict=True):
             value.name = spec.name
     for node in graph:
@@ -185,7 +205,7 @@ def write_stage(folder: Path, layers: int, precision: str, *, split_last: bool =
     (folder / "weights").mkdir(exist_ok=True)
     path = folder / f"{'int8' if precision == 'int8' else 'fused'}.onnx"
     ir.save(model, path, external_data="weights/all.bin")
-    return Stage(path, config)
+    return Stage(path, config, kv_cache)
 
 
 @pytest.fixture(scope="session")
@@ -195,21 +215,22 @@ def make_stage() -> Callable[..., Stage]:
 
 def build_plan(stage: Stage, max_batch: int) -> Path:
     plan = stage.path.with_name("model.plan")
-    profiles = make_profiles(stage.config, "fp16", max_batch=max_batch, max_length=POSITIONS)
+    length = CAPACITY if stage.kv_cache == "static" else POSITIONS
+    profiles = make_profiles(stage.config, "fp16", stage.kv_cache, max_batch=max_batch, max_length=length)
     TensorRTRTX().build(BuildRequest(stage.engine_graph, plan, find_target("a100"), tuple(profiles)), silent)
     return plan
 
 
 @pytest.fixture(scope="session")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Stage, Path]]:
-    """`built(layers, precision, split_last=…, all_turned=…)` → a stage and its real plan, built once a session.
+    """`built(layers, precision, split_last=…, all_turned=…, kv_cache=…)` → a stage and its real plan, built once a session.
 
     Split on the last axis, gate·up is stored twice, but only where decode multiplies exactly one row: at a batch of 1.
     """
     pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx-cu12 is not installed")
     done: dict[tuple[object, ...], tuple[Stage, Path]] = {}
 
-    def get(layers: int, precision: str = "fp16", **form: bool) -> tuple[Stage, Path]:
+    def get(layers: int, precision: str = "fp16", **form: Any) -> tuple[Stage, Path]:
         key = (layers, precision, *sorted(form.items()))
         if key not in done:
             stage = write_stage(tmp_path_factory.mktemp("engine"), layers, precision, **form)

@@ -95,3 +95,13 @@ def test_refuses_a_plan_that_is_cut_off(built: Built, tmp_path: Path) -> None:
     cut.write_bytes(content[: content.find(b"header {\n  version = 5") + 1000])
     with pytest.raises(EngineError, match="cut off"):
         read_programs(cut)
+
+
+def test_says_what_is_read_and_written_at_the_callers_addresses(built: Built) -> None:
+    for form, past in (("dynamic", "past_key_values"), ("static", "present")):
+        _, plan = built(1, **({"kv_cache": "static"} if form == "static" else {}))
+        for program in read_programs(plan):
+            names = {"input_ids", "position_ids", f"{past}.0.key", f"{past}.0.value"}
+            assert names <= set(program.inputs)
+            assert {"present.0.key", "present.0.value"} <= set(program.outputs)
+            assert not any("profile" in name for name in (*program.inputs, *program.outputs) if not name.startswith("{"))
