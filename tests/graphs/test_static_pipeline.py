@@ -75,6 +75,7 @@ def config_of(artifact: Path) -> LlamaConfig:
 def session(graph: Path) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 3  # it warns of every cache that it copies
     return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
 
