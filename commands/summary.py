@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from engines.plan_words import layer_lines
+
 Report = dict[str, Any]
 
 
@@ -87,6 +89,9 @@ def _engines(engines: list[Report]) -> Iterable[Sheet]:
     )
     yield Sheet("", columns, rows, numbers=True)
     for engine in engines:
+        lines = layer_lines(engine["kernels_by_layer"])
+        kernels = tuple((line.profile, line.layers, str(line.kernels), line.content) for line in lines)
+        yield Sheet(engine["file"], ("profile", "where", "kernels", "in order"), kernels)
         yield from (Sheet(f"{engine['file']}: {note}") for note in engine["notes"])
         yield from _failures(engine["file"], engine["audit"]["checks"])
 

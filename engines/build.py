@@ -72,7 +72,7 @@ def build_engine(
     with step.write(plan_name) as plan:
         result = chosen.build(BuildRequest(graph_file, plan, gpu, tuple(profiles)), step.progress)
         step.progress("auditing the plan", 0, 1)
-        audit = audit_plan(plan, graph_file, precision=precision, profiles=[p.name for p in profiles], layers=config.num_hidden_layers)
+        audit = audit_plan(plan, graph_file, precision=precision, profiles=[p.name for p in profiles], config=config)
         size = plan.stat().st_size
     logger.info("%s: %d bytes in %.1f s", plan_name, size, result.seconds)
     entry = {
@@ -88,14 +88,10 @@ def build_engine(
         **_compiler(result, gpu),
         "max_batch": max_batch,
         "max_length": length,
-        **cache_entry(form, config, dtype, rows, length, result.network),
+        **cache_entry(form, config, dtype, rows, length, result.static_cache),
         "notes": [f"the profiles admit {rows} rows: with 1, TensorRT-RTX would write every {precision} weight out at each step"] * (rows > max_batch),
     }
     return _record(step, f"{folder}/build.json", {"engines": [entry], "passed": audit["audit"]["passed"]})
-
-
-def _cost(result: BuildResult) -> dict[str, Any]:
-    return {"build_s": result.seconds, "peak_rss_mb": result.peak_rss_mb, "peak_anonymous_mb": result.peak_anonymous_mb}
 
 
 def _identity(step: StepContext, graph: str, plan: str) -> dict[str, str]:
@@ -105,6 +101,15 @@ def _identity(step: StepContext, graph: str, plan: str) -> dict[str, str]:
 
 def _compiler(result: BuildResult, gpu: Target) -> dict[str, str]:
     return {"tensorrt_version": result.version, "compute_capability": ".".join(map(str, gpu.compute_capability))}
+
+
+def _cost(result: BuildResult) -> dict[str, Any]:
+    return {
+        "build_s": result.seconds,
+        "peak_rss_mb": result.peak_rss_mb,
+        "peak_anonymous_mb": result.peak_anonymous_mb,
+        "network_layers": result.network_layers,
+    }
 
 
 def choose_backend(name: str) -> Backend:

@@ -13,6 +13,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from engines.plan_words import layer_lines
 from validation.render import wording
 from validation.render.bars import interval, range_bar, range_state
 from validation.render.charts import NARROW, WIDE, LineChart, Reference, Series, swatch
@@ -182,6 +183,7 @@ def _engine(engine: Report) -> dict[str, Any]:
     memory, audit = engine.get("peak_rss_mb"), engine.get("audit") or {}
     return {
         "file": engine["file"], "passed": audit.get("passed"), "kernels": kernels, "profiles": _flat(engine.get("profiles") or {}),
+        "layers": layer_lines(engine.get("kernels_by_layer") or {}),
         "cells": [
             *((name.capitalize(), engine.get(name), "any") for name in ("precision", "target", "backend")),
             ("Size", wording.size(engine.get("bytes")), "n"), ("Bytes per weight", wording.number(engine.get("bytes_per_weight")), "n"),

@@ -99,6 +99,9 @@ def make_engine(precision: str) -> Report:
         "profiles": {"prefill": {"batch_size": [1, 1, 4], "sequence_length": [1, 512, 4096]},
                      "decode": {"batch_size": [1, 1, 4], "sequence_length": [1, 1, 1]}},
         "kernels": {"_gemm_mha_v2": 60, "sm80_xmma_gemm_f16f16_f16f32": 120, "__myl_MulSumAddSqrtDivMul": 61},
+        "kernels_by_layer": {"decode": {"outside": [], "layers": [{"first": 0, "last": 29, "kernels": [
+            {"kernel": "fully_connected", "kind": "gemm", "weight": "half", "writes": []},
+            {"kernel": "_gemv_mha_v1", "kind": "attention", "weight": None, "writes": []}]}]}},
         "audit": {"checks": [*audit, check("fused_attention_decode", 30, 30, "==")], "passed": True},
     }  # fmt: skip
 
