@@ -235,13 +235,14 @@ def build(
     backend: BackendOption = Backend.auto,
     max_batch: MaxBatch = 4,
     max_length: MaxLength = None,
+    capacity: Annotated[int | None, typer.Option(min=2, help="Tokens that a static cache holds, prompt and answer together; of it alone.")] = None,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
     """ONNX → TensorRT plan, audited: `cli.py build artifacts/llama-2-7b --precision int8 --target a100`."""
     from commands import build as command
 
-    options = command.BuildOptions(target, backend.value, max_batch, max_length)
+    options = command.BuildOptions(target, backend.value, max_batch, max_length, capacity)
     with _Watched() as progress:
         outcome = command.build(artifact, precision.value, options, force=force, progress=progress)
     _show("build", outcome.report, as_json=as_json, up_to_date=outcome.up_to_date)

@@ -28,6 +28,7 @@ STATIC_STEPS = (
     "inspect",
     "fuse",
     "quantize",
+    "build",
 )
 """Steps that know the static cache; every other one refuses it by name."""
 _UNWRITABLE = {

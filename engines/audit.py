@@ -13,9 +13,10 @@ from artifact.config import LlamaConfig
 from engines.checks import Check, check, first
 from engines.graph_weights import Weight, find_biases, find_weights, weights_bytes
 from engines.kernel_source import read_kernel_sources, source_bytes
-from engines.layer_checks import ATTENTION_KERNELS, attention_check, layer_checks, logits_check, quantized_check
+from engines.layer_checks import ATTENTION_KERNELS, LIMITS, STATIC_LIMITS, attention_check, layer_checks, logits_check, quantized_check
 from engines.plan_layers import Launch, PlanReader, describe
 from engines.plan_program import Constant, Program, read_programs
+from engines.static_checks import is_static, static_checks
 from engines.weight_search import Copies, count_copies
 
 BYTES_PER_WEIGHT = {"int8": (1.05, "int8 and its scales; 2 would be float16"), "fp16": (2.1, "float16, once; a second layout would show as 4")}
@@ -23,6 +24,8 @@ BYTES_PER_WEIGHT = {"int8": (1.05, "int8 and its scales; 2 would be float16"), "
 PLAN_LIMIT = 1.06
 PLAN_TEXT, LAYER_TEXT = 3_500_000, 400_000
 """What TensorRT-RTX 1.7.1 adds in text (programs and CUDA source), whatever the width: in any case, and for each layer. SmolLM2: 14.1 MB."""
+STATIC_LAYER_TEXT = 800_000
+"""LAYER_TEXT with a static cache: the kernels that write it are stored for every layer, in both profiles (docs/adr/009)."""
 
 
 def audit_plan(plan: Path, graph_file: Path, *, precision: str, profiles: Sequence[str], config: LlamaConfig) -> dict[str, Any]:
@@ -44,17 +47,20 @@ def audit_plan(plan: Path, graph_file: Path, *, precision: str, profiles: Sequen
     """
     graph = ir.load(graph_file).graph
     programs, weights = read_programs(plan), find_weights(graph)
-    reader, gated = PlanReader(graph, config), precision != "fp32"
+    reader, gated, static = PlanReader(graph, config), precision != "fp32", is_static(graph)
     launches = {name: _launches(programs, index, reader) for index, name in enumerate(profiles)}
     per_weight, worst = bytes_per_weight(programs, weights, quantized=precision == "int8")
-    checks = [*_weight_checks(plan, graph, weights, gated), *_kernel_checks(programs, launches, reader, config, gated)]
+    checks = [*_weight_checks(plan, graph, weights, gated), *_kernel_checks(programs, launches, reader, config, gated=gated, static=static)]
     if precision == "int8":
         checks += [*(quantized_check(found, weights, name) for name, found in launches.items()), _read_quantized(programs, weights)]
     if precision in BYTES_PER_WEIGHT:
         limit, reason = BYTES_PER_WEIGHT[precision]
         checks.append(check("bytes_per_weight", per_weight, limit, "<=", reason, where=worst))
+    if static:
+        checks += static_checks(programs, profiles, config.num_hidden_layers)
+    text = STATIC_LAYER_TEXT if static else LAYER_TEXT
     checks.append(_constant_bytes(programs, weights_bytes(graph), gated))
-    checks.append(plan_bytes(plan, weights_bytes(graph), config.num_hidden_layers, gated=precision == "fp16"))
+    checks.append(plan_bytes(plan, weights_bytes(graph), config.num_hidden_layers, gated=precision == "fp16", layer_text=text))
     return {
         "kernels": dict(Counter(kernel.name for program in programs for kernel in program.kernels).most_common()),
         "kernels_by_profile": {name: _names(found) for name, found in launches.items()},
@@ -74,14 +80,14 @@ def _weight_checks(plan: Path, graph: ir.Graph, weights: Sequence[Weight], gated
 
 
 def _kernel_checks(
-    programs: Sequence[Program], launches: Mapping[str, Sequence[Launch]], reader: PlanReader, config: LlamaConfig, gated: bool
+    programs: Sequence[Program], launches: Mapping[str, Sequence[Launch]], reader: PlanReader, config: LlamaConfig, *, gated: bool, static: bool
 ) -> list[Check]:
     """What each profile runs, layer by layer and behind them."""
     checks = []
     for index, (name, found) in enumerate(launches.items()):
         positions = [reader.logits_positions(program) for program in programs if program.profile == index]
         checks.append(attention_check(found, name, config.num_hidden_layers, gated=gated))
-        checks += layer_checks(found, name, gated=gated)
+        checks += layer_checks(found, name, gated=gated, limits=STATIC_LIMITS if static else LIMITS)
         checks.append(logits_check(next((count for count in positions if count is not None), None), name, gated=gated))
     return checks
 
@@ -137,10 +143,10 @@ def _constant_bytes(programs: Sequence[Program], weights: int, gated: bool) -> C
     return check("constant_bytes_per_weight_byte", round(constants / weights, 4), PLAN_LIMIT if gated else None, "<=", once)
 
 
-def plan_bytes(plan: Path, weights: int, layers: int, *, gated: bool) -> Check:
+def plan_bytes(plan: Path, weights: int, layers: int, *, gated: bool, layer_text: int = LAYER_TEXT) -> Check:
     """The whole file against the graph's constants; asked for where the text that any such plan holds fits the limit."""
     size, sources = plan.stat().st_size, read_kernel_sources(plan)
-    asked = gated and PLAN_TEXT + LAYER_TEXT * layers <= (PLAN_LIMIT - 1) * weights
+    asked = gated and PLAN_TEXT + layer_text * layers <= (PLAN_LIMIT - 1) * weights
     repeated = [
         f"{source.kernel} {source.copies} times" for source in sources if source.copies > 1 and source.kernel not in ATTENTION_KERNELS.values()
     ]

@@ -69,6 +69,23 @@ LIMITS = (
     ),
 )
 
+STATIC_LIMITS = (
+    LayerLimit(
+        "kernels_per_layer",
+        lambda launch: 1,
+        {"prefill": 12, "decode": 9},
+        "four GEMMs, attention, two norms, SiLU, the cache with both rotations; in prefill the three copies besides",
+    ),
+    LayerLimit(
+        "copies_per_layer",
+        lambda launch: launch.kind == COPY,
+        {"prefill": 3, "decode": 0},
+        "a kernel that only moves values; prefill's attention reads its own layout of keys and values, and its result is turned for the next GEMM",
+    ),
+    *LIMITS[2:],
+)
+"""The same for a static cache, whose kernels write slots in the place of joining tensors (docs/adr/009)."""
+
 
 def layer_checks(launches: Sequence[Launch], profile: str, *, gated: bool, limits: Sequence[LayerLimit] = LIMITS) -> list[Check]:
     """One check a limit: the worst layer's count; without layers there is no value, and a gated check fails."""

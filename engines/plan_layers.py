@@ -19,7 +19,7 @@ from typing import Any
 import onnx_ir as ir
 
 from artifact.config import LlamaConfig
-from artifact.io_spec import BATCH, CACHE_KINDS, CAPACITY, LOGITS, PAST, SEQUENCE, TOTAL, present_name
+from artifact.io_spec import BATCH, CACHE_KINDS, LOGITS, SEQUENCE, TOTAL, past_name, present_name
 from artifact.layout import MODULE_KEY, layer_of
 from engines.graph_weights import node_label
 from engines.plan_kinds import ATTENTION, CACHE, CAST, COPIED, COPY, GEMM, NORM, POINTWISE, PRODUCT, REPEATED, ROTARY, SCORES, SOFTMAX, Description
@@ -65,8 +65,9 @@ class PlanReader:
 
     def __init__(self, graph: ir.Graph, config: LlamaConfig) -> None:
         nodes = [(node_label(node), node) for node in graph]
-        self._place = {label: position for position, (label, _) in enumerate(nodes)}
-        self._layer = {label: _layer(label, node) for label, node in nodes}
+        inputs = {str(value.name): -1 for value in graph.inputs}  # a network layer that the build adds bears the name of the input that it reads
+        self._place = inputs | {label: position for position, (label, _) in enumerate(nodes)}
+        self._layer = {label: _layer(label, node) for label, node in nodes} | {str(value.name): None for value in graph.inputs}
         self._operator = {label: node.op_type for label, node in nodes}
         self._shapes = {str(value.name): _shape(value) for value in graph.inputs}
         self._presents = {present_name(i, kind): f"present {kind}" for i in range(config.num_hidden_layers) for kind in CACHE_KINDS}
@@ -78,11 +79,18 @@ class PlanReader:
         return Sizes(program.instructions, [(shape, tensors[name].dims) for name, shape in self._shapes.items() if name in tensors])
 
     def launches(self, program: Program) -> list[Launch]:
-        """What the program runs, in order; a kernel without a node of the graph belongs to the layer of the one before."""
+        """What the program runs, in order.
+
+        A kernel without a node of the graph belongs to the layer of the one before. What makes a mask before any weight is read belongs to none: all
+        layers share it, and TensorRT names the first layer's attention for it.
+        """
         sizes, logits = self.sizes(program), self._logits(program)
         found: list[Launch] = []
+        started = False
         for kernel in program.kernels:
-            layer = self._layer_of(kernel, found[-1].layer if found else None)
+            started = started or any(constant.size_bytes > SCALAR_BYTES for constant in kernel.constants)
+            shared = not started and self._makes_mask(kernel)
+            layer = None if shared else self._layer_of(kernel, found[-1].layer if found else None)
             writes = tuple(sorted(self._roles(kernel, sizes, logits)))
             kind, weight = self._kind(kernel, writes)
             found.append(Launch(kernel, layer, kind, weight, writes))
@@ -98,6 +106,10 @@ class PlanReader:
         """The plan's name of the logits: the only output that is no cache."""
         others = [name for name in program.outputs if name in program.tensors and program.tensors[name].interface not in self._presents]
         return others[0] if len(others) == 1 else None
+
+    def _makes_mask(self, kernel: Kernel) -> bool:
+        """Whether it computes a part of attention, and not attention itself."""
+        return "mha" not in kernel.name and {self._operator[label] for label in kernel.layers if label in self._operator} == {"Attention"}
 
     def _layer_of(self, kernel: Kernel, before: int | None) -> int | None:
         """Where most of its nodes are; of two such places the one behind."""
@@ -119,7 +131,7 @@ class PlanReader:
 
     def _inner_role(self, tensor: Tensor, sizes: Sizes) -> Iterator[str]:
         config, axes = self._config, sizes.axes
-        total = axes[CAPACITY if self._is_static else TOTAL]
+        total = self._slots() or axes[TOTAL]
         cached = axes[BATCH] * total * config.head_dim
         roles = {
             axes[BATCH] * config.num_attention_heads * axes[SEQUENCE] * total: SCORES,
@@ -130,10 +142,11 @@ class PlanReader:
         if elements in roles:
             yield roles[elements]
 
-    @property
-    def _is_static(self) -> bool:
-        """A cache of fixed capacity has no axis of past tokens."""
-        return not any(PAST in shape for shape in self._shapes.values())
+    def _slots(self) -> int | None:
+        """The capacity of a static cache, which an engine graph holds as a number; None for a dynamic one, whose past may be of any length."""
+        past = self._shapes.get(past_name(0, CACHE_KINDS[0]), ())
+        slots = past[2] if len(past) > 2 else None
+        return slots if isinstance(slots, int) else None
 
     def _kind(self, kernel: Kernel, writes: Sequence[str]) -> tuple[str, str | None]:
         """Kind, and the type of a GEMM's weight."""

@@ -65,7 +65,7 @@ class Tensor:
     @property
     def interface(self) -> str:
         """The name of the graph's input or output that it is, if it is one."""
-        return _INTERFACE.sub("", self.name)
+        return interface_name(self.name)
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,8 @@ class Program:
         kernels: in the order of their launch.
         constants: all that the program names.
         tensors: by the plan's name.
-        outputs: names of those that are the graph's outputs; TensorRT keeps the graph's name of most.
+        inputs, outputs: names of those that are the graph's; TensorRT keeps the graph's name of most. What is updated in place is in both, under its
+            output's name.
         instructions: arithmetic on dimensions.
     """
 
@@ -102,6 +103,7 @@ class Program:
     kernels: tuple[Kernel, ...]
     constants: tuple[Constant, ...]
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    inputs: tuple[str, ...] = ()
     outputs: tuple[str, ...] = ()
     instructions: tuple[Instruction, ...] = ()
 
@@ -141,10 +143,16 @@ def parse_program(text: str) -> Program:
         if base in constants:
             constants[name] = constants[base]
     profile = _PROFILE.search(_line(head, "inputs"))
+    inputs, outputs = (tuple(_QUOTED.findall(_line(head, kind))) for kind in ("inputs", "outputs"))
     tensors = {match["name"]: _tensor(match) for match in _TENSOR.finditer(head)}
     kernels = tuple(_kernel(match, constants, tensors) for match in _KERNEL.finditer(main))
-    outputs = tuple(_QUOTED.findall(_line(head, "outputs")))
-    return Program(int(profile[1]) if profile else 0, kernels, tuple(set(constants.values())), tensors, outputs, read_instructions(main))
+    index, own = int(profile[1]) if profile else 0, tuple(set(constants.values()))
+    return Program(index, kernels, own, tensors, inputs, outputs, read_instructions(main))
+
+
+def interface_name(name: str) -> str:
+    """The graph's name of an input or output, from the plan's: `input_ids [profile 1].1` → `input_ids`."""
+    return _INTERFACE.sub("", name)
 
 
 def _line(head: str, field_name: str) -> str:

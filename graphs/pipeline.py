@@ -11,12 +11,13 @@ import onnx_ir as ir
 from artifact.config import LlamaConfig
 from artifact.errors import FusionError, UsageError
 from artifact.graph_file import load_graph
-from artifact.manifest import require_artifact
+from artifact.io_spec import KvCache
+from artifact.manifest import kv_cache_of, require_artifact
 from artifact.progress import Progress, silent
 from artifact.steps import StepContext, require
 from graphs import contract
 from graphs.cleanup import clean_up
-from graphs.fusions import attention, constant_shape, pack_gate_up, pack_qkv, rms_norm, rotary
+from graphs.fusions import attention, constant_shape, pack_gate_up, pack_qkv, rms_norm, rotary, static_attention
 from graphs.lower import lower_to
 from graphs.passes import Fusion, run_passes
 from graphs.report import Before, FusionReport, check_complete
@@ -73,7 +74,20 @@ TENSORRT = (
 )
 """Operators that TensorRT's parser has and its compiler fuses."""
 
+STATIC = (
+    *TENSORRT,
+    Fusion(
+        "static_attention",
+        static_attention,
+        lambda shape: shape.num_hidden_layers,
+        requires=(contract.TYPED, contract.ATTENTION_PLAIN, contract.HEADS_UNREPEATED),
+        ensures=(contract.ATTENTION_PLAIN, contract.MASKED_BY_LENGTHS),
+    ),
+)
+"""The same for a static cache, whose lengths take the mask's place in the end."""
+
 PIPELINES = {"tensorrt": TENSORRT}
+STATIC_PIPELINES = {"tensorrt": STATIC}
 
 
 def fuse_model(
@@ -81,6 +95,7 @@ def fuse_model(
     config: LlamaConfig,
     *,
     target: str = "tensorrt",
+    kv_cache: KvCache = "dynamic",
     own_layout: bool = True,
     min_tensorrt: str | None = None,
     progress: Progress = silent,
@@ -91,15 +106,16 @@ def fuse_model(
         model: changed in place.
         config: the model's shape.
         target: whose operators to use.
+        kv_cache: the form of its caches.
         own_layout: False where the weights lie as somebody else stored them.
         min_tensorrt: a release that must take the graph; what it lacks is written in older operators.
         progress: told of each pass.
 
     Raises:
-        FusionError: there is no such target, a pass's claim does not hold, or the release can't take the graph.
+        FusionError: there is no such target, or not for this cache form, a pass's claim does not hold, or the release can't take the graph.
         UsageError: there is no such release, or it is given for another target.
     """
-    fusions = _pipeline(target, min_tensorrt)
+    fusions = _pipeline(target, kv_cache, min_tensorrt)
     before = Before.of(model)
     rules = run_passes(model, fusions, config, own_layout=own_layout, progress=progress)
     lowered = {} if min_tensorrt is None else lower_to(model, min_tensorrt)
@@ -121,13 +137,11 @@ def fuse_artifact(step: StepContext, *, target: str = "tensorrt", allow_partial:
         FusionError, UsageError: as ``fuse_model``.
         ArtifactError: the folder is no artifact, or has no traced.onnx.
     """
-    _pipeline(target, min_tensorrt)
     described = require_artifact(step.artifact, "fuse")["model"]
-    config = LlamaConfig(**described["config"])
+    config, kv_cache, own_layout = LlamaConfig(**described["config"]), kv_cache_of(described), described.get("weights") != "reference"
+    _pipeline(target, kv_cache, min_tensorrt)
     model = load_graph(require(step.artifact, "traced.onnx"))
-    report = fuse_model(
-        model, config, target=target, own_layout=described.get("weights") != "reference", min_tensorrt=min_tensorrt, progress=step.progress
-    )
+    report = fuse_model(model, config, target=target, kv_cache=kv_cache, own_layout=own_layout, min_tensorrt=min_tensorrt, progress=step.progress)
     if not allow_partial:
         check_complete(report)
     with step.write(OUTPUTS[target]) as temporary:
@@ -135,11 +149,13 @@ def fuse_artifact(step: StepContext, *, target: str = "tensorrt", allow_partial:
     return report.as_json()
 
 
-def _pipeline(target: str, min_tensorrt: str | None) -> tuple[Fusion, ...]:
-    if target not in PIPELINES:
-        raise FusionError(f"no fusions for target {target!r}; there are: {', '.join(PIPELINES)}")
+def _pipeline(target: str, kv_cache: KvCache, min_tensorrt: str | None) -> tuple[Fusion, ...]:
+    pipelines = STATIC_PIPELINES if kv_cache == "static" else PIPELINES
+    if target not in pipelines:
+        form = " with a static cache" if kv_cache == "static" else ""
+        raise FusionError(f"no fusions for target {target!r}{form}; there are: {', '.join(pipelines)}")
     if min_tensorrt is not None:
         check_release(min_tensorrt)
         if target != "tensorrt":
             raise UsageError(f"--min-tensorrt is of --target tensorrt, not of {target}")
-    return PIPELINES[target]
+    return pipelines[target]

@@ -163,7 +163,11 @@ def test_static_cache_is_exported_inspected_and_refused_by_the_steps_that_lack_i
     run_cli("fuse", out)
     run_cli("quantize", out)
     before = sorted(path.name for path in out.iterdir())
-    for command in (("build", out), ("validate", out), ("generate", out, "hello")):
+    error, hint = refused("build", out)
+    assert "a static cache needs --capacity" in error
+    assert hint == "hint: --capacity 96"
+    assert "--max-length is for a dynamic cache" in refused("build", out, "--max-length", 64)[0]
+    for command in (("validate", out), ("generate", out, "hello")):
         error, hint = refused(*command)
         assert f"has a static KV cache, which {command[0]} does not take yet" in error
         assert "--kv-cache dynamic" in hint
@@ -172,6 +176,7 @@ def test_static_cache_is_exported_inspected_and_refused_by_the_steps_that_lack_i
     assert again["weights_bytes"] > 0
     assert json.loads(run_cli("inspect", out, "--json").stdout)["model"]["kv_cache"] == "dynamic"
     run_cli("fuse", out)
+    assert "--capacity is for a static cache" in refused("build", out, "--capacity", 64)[0]
 
 
 @pytest.mark.trace

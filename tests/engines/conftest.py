@@ -13,7 +13,7 @@ import onnx_ir as ir
 import pytest
 
 from artifact.config import LlamaConfig
-from artifact.io_spec import graph_inputs, graph_outputs
+from artifact.io_spec import OPSETS, KvCache, graph_inputs, graph_outputs
 from artifact.layout import MODULE_KEY
 from artifact.progress import silent
 from engines.backends.protocol import BuildRequest
@@ -114,6 +114,15 @@ L_swiglu = Mul(L_silu, L_up)
 L_down = MatMul(L_swiglu, L_down_t)
 L_out = Add(L_middle, L_down)
 """
+CAPACITY = 128
+STATIC = {
+    HEAD: "\nembedded = Gather(embed, input_ids)\n",
+    "present_key_I = Concat<axis = 2>(past_key_I, L_k_rotated)": "present_key_I = TensorScatter(past_key_I, L_k_rotated, cache_write_indices)",
+    "present_value_I = Concat<axis = 2>(past_value_I, L_v)": "present_value_I = TensorScatter(past_value_I, L_v, cache_write_indices)",
+    "Attention<scale = 1.0>(L_q_scaled, L_keys, L_values, mask)": "Attention<is_causal = 1, scale = 1.0>"
+    "(L_q_scaled, L_keys, L_values, , , , key_value_lengths)",
+}
+"""What the static cache's form has in the place of the dynamic one's."""
 LINEARS = {"qkv": ((H + 2 * K) * D, E), "o": (E, H * D), "gate_up": (2 * F, E), "down": (E, F)}
 CONSTANTS = (
     f"int64 zero = {{0}}, int64 one = {{1}}, int64[1] axis1 = {{1}}, int64[2] axes12 = {{1, 2}}, int64[1] axis2 = {{2}}, "
@@ -168,19 +177,29 @@ class Form:
     all_turned: bool = False
     bfloat_output: bool = False
     attention: str = "fused"
+    kv_cache: KvCache = "dynamic"
+
+    def head(self) -> str:
+        return self._of_cache(HEAD)
 
     def layer(self) -> str:
-        return LAYER.format(
+        text = LAYER.format(
             heads=ALL_TURNED if self.all_turned else QUERY_APART,
             split=LAST_AXIS if self.split_last else NEW_AXIS,
             scaled=NOT_SCALED if self.attention == "rescaled" else SCALED,
             attention=ATTENTIONS[self.attention],
             output=BFLOAT_ISLAND if self.bfloat_output else "L_o = MatMul(L_context, L_o_t)",
         )
+        return self._of_cache(text)
+
+    def _of_cache(self, text: str) -> str:
+        for dynamic, static in STATIC.items():
+            text = text.replace(dynamic, static) if self.kv_cache == "static" else text
+        return text
 
 
 def graph_text(layers: int, precision: str, weights: dict[str, np.ndarray], form: Form) -> str:
-    body = HEAD
+    body = form.head()
     for layer in range(layers):
         text = form.layer()
         for name in LINEARS:
@@ -193,10 +212,11 @@ def graph_text(layers: int, precision: str, weights: dict[str, np.ndarray], form
     body += f"normed = RMSNormalization<axis = -1, epsilon = 0.00001>(l{layers - 1}_out, last_scale)\n"
     body += "head = Transpose<perm = [1, 0]>(embed)\nlogits = MatMul(normed, head)\n"
     config = config_of(layers)
-    inputs = [f"{DTYPES[v.dtype]}[{','.join(map(str, v.shape))}] {text_name(v.name)}" for v in graph_inputs(config, "fp16")]
-    outputs = [f"{DTYPES[v.dtype]}[{','.join(map(str, v.shape))}] {text_name(v.name)}" for v in graph_outputs(config, "fp16")]
+    inputs = [f"{DTYPES[v.dtype]}[{','.join(map(str, v.shape))}] {text_name(v.name)}" for v in graph_inputs(config, "fp16", form.kv_cache)]
+    outputs = [f"{DTYPES[v.dtype]}[{','.join(map(str, v.shape))}] {text_name(v.name)}" for v in graph_outputs(config, "fp16", form.kv_cache)]
     stored = [f"{array.dtype}[{','.join(map(str, array.shape))}] {name}" for name, array in weights.items()]
-    return f'<ir_version: 11, opset_import: ["" : 23]>\ng ({", ".join(inputs + stored)}) => ({", ".join(outputs)})\n<{CONSTANTS}>\n{{{body}}}'
+    head = f'<ir_version: 11, opset_import: ["" : {OPSETS[form.kv_cache]}]>'
+    return f"{head}\ng ({', '.join(inputs + stored)}) => ({', '.join(outputs)})\n<{CONSTANTS}>\n{{{body}}}"
 
 
 def text_name(name: str) -> str:
@@ -209,26 +229,30 @@ def text_name(name: str) -> str:
 class Stage:
     path: Path
     config: LlamaConfig
+    kv_cache: KvCache = "dynamic"
 
     @property
     def engine_graph(self) -> Path:
         out = self.path.with_name(f"{self.path.stem}-engine.onnx")
         if not out.exists():
-            write_engine_graph(self.path, out)
+            write_engine_graph(self.path, out, capacity=CAPACITY if self.kv_cache == "static" else None)
         return out
 
 
 def write_stage(folder: Path, layers: int, precision: str, **form: Any) -> Stage:
     """Write `fused.onnx` or `int8.onnx` with its weights in `weights/all.bin`."""
     weights = weights_of(layers, precision)
-    model = ir.from_onnx_text(graph_text(layers, precision, weights, Form(**form)))
+    shape = Form(**form)
+    kv_cache = shape.kv_cache
+    model = ir.from_onnx_text(graph_text(layers, precision, weights, shape))
     graph, config = model.graph, config_of(layers)
     for value in list(graph.inputs):
         if value.name in weights:
             graph.inputs.remove(value)
             value.const_value = ir.tensor(weights[value.name], name=value.name)
             graph.register_initializer(value)
-    for values, expected in ((graph.inputs, graph_inputs(config, "fp16")), (graph.outputs, graph_outputs(config, "fp16"))):
+    interface = graph_inputs(config, "fp16", kv_cache), graph_outputs(config, "fp16", kv_cache)
+    for values, expected in zip((graph.inputs, graph.outputs), interface, strict=True):
         for value, spec in zip(values, expected, strict=True):
             value.name = spec.name
     for node in graph:
@@ -239,7 +263,7 @@ def write_stage(folder: Path, layers: int, precision: str, **form: Any) -> Stage
     (folder / "weights").mkdir(exist_ok=True)
     path = folder / f"{'int8' if precision == 'int8' else 'fused'}.onnx"
     ir.save(model, path, external_data="weights/all.bin")
-    return Stage(path, config)
+    return Stage(path, config, kv_cache)
 
 
 @pytest.fixture(scope="session")
@@ -249,7 +273,8 @@ def make_stage() -> Callable[..., Stage]:
 
 def build_plan(stage: Stage, max_batch: int) -> Path:
     plan = stage.path.with_name("model.plan")
-    profiles = make_profiles(stage.config, "fp16", max_batch=max_batch, max_length=POSITIONS)
+    length = CAPACITY if stage.kv_cache == "static" else POSITIONS
+    profiles = make_profiles(stage.config, "fp16", stage.kv_cache, max_batch=max_batch, max_length=length)
     TensorRTRTX().build(BuildRequest(stage.engine_graph, plan, find_target("a100"), tuple(profiles)), silent)
     return plan
 
