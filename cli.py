@@ -69,6 +69,13 @@ class FuseTarget(StrEnum):
     tensorrt = "tensorrt"
 
 
+class Device(StrEnum):
+    """Where graphs and plans run."""
+
+    cpu = "cpu"
+    cuda = "cuda"
+
+
 class Backend(StrEnum):
     """Who builds the engine."""
 
@@ -249,12 +256,13 @@ def validate(
     text: TextFile = None,
     tokens: Tokens = None,
     checkpoint: Annotated[str | None, typer.Option(help="Where the artifact's checkpoint is now, if it moved.", metavar="SRC")] = None,
+    device: Annotated[Device, typer.Option(help="cuda runs the plans too, where there is their GPU.")] = Device.cpu,
     as_json: Json = False,
 ) -> None:
     """Every stage against the reference model → reports/parity.*: `cli.py validate artifacts/llama-2-7b`."""
     from commands import validate as command
 
-    options = command.ValidateOptions(tuple(stage or ()), text, tokens, checkpoint)
+    options = command.ValidateOptions(tuple(stage or ()), text, tokens, checkpoint, device.value)
     with _Watched() as progress:
         outcome = command.validate(artifact, options, progress=progress)
     _show("validate", outcome.report | {"artifact_folder": str(artifact)}, as_json=as_json)
