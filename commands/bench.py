@@ -11,7 +11,6 @@ from typing import Any, Protocol
 
 import numpy as np
 import psutil
-from numpy.typing import NDArray
 
 from artifact.config import LlamaConfig
 from artifact.errors import EngineError, ValidationError
@@ -21,6 +20,7 @@ from engines.device import read_device
 from engines.runner import Plan, PlanSession
 from validation.engines import engine_entries
 from validation.graph_runner import Array, GraphRunner
+from validation.plan_runner import host_feeds
 from validation.scenarios import Call
 
 Report = dict[str, Any]
@@ -44,7 +44,7 @@ class Session(Protocol):
     def restart(self) -> None:
         """Empty the caches."""
 
-    def call(self, input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64], position_ids: NDArray[np.int64]) -> Array:
+    def call(self, call: Call) -> Array:
         """New tokens → logits."""
 
 
@@ -59,11 +59,22 @@ class GraphSession:
         """Empty the caches."""
         self._cache = None
 
-    def call(self, input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64], position_ids: NDArray[np.int64]) -> Array:
+    def call(self, call: Call) -> Array:
         """New tokens → logits."""
-        end = attention_mask.shape[1]
-        logits, *self._cache = self._runner.call(Call(end - input_ids.shape[1], end, input_ids, attention_mask, position_ids), self._cache)
+        logits, *self._cache = self._runner.call(call, self._cache)
         return logits
+
+
+class GpuSession:
+    """``Session`` of a plan."""
+
+    def __init__(self, session: PlanSession) -> None:
+        self._session = session
+        self.restart = session.restart
+
+    def call(self, call: Call) -> Array:
+        """New tokens → logits."""
+        return self._session.call(host_feeds(call))
 
 
 def bench(artifact: Path, options: BenchOptions, *, stage: str = "fused", device: str = "cpu") -> Report:
@@ -122,8 +133,8 @@ def _session(artifact: Path, stage: str, device: str, config: LlamaConfig, dtype
         raise EngineError(f"{artifact} has no plan of {stage}", hint=f"python cli.py build {artifact} --precision PRECISION --target GPU")
     plan = Plan(artifact, entries[0], gpu)
     needed = options.prompt_tokens + WARM_UP + options.new_tokens
-    session = PlanSession(plan, config, dtype, batch=options.batch, max_length=needed)
-    return session, f"{entries[0]['backend']} {entries[0]['tensorrt_version']}", gpu.name
+    session = PlanSession(plan, config, dtype, batch=options.batch, length=needed)
+    return GpuSession(session), f"{entries[0]['backend']} {entries[0]['tensorrt_version']}", gpu.name
 
 
 def _calls(config: LlamaConfig, options: BenchOptions) -> Iterator[Call]:
@@ -138,5 +149,5 @@ def _calls(config: LlamaConfig, options: BenchOptions) -> Iterator[Call]:
 
 def _timed(session: Session, call: Call) -> float:
     start = time.perf_counter()
-    session.call(call.input_ids, call.attention_mask, call.position_ids)[:, -1].argmax(axis=-1)
+    session.call(call)[:, -1].argmax(axis=-1)
     return time.perf_counter() - start

@@ -1,13 +1,14 @@
 """Run a plan on the GPU it was built for: whether it may run is said before it is loaded, its caches stay on the GPU.
 
-Letters: B batch, S new tokens, P past, T = P + S, K kv heads, D head_dim, V vocab.
+Letters: B batch, P past, C capacity, K kv heads, D head_dim, V vocab.
 """
 
 from __future__ import annotations
 
 import importlib
 import logging
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,6 +21,7 @@ from artifact.config import LlamaConfig
 from artifact.errors import EngineError
 from artifact.hashing import sha256_of
 from artifact.io_spec import Dtype
+from engines import device_memory
 from engines.device import Device
 
 logger = logging.getLogger(__name__)
@@ -28,6 +30,10 @@ MODULES = {"tensorrt-rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}
 """Backend → the Python module of its runtime."""
 DTYPES: dict[Dtype, Any] = {"fp16": np.float16, "fp32": np.float32}
 PROFILES = ("prefill", "decode")
+Bind = Callable[[str, int, tuple[int, ...] | None], None]
+"""Name, address and, for an input, shape."""
+CacheNames = tuple[list[str], ...]
+"""Names of the inputs and of the outputs that are caches, layer by layer."""
 
 
 def why_not_here(artifact: Path, entry: Mapping[str, Any], device: Device) -> str | None:
@@ -75,7 +81,8 @@ class Plan:
             )
         self.name = str(entry["file"])
         self.axes: Mapping[str, Mapping[str, list[int]]] = entry["profiles"]
-        trt = _runtime(entry["backend"])
+        self.capacity: int = entry.get("capacity") or 0
+        self._trt = trt = _runtime(entry["backend"])
         self._errors = _errors(trt)
         runtime = trt.Runtime(self._errors)
         self._engine = runtime.deserialize_cuda_engine((artifact / self.name).read_bytes())
@@ -91,121 +98,182 @@ class Plan:
             EngineError: the GPU's memory does not hold it, or its kernels can't be compiled.
         """
         if profile not in self._contexts:
-            context = self._engine.create_execution_context()
+            context = self._engine.create_execution_context(self._options(profile))
             if context is None or not context.set_optimization_profile_async(PROFILES.index(profile), stream):
                 raise EngineError(f"{self.name}: no execution context for {profile}: {self._errors.last()}")
             self._contexts[profile] = context
         return self._contexts[profile]
+
+    def _options(self, profile: str) -> Any:
+        """Kernels for any shape, not ones that are compiled anew in the background for each length of a growing cache: what ran is what is there."""
+        config = self._engine.create_runtime_config()
+        if hasattr(config, "dynamic_shapes_kernel_specialization_strategy"):  # TensorRT-RTX
+            strategies = self._trt.DynamicShapesKernelSpecializationStrategy
+            config.dynamic_shapes_kernel_specialization_strategy = getattr(strategies, os.environ.get("T_SPEC", "NONE"))
+            config.cuda_graph_strategy = getattr(self._trt.CudaGraphStrategy, os.environ.get("T_GRAPH", "DISABLED"))
+        return config
 
     def failed(self, what: str) -> EngineError:
         """The error of a call, with the runtime's reason."""
         return EngineError(f"{self.name}: {what}: {self._errors.last()}")
 
 
-class PlanSession:
-    """One batch of sequences on a plan with a dynamic cache: call after call, the caches stay on the GPU.
+class GrowingCache:
+    """A dynamic cache on the GPU: two sets of buffers, each for the longest sequence; a call reads one and writes the other.
 
-    Two sets of cache buffers, each for the longest sequence: a call reads one and writes the other.
+    Args:
+        shape: (B, K, length, D) of the longest.
+        dtype: of keys and values.
+        layers: how many.
+    """
+
+    def __init__(self, shape: tuple[int, int, int, int], dtype: Any, layers: int) -> None:
+        self._shape, self.length = shape, 0
+        self._read, self._written = (device_memory.allocate(shape, dtype, 2 * layers) for _ in range(2))
+
+    def shape(self) -> tuple[int, int, int, int]:
+        """(B, K, P, D) of what the next call reads."""
+        return (*self._shape[:2], self.length, self._shape[3])
+
+    def bind(self, bind: Bind, names: CacheNames) -> None:
+        """Give a call its buffers."""
+        for past, present, read, written in zip(*names, self._read, self._written, strict=True):
+            bind(past, read.ptr, self.shape())
+            bind(present, written.ptr, None)
+
+    def advance(self, new: int) -> None:
+        """What was written is read next."""
+        self._read, self._written = self._written, self._read
+        self.length += new
+
+    def restart(self, stream: Any) -> None:
+        """Forget everything."""
+        self.length = 0
+
+    def buffers(self) -> list[Any]:
+        """Keys and values of each layer in turn, (B, K, P, D) each from the start of its buffer."""
+        return self._read
+
+
+class FixedCache:
+    """A static cache on the GPU: one set of buffers, written in place; zeros at the start, because what is masked is multiplied by 0.
+
+    Args:
+        shape: (B, K, C, D).
+        dtype: of keys and values.
+        layers: how many.
+    """
+
+    def __init__(self, shape: tuple[int, int, int, int], dtype: Any, layers: int) -> None:
+        self._shape, self._zeros = shape, np.zeros(shape, dtype)
+        self._buffers = device_memory.allocate(shape, dtype, 2 * layers)
+
+    def shape(self) -> tuple[int, int, int, int]:
+        """(B, K, C, D)."""
+        return self._shape
+
+    def bind(self, bind: Bind, names: CacheNames) -> None:
+        """Give a call its buffers: past and present are one."""
+        for past, present, buffer in zip(*names, self._buffers, strict=True):
+            bind(past, buffer.ptr, self._shape)
+            bind(present, buffer.ptr, None)
+
+    def advance(self, new: int) -> None:
+        """Nothing moves."""
+
+    def restart(self, stream: Any) -> None:
+        """Zeros everywhere."""
+        for buffer in self._buffers:
+            buffer.copy_from(self._zeros, stream)
+        stream.synchronize()
+
+    def buffers(self) -> list[Any]:
+        """Keys and values of each layer in turn, (B, K, C, D)."""
+        return self._buffers
+
+
+class PlanSession:
+    """One batch of sequences on a plan, call after call; the caches stay on the GPU.
 
     Args:
         plan: what to run.
         config, dtype: the model it is.
         batch: rows, B.
-        max_length: positions that the caches have room for; at most the plan's.
+        length: positions that a dynamic cache has room for, at most the plan's; a static one has the plan's capacity.
 
     Raises:
         EngineError: the plan's profiles admit fewer rows or positions.
     """
 
-    def __init__(self, plan: Plan, config: LlamaConfig, dtype: Dtype, *, batch: int, max_length: int) -> None:
-        from polygraphy.cuda import DeviceArray, Stream
-        from polygraphy.datatype import DataType
-
-        self._plan, self._config, self._dtype, self._batch = plan, config, DTYPES[dtype], batch
-        rows, positions = (plan.axes["prefill"][axis][2] for axis in (io_spec.BATCH, io_spec.TOTAL))
-        if batch > rows or max_length > positions:
-            raise EngineError(f"{plan.name} admits {rows} rows of {positions} positions, asked for {batch} of {max_length}")
-        self.past = 0
-        self._stream, real = Stream(), DataType.from_dtype(np.dtype(self._dtype))
-        size = batch * config.num_key_value_heads * max_length * config.head_dim
-        count = 2 * config.num_hidden_layers
-        self._read, self._written = ([DeviceArray((size,), real) for _ in range(count)] for _ in range(2))
-        self._inputs = {
-            name: DeviceArray((batch * max_length,), DataType.INT64) for name in (io_spec.INPUT_IDS, io_spec.ATTENTION_MASK, io_spec.POSITION_IDS)
-        }
-        self._logits = DeviceArray((batch, 1, config.vocab_size), real)
-        self._past_names, self._present_names = (
+    def __init__(self, plan: Plan, config: LlamaConfig, dtype: Dtype, *, batch: int, length: int) -> None:
+        rows, positions = plan.axes["prefill"][io_spec.BATCH][2], plan.capacity or plan.axes["prefill"][io_spec.TOTAL][2]
+        if batch > rows or length > positions:
+            raise EngineError(f"{plan.name} admits {rows} rows of {positions} positions, asked for {batch} of {length}")
+        self._plan, self._dtype, self._batch = plan, DTYPES[dtype], batch
+        self._stream = device_memory.open_stream()
+        shape = (batch, config.num_key_value_heads, plan.capacity or length, config.head_dim)
+        self._cache = (FixedCache if plan.capacity else GrowingCache)(shape, self._dtype, config.num_hidden_layers)
+        self._inputs: dict[str, Any] = {}
+        self._logits = device_memory.allocate((batch, 1, config.vocab_size), self._dtype)[0]
+        self._names: CacheNames = tuple(
             [name(layer, kind) for layer in range(config.num_hidden_layers) for kind in io_spec.CACHE_KINDS]
             for name in (io_spec.past_name, io_spec.present_name)
         )
+        self.restart()
 
     def restart(self) -> None:
         """Forget what the caches hold."""
-        self.past = 0
+        self._cache.restart(self._stream)
 
-    def call(self, input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64], position_ids: NDArray[np.int64]) -> Array:
+    def call(self, feeds: Mapping[str, NDArray[np.int64]]) -> Array:
         """Run new tokens.
 
         Args:
-            input_ids, position_ids: [B, S] int64.
-            attention_mask: [B, T] int64.
+            feeds: every input but the caches, int64, as io_spec says.
 
         Returns:
-            Logits of the last position, [B, 1, V], the plan's dtype.
+            Logits of one position a row, [B, 1, V], the plan's dtype.
 
         Raises:
             EngineError: the shapes are outside the profile, or the run failed.
         """
-        self.enqueue(input_ids, attention_mask, position_ids)
-        return self.read_logits()
-
-    def enqueue(self, input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64], position_ids: NDArray[np.int64]) -> None:
-        """As ``call``, without waiting for the logits."""
-        new = input_ids.shape[1]
+        new = feeds[io_spec.INPUT_IDS].shape[1]
         profile = "decode" if new == 1 else "prefill"
         context = self._plan.context(profile, self._stream.ptr)
-        feeds = {io_spec.INPUT_IDS: input_ids, io_spec.ATTENTION_MASK: attention_mask, io_spec.POSITION_IDS: position_ids}
-        for name, values in feeds.items():
-            self._copy(self._inputs[name], values)
-            self._bind(context, name, self._inputs[name].ptr, values.shape)
-        shape = (self._batch, self._config.num_key_value_heads, self.past, self._config.head_dim)
-        for past, buffer in zip(self._past_names, self._read, strict=True):
-            self._bind(context, past, buffer.ptr, shape)
-        for present, buffer in zip(self._present_names, self._written, strict=True):
-            self._bind(context, present, buffer.ptr)
-        self._bind(context, io_spec.LOGITS, self._logits.ptr)
-        if not context.execute_async_v3(self._stream.ptr):
-            raise self._plan.failed(f"{profile} of {new} tokens after {self.past} did not run")
-        self._read, self._written = self._written, self._read
-        self.past += new
 
-    def read_logits(self) -> Array:
-        """Wait, then the logits of the last call, [B, 1, V]."""
-        host = np.empty((self._batch, 1, self._config.vocab_size), self._dtype)
+        def bind(name: str, address: int, shape: tuple[int, ...] | None) -> None:
+            if shape is not None and not context.set_input_shape(name, shape):
+                raise self._plan.failed(f"{name} {list(shape)} is outside the {profile} profile")
+            if not context.set_tensor_address(name, address):
+                raise self._plan.failed(f"{name} can't be bound")
+
+        for name, values in feeds.items():
+            bind(name, self._copy(name, values), values.shape)
+        self._cache.bind(bind, self._names)
+        bind(io_spec.LOGITS, self._logits.ptr, None)
+        if not context.execute_async_v3(self._stream.ptr):
+            raise self._plan.failed(f"{profile} of {new} tokens did not run")
+        self._cache.advance(new)
+        host = np.empty(self._logits.shape, self._dtype)
         self._logits.copy_to(host, self._stream)
         self._stream.synchronize()
         return host
 
     def caches(self) -> list[Array]:
-        """Keys and values of each layer in turn, [B, K, P, D]."""
-        shape = (self._batch, self._config.num_key_value_heads, self.past, self._config.head_dim)
-        copies = []
-        for buffer in self._read:
-            host = np.empty(int(np.prod(shape)), self._dtype)
-            buffer.view((host.size,)).copy_to(host, self._stream)
-            copies.append(host)
+        """Keys and values of each layer in turn, [B, K, P, D], or [B, K, C, D] of a static cache."""
+        shape = self._cache.shape()
+        copies = [np.empty(shape, self._dtype) for _ in self._cache.buffers()]
+        for buffer, host in zip(self._cache.buffers(), copies, strict=True):
+            buffer.view(shape).copy_to(host, self._stream)
         self._stream.synchronize()
-        return [host.reshape(shape) for host in copies]
+        return copies
 
-    def _copy(self, buffer: Any, values: NDArray[np.int64]) -> None:
-        buffer.resize((values.size,))
-        buffer.copy_from(np.ascontiguousarray(values).reshape(-1), self._stream)
-
-    def _bind(self, context: Any, name: str, address: int, shape: tuple[int, ...] | None = None) -> None:
-        if shape is not None and not context.set_input_shape(name, shape):
-            raise self._plan.failed(f"{name} {list(shape)} is outside the profile")
-        if not context.set_tensor_address(name, address):
-            raise self._plan.failed(f"{name} can't be bound")
+    def _copy(self, name: str, values: NDArray[np.int64]) -> int:
+        """Bring an input to the GPU; its address there."""
+        if name not in self._inputs:
+            self._inputs[name] = device_memory.allocate(values.shape, np.int64)[0]
+        self._inputs[name].resize(values.shape).copy_from(np.ascontiguousarray(values), self._stream)
+        return int(self._inputs[name].ptr)
 
 
 def _runtime(backend: str) -> ModuleType:

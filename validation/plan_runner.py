@@ -8,11 +8,12 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from artifact import io_spec
 from artifact.config import LlamaConfig
 from artifact.io_spec import Dtype
 from engines.runner import Array, Plan, PlanSession
 from validation.graph_runner import RowResult, split_rows
-from validation.scenarios import Scenario
+from validation.scenarios import Call, Scenario
 
 
 class PlanRunner:
@@ -33,8 +34,8 @@ class PlanRunner:
         Raises:
             EngineError: the plan admits fewer rows or positions, or the run failed.
         """
-        session = PlanSession(self._plan, self._config, self._dtype, batch=len(scenario.rows), max_length=scenario.width)
-        logits = [session.call(call.input_ids, call.attention_mask, call.position_ids) for call in scenario.calls()]
+        session = PlanSession(self._plan, self._config, self._dtype, batch=len(scenario.rows), length=scenario.width)
+        logits = [session.call(host_feeds(call)) for call in scenario.calls()]
         columns = np.cumsum(scenario.chunks).astype(np.int64) - 1
         return split_rows(scenario, columns, np.concatenate(logits, axis=1), session.caches())
 
@@ -42,3 +43,8 @@ class PlanRunner:
         """Logits [L, V] of one sequence, one decode step a token: the only way to have all of them from a plan."""
         steps = Scenario("window", (ids,), (0,), (1,) * len(ids))
         return self.run(steps)[0].logits
+
+
+def host_feeds(call: Call) -> dict[str, NDArray[np.int64]]:
+    """The inputs of a call that are no caches."""
+    return {io_spec.INPUT_IDS: call.input_ids, io_spec.ATTENTION_MASK: call.attention_mask, io_spec.POSITION_IDS: call.position_ids}

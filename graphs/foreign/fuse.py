@@ -16,7 +16,7 @@ from graphs.foreign.decoder import DecoderShape, fused_by_others, read_decoder
 from graphs.foreign.prepare import Interface, merge, prepare
 from graphs.foreign.save import save_graph
 from graphs.foreign.source import open_graph
-from graphs.fusions import foreign_attention, foreign_rms_norm, foreign_rotary, foreign_shape
+from graphs.fusions import accumulate, foreign_attention, foreign_rms_norm, foreign_rotary, foreign_shape
 from graphs.passes import Fusion, run_passes
 from graphs.report import FusionReport, RuleReport, check_complete, count_operators
 from graphs.rewriting import Refusal
@@ -51,6 +51,7 @@ FUSIONS = (
         makes="Attention",
     ),
     Fusion("constant_shape", foreign_shape, None, requires=(contract.HEADS_UNREPEATED,)),
+    Fusion("accumulate", accumulate, None, ensures=(contract.SUMS_IN_FLOAT32,)),
 )
 """The rules of ``graphs.pipeline.TENSORRT`` in the spellings of other exporters; their values need not all be typed."""
 
