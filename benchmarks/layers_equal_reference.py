@@ -34,7 +34,7 @@ def main() -> int:
     parser.add_argument("artifact", type=Path)
     parser.add_argument("--stage", default="traced")
     arguments = parser.parse_args()
-    model = require_artifact(arguments.artifact, weights=True)["model"]
+    model = require_artifact(arguments.artifact, "layers_equal_reference", weights=True)["model"]
     checkpoint = open_request(CheckpointRequest.from_record(model["request"]))
     reference, start = Reference(checkpoint.config, checkpoint.read), time.perf_counter()
     tokens = np.random.default_rng(0).integers(0, checkpoint.config.vocab_size, TOKENS)

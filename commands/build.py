@@ -29,7 +29,7 @@ class BuildOptions:
 
 def build(artifact: Path, precision: str, options: BuildOptions, *, force: bool = False, progress: Progress = silent) -> Outcome:
     """Build and audit the engine of one precision."""
-    check_precision(require_artifact(artifact, weights=True)["model"]["dtype"], precision)
+    check_precision(require_artifact(artifact, "build", weights=True)["model"]["dtype"], precision)
     target = find_target(options.target).name
     stage = f"{STAGES[precision]}.onnx"
     require(artifact, stage)

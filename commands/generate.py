@@ -39,7 +39,7 @@ def generate(
         ArtifactError: no such stage, or the artifact has no tokenizer.
         ValidationError: the prompt is empty, or longer than the model's positions.
     """
-    model = require_artifact(artifact, weights=True)["model"]
+    model = require_artifact(artifact, "generate", weights=True)["model"]
     config = LlamaConfig(**model["config"])
     graph = require(artifact, f"{stage}.onnx")
     tokenizer = _tokenizer(artifact)

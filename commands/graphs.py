@@ -15,7 +15,7 @@ SCHEMES = ("int8",)
 
 def fuse(artifact: Path, *, target: str = "tensorrt", allow_partial: bool = False, force: bool = False, progress: Progress = silent) -> Outcome:
     """Rewrite traced.onnx into fused.onnx with the target's operators."""
-    require_artifact(artifact)
+    require_artifact(artifact, "fuse")
 
     def work(step: StepContext) -> Report:
         from graphs.pipeline import fuse_artifact
@@ -34,7 +34,7 @@ def fuse_file(graph: Path, out: Path, *, target: str = "tensorrt", allow_partial
 
 def quantize(artifact: Path, *, scheme: str = "int8", force: bool = False, progress: Progress = silent) -> Outcome:
     """Quantise fused.onnx; writes `<scheme>.onnx` and its weights."""
-    require_artifact(artifact, weights=True)
+    require_artifact(artifact, "quantize", weights=True)
     if scheme not in SCHEMES:
         raise QuantizationError(f"no scheme {scheme!r}; there is: {', '.join(SCHEMES)}")
 

@@ -33,7 +33,7 @@ class ValidateOptions:
 
 def validate(artifact: Path, options: ValidateOptions, *, force: bool = True, progress: Progress = silent) -> Outcome:
     """Compare every stage with the reference and write reports/parity.*; by default always anew, because a proof is of now."""
-    manifest = require_artifact(artifact, weights=True)
+    manifest = require_artifact(artifact, "validate", weights=True)
     model = manifest["model"]
     if options.text is not None and not options.text.is_file():
         raise ValidationError(f"{options.text} is not a file", hint="--text FILE takes a UTF-8 text")

@@ -106,7 +106,7 @@ def fuse_artifact(step: StepContext, *, target: str = "tensorrt", allow_partial:
         ArtifactError: the folder is no artifact, or has no traced.onnx.
     """
     _pipeline(target)
-    described = require_artifact(step.artifact)["model"]
+    described = require_artifact(step.artifact, "fuse")["model"]
     config = LlamaConfig(**described["config"])
     model = load_graph(require(step.artifact, "traced.onnx"))
     report = fuse_model(model, config, target=target, own_layout=described.get("weights") != "reference", progress=step.progress)

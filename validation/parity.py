@@ -59,7 +59,7 @@ def validate_artifact(
         ValidationError: a stage that is not there, no usable text, or a model too short for the scenarios.
     """
     start = time.perf_counter()
-    manifest = require_artifact(step.artifact)
+    manifest = require_artifact(step.artifact, "validate")
     dtype: Dtype = manifest["model"]["dtype"]
     chosen, unknown = choose_stages(step.artifact, stages, dtype)
     stored = verify_checksums(step.artifact, manifest, step.progress)
