@@ -95,7 +95,7 @@ def bench(artifact: Path, options: BenchOptions, *, stage: str = "fused", device
         EngineError: no plan of this stage that runs here.
         ValidationError: prompt and new tokens are more than the model's positions.
     """
-    model = require_artifact(artifact, weights=True)["model"]
+    model = require_artifact(artifact, "bench", weights=True)["model"]
     config = LlamaConfig(**model["config"])
     needed = options.prompt_tokens + WARM_UP + options.new_tokens
     if needed > config.max_position_embeddings:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -23,6 +23,7 @@ from artifact.hashing import sha256_of
 from artifact.io_spec import Dtype
 from engines import device_memory
 from engines.device import Device
+from engines.device_cache import CacheNames, Feeds, FixedCache, GrowingCache
 
 logger = logging.getLogger(__name__)
 Array = NDArray[Any]
@@ -30,10 +31,7 @@ MODULES = {"tensorrt-rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}
 """Backend → the Python module of its runtime."""
 DTYPES: dict[Dtype, Any] = {"fp16": np.float16, "fp32": np.float32}
 PROFILES = ("prefill", "decode")
-Bind = Callable[[str, int, tuple[int, ...] | None], None]
-"""Name, address and, for an input, shape."""
-CacheNames = tuple[list[str], ...]
-"""Names of the inputs and of the outputs that are caches, layer by layer."""
+BUILD_LARGER = "python cli.py build ART --max-batch ROWS --max-length POSITIONS"
 
 
 def why_not_here(artifact: Path, entry: Mapping[str, Any], device: Device) -> str | None:
@@ -118,80 +116,6 @@ class Plan:
         return EngineError(f"{self.name}: {what}: {self._errors.last()}")
 
 
-class GrowingCache:
-    """A dynamic cache on the GPU: two sets of buffers, each for the longest sequence; a call reads one and writes the other.
-
-    Args:
-        shape: (B, K, length, D) of the longest.
-        dtype: of keys and values.
-        layers: how many.
-    """
-
-    def __init__(self, shape: tuple[int, int, int, int], dtype: Any, layers: int) -> None:
-        self._shape, self.length = shape, 0
-        self._read, self._written = (device_memory.allocate(shape, dtype, 2 * layers) for _ in range(2))
-
-    def shape(self) -> tuple[int, int, int, int]:
-        """(B, K, P, D) of what the next call reads."""
-        return (*self._shape[:2], self.length, self._shape[3])
-
-    def bind(self, bind: Bind, names: CacheNames) -> None:
-        """Give a call its buffers."""
-        for past, present, read, written in zip(*names, self._read, self._written, strict=True):
-            bind(past, read.ptr, self.shape())
-            bind(present, written.ptr, None)
-
-    def advance(self, new: int) -> None:
-        """What was written is read next."""
-        self._read, self._written = self._written, self._read
-        self.length += new
-
-    def restart(self, stream: Any) -> None:
-        """Forget everything."""
-        self.length = 0
-
-    def buffers(self) -> list[Any]:
-        """Keys and values of each layer in turn, (B, K, P, D) each from the start of its buffer."""
-        return self._read
-
-
-class FixedCache:
-    """A static cache on the GPU: one set of buffers, written in place; zeros at the start, because what is masked is multiplied by 0.
-
-    Args:
-        shape: (B, K, C, D).
-        dtype: of keys and values.
-        layers: how many.
-    """
-
-    def __init__(self, shape: tuple[int, int, int, int], dtype: Any, layers: int) -> None:
-        self._shape, self._zeros = shape, np.zeros(shape, dtype)
-        self._buffers = device_memory.allocate(shape, dtype, 2 * layers)
-
-    def shape(self) -> tuple[int, int, int, int]:
-        """(B, K, C, D)."""
-        return self._shape
-
-    def bind(self, bind: Bind, names: CacheNames) -> None:
-        """Give a call its buffers: past and present are one."""
-        for past, present, buffer in zip(*names, self._buffers, strict=True):
-            bind(past, buffer.ptr, self._shape)
-            bind(present, buffer.ptr, None)
-
-    def advance(self, new: int) -> None:
-        """Nothing moves."""
-
-    def restart(self, stream: Any) -> None:
-        """Zeros everywhere."""
-        for buffer in self._buffers:
-            buffer.copy_from(self._zeros, stream)
-        stream.synchronize()
-
-    def buffers(self) -> list[Any]:
-        """Keys and values of each layer in turn, (B, K, C, D)."""
-        return self._buffers
-
-
 class PlanSession:
     """One batch of sequences on a plan, call after call; the caches stay on the GPU.
 
@@ -208,24 +132,22 @@ class PlanSession:
     def __init__(self, plan: Plan, config: LlamaConfig, dtype: Dtype, *, batch: int, length: int) -> None:
         rows, positions = plan.axes["prefill"][io_spec.BATCH][2], plan.capacity or plan.axes["prefill"][io_spec.TOTAL][2]
         if batch > rows or length > positions:
-            raise EngineError(f"{plan.name} admits {rows} rows of {positions} positions, asked for {batch} of {length}")
+            raise EngineError(f"{plan.name} admits {rows} rows of {positions} positions, asked for {batch} of {length}", hint=BUILD_LARGER)
         self._plan, self._dtype, self._batch = plan, DTYPES[dtype], batch
+        self._room = plan.capacity or length
         self._stream = device_memory.open_stream()
-        shape = (batch, config.num_key_value_heads, plan.capacity or length, config.head_dim)
+        shape = (batch, config.num_key_value_heads, self._room, config.head_dim)
         self._cache = (FixedCache if plan.capacity else GrowingCache)(shape, self._dtype, config.num_hidden_layers)
         self._inputs: dict[str, Any] = {}
         self._logits = device_memory.allocate((batch, 1, config.vocab_size), self._dtype)[0]
-        self._names: CacheNames = tuple(
-            [name(layer, kind) for layer in range(config.num_hidden_layers) for kind in io_spec.CACHE_KINDS]
-            for name in (io_spec.past_name, io_spec.present_name)
-        )
+        self._names = _cache_names(config)
         self.restart()
 
     def restart(self) -> None:
         """Forget what the caches hold."""
         self._cache.restart(self._stream)
 
-    def call(self, feeds: Mapping[str, NDArray[np.int64]]) -> Array:
+    def call(self, feeds: Feeds) -> Array:
         """Run new tokens.
 
         Args:
@@ -235,11 +157,26 @@ class PlanSession:
             Logits of one position a row, [B, 1, V], the plan's dtype.
 
         Raises:
-            EngineError: the shapes are outside the profile, or the run failed.
+            EngineError: the caches have no room for them, their rows are not the session's, the shapes are outside the profile, or the run failed.
         """
-        new = feeds[io_spec.INPUT_IDS].shape[1]
+        rows, new = feeds[io_spec.INPUT_IDS].shape
+        if rows != self._batch or self._cache.end(feeds) > self._room:
+            asked = f"{rows} rows up to position {self._cache.end(feeds)}"
+            raise EngineError(f"{self._plan.name}: the caches hold {self._batch} rows of {self._room} positions, the call has {asked}")
         profile = "decode" if new == 1 else "prefill"
         context = self._plan.context(profile, self._stream.ptr)
+        self._bind(context, profile, feeds)
+        if not context.execute_async_v3(self._stream.ptr):
+            raise self._plan.failed(f"{profile} of {new} tokens did not run")
+        self._cache.advance(new)
+        return self._fetch([self._logits], self._logits.shape)[0]
+
+    def caches(self) -> list[Array]:
+        """Keys and values of each layer in turn, [B, K, P, D], or [B, K, C, D] of a static cache."""
+        return self._fetch(self._cache.buffers(), self._cache.shape())
+
+    def _bind(self, context: Any, profile: str, feeds: Feeds) -> None:
+        """Give a context its inputs, with their shapes, and where its outputs go."""
 
         def bind(name: str, address: int, shape: tuple[int, ...] | None) -> None:
             if shape is not None and not context.set_input_shape(name, shape):
@@ -251,29 +188,26 @@ class PlanSession:
             bind(name, self._copy(name, values), values.shape)
         self._cache.bind(bind, self._names)
         bind(io_spec.LOGITS, self._logits.ptr, None)
-        if not context.execute_async_v3(self._stream.ptr):
-            raise self._plan.failed(f"{profile} of {new} tokens did not run")
-        self._cache.advance(new)
-        host = np.empty(self._logits.shape, self._dtype)
-        self._logits.copy_to(host, self._stream)
-        self._stream.synchronize()
-        return host
 
-    def caches(self) -> list[Array]:
-        """Keys and values of each layer in turn, [B, K, P, D], or [B, K, C, D] of a static cache."""
-        shape = self._cache.shape()
-        copies = [np.empty(shape, self._dtype) for _ in self._cache.buffers()]
-        for buffer, host in zip(self._cache.buffers(), copies, strict=True):
+    def _copy(self, name: str, values: NDArray[np.int64]) -> int:
+        """Bring an input to the GPU, where it has room for all positions; its address there."""
+        if name not in self._inputs:
+            self._inputs[name] = device_memory.allocate((self._batch, self._room), np.int64)[0]
+        self._inputs[name].resize(values.shape).copy_from(np.ascontiguousarray(values, np.int64), self._stream)
+        return int(self._inputs[name].ptr)
+
+    def _fetch(self, buffers: list[Any], shape: tuple[int, ...]) -> list[Array]:
+        """What the beginnings of buffers hold, on the host."""
+        copies = [np.empty(shape, self._dtype) for _ in buffers]
+        for buffer, host in zip(buffers, copies, strict=True):
             buffer.view(shape).copy_to(host, self._stream)
         self._stream.synchronize()
         return copies
 
-    def _copy(self, name: str, values: NDArray[np.int64]) -> int:
-        """Bring an input to the GPU; its address there."""
-        if name not in self._inputs:
-            self._inputs[name] = device_memory.allocate(values.shape, np.int64)[0]
-        self._inputs[name].resize(values.shape).copy_from(np.ascontiguousarray(values), self._stream)
-        return int(self._inputs[name].ptr)
+
+def _cache_names(config: LlamaConfig) -> CacheNames:
+    slots = [(layer, kind) for layer in range(config.num_hidden_layers) for kind in io_spec.CACHE_KINDS]
+    return [io_spec.past_name(*slot) for slot in slots], [io_spec.present_name(*slot) for slot in slots]
 
 
 def _runtime(backend: str) -> ModuleType:

@@ -68,7 +68,7 @@ TENSORRT = (
         ensures=(contract.WEIGHTS_OUTSIDE, contract.LINEARS_UNSLICED),
         needs_layout=True,
     ),
-    Fusion("accumulate", accumulate, None, ensures=(contract.SUMS_IN_FLOAT32,)),
+    Fusion("accumulate", accumulate, None, requires=(contract.TYPED,), ensures=(contract.SUMS_IN_FLOAT32,)),
 )
 """Operators that TensorRT's parser has and its compiler fuses."""
 

@@ -19,8 +19,8 @@ import onnx_ir as ir
 from graphs.fusions._values import in_module, module_of, sizes
 
 LINEARS = ("MatMul", "Gemm")
-ON_THE_WAY = ("Transpose", "DequantizeLinear", "Identity")
-"""Operators between a stored weight and its linear; none of them changes the dtype but DequantizeLinear, which makes that of its scale."""
+ON_THE_WAY = {"Transpose": 0, "Identity": 0, "Cast": 0, "DequantizeLinear": 1}
+"""Operators between a stored weight and its linear → the input whose dtype they keep; a Cast has its own."""
 
 
 @dataclass(frozen=True)
@@ -37,12 +37,13 @@ def is_candidate(node: ir.Node) -> bool:
 
 def stored_dtype(value: ir.Value | None) -> ir.DataType | None:
     """The dtype in which a stored weight comes to its linear; None for what is computed from an input."""
-    while value is not None and not value.is_initializer():
-        node = value.producer()
-        if node is None or node.op_type not in ON_THE_WAY:
-            return None
-        value = node.inputs[1 if node.op_type == "DequantizeLinear" else 0]
-    return value.dtype if value is not None else None
+    if value is None or value.is_initializer():
+        return None if value is None else value.dtype
+    node = value.producer()
+    if node is None or node.op_type not in ON_THE_WAY or node.domain != "":
+        return None
+    made = stored_dtype(node.inputs[ON_THE_WAY[node.op_type]])
+    return ir.DataType(node.attributes.get_int("to")) if node.op_type == "Cast" and made is not None else made
 
 
 def read(node: ir.Node) -> HalfLinear:
