@@ -274,17 +274,35 @@ def generate(
     prompt: Annotated[str, typer.Argument(help="Text to continue.")],
     stage: Annotated[str, typer.Option(help="Graph to run: traced, fused, int8.")] = "fused",
     max_new_tokens: Annotated[int, typer.Option(min=1, help="How many tokens at most.")] = 32,
+    device: Annotated[Device, typer.Option(help="cpu: the stage's graph; cuda: the plan that was built from it.")] = Device.cpu,
     as_json: Json = False,
 ) -> None:
-    """Stream text from a graph on the CPU: `cli.py generate artifacts/llama-2-7b "The capital of France is"`."""
+    """Stream text from a graph or a plan: `cli.py generate artifacts/llama-2-7b "The capital of France is"`."""
     from commands import generate as command
 
     say = (lambda piece: None) if as_json else _say
-    report = command.generate(artifact, prompt, stage=stage, max_new_tokens=max_new_tokens, say=say)
+    report = command.generate(artifact, prompt, stage=stage, max_new_tokens=max_new_tokens, device=device.value, say=say)
     if as_json:
         _show("generate", report, as_json=True)
     else:
         _say("\n")
+
+
+@app.command()
+def bench(
+    artifact: Artifact,
+    stage: Annotated[str, typer.Option(help="What to measure: traced, fused, int8.")] = "fused",
+    device: Annotated[Device, typer.Option(help="cpu: the stage's graph; cuda: the plan that was built from it.")] = Device.cpu,
+    prompt_tokens: Annotated[int, typer.Option(min=1, help="Tokens of each prompt.")] = 512,
+    new_tokens: Annotated[int, typer.Option(min=1, help="Decode steps that are measured.")] = 64,
+    batch: Annotated[int, typer.Option(min=1, help="Prompts at once.")] = 1,
+    as_json: Json = False,
+) -> None:
+    """Tokens a second and time to the first token: `cli.py bench artifacts/llama-2-7b --stage fused --device cuda`."""
+    from commands import bench as command
+
+    options = command.BenchOptions(prompt_tokens, new_tokens, batch)
+    _show("bench", command.bench(artifact, options, stage=stage, device=device.value), as_json=as_json)
 
 
 @app.command()

@@ -15,6 +15,7 @@ import onnx_ir as ir
 from engines.graph_weights import Weight, find_biases, find_weights, layer_by_label, weights_bytes
 from engines.kernel_source import read_kernel_sources, source_bytes
 from engines.plan_program import Constant, Program, read_programs
+from engines.plan_sums import REASON, float16_sums
 from engines.weight_search import Copies, count_copies
 
 ATTENTION_KERNELS = {"prefill": "_gemm_mha_v2", "decode": "_gemv_mha_v1"}
@@ -54,7 +55,9 @@ def audit_plan(plan: Path, graph_file: Path, *, precision: str, profiles: Sequen
     if precision in BYTES_PER_WEIGHT:
         limit, reason = BYTES_PER_WEIGHT[precision]
         checks.append(_check("bytes_per_weight", per_weight, limit, "<=", reason, where=worst))
+    half, where = float16_sums(plan, [label for weight in weights for label in weight.linears])
     checks += [
+        _check("float16_sums", half, 0 if gated else None, "==", REASON, where=where),
         _constant_bytes(programs, weights_bytes(graph), gated),
         plan_bytes(plan, weights_bytes(graph), layers, gated=precision == "fp16"),
     ]

@@ -61,6 +61,10 @@ class GrowingCache:
         """Keys and values of each layer in turn, (B, K, P, D) each from the start of its buffer."""
         return self._read
 
+    def free(self) -> None:
+        """Give the GPU's memory back."""
+        device_memory.free(*self._read, *self._written)
+
 
 class FixedCache:
     """A static cache: one set of buffers, written in place; zeros at the start, because what is masked is multiplied by 0.
@@ -101,3 +105,7 @@ class FixedCache:
     def buffers(self) -> list[Any]:
         """Keys and values of each layer in turn, (B, K, C, D)."""
         return self._buffers
+
+    def free(self) -> None:
+        """Give the GPU's memory back."""
+        device_memory.free(*self._buffers)

@@ -20,3 +20,9 @@ def allocate(shape: tuple[int, ...], dtype: Any, count: int = 1) -> list[Any]:
     from polygraphy.datatype import DataType
 
     return [DeviceArray(shape, DataType.from_dtype(np.dtype(dtype))) for _ in range(count)]
+
+
+def free(*owned: Any) -> None:
+    """Give buffers and streams back; Polygraphy does not when they are forgotten."""
+    for one in owned:
+        one.free()

@@ -51,6 +51,8 @@ def why_not_here(artifact: Path, entry: Mapping[str, Any], device: Device) -> st
         return f"{entry['file']} is not there"
     if (digest := sha256_of(plan)) != entry["plan_sha256"]:
         return f"{entry['file']} is not the plan that was built (SHA-256 {digest[:12]}…, expected {entry['plan_sha256'][:12]}…)"
+    if entry["backend"] not in MODULES:
+        return f"no runtime is known for plans of {entry['backend']!r}"
     try:
         module = _runtime(entry["backend"])
     except ImportError as error:
@@ -117,7 +119,7 @@ class Plan:
 
 
 class PlanSession:
-    """One batch of sequences on a plan, call after call; the caches stay on the GPU.
+    """One batch of sequences on a plan, call after call; the caches stay on the GPU until the session is closed, or its ``with`` block left.
 
     Args:
         plan: what to run.
@@ -174,6 +176,18 @@ class PlanSession:
     def caches(self) -> list[Array]:
         """Keys and values of each layer in turn, [B, K, P, D], or [B, K, C, D] of a static cache."""
         return self._fetch(self._cache.buffers(), self._cache.shape())
+
+    def close(self) -> None:
+        """Give the GPU's memory back."""
+        self._cache.free()
+        device_memory.free(*self._inputs.values(), self._logits, self._stream)
+        self._inputs = {}
+
+    def __enter__(self) -> PlanSession:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def _bind(self, context: Any, profile: str, feeds: Feeds) -> None:
         """Give a context its inputs, with their shapes, and where its outputs go."""

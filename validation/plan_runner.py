@@ -34,10 +34,11 @@ class PlanRunner:
         Raises:
             EngineError: the plan admits fewer rows or positions, or the run failed.
         """
-        session = PlanSession(self._plan, self._config, self._dtype, batch=len(scenario.rows), length=scenario.width)
-        logits = [session.call(host_feeds(call)) for call in scenario.calls()]
+        with PlanSession(self._plan, self._config, self._dtype, batch=len(scenario.rows), length=scenario.width) as session:
+            logits = [session.call(host_feeds(call)) for call in scenario.calls()]
+            caches = session.caches()
         columns = np.cumsum(scenario.chunks).astype(np.int64) - 1
-        return split_rows(scenario, columns, np.concatenate(logits, axis=1), session.caches())
+        return split_rows(scenario, columns, np.concatenate(logits, axis=1), caches)
 
     def logits(self, ids: NDArray[np.int64]) -> Array:
         """Logits [L, V] of one sequence, one decode step a token: the only way to have all of them from a plan."""

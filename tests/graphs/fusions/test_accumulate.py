@@ -106,7 +106,9 @@ def test_weight_that_is_also_the_embedding_keeps_its_other_reader(graph, run, ra
 
 
 def test_result_that_is_read_twice_and_given_out_is_the_rounded_one(graph, random) -> None:
-    text = IN_OUT.replace("(float16[B,S,5] y)", "(float16[B,S,5] y, float16[B,S,5] z, float16[B,S,5] w)").replace("weight) }", "weight) z = Neg(y) w = Abs(y) }")
+    text = IN_OUT.replace("(float16[B,S,5] y)", "(float16[B,S,5] y, float16[B,S,5] z, float16[B,S,5] w)").replace(
+        "weight) }", "weight) z = Neg(y) w = Abs(y) }"
+    )
     model = graph(text, stored={"weight": random(64, 5, dtype=np.float16)})
     apply_reader(model, accumulate)
     readers = [node for node in model.graph if node.op_type in {"Neg", "Abs"}]
