@@ -70,6 +70,13 @@ class FuseTarget(StrEnum):
     tensorrt = "tensorrt"
 
 
+class Device(StrEnum):
+    """Where graphs and plans run."""
+
+    cpu = "cpu"
+    cuda = "cuda"
+
+
 class Backend(StrEnum):
     """Who builds the engine."""
 
@@ -255,12 +262,13 @@ def validate(
     text: TextFile = None,
     tokens: Tokens = None,
     checkpoint: Annotated[str | None, typer.Option(help="Where the artifact's checkpoint is now, if it moved.", metavar="SRC")] = None,
+    device: Annotated[Device, typer.Option(help="cuda runs the plans too, where there is their GPU.")] = Device.cpu,
     as_json: Json = False,
 ) -> None:
     """Every stage against the reference model → reports/parity.*: `cli.py validate artifacts/llama-2-7b`."""
     from commands import validate as command
 
-    options = command.ValidateOptions(tuple(stage or ()), text, tokens, checkpoint)
+    options = command.ValidateOptions(tuple(stage or ()), text, tokens, checkpoint, device.value)
     with _Watched() as progress:
         outcome = command.validate(artifact, options, progress=progress)
     _show("validate", outcome.report | {"artifact_folder": str(artifact)}, as_json=as_json)
@@ -272,17 +280,35 @@ def generate(
     prompt: Annotated[str, typer.Argument(help="Text to continue.")],
     stage: Annotated[str, typer.Option(help="Graph to run: traced, fused, int8.")] = "fused",
     max_new_tokens: Annotated[int, typer.Option(min=1, help="How many tokens at most.")] = 32,
+    device: Annotated[Device, typer.Option(help="cpu: the stage's graph; cuda: the plan that was built from it.")] = Device.cpu,
     as_json: Json = False,
 ) -> None:
-    """Stream text from a graph on the CPU: `cli.py generate artifacts/llama-2-7b "The capital of France is"`."""
+    """Stream text from a graph or a plan: `cli.py generate artifacts/llama-2-7b "The capital of France is"`."""
     from commands import generate as command
 
     say = (lambda piece: None) if as_json else _say
-    report = command.generate(artifact, prompt, stage=stage, max_new_tokens=max_new_tokens, say=say)
+    report = command.generate(artifact, prompt, stage=stage, max_new_tokens=max_new_tokens, device=device.value, say=say)
     if as_json:
         _show("generate", report, as_json=True)
     else:
         _say("\n")
+
+
+@app.command()
+def bench(
+    artifact: Artifact,
+    stage: Annotated[str, typer.Option(help="What to measure: traced, fused, int8.")] = "fused",
+    device: Annotated[Device, typer.Option(help="cpu: the stage's graph; cuda: the plan that was built from it.")] = Device.cpu,
+    prompt_tokens: Annotated[int, typer.Option(min=1, help="Tokens of each prompt.")] = 512,
+    new_tokens: Annotated[int, typer.Option(min=1, help="Decode steps that are measured.")] = 64,
+    batch: Annotated[int, typer.Option(min=1, help="Prompts at once.")] = 1,
+    as_json: Json = False,
+) -> None:
+    """Tokens a second and time to the first token: `cli.py bench artifacts/llama-2-7b --stage fused --device cuda`."""
+    from commands import bench as command
+
+    options = command.BenchOptions(prompt_tokens, new_tokens, batch)
+    _show("bench", command.bench(artifact, options, stage=stage, device=device.value), as_json=as_json)
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""generate: stream greedy text from any ONNX stage of an artifact, on the CPU."""
+"""generate: stream greedy text from any ONNX stage of an artifact on the CPU, or from its plan on the GPU."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from artifact.config import LlamaConfig
 from artifact.errors import ArtifactError, UsageError, ValidationError
 from artifact.manifest import require_artifact
 from artifact.steps import require
-from validation.graph_runner import Array, GraphRunner
+from commands.sessions import Session, open_session
 from validation.scenarios import Call
 from validation.tolerances import ENGINE, STAGE_ORDER
 
@@ -22,7 +22,13 @@ Report = dict[str, Any]
 
 
 def generate(
-    artifact: Path, prompt: str, *, stage: str = "fused", max_new_tokens: int = 32, say: Callable[[str], None] = lambda piece: None
+    artifact: Path,
+    prompt: str,
+    *,
+    stage: str = "fused",
+    max_new_tokens: int = 32,
+    device: str = "cpu",
+    say: Callable[[str], None] = lambda piece: None,
 ) -> Report:
     """Continue a prompt with the likeliest token, again and again, until the model ends it.
 
@@ -31,35 +37,41 @@ def generate(
         prompt: taken as it is, without a chat template.
         stage: which graph: traced, fused, int8 or one of their engine graphs.
         max_new_tokens: how many tokens at most.
+        device: ``cpu`` runs the stage's graph, ``cuda`` the plan that was built from it.
         say: gets the text piece by piece.
 
     Returns:
-        stage, prompt, text, prompt_tokens, new_tokens, finished, time_to_first_token_ms, decode_tokens_per_s.
+        stage, backend, device, prompt, text, prompt_tokens, new_tokens, finished, time_to_first_token_ms, decode_tokens_per_s.
 
     Raises:
         UsageError: no stage has this name.
         ArtifactError: the stage is not there yet, or the artifact has no tokenizer.
+        EngineError: no GPU, or no plan of this stage that runs here.
         ValidationError: the prompt is empty, or longer than the model's positions.
     """
-    model = require_artifact(artifact, "generate", weights=True)["model"]
-    config = LlamaConfig(**model["config"])
-    graph = _graph(artifact, stage)
+    config = LlamaConfig(**require_artifact(artifact, "generate", weights=True)["model"]["config"])
+    _check_stage(artifact, stage)
+    if device == "cpu":
+        require(artifact, f"{stage}.onnx")
     tokenizer = _tokenizer(artifact)
     ids = tokenizer.encode(prompt).ids
     _check_length(ids, config, max_new_tokens)
-    runner = GraphRunner(graph, config, model["dtype"], one_position=stage.endswith("-engine"))
-    start, first, tokens, shown = time.perf_counter(), 0.0, [], ""
-    for token in _greedy(runner, ids, config):
-        first = first or time.perf_counter()
-        if token in _ends(config):
-            break
-        tokens.append(token)
-        shown = _say_new(tokenizer.decode(tokens), shown, say)
-        if len(tokens) == max_new_tokens:
-            break
-    decode_s = time.perf_counter() - first
+    first, tokens, shown = 0.0, list[int](), ""
+    with open_session(artifact, stage, device, batch=1, length=len(ids) + max_new_tokens) as opened:
+        start = time.perf_counter()
+        for token in _greedy(opened.session, ids, config):
+            first = first or time.perf_counter()
+            if token in _ends(config):
+                break
+            tokens.append(token)
+            shown = _say_new(tokenizer.decode(tokens), shown, say)
+            if len(tokens) == max_new_tokens:
+                break
+        decode_s = time.perf_counter() - first
     return {
         "stage": stage,
+        "backend": opened.backend,
+        "device": opened.device,
         "prompt": prompt,
         "text": tokenizer.decode(tokens),
         "prompt_tokens": len(ids),
@@ -70,24 +82,21 @@ def generate(
     }
 
 
-def _graph(artifact: Path, stage: str) -> Path:
-    """The stage's file; what is no stage at all is told from what is not there yet."""
+def _check_stage(artifact: Path, stage: str) -> None:
+    """What is no stage at all is told from what is not there yet."""
     if stage.removesuffix(ENGINE) not in STAGE_ORDER:
         there = [name for base in STAGE_ORDER for name in (base, base + ENGINE) if (artifact / f"{name}.onnx").is_file()]
         raise UsageError(f"--stage {stage!r} is not a stage; {artifact} has: {', '.join(there) or 'none'}")
-    return require(artifact, f"{stage}.onnx")
 
 
-def _greedy(runner: GraphRunner, ids: list[int], config: LlamaConfig) -> Iterator[int]:
+def _greedy(session: Session, ids: list[int], config: LlamaConfig) -> Iterator[int]:
     """Likeliest token after token; the caller stops."""
-    cache: list[Array] | None = None
     new = np.array([ids], dtype=np.int64)
     total = 0
     while total + new.shape[1] <= config.max_position_embeddings:
         start, total = total, total + new.shape[1]
         positions = np.arange(start, total, dtype=np.int64)[None]
-        logits, *cache = runner.call(Call(start, total, new, np.ones((1, total), np.int64), positions), cache)
-        token = int(logits[0, -1].argmax())
+        token = int(session.call(Call(start, total, new, np.ones((1, total), np.int64), positions))[0, -1].argmax())
         yield token
         new = np.array([[token]], dtype=np.int64)
 

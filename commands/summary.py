@@ -124,6 +124,17 @@ def _failures(what: str, checks: list[Report]) -> Iterable[Sheet]:
             yield Sheet(f"{what}: {check['check']}{where} is {_number(check['value'])}, must be {check['comparison']} {_number(check['limit'])}")
 
 
+def _bench(report: Report) -> Iterable[Sheet]:
+    where = report["device"] if report["device"] == "cpu" else f"{report['device']}, {report['backend']}"
+    yield Sheet(f"{report['file']} on {where}; {report['batch']} × {report['prompt_tokens']} prompt tokens, {report['new_tokens']} steps")
+    rows = (
+        ("prefill", f"{report['prefill_tokens_per_s']:,.1f}", f"{report['time_to_first_token_ms']:,.2f} ms to the first token"),
+        ("decode", f"{report['decode_tokens_per_s']:,.1f}", f"{report['decode_ms']:,.3f} ms a step"),
+    )
+    yield Sheet("", ("", "tokens/s", "median"), rows, numbers=True)
+    yield Sheet(f"peak memory of the host {report['peak_rss_mb']:,} MB")
+
+
 def _run(report: Report) -> Iterable[Sheet]:
     rows = tuple((step["step"], "done" if step["done"] else "kept", step["reason"]) for step in report["steps"])
     yield Sheet(f"{report['artifact']}: {report['seconds']:.1f} s", ("step", "", "why"), rows)
@@ -135,6 +146,8 @@ def _run(report: Report) -> Iterable[Sheet]:
 def _doctor(report: Report) -> Iterable[Sheet]:
     machine = report["machine"]
     yield Sheet(f"Python {machine['python']}, {machine['cpu_cores']} cores, GPU: {machine['gpu'] or 'none'}")
+    if machine["gpu"]:
+        yield Sheet(f"plans that run on this GPU are built with --target {' | '.join(machine['targets']) or '… (none)'}")
     yield Sheet(f"memory {machine['memory_available_gib']} of {machine['memory_gib']} GiB free, disk {machine['disk_free_gib']} GiB free")
     yield Sheet(", ".join(f"{name} {version}" for name, version in report["versions"].items() if version))
     hub = report["hub"]
@@ -176,6 +189,7 @@ _SUMMARIES: dict[str, Callable[[Report], Iterable[Sheet]]] = {
     "quantize": _quantize,
     "build": _build,
     "validate": _validate,
+    "bench": _bench,
     "run": _run,
     "doctor": _doctor,
     "inspect": sheets_of_inspect,

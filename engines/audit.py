@@ -16,6 +16,7 @@ from engines.kernel_source import read_kernel_sources, source_bytes
 from engines.layer_checks import ATTENTION_KERNELS, LIMITS, STATIC_LIMITS, attention_check, layer_checks, logits_check, quantized_check
 from engines.plan_layers import Launch, PlanReader, describe
 from engines.plan_program import Constant, Program, read_programs
+from engines.plan_sums import REASON, float16_sums
 from engines.static_checks import is_static, static_checks
 from engines.weight_search import Copies, count_copies
 
@@ -56,6 +57,8 @@ def audit_plan(plan: Path, graph_file: Path, *, precision: str, profiles: Sequen
     if precision in BYTES_PER_WEIGHT:
         limit, reason = BYTES_PER_WEIGHT[precision]
         checks.append(check("bytes_per_weight", per_weight, limit, "<=", reason, where=worst))
+    half, where = float16_sums(plan, [label for weight in weights for label in weight.linears])
+    checks.append(check("float16_sums", half, 0 if gated else None, "==", REASON, where=where))
     if static:
         checks += static_checks(programs, profiles, config.num_hidden_layers)
     text = STATIC_LAYER_TEXT if static else LAYER_TEXT

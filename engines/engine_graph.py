@@ -51,19 +51,19 @@ def gather_last_position(graph: ir.Graph, name: str) -> None:
     if logits is None:
         raise EngineError(f"{name} has no output {LOGITS!r}; it has: {', '.join(str(value.name) for value in graph.outputs)}")
     path = _path_to_matmul(logits, name)
-    lm_head = path[-1]
-    hidden = lm_head.inputs[0]
+    reader = _first_of_casts(path[-1])
+    hidden = reader.inputs[0]
     assert hidden is not None
     if hidden.shape is not None and hidden.shape.rank() != 3:
-        raise EngineError(f"{name}: the input of {lm_head.name!r} must be [B, S, E], got {hidden.shape}")
+        raise EngineError(f"{name}: the input of {path[-1].name!r} must be [B, S, E], got {hidden.shape}")
     nodes = _gather_given(graph, hidden) if is_static(graph) else _gather_last(graph, hidden)
     last = nodes[-1].outputs[0]
     last.name, last.type, last.shape = HIDDEN, hidden.type, _one_position(hidden.shape)
     for node in nodes:
-        node.metadata_props.update(lm_head.metadata_props)
-    graph.insert_before(lm_head, nodes)
-    lm_head.replace_input_with(0, last)
-    for node in path:
+        node.metadata_props.update(reader.metadata_props)
+    graph.insert_before(reader, nodes)
+    reader.replace_input_with(0, last)
+    for node in {reader: None, **dict.fromkeys(path)}:
         node.outputs[0].shape = _one_position(node.outputs[0].shape)
 
 
@@ -109,6 +109,14 @@ def _path_to_matmul(logits: ir.Value, name: str) -> list[ir.Node]:
     if node is None or node.op_type != "MatMul":
         raise EngineError(f"{name}: {LOGITS!r} must come from one MatMul, got {node.op_type if node is not None else 'a graph input'}")
     return [*path, node]
+
+
+def _first_of_casts(linear: ir.Node) -> ir.Node:
+    """The node that reads what the linear multiplies before it is cast: a cast, or the linear itself."""
+    node = linear
+    while (before := node.inputs[0]) is not None and (cast := before.producer()) is not None and cast.op_type == "Cast":
+        node = cast
+    return node
 
 
 def _one_position(shape: ir.Shape | None) -> ir.Shape | None:

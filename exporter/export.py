@@ -9,11 +9,11 @@ from dataclasses import asdict
 from typing import Any
 
 import onnx_ir as ir
-import psutil
 
 from artifact.errors import ParityMismatch
 from artifact.io_spec import Dtype, KvCache
 from artifact.manifest import read_manifest, write_manifest
+from artifact.memory import peak_rss_mb
 from artifact.progress import Progress, silent
 from artifact.steps import StepContext
 from artifact.tensor_file import StoredTensor, WeightsMode
@@ -111,14 +111,6 @@ def external_tensor(tensor: StoredTensor) -> ir.ExternalTensor:
         shape=ir.Shape(tensor.shape),
         name=tensor.name,
     )
-
-
-def peak_rss_mb() -> int:
-    """Largest resident memory of this process so far, in MB, mapped file pages included."""
-    memory = psutil.Process().memory_info()
-    with open("/proc/self/status", encoding="ascii") as status:  # psutil has no peak on Linux
-        peak_kb = next((int(line.split()[1]) for line in status if line.startswith("VmHWM")), memory.rss // 1024)
-    return round(peak_kb * 1024 / 1e6)
 
 
 def _describe_model(step: StepContext, checkpoint: Checkpoint, request: CheckpointRequest, options: Mapping[str, str]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from artifact.errors import FusionError
 from graphs.fusions._values import SMALL_CONSTANT, is_last_axis, numbers, producer, rank, sizes
+from graphs.fusions.accumulate import is_candidate
 
 FUSED_OPSET, HEADS_RANK = 23, 4
 MASK, PAST, NONPAD = 3, slice(4, 6), 6
@@ -132,6 +133,10 @@ def _stores_weights_outside(node: ir.Node) -> bool:
     return tensor is None or isinstance(tensor, ir.ExternalTensor) or tensor.size <= SMALL_CONSTANT
 
 
+def _adds_up_in_float32(node: ir.Node) -> bool:
+    return not is_candidate(node)
+
+
 OPSET_23 = Claim("the graph is of opset 23 or later", _opset)
 CONNECTED = every("every operand is an input, an initializer or another node's", _is_connected)
 TYPED = every("every value has a dtype and a shape", lambda node: all(value.dtype and sizes(value) is not None for value in node.outputs))
@@ -144,3 +149,4 @@ HEADS_UNREPEATED = every("attention reads keys and values that are not repeated"
 SHAPES_CONSTANT = every("a Reshape has a constant shape, in which 0 means the input's own size", _has_constant_shape, "Reshape")
 LINEARS_UNSLICED = every("no linear is split on its last axis", _is_not_of_a_linear, "Split")
 WEIGHTS_OUTSIDE = every("a linear's weight is stored outside the graph", _stores_weights_outside, "MatMul")
+SUMS_IN_FLOAT32 = every("a linear by a stored weight adds up in float32", _adds_up_in_float32, "MatMul", "Gemm")

@@ -17,7 +17,7 @@ from artifact.progress import Progress, silent
 from artifact.steps import StepContext, require
 from graphs import contract
 from graphs.cleanup import clean_up
-from graphs.fusions import attention, constant_shape, pack_gate_up, pack_qkv, rms_norm, rotary, static_attention
+from graphs.fusions import accumulate, attention, constant_shape, pack_gate_up, pack_qkv, rms_norm, rotary, static_attention
 from graphs.lower import lower_to
 from graphs.passes import Fusion, run_passes
 from graphs.report import Before, FusionReport, check_complete
@@ -71,6 +71,7 @@ TENSORRT = (
         ensures=(contract.WEIGHTS_OUTSIDE, contract.LINEARS_UNSLICED),
         needs_layout=True,
     ),
+    Fusion("accumulate", accumulate, None, requires=(contract.TYPED,), ensures=(contract.SUMS_IN_FLOAT32,)),
 )
 """Operators that TensorRT's parser has and its compiler fuses."""
 

@@ -96,7 +96,7 @@ class GraphRunner:
             logits.append(outputs[0])
             columns.append(np.arange(call.end - outputs[0].shape[1], call.end))
             cache = outputs[1:]
-        return _split_rows(scenario, np.concatenate(columns), np.concatenate(logits, axis=1), cache or [])
+        return split_rows(scenario, np.concatenate(columns), np.concatenate(logits, axis=1), cache or [])
 
     def logits(self, ids: NDArray[np.int64]) -> Array:
         """Logits [L, V] of one sequence from an empty cache; the caches are not computed where nothing else needs them."""
@@ -172,7 +172,7 @@ def _show(value: tuple[str, tuple[Any, ...]]) -> str:
     return f"{value[0]} {list(value[1])}"
 
 
-def _split_rows(scenario: Scenario, columns: NDArray[np.int64], logits: Array, cache: list[Array]) -> list[RowResult]:
+def split_rows(scenario: Scenario, columns: NDArray[np.int64], logits: Array, cache: list[Array]) -> list[RowResult]:
     """Take padding off: logits [B, columns, V] and caches [B, K, W, D] → one result per row."""
     results = []
     for row, pad in enumerate(scenario.pads):

@@ -46,11 +46,11 @@ def measure_stage(oracle: Oracle, stage: str, progress: Progress) -> tuple[dict[
     return stage_entry(stage, measured, checks, time.perf_counter() - start), measured.last_rows
 
 
-def stage_entry(stage: str, measured: StageMeasurement, checks: list[dict[str, Any]], seconds: float) -> dict[str, Any]:
+def stage_entry(stage: str, measured: StageMeasurement, checks: list[dict[str, Any]], seconds: float, *, backend: str = BACKEND) -> dict[str, Any]:
     """One entry of the report's ``stages``."""
     return {
         "stage": stage,
-        "backend": BACKEND,
+        "backend": backend,
         **measured.numbers,
         "passed": tolerances.verdict(checks),
         "seconds": round(seconds, 2),

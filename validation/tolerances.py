@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from artifact.io_spec import Dtype
 
-Kind = Literal["float32", "float16", "int8", "int8-smoothquant", "int4", "engine", "reference"]
+Kind = Literal["float32", "float16", "int8", "int8-smoothquant", "int4", "engine", "plan", "plan-int8", "plan-fp32", "reference"]
 COMPARE: Mapping[str, Callable[[float, float], bool]] = {"<=": le, "<": lt, "==": eq}
 ENGINE = "-engine"
 FLOAT_STAGES = ("traced", "fused", "fused-onnxruntime")
@@ -66,6 +66,15 @@ LIMITS = (
     Limit("int8-smoothquant", "range_peak", "<", 1.0, RANGE),
     Limit("engine", "engine_difference", "<=", 2**-9, "largest difference from its stage ÷ its largest logit: one float16 rounding each"),
     Limit("engine", "engine_structure", "==", 0, "outputs, nodes and weights that differ from its stage with the last position gathered"),
+    Limit("plan", "noise_ratio", "<=", 1.25, "the main sequence decoded on the GPU: what strict mode allows every operation rounded by itself"),
+    Limit("plan", "mean_kl", "<=", 1e-3, "nats, every token of the text decoded on the GPU; float16 graphs measure 1e-5 to 2e-5"),
+    Limit("plan", "cache_error", "<=", 0.02, "keys and values of every layer after each scenario, root mean square: float16 gives 0.002"),
+    Limit("plan", "decisive_disagreements", "==", 0, "where the margin exceeds twice the floor's error, rounding can't change the best token"),
+    Limit("plan-int8", "perplexity_increase_pct", "<=", 1.0, "increase − 2 standard errors, every token of the text decoded on the GPU"),
+    Limit("plan-int8", "mean_kl", "<=", 0.01, "nats, every token of the text decoded on the GPU; rounding to int8 measures 0.005"),
+    Limit("plan-int8", "cache_error", "<=", 0.2, "keys and values of every layer after each scenario, root mean square: int8 weights give 0.05"),
+    Limit("plan-fp32", "max_abs_relative", "<=", 1e-4, "float32 kernels differ by summation order alone: ÷ the largest logit, on all four scenarios"),
+    Limit("plan-fp32", "cache_error", "<=", 1e-4, "keys and values of every layer, root mean square: another layer's would be near 1"),
 )
 """Kind × check → limit."""
 
@@ -85,6 +94,12 @@ def kind_of(stage: str, dtype: Dtype) -> Kind | None:
     if stage in FLOAT_STAGES:
         return "float16" if dtype == "fp16" else "float32"
     return stage  # type: ignore[return-value]
+
+
+def plan_kind(precision: str) -> Kind:
+    """Which rows judge a plan that was run."""
+    kinds: dict[str, Kind] = {"fp16": "plan", "fp32": "plan-fp32"}
+    return kinds.get(precision, "plan-int8")
 
 
 def limits_of(kind: Kind, *, has_floor: bool = True) -> list[Limit]:

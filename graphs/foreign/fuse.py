@@ -16,7 +16,8 @@ from graphs.foreign.decoder import DecoderShape, fused_by_others, read_decoder
 from graphs.foreign.prepare import Interface, merge, prepare
 from graphs.foreign.save import save_graph
 from graphs.foreign.source import open_graph
-from graphs.fusions import foreign_attention, foreign_rms_norm, foreign_rotary, foreign_shape
+from graphs.fusions import accumulate, foreign_attention, foreign_rms_norm, foreign_rotary, foreign_shape
+from graphs.fusions._reading import through
 from graphs.lower import lower_to
 from graphs.passes import Fusion, run_passes
 from graphs.report import Before, FusionReport, RuleReport, check_complete
@@ -53,6 +54,7 @@ FUSIONS = (
         makes="Attention",
     ),
     Fusion("constant_shape", foreign_shape, None, requires=(contract.HEADS_UNREPEATED,)),
+    Fusion("accumulate", accumulate, None, ensures=(contract.SUMS_IN_FLOAT32,)),
 )
 """The rules of ``graphs.pipeline.TENSORRT`` in the spellings of other exporters; their values need not all be typed."""
 
@@ -121,8 +123,9 @@ def _unpacked(model: ir.Model) -> dict[str, list[Refusal]]:
     """The linears that read one input and stay apart, under the rule that packs them in our own graphs: three are q·k·v, two gate·up."""
     readers: dict[ir.Value, list[ir.Node]] = {}
     for node in model.graph:
-        if node.op_type in ("MatMul", "Gemm") and node.inputs[0] is not None and node.inputs[0].producer() is not None:
-            readers.setdefault(node.inputs[0], []).append(node)
+        read = through(node.inputs[0], "Cast") if node.op_type in ("MatMul", "Gemm") and node.inputs[0] is not None else None
+        if read is not None and read.producer() is not None:
+            readers.setdefault(read, []).append(node)
     kinds: dict[str, list[Refusal]] = {"pack_qkv": [], "pack_gate_up": []}
     for linears in readers.values():
         rule = {3: "pack_qkv", 2: "pack_gate_up"}.get(len(linears))

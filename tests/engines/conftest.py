@@ -21,6 +21,8 @@ from engines.backends.tensorrt_rtx import TensorRTRTX
 from engines.engine_graph import write_engine_graph
 from engines.profiles import make_profiles
 from engines.targets import find_target
+from graphs.fusions import accumulate
+from graphs.fusions._reading import apply_reader
 
 E, F, H, K, D, V, POSITIONS = 256, 384, 4, 2, 64, 512, 256  # fewer than 4 heads: TensorRT-RTX has no fused attention kernel
 HEAD = """
@@ -178,6 +180,7 @@ class Form:
     bfloat_output: bool = False
     attention: str = "fused"
     kv_cache: KvCache = "dynamic"
+    half_sums: bool = False
 
     def head(self) -> str:
         return self._of_cache(HEAD)
@@ -259,6 +262,10 @@ def write_stage(folder: Path, layers: int, precision: str, **form: Any) -> Stage
         node.name = f"node_{node.outputs[0].name}"
         match = re.match(r"l(\d+)_", node.outputs[0].name or "")
         node.metadata_props[MODULE_KEY] = f"model.layers.{match[1]}" if match else ""
+    if not shape.half_sums:
+        apply_reader(model, accumulate)
+        for node in graph:
+            node.metadata_props.setdefault(MODULE_KEY, "")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "weights").mkdir(exist_ok=True)
     path = folder / f"{'int8' if precision == 'int8' else 'fused'}.onnx"

@@ -16,6 +16,7 @@ from engines.backends.protocol import BuildRequest
 from engines.backends.tensorrt_rtx import TensorRTRTX
 from engines.kernel_source import read_kernel_sources
 from engines.layer_checks import ATTENTION_KERNELS
+from engines.plan_sums import float16_sums
 from engines.profiles import Profile, make_profiles
 from engines.targets import find_target
 
@@ -55,6 +56,23 @@ def test_finds_weights_that_are_stored_twice(built: Built) -> None:
     assert failures(result) == ["weights_stored_twice", "bytes_per_weight", "constant_bytes_per_weight_byte"]
     assert check(result, "weights_stored_twice")["where"] == "l0_gate_up_weight and 1 more"
     assert result["bytes_per_weight"] > 2.2
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_finds_linears_that_add_up_in_float16(built: Built, precision: str) -> None:
+    stage, plan = built(2, precision, half_sums=True)
+    result = audit(stage, plan, precision)
+    assert failures(result) == ["float16_sums"]
+    assert (check(result, "float16_sums")["value"], check(result, "float16_sums")["where"]) == (9, "node_logits")  # 4 a layer, and lm_head
+
+
+def test_a_plan_that_says_nothing_of_sums_fails(built: Built) -> None:
+    stage, plan = built(2)
+    assert float16_sums(plan, ["node_l0_qkv"]) == (0, None)
+    assert float16_sums(plan, ["node_l0_nowhere"]) == (None, None)
+    other = stage.path.with_name("silent.plan")
+    other.write_bytes(plan.read_bytes().replace(b"accumulation_type=", b"accumulation_mode="))
+    assert failures(audit(stage, other)) == ["float16_sums"]
 
 
 def test_finds_int8_that_became_float16(built: Built) -> None:

@@ -109,8 +109,17 @@ def test_nothing_else_differs(make_stage: Make, tmp_path: Path) -> None:
     stage = make_stage(tmp_path, 2, "fp16")
     difference = compare_graphs(ir.load(stage.path), ir.load(stage.engine_graph))
     assert difference.outputs == ["logits"]
-    assert len(difference.only_left) == 1  # lm_head
-    assert len(difference.only_right) == 2  # the gather, and lm_head behind it
+    assert len(difference.only_left) == 3  # lm_head, the cast of what it multiplies and that of its sums
+    assert len(difference.only_right) == 4  # the gather, and these behind it
+
+
+def test_one_position_is_gathered_before_it_is_cast(make_stage: Make, tmp_path: Path) -> None:
+    model = ir.load(make_stage(tmp_path, 1, "fp16").engine_graph)
+    gather = next(node for node in model.graph if node.name == "last_position")
+    cast = gather.outputs[0].consumers()[0]
+    assert gather.inputs[0].producer().op_type == "RMSNormalization"
+    assert (cast.op_type, cast.outputs[0].consumers()[0].name) == ("Cast", "node_logits")
+    assert cast.outputs[0].dtype == ir.DataType.FLOAT
 
 
 def test_shapes_and_module_say_what_was_added(make_stage: Make, tmp_path: Path) -> None:

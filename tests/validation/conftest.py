@@ -88,8 +88,9 @@ def overflow_around() -> Callable[[ir.Model, str, float], None]:
 
 def _overflow_around(model: ir.Model, module: str, factor: float) -> None:
     linear = next(node for node in model.graph if node.op_type == "MatMul" and node.metadata_props.get(MODULE_KEY) == module)
-    _insert_factor(model.graph, linear, factor, entering=True)
-    _insert_factor(model.graph, linear, 1 / factor, entering=False)
+    before, after = linear.inputs[0].producer(), linear.outputs[0].consumers()
+    _insert_factor(model.graph, before if before.op_type == "Cast" else linear, factor, entering=True)
+    _insert_factor(model.graph, after[0] if after and after[0].op_type == "Cast" else linear, 1 / factor, entering=False)
 
 
 def _insert_factor(graph: ir.Graph, linear: ir.Node, factor: float, *, entering: bool) -> None:
