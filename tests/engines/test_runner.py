@@ -182,7 +182,7 @@ def static_graph(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
     """The engine graph of a static cache, as the exporter wrote it."""
     artifact, checkpoint = tmp_path_factory.mktemp("static"), open_checkpoint(str(tiny_checkpoint))
     export_checkpoint(StepContext(artifact), checkpoint, kv_cache="static")
-    write_engine_graph(artifact / "traced.onnx", artifact / "traced-engine.onnx")
+    write_engine_graph(artifact / "traced.onnx", artifact / "traced-engine.onnx", capacity=CAPACITY)
     return artifact, checkpoint.config
 
 
@@ -193,6 +193,7 @@ def static_feeds(start: int, ids: np.ndarray) -> dict[str, np.ndarray]:
         io_spec.POSITION_IDS: np.broadcast_to(np.arange(start, start + new), (rows, new)),
         io_spec.CACHE_WRITE_INDICES: np.full(rows, start),
         io_spec.KEY_VALUE_LENGTHS: np.full(rows, start + new),
+        io_spec.LAST_TOKEN_INDICES: np.full(rows, new - 1),
     }
 
 
