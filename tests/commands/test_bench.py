@@ -131,7 +131,10 @@ def test_bench_prints_one_json_object(artifact: Path, capsys: pytest.CaptureFixt
 
 @pytest.mark.parametrize(
     ("capability", "targets", "hint"),
-    [((8, 0), ["a100-40gb", "a100-80gb", "a30"], None), ((9, 0), [], "no target has this GPU's compute capability; plans are built for 8.0, 8.6, 8.9")],
+    [
+        ((8, 0), ["a100-40gb", "a100-80gb", "a30"], None),
+        ((9, 0), [], "no target has this GPU's compute capability; plans are built for 8.0, 8.6, 8.9"),
+    ],
 )
 def test_doctor_names_the_gpu_and_whose_plans_run_on_it(monkeypatch: pytest.MonkeyPatch, capability: Any, targets: list[str], hint: Any) -> None:
     monkeypatch.setattr(device, "read_device", lambda: Device("NVIDIA X", capability, 80 * 2**30))

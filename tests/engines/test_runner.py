@@ -1,4 +1,4 @@
-"""engines/runner.py: the session's caches, shapes and errors, held against the graph that its plan was built from; and real plans where there is a GPU."""
+"""engines/runner.py: a session's caches, shapes and errors, held against the graph that its plan was built from; real plans where there is a GPU."""
 
 from __future__ import annotations
 
@@ -133,7 +133,8 @@ def test_a_shape_outside_the_profile_is_named(stage: Any, entry: dict[str, Any],
 
 
 @pytest.mark.parametrize(
-    ("at", "words"), [("load", "the runtime can't load it"), ("context", "no execution context for prefill"), ("run", "prefill of 5 tokens did not run")]
+    ("at", "words"),
+    [("load", "the runtime can't load it"), ("context", "no execution context for prefill"), ("run", "prefill of 5 tokens did not run")],
 )
 def test_what_the_runtime_refuses_is_an_error_with_its_reason(stage: Any, entry: dict[str, Any], runtime: Any, at: str, words: str) -> None:
     runtime.broken = at
@@ -166,7 +167,9 @@ def test_says_that_the_runtime_is_not_installed(stage: Any, entry: dict[str, Any
     assert "its runtime can't be imported" in str(why_not_here(stage.path.parent, entry, A100))
 
 
-def test_nothing_is_loaded_before_it_was_found_to_be_the_plan_that_was_built(stage: Any, entry: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_loaded_before_it_was_found_to_be_the_plan_that_was_built(
+    stage: Any, entry: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     plan = stage.path.parent / entry["file"]
     plan.write_bytes(plan.read_bytes() + b" ")
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", SimpleNamespace())  # whatever is asked of it fails

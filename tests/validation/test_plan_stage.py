@@ -49,7 +49,9 @@ def write_plan(artifact: Path, config: LlamaConfig, plan_on_cpu: ModuleType, rew
 @pytest.fixture
 def validate_on(artifact: Path, checkpoint: Checkpoint) -> Callable[[Device | str | None], Report]:
     def run(device: Device | str | None) -> Report:
-        return validate_artifact(StepContext(artifact), checkpoint=checkpoint, stages=["traced", "traced-engine"], text=None, tokens=None, device=device)
+        return validate_artifact(
+            StepContext(artifact), checkpoint=checkpoint, stages=["traced", "traced-engine"], text=None, tokens=None, device=device
+        )
 
     return run
 
