@@ -51,18 +51,18 @@ def why_not_here(artifact: Path, entry: Mapping[str, Any], device: Device) -> st
         return f"{entry['file']} is not there"
     if (digest := sha256_of(plan)) != entry["plan_sha256"]:
         return f"{entry['file']} is not the plan that was built (SHA-256 {digest[:12]}…, expected {entry['plan_sha256'][:12]}…)"
-    return _why_no_runtime(entry)
+    return _other_runtime(entry["backend"], entry["tensorrt_version"])
 
 
-def _why_no_runtime(entry: Mapping[str, Any]) -> str | None:
-    """Why the runtime that a plan needs is not here; None where it is."""
-    if entry["backend"] not in MODULES:
-        return f"no runtime is known for plans of {entry['backend']!r}"
+def _other_runtime(backend: str, version: str) -> str | None:
+    """Why what is installed can't load a plan of a backend's version; None where it can."""
+    if backend not in MODULES:
+        return f"no runtime is known for plans of {backend!r}"
     try:
-        version = _runtime(entry["backend"]).__version__
+        module = _runtime(backend)
     except ImportError as error:
         return f"its runtime can't be imported: {error}"
-    return None if version == entry["tensorrt_version"] else f"built by {entry['backend']} {entry['tensorrt_version']}, here is {version}"
+    return None if module.__version__ == version else f"built by {backend} {version}, here is {module.__version__}"
 
 
 class Plan:
