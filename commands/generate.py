@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from tokenizers import Tokenizer
 
 from artifact.config import LlamaConfig
 from artifact.errors import ArtifactError, ValidationError
-from artifact.manifest import require_artifact
+from artifact.manifest import kv_cache_of, require_artifact
 from artifact.steps import require
-from validation.graph_runner import Array, GraphRunner
-from validation.scenarios import Call
+from validation.graph_runner import GraphRunner
+from validation.greedy import greedy
 
 Report = dict[str, Any]
 
 
 def generate(
-    artifact: Path, prompt: str, *, stage: str = "fused", max_new_tokens: int = 32, say: Callable[[str], None] = lambda piece: None
+    artifact: Path,
+    prompt: str,
+    *,
+    stage: str = "fused",
+    max_new_tokens: int = 32,
+    capacity: int | None = None,
+    say: Callable[[str], None] = lambda piece: None,
 ) -> Report:
     """Continue a prompt with the likeliest token, again and again, until the model ends it.
 
@@ -30,14 +35,17 @@ def generate(
         prompt: taken as it is, without a chat template.
         stage: which graph: traced, fused, int8 or one of their engine graphs.
         max_new_tokens: how many tokens at most.
+        capacity: slots of a static cache; None is what prompt and new tokens take.
         say: gets the text piece by piece.
 
     Returns:
-        stage, prompt, text, prompt_tokens, new_tokens, finished, time_to_first_token_ms, decode_tokens_per_s.
+        stage, kv_cache, capacity (None of a dynamic cache), prompt, text, prompt_tokens, new_tokens, finished, time_to_first_token_ms,
+        decode_tokens_per_s.
 
     Raises:
         ArtifactError: no such stage, or the artifact has no tokenizer.
-        ValidationError: the prompt is empty, or longer than the model's positions.
+        ValidationError: the prompt is empty, or with the new tokens longer than the model's positions or the capacity; or a capacity was given for
+            a dynamic cache.
     """
     model = require_artifact(artifact, "generate", weights=True)["model"]
     config = LlamaConfig(**model["config"])
@@ -45,9 +53,10 @@ def generate(
     tokenizer = _tokenizer(artifact)
     ids = tokenizer.encode(prompt).ids
     _check_length(ids, config, max_new_tokens)
-    runner = GraphRunner(graph, config, model["dtype"], one_position=stage.endswith("-engine"))
+    runner = GraphRunner(graph, config, model["dtype"], kv_cache_of(model), one_position=stage.endswith("-engine"))
+    slots = _capacity(runner, len(ids), max_new_tokens, capacity)
     start, first, tokens, shown = time.perf_counter(), 0.0, [], ""
-    for token in _greedy(runner, ids, config):
+    for token in (int(chosen[0]) for chosen in greedy(runner, [ids], slots or 0)):
         first = first or time.perf_counter()
         if token in _ends(config):
             break
@@ -58,6 +67,8 @@ def generate(
     decode_s = time.perf_counter() - first
     return {
         "stage": stage,
+        "kv_cache": runner.kv_cache,
+        "capacity": slots,
         "prompt": prompt,
         "text": tokenizer.decode(tokens),
         "prompt_tokens": len(ids),
@@ -66,20 +77,6 @@ def generate(
         "time_to_first_token_ms": round(1000 * (first - start), 1),
         "decode_tokens_per_s": round((len(tokens) - 1) / decode_s, 1) if len(tokens) > 1 else None,
     }
-
-
-def _greedy(runner: GraphRunner, ids: list[int], config: LlamaConfig) -> Iterator[int]:
-    """Likeliest token after token; the caller stops."""
-    cache: list[Array] | None = None
-    new = np.array([ids], dtype=np.int64)
-    total = 0
-    while total + new.shape[1] <= config.max_position_embeddings:
-        start, total = total, total + new.shape[1]
-        positions = np.arange(start, total, dtype=np.int64)[None]
-        logits, *cache = runner.call(Call(start, total, new, np.ones((1, total), np.int64), positions), cache)
-        token = int(logits[0, -1].argmax())
-        yield token
-        new = np.array([[token]], dtype=np.int64)
 
 
 def _say_new(text: str, shown: str, say: Callable[[str], None]) -> str:
@@ -108,6 +105,23 @@ def _check_length(ids: list[int], config: LlamaConfig, max_new_tokens: int) -> N
             f"the prompt has {len(ids)} tokens, and {max_new_tokens} more are asked for; the graph has {limit} positions",
             hint=f"--max-new-tokens {limit - len(ids)}" if len(ids) < limit else "shorten the prompt",
         )
+
+
+def _capacity(runner: GraphRunner, prompt: int, max_new_tokens: int, asked: int | None) -> int | None:
+    """Slots of a static cache; None of a dynamic one."""
+    if runner.kv_cache == "dynamic":
+        if asked is not None:
+            raise ValidationError(f"--capacity {asked} is for a static cache; {runner.name} has a dynamic one, which grows", hint="leave it out")
+        return None
+    if runner.capacity is not None and asked not in (None, runner.capacity):
+        raise ValidationError(f"--capacity {asked}: {runner.name} was built for {runner.capacity}", hint="leave it out")
+    needed = prompt + max_new_tokens
+    slots = runner.capacity or asked or needed
+    if needed > slots:
+        larger = f"--capacity {needed}" if runner.capacity is None else f"python cli.py build ART --capacity {needed}"
+        hint = f"--max-new-tokens {slots - prompt}" if prompt < slots else larger
+        raise ValidationError(f"the prompt has {prompt} tokens, and {max_new_tokens} more are asked for; the cache has {slots} slots", hint=hint)
+    return slots
 
 
 def _ends(config: LlamaConfig) -> tuple[int, ...]:
