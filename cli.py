@@ -19,7 +19,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from artifact.errors import ToolkitError
-from commands.summary import Sheet, summarize
+from commands.sheet import Sheet
+from commands.summary import summarize
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported: spinning threads made it five times slower on shared cores
 
@@ -97,7 +98,8 @@ Out = Annotated[Path | None, typer.Option(help="Artifact folder; default `artifa
 Dtype = Annotated[DtypeOption, typer.Option(help="Dtype of the artifact: fp16 for every engine but fp32.")]
 KvCache = Annotated[KvCacheOption, typer.Option(help="dynamic: the cache grows; static: it is written in place, up to a capacity.")]
 Weights = Annotated[
-    WeightsOption, typer.Option(help="copy them; reference: use the checkpoint's own folder, altering nothing; none: the graph alone, to look at.")
+    WeightsOption,
+    typer.Option(help="copy them; reference: use the checkpoint's own folder, of the same dtype, altering nothing; none: the graph alone."),
 ]
 Force = Annotated[bool, typer.Option("--force", help="Do it even where it is up to date.")]
 Target = Annotated[str, typer.Option(help="GPU to build for: a100 (= a100-80gb), a100-40gb, a10, l4 …")]
@@ -188,6 +190,7 @@ def fuse(
     ] = None,
     target: Annotated[FuseTarget, typer.Option(help="Whose operators to fuse to.")] = FuseTarget.tensorrt,
     allow_partial: Annotated[bool, typer.Option("--allow-partial", help="Accept rules that fire less often than expected.")] = False,
+    min_tensorrt: Annotated[str | None, typer.Option(help="Oldest TensorRT that must take the graph, 10.0 …; default: 10.15.")] = None,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
@@ -198,11 +201,13 @@ def fuse(
         raise typer.BadParameter("give an artifact folder, or --graph FILE and --out FILE")
     with _Watched() as progress:
         if graph is not None and out is not None:
-            report = graphs.fuse_file(graph, out, target=target.value, allow_partial=allow_partial, progress=progress)
+            report = graphs.fuse_file(graph, out, target=target.value, allow_partial=allow_partial, min_tensorrt=min_tensorrt, progress=progress)
             up_to_date = False
         else:
             assert artifact is not None
-            outcome = graphs.fuse(artifact, target=target.value, allow_partial=allow_partial, force=force, progress=progress)
+            outcome = graphs.fuse(
+                artifact, target=target.value, allow_partial=allow_partial, min_tensorrt=min_tensorrt, force=force, progress=progress
+            )
             report, up_to_date = outcome.report, outcome.up_to_date
     _show("fuse", report, as_json=as_json, up_to_date=up_to_date, gated=graph is None or not allow_partial)
 

@@ -11,7 +11,8 @@ from artifact.errors import EngineError
 from artifact.manifest import kv_cache_of, require_artifact
 from artifact.progress import Progress, silent
 from artifact.steps import Outcome, Report, StepContext, require, run_step
-from engines.build import STAGES, build_engine, check_cache_options
+from engines.build import STAGES, build_engine
+from engines.cache_form import longest
 from engines.targets import find_target
 
 WEIGHTS = ("weights/layer-*.safetensors", "weights/shared.safetensors", "weights/rotary.safetensors", "weights/checksums.json")
@@ -33,7 +34,7 @@ def build(artifact: Path, precision: str, options: BuildOptions, *, force: bool 
     """Build and audit the engine of one precision."""
     model = require_artifact(artifact, "build", weights=True)["model"]
     check_precision(model["dtype"], precision)
-    check_cache_options(kv_cache_of(model), LlamaConfig(**model["config"]), options.max_length, options.capacity)
+    longest(kv_cache_of(model), LlamaConfig(**model["config"]), options.max_length, options.capacity)
     target = find_target(options.target).name
     stage = f"{STAGES[precision]}.onnx"
     require(artifact, stage)

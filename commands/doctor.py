@@ -24,10 +24,10 @@ def doctor(*, ask_hub: bool = False) -> dict[str, Any]:
         ask_hub: ask the Hugging Face hub whether it answers; nothing else here touches the network.
 
     Returns:
-        machine {…}, versions {package: version or null}, hub {…}, can [{what, state, hint}] with state ``yes`` or ``no``.
+        machine {…}, versions {package: version or null}, hub {…}, can [{what, state, hint}] with state ``yes``, ``no`` or ``not asked``.
     """
     versions = {package: _version(package) for package in PACKAGES}
-    gpu = find_gpu()
+    gpu, hub = find_gpu(), _hub(bool(versions["huggingface_hub"]), ask_hub)
     return {
         "machine": {
             "python": platform.python_version(),
@@ -38,8 +38,8 @@ def doctor(*, ask_hub: bool = False) -> dict[str, Any]:
             "gpu": gpu,
         },
         "versions": versions,
-        "hub": _hub(bool(versions["huggingface_hub"]), ask_hub),
-        "can": [_can(*row) for row in _abilities(versions, gpu)],
+        "hub": hub,
+        "can": [_can(*row) for row in _abilities(versions, gpu, hub)],
     }
 
 
@@ -74,11 +74,11 @@ def _hub(installed: bool, ask: bool) -> dict[str, Any]:
     return report | {"reachable": True}
 
 
-def _abilities(versions: dict[str, str | None], gpu: str | None) -> list[tuple[str, bool, str]]:
+def _abilities(versions: dict[str, str | None], gpu: str | None, hub: dict[str, Any]) -> list[tuple[str, bool | None, str]]:
     return [
         ("export checkpoints to ONNX", bool(versions["torch"] and versions["onnxscript"]), "scripts/setup"),
         ("read GGUF files", bool(versions["gguf"]), "scripts/setup"),
-        ("fetch published models (--size, ORG/NAME)", bool(versions["huggingface_hub"]), "pip install 'llama2trt[hub]'"),
+        ("fetch published models (--size, ORG/NAME)", *_fetching(bool(versions["huggingface_hub"]), hub)),
         ("fuse and quantise graphs", bool(versions["onnxscript"] and versions["onnx-ir"]), "scripts/setup"),
         ("validate on the CPU", bool(versions["onnxruntime-gpu"] and versions["transformers"]), "scripts/setup"),
         ("build A100 engines without a GPU (TensorRT-RTX)", bool(versions["tensorrt-rtx-cu12"]), "pip install 'llama2trt[tensorrt-rtx]'"),
@@ -87,8 +87,17 @@ def _abilities(versions: dict[str, str | None], gpu: str | None) -> list[tuple[s
     ]
 
 
-def _can(what: str, able: bool, hint: str) -> dict[str, str | None]:
-    return {"what": what, "state": "yes" if able else "no", "hint": None if able else hint}
+def _fetching(installed: bool, hub: dict[str, Any]) -> tuple[bool | None, str]:
+    """Whether models can be fetched, as far as it was asked, and why not or how to know."""
+    if not installed:
+        return False, "pip install 'llama2trt[hub]'"
+    if hub["offline"]:
+        return False, "HF_HUB_OFFLINE is set: only what the local cache holds"
+    return hub["reachable"], hub["why"] or "doctor --hub asks"
+
+
+def _can(what: str, able: bool | None, hint: str) -> dict[str, str | None]:
+    return {"what": what, "state": {True: "yes", False: "no", None: "not asked"}[able], "hint": None if able else hint}
 
 
 def _version(package: str) -> str | None:

@@ -10,11 +10,12 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from artifact.config import LlamaConfig
-from artifact.errors import ArtifactError, ValidationError
+from artifact.errors import ArtifactError, UsageError, ValidationError
 from artifact.manifest import kv_cache_of, require_artifact
 from artifact.steps import require
 from validation.graph_runner import GraphRunner
 from validation.greedy import greedy
+from validation.tolerances import ENGINE, STAGE_ORDER
 
 Report = dict[str, Any]
 
@@ -43,13 +44,14 @@ def generate(
         decode_tokens_per_s.
 
     Raises:
-        ArtifactError: no such stage, or the artifact has no tokenizer.
+        UsageError: no stage has this name.
+        ArtifactError: the stage is not there yet, or the artifact has no tokenizer.
         ValidationError: the prompt is empty, or with the new tokens longer than the model's positions or the capacity; or a capacity was given for
             a dynamic cache.
     """
     model = require_artifact(artifact, "generate", weights=True)["model"]
     config = LlamaConfig(**model["config"])
-    graph = require(artifact, f"{stage}.onnx")
+    graph = _graph(artifact, stage)
     tokenizer = _tokenizer(artifact)
     ids = tokenizer.encode(prompt).ids
     _check_length(ids, config, max_new_tokens)
@@ -77,6 +79,14 @@ def generate(
         "time_to_first_token_ms": round(1000 * (first - start), 1),
         "decode_tokens_per_s": round((len(tokens) - 1) / decode_s, 1) if len(tokens) > 1 else None,
     }
+
+
+def _graph(artifact: Path, stage: str) -> Path:
+    """The stage's file; what is no stage at all is told from what is not there yet."""
+    if stage.removesuffix(ENGINE) not in STAGE_ORDER:
+        there = [name for base in STAGE_ORDER for name in (base, base + ENGINE) if (artifact / f"{name}.onnx").is_file()]
+        raise UsageError(f"--stage {stage!r} is not a stage; {artifact} has: {', '.join(there) or 'none'}")
+    return require(artifact, f"{stage}.onnx")
 
 
 def _say_new(text: str, shown: str, say: Callable[[str], None]) -> str:

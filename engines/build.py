@@ -11,17 +11,17 @@ import onnx_ir as ir
 
 from artifact.config import LlamaConfig
 from artifact.errors import EngineError
-from artifact.io_spec import KvCache, cache_bytes
 from artifact.manifest import kv_cache_of, read_manifest
 from artifact.steps import StepContext, require
 from engines.audit import audit_plan
 from engines.backends.protocol import Backend, BuildRequest, BuildResult
 from engines.backends.tensorrt_rtx import TensorRTRTX
+from engines.cache_form import cache_entry, longest
 from engines.engine_graph import write_engine_graph
 from engines.graph_weights import weights_bytes
 from engines.preflight import check_room
-from engines.profiles import LEAST_ROWS, default_length, make_profiles
-from engines.targets import find_target
+from engines.profiles import LEAST_ROWS, make_profiles
+from engines.targets import Target, find_target
 
 logger = logging.getLogger(__name__)
 
@@ -58,13 +58,10 @@ def build_engine(
         EngineError: no such target, precision or backend; a bound of the other cache form; no room; or the compiler failed.
         ArtifactError: the stage is not there.
     """
-    stage, chosen, gpu = _stage(precision), choose_backend(backend), find_target(target)
-    model = read_manifest(step.artifact)["model"]
-    config = LlamaConfig(**model["config"])
-    check_cache_options(kv_cache_of(model), config, max_length, capacity)
-    length = next(bound for bound in (capacity, max_length, default_length(config)) if bound is not None)
-    rows = max(max_batch, LEAST_ROWS.get(precision, 1))
-    profiles = make_profiles(config, model["dtype"], kv_cache_of(model), max_batch=rows, max_length=length)
+    stage, chosen, gpu, model = _stage(precision), choose_backend(backend), find_target(target), read_manifest(step.artifact)["model"]
+    config, form, dtype = LlamaConfig(**model["config"]), kv_cache_of(model), model["dtype"]
+    length, rows = longest(form, config, max_length, capacity), max(max_batch, LEAST_ROWS.get(precision, 1))
+    profiles = make_profiles(config, dtype, form, max_batch=rows, max_length=length)
     source = require(step.artifact, f"{stage}.onnx")
     with step.write(f"{stage}-engine.onnx") as graph_file:
         write_engine_graph(source, graph_file, capacity=capacity)
@@ -75,7 +72,7 @@ def build_engine(
     with step.write(plan_name) as plan:
         result = chosen.build(BuildRequest(graph_file, plan, gpu, tuple(profiles)), step.progress)
         step.progress("auditing the plan", 0, 1)
-        audit = audit_plan(plan, graph_file, precision=precision, profiles=[p.name for p in profiles], layers=config.num_hidden_layers)
+        audit = audit_plan(plan, graph_file, precision=precision, profiles=[p.name for p in profiles], config=config)
         size = plan.stat().st_size
     logger.info("%s: %d bytes in %.1f s", plan_name, size, result.seconds)
     entry = {
@@ -84,53 +81,35 @@ def build_engine(
         "target": gpu.name,
         "backend": chosen.name,
         "bytes": size,
+        **_cost(result),
+        "profiles": {profile.name: dict(profile.axes) for profile in profiles},
+        **audit,
+        **_identity(step, graph_file.name, plan_name),
+        **_compiler(result, gpu),
+        "max_batch": max_batch,
+        "max_length": length,
+        **cache_entry(form, config, dtype, rows, length, result.static_cache),
+        "notes": [f"the profiles admit {rows} rows: with 1, TensorRT-RTX would write every {precision} weight out at each step"] * (rows > max_batch),
+    }
+    return _record(step, f"{folder}/build.json", {"engines": [entry], "passed": audit["audit"]["passed"]})
+
+
+def _identity(step: StepContext, graph: str, plan: str) -> dict[str, str]:
+    """What was built from what."""
+    return {"graph": graph, "graph_sha256": step.outputs[graph]["sha256"], "plan_sha256": step.outputs[plan]["sha256"]}
+
+
+def _compiler(result: BuildResult, gpu: Target) -> dict[str, str]:
+    return {"tensorrt_version": result.version, "compute_capability": ".".join(map(str, gpu.compute_capability))}
+
+
+def _cost(result: BuildResult) -> dict[str, Any]:
+    return {
         "build_s": result.seconds,
         "peak_rss_mb": result.peak_rss_mb,
         "peak_anonymous_mb": result.peak_anonymous_mb,
-        "profiles": {profile.name: dict(profile.axes) for profile in profiles},
-        **audit,
-        "graph": graph_file.name,
-        "graph_sha256": step.outputs[graph_file.name]["sha256"],
-        "plan_sha256": step.outputs[plan_name]["sha256"],
-        "tensorrt_version": result.version,
-        "compute_capability": ".".join(map(str, gpu.compute_capability)),
-        "max_batch": max_batch,
-        "max_length": length,
-        **_cache(model, config, rows, capacity, result),
-        "notes": [f"the profiles admit {rows} rows: with 1, TensorRT-RTX would write every {precision} weight out at each step"] * (rows > max_batch),
+        "network_layers": result.network_layers,
     }
-    report = {"engines": [entry], "passed": audit["audit"]["passed"]}
-    _write_json(step, f"{folder}/build.json", report)
-    return report
-
-
-def check_cache_options(kv_cache: KvCache, config: LlamaConfig, max_length: int | None, capacity: int | None) -> None:
-    """Refuse a bound that is the other cache form's, and a static cache without its own.
-
-    Raises:
-        EngineError: the hint names the option that this form has.
-    """
-    if kv_cache == "dynamic" and capacity is not None:
-        raise EngineError(
-            "--capacity is for a static cache; the cache of this artifact is dynamic, and grows",
-            hint=f"--max-length {capacity}, or export with --kv-cache static",
-        )
-    if kv_cache == "static" and max_length is not None:
-        raise EngineError(
-            "--max-length is for a dynamic cache; prompt and answer fill a static one up to its capacity", hint=f"--capacity {max_length}"
-        )
-    if kv_cache == "static" and capacity is None:
-        raise EngineError(
-            "a static cache needs --capacity: how many tokens prompt and answer may have together", hint=f"--capacity {default_length(config)}"
-        )
-
-
-def _cache(model: dict[str, Any], config: LlamaConfig, rows: int, capacity: int | None, result: BuildResult) -> dict[str, Any]:
-    """What build.json says of the cache: its form, and of a static one its size and what was counted in the network."""
-    if capacity is None:
-        return {"kv_cache": kv_cache_of(model)}
-    row = cache_bytes(config, model["dtype"], capacity)
-    return {"kv_cache": "static", "capacity": capacity, "kv_cache_bytes_per_row": row, "kv_cache_bytes": rows * row, **result.network}
 
 
 def choose_backend(name: str) -> Backend:
@@ -156,6 +135,8 @@ def _stage(precision: str) -> str:
     return STAGES[precision]
 
 
-def _write_json(step: StepContext, relative: str, content: dict[str, Any]) -> None:
+def _record(step: StepContext, relative: str, report: dict[str, Any]) -> dict[str, Any]:
+    """Write a report; returns it."""
     with step.write(relative) as path:
-        Path(path).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        Path(path).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    return report

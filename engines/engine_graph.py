@@ -18,7 +18,7 @@ import onnx_ir as ir
 from artifact.errors import EngineError
 from artifact.graph_file import load_graph
 from artifact.io_spec import BATCH, CAPACITY, KEY_VALUE_LENGTHS, LAST_TOKEN_INDICES, LOGITS
-from engines.static_claims import is_static
+from engines.static_checks import is_static
 
 LAST = "last_position"
 HIDDEN = "last_hidden_state"

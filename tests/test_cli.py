@@ -60,8 +60,8 @@ def test_every_command_is_covered() -> None:
 def test_doctor_prints_one_json_object() -> None:
     report = json.loads(run_cli("doctor", "--json").stdout)
     assert report["versions"]["torch"]
-    assert {row["state"] for row in report["can"]} <= {"yes", "no"}
-    assert all(row["hint"] for row in report["can"] if row["state"] == "no")
+    assert {row["state"] for row in report["can"]} <= {"yes", "no", "not asked"}
+    assert all(row["hint"] for row in report["can"] if row["state"] != "yes")
 
 
 def test_usage_error_is_exit_code_two() -> None:
@@ -99,7 +99,12 @@ def test_verify_finds_a_changed_byte(artifact: Path, tmp_path: Path) -> None:
     raw[-1] ^= 1
     weights.write_bytes(raw)
     result = run_cli("inspect", copy, "--verify", code=3)
-    assert "weights/layer-001.safetensors is not the file that was written" in " ".join(result.stdout.split())
+    first, *_, last = result.stdout.splitlines()
+    assert last.startswith("FAILED: ")
+    assert "weights/layer-001.safetensors is not the file that was written and" in last
+    assert first == f"{copy}: artifact folder: {last}"
+    report = json.loads(run_cli("inspect", copy, "--verify", "--json", code=3).stdout)
+    assert report["verified"] == report["checked"] - 1
 
 
 @pytest.mark.trace

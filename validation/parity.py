@@ -66,6 +66,7 @@ def validate_artifact(
         "cache": {"form": oracle.kv_cache, "capacity": oracle.capacity if oracle.kv_cache == "static" else None},
         "text": oracle.tokens.as_report(oracle.scored_tokens),
         "floor": oracle.floor.as_report() | {"check": tolerances.judge_reference(oracle.floor.mean_kl, oracle.floor.reason)},
+        "fusion": manifest["steps"].get("fuse", {}).get("report"),
         "stages": measured,
         "not_run": [*plans_not_run(engines), *unknown],
         "engines": engines,

@@ -34,14 +34,16 @@ class BuildResult:
     Attributes:
         peak_rss_mb: most memory that was resident at once, in 10^6 bytes.
         peak_anonymous_mb: the part of it that is no file's map, and so can't be given back.
-        network: what a static cache asks of a network, counted in it: ``attention_by_lengths``, ``caches_in_place``; 0 for a dynamic one.
+        network_layers: what the parser made of the graph, before anything is fused.
+        static_cache: what a static cache asks of a network, counted in it: ``attention_by_lengths``, ``caches_in_place``; 0 for a dynamic one.
     """
 
     seconds: float
     peak_rss_mb: int
     peak_anonymous_mb: int
     version: str
-    network: Mapping[str, int]
+    network_layers: int
+    static_cache: Mapping[str, int]
 
 
 class Backend(Protocol):

@@ -36,11 +36,19 @@ def prepare_static(network: Any, lengths_of: Mapping[str, str], n_caches: int) -
 def give_lengths(network: Any, lengths_of: Mapping[str, str]) -> None:
     """Align the mask of each named attention to its lengths."""
     inputs = {tensor.name: tensor for tensor in (network.get_input(i) for i in range(network.num_inputs))}
-    casts = {name: network.add_cast(inputs[name], trt.int32).get_output(0) for name in sorted(set(lengths_of.values()))}
+    casts = {name: _as_int32(network, inputs[name]) for name in sorted(set(lengths_of.values()))}
     for attention in list(attentions(network)):
         if attention.name in lengths_of:
             attention.causal_kind = trt.CausalMaskKind.LOWER_RIGHT
             attention.key_value_lengths = casts[lengths_of[attention.name]]
+
+
+def _as_int32(network: Any, tensor: Any) -> Any:
+    """A cast of a network input; a plan names it by that input, as it names other layers by their ONNX node."""
+    cast = network.add_cast(tensor, trt.int32)
+    cast.name = f"{tensor.name} as int32"
+    cast.metadata = f"[ONNX Layer: {tensor.name}]"
+    return cast.get_output(0)
 
 
 def check_static(network: Any, lengths_of: Mapping[str, str], n_caches: int) -> dict[str, int]:

@@ -123,11 +123,11 @@ def prepare(network: Any, graph: Path) -> dict[str, int]:
     return prepare_static(network, lengths_by_attention(nodes), sum(node.op_type == "TensorScatter" for node in nodes))
 
 
-def build(request: dict[str, Any]) -> dict[str, int]:
+def build(request: dict[str, Any]) -> dict[str, Any]:
     """Build and stream one plan.
 
     Returns:
-        What stands in the network, as ``static_network.prepare_static`` counts it.
+        ``version``; ``network_layers``, as parsed; ``static_cache``, as ``static_network.prepare_static`` counts it.
 
     Raises:
         EngineError: the graph doesn't parse or can't be prepared, the configuration is refused, the disk is full, or TensorRT fails.
@@ -136,7 +136,7 @@ def build(request: dict[str, Any]) -> dict[str, int]:
     graph, plan = Path(request["graph"]), Path(request["plan"])
     builder = trt.Builder(logger)
     network, parser = parse(graph, builder, logger)
-    found = prepare(network, graph)
+    layers, found = network.num_layers, prepare(network, graph)
     profiles = []
     for shapes in request["profiles"]:
         profile = Profile()
@@ -162,19 +162,19 @@ def build(request: dict[str, Any]) -> dict[str, int]:
     if not built:
         raise EngineError(f"{graph.name}: TensorRT can't build it: {logger.errors[-1] if logger.errors else 'no reason given'}")
     del parser, monitor
-    return found
+    return {"version": trt.__version__, "network_layers": layers, "static_cache": found}
 
 
 def main() -> None:
     """Read the request, build, answer."""
     try:
-        found = build(json.loads(sys.stdin.read()))
+        result = build(json.loads(sys.stdin.read()))
     except EngineError as error:
         send(error=str(error), hint=error.hint)
     except PolygraphyException as error:
         send(error=f"the build configuration was refused: {error}", hint=None)
     else:
-        send(result={"version": trt.__version__, "network": found})
+        send(result=result)
 
 
 if __name__ == "__main__":

@@ -24,8 +24,8 @@ from graphs.fusions._reading import Refused, operands, through
 from graphs.fusions._rule import FusionRule, Objection
 from graphs.fusions._values import Size, axis_read, in_module, module_of, producer, scalar, sizes
 
-MASK, HEADS_RANK = 3, 4
-"""Input of Attention, and rank of [B, H, S, D]."""
+MASK = 3
+"""Input of Attention."""
 PLAIN = {"scale": 1.0}
 IN_SLOTS = {"axis": -2, "mode": "linear"}
 """Attributes of a TensorScatter that writes rows of [B, K, C, D] into slots that follow each other; both are ONNX's defaults."""
@@ -64,7 +64,9 @@ def read_lengths(query: ir.Value, keys: ir.Value, mask: ir.Value, **_: ir.Value)
     Raises:
         Refused: it allows something else.
     """
-    query_sizes, keys_sizes = (sizes(value) or (None,) * HEADS_RANK for value in (query, keys))
+    query_sizes, keys_sizes = sizes(query), sizes(keys)
+    if query_sizes is None or keys_sizes is None:
+        raise Refused("the shapes of query and keys are not known")
     (batch, new), capacity = query_sizes[::2], keys_sizes[2]
     if sizes(mask) != (batch, 1, new, capacity):
         raise Refused("the mask is not [B, 1, S, C]")
@@ -86,16 +88,19 @@ def read_lengths(query: ir.Value, keys: ir.Value, mask: ir.Value, **_: ir.Value)
 
 def _behind_rows(rows: ir.Value, batch: Size, new: Size) -> ir.Value:
     """What is added to the rows 0 … S−1 in a sum [B, 1, S, 1]: one number a row of the batch."""
-    row, start = operands(rows, "Add") or (None, None)
-    if row is None or start is None or sizes(rows) != (batch, 1, new, 1) or not _counts(through(row, "Unsqueeze"), new):
+    added = operands(rows, "Add")
+    if added is None or sizes(rows) != (batch, 1, new, 1) or not _counts(through(added[0], "Unsqueeze"), new):
         raise Refused("the mask does not count the new tokens 0 … S−1 from a start of each row")
-    return through(start, "Unsqueeze")
+    return through(added[1], "Unsqueeze")
 
 
 def _counts(value: ir.Value, axis: Size) -> bool:
     """Whether a value is 0, 1, … up to the size of a named axis."""
-    start, limit, step = operands(value, "Range") or (None,) * 3
-    return axis is not None and (scalar(start), scalar(step)) == (0, 1) and _size_read(limit) == axis
+    counted = operands(value, "Range")
+    if counted is None or axis is None:
+        return False
+    start, limit, step = counted
+    return (scalar(start), scalar(step)) == (0, 1) and _size_read(limit) == axis
 
 
 def _size_read(value: ir.Value | None) -> Size:
@@ -112,7 +117,7 @@ def _not_in_place(cache: ir.Value) -> str:
     if IN_SLOTS | _attributes(scatter.outputs[0]) != IN_SLOTS:
         return "TensorScatter does not write into slots that follow each other (axis -2, mode linear)"
     past, _, indices = (*scatter.inputs, None)[:3]
-    if past is None or not past.is_graph_input() or not scatter.outputs[0].is_graph_output():
+    if not _is_input(past) or not scatter.outputs[0].is_graph_output():
         return "the cache is not written in place: it is no graph input, or the written one no graph output"
     return "" if _is_input(indices, CACHE_WRITE_INDICES) else f"the cache is not written from {CACHE_WRITE_INDICES} on"
 
@@ -123,8 +128,8 @@ def _attributes(value: ir.Value) -> dict[str, Any]:
     return {} if node is None else {name: attribute.value for name, attribute in node.attributes.items()}
 
 
-def _is_input(value: ir.Value | None, name: str) -> bool:
-    return value is not None and value.is_graph_input() and value.name == name
+def _is_input(value: ir.Value | None, name: str | None = None) -> bool:
+    return value is not None and value.is_graph_input() and name in (None, value.name)
 
 
 def is_candidate(node: ir.Node) -> bool:

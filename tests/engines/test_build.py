@@ -16,6 +16,7 @@ from artifact.errors import ArtifactError, EngineError
 from artifact.hashing import sha256_of
 from artifact.manifest import write_manifest
 from artifact.steps import StepContext
+from commands.summary import summarize
 from engines.build import build_engine, choose_backend
 
 Make = Callable[..., Any]
@@ -47,6 +48,10 @@ def test_build_engine_writes_graph_plan_and_record(make_stage: Make, tmp_path: P
     assert engine["profiles"]["decode"]["sequence_length"] == (1, 1, 1)
     assert engine["peak_anonymous_mb"] < engine["peak_rss_mb"] < 2000
     assert {"Building engine", "auditing the plan"} <= set(told)
+    assert engine["network_layers"] > 50
+    layers = next(sheet for sheet in summarize("build", report) if sheet.columns[:2] == ("profile", "where"))
+    assert layers.rows[2][:3] == ("decode", "layer 0", "9")
+    assert ("gemm int8" if precision == "int8" else "gemm half") in layers.rows[2][3]
 
 
 def test_int8_for_one_row_is_built_for_two_and_says_so(make_stage: Make, tmp_path: Path) -> None:

@@ -136,13 +136,13 @@ def test_a_plan_without_lengths_fails_the_audit(make_stage: Make, built: Callabl
     stage = static_stage(make_stage, tmp_path)
     answer = forgetful_worker(stage, tmp_path / "x.plan", "network.check_static = lambda network, lengths_of, n_caches: {}")
     assert "result" in answer
-    options = {"precision": "fp16", "profiles": ["prefill", "decode"], "layers": LAYERS}
+    options = {"precision": "fp16", "profiles": ["prefill", "decode"], "config": stage.config}
     audit = audit_plan(tmp_path / "x.plan", stage.engine_graph, **options)["audit"]
     assert [check["check"] for check in audit["checks"] if check["passed"] is False] == ["lengths_read_prefill", "lengths_read_decode"]
     sound_stage, sound_plan = built(LAYERS, kv_cache="static")
     sound = audit_plan(sound_plan, sound_stage.engine_graph, **options)["audit"]
     assert sound["passed"]
-    assert {check["check"]: check["value"] for check in sound["checks"] if "caches" in check["check"]} == {
+    assert {check["check"]: check["value"] for check in sound["checks"] if "in_place" in check["check"]} == {
         "caches_in_place_prefill": 2 * LAYERS,
         "caches_in_place_decode": 2 * LAYERS,
     }

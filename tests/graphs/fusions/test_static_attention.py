@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
 from artifact.layout import MODULE_KEY
@@ -116,6 +117,7 @@ NOT_LINEAR = "TensorScatter does not write into slots that follow each other (ax
         ({"(past_value, new_value, cache_write_indices)": "(past_value, new_value)"}, "the cache is not written from cache_write_indices on"),
         ({"bool[B,1,S,C] mask": "bool[B,4,S,C] mask"}, "the mask is not [B, 1, S, C]"),
         ({"float[B,2,C,8] keys": "float[B,2,U,8] keys"}, "the mask is not [B, 1, S, C]"),
+        ({" float[B,2,C,8] keys,": ""}, "the shapes of query and keys are not known"),
         ({"mask = Or(causal, own)": "mask = And(causal, own)"}, CAUSAL_OR_OWN),
         ({"mask = Or(causal, own)": "mask = Or(own, causal)"}, CAUSAL_OR_OWN),
         ({"causal = LessOrEqual": "causal = Less"}, CAUSAL_OR_OWN),
@@ -123,7 +125,10 @@ NOT_LINEAR = "TensorScatter does not write into slots that follow each other (ax
         ({"slots = Range(zero,": "slots = Range(one,"}, SLOTS),
         ({"slots = Range(zero, capacity, one)": "slots = Range(zero, capacity, two)", "int64 one = {1}": "int64 one = {1}, int64 two = {2}"}, SLOTS),
         ({"slots = Range(zero, capacity": "slots = Range(zero, new"}, SLOTS),
+        ({"slots = Range(zero, capacity, one)": "counted = Range(zero, capacity, one)\n    slots = Identity(counted)"}, SLOTS),
+        ({",C,8]": ",?,8]", "S,C]": "S,?]", "int64[C]": "int64[?]"}, SLOTS),  # an unknown size is equal to no other
         ({"own = Equal(slots,": "own = Equal(row,"}, SLOTS),
+        ({"causal = LessOrEqual(slots,": "causal = LessOrEqual(row,"}, SLOTS),
         ({"row = Range(zero,": "row = Range(one,"}, ROWS),
         ({"row = Range(zero, new": "row = Range(zero, capacity"}, ROWS),
         ({"up_to = Add(": "up_to = Sub("}, ROWS),
@@ -148,6 +153,28 @@ def test_refuses_with_a_reason(graph, edits, reason) -> None:
     assert refusal.node == "attention"
     assert reason in refusal.reason
     assert [node.op_type for node in model.graph if node.op_type == "Attention"] == [op for op in before_nodes if op == "Attention"]
+
+
+def test_refuses_a_query_of_unknown_shape(graph) -> None:
+    model = graph(FLOAT32, opset=24)
+    model.graph.inputs[0].shape = None
+    result = apply_fusion(model, static_attention.RULES, static_attention.is_candidate)
+    assert "the shapes of query and keys are not known" in result.refused[0].reason
+
+
+@pytest.mark.parametrize(("name", "reason"), [("key_value_lengths", UP_TO_LENGTHS), ("cache_write_indices", "is not written from")])
+def test_refuses_numbers_that_are_not_fed(graph, name, reason) -> None:
+    """The contract of the graph's inputs makes a token's own slot one of those in use; constants have none."""
+    model = graph(FLOAT32, constants={name: np.array([5, 5])}, opset=24)
+    result = apply_fusion(model, static_attention.RULES, static_attention.is_candidate)
+    assert result.fired == 0
+    assert reason in result.refused[0].reason
+
+
+@pytest.mark.parametrize(("op_type", "n_inputs", "expected"), [("Attention", 4, True), ("Attention", 3, False), ("Concat", 4, False)])
+def test_only_attention_with_a_mask_is_a_candidate(op_type, n_inputs, expected) -> None:
+    node = ir.node(op_type, [ir.Value(name=f"x{index}") for index in range(n_inputs)])
+    assert static_attention.is_candidate(node) is expected
 
 
 def test_attention_with_lengths_already_is_no_candidate(graph) -> None:

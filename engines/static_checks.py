@@ -11,10 +11,11 @@ from collections.abc import Sequence
 import onnx_ir as ir
 
 from artifact.io_spec import CACHE_KINDS, CACHE_WRITE_INDICES, KEY_VALUE_LENGTHS, present_name
-from engines.plan_program import Program
+from engines.checks import Check, check
+from engines.plan_program import Program, interface_name
 
-Claim = tuple[str, int, int, str]
-"""Name, what was found, what it must be, and why."""
+LENGTHS_READ = f"{KEY_VALUE_LENGTHS} is an input of the profile: without it attention sees the wrong slots"
+IN_PLACE = "a cache is read and written at one address: past and present are one buffer"
 
 
 def is_static(graph: ir.Graph) -> bool:
@@ -22,8 +23,8 @@ def is_static(graph: ir.Graph) -> bool:
     return any(value.name == CACHE_WRITE_INDICES for value in graph.inputs)
 
 
-def static_claims(programs: Sequence[Program], profiles: Sequence[str], layers: int) -> list[Claim]:
-    """Two claims a profile.
+def static_checks(programs: Sequence[Program], profiles: Sequence[str], layers: int) -> list[Check]:
+    """Two checks a profile.
 
     Args:
         programs: of the plan.
@@ -31,13 +32,14 @@ def static_claims(programs: Sequence[Program], profiles: Sequence[str], layers: 
         layers: L.
     """
     presents = {present_name(layer, kind) for layer in range(layers) for kind in CACHE_KINDS}
-    claims = []
+    checks = []
     for index, name in enumerate(profiles):
         own = [program for program in programs if program.profile == index]
-        reads = sum(KEY_VALUE_LENGTHS in program.inputs for program in own)
-        in_place = {tensor for program in own for tensor in presents.intersection(program.inputs, program.outputs)}
-        claims += [
-            (f"lengths_read_{name}", min(reads, 1), 1, f"{KEY_VALUE_LENGTHS} is an input of the profile: without it attention sees the wrong slots"),
-            (f"caches_in_place_{name}", len(in_place), len(presents), "a cache is read and written at one address: past and present are one buffer"),
-        ]
-    return claims
+        inputs, outputs = ({interface_name(name) for name in names} for names in _bindings(own))
+        checks.append(check(f"lengths_read_{name}", int(KEY_VALUE_LENGTHS in inputs), 1, "==", LENGTHS_READ))
+        checks.append(check(f"caches_in_place_{name}", len(presents & inputs & outputs), len(presents), "==", IN_PLACE))
+    return checks
+
+
+def _bindings(programs: Sequence[Program]) -> tuple[list[str], list[str]]:
+    return [name for program in programs for name in program.inputs], [name for program in programs for name in program.outputs]
