@@ -281,13 +281,14 @@ def generate(
     stage: Annotated[str, typer.Option(help="Graph to run: traced, fused, int8.")] = "fused",
     max_new_tokens: Annotated[int, typer.Option(min=1, help="How many tokens at most.")] = 32,
     device: Annotated[Device, typer.Option(help="cpu: the stage's graph; cuda: the plan that was built from it.")] = Device.cpu,
+    capacity: Annotated[int | None, typer.Option(min=1, help="Slots of a static cache; by default what prompt and answer take.")] = None,
     as_json: Json = False,
 ) -> None:
     """Stream text from a graph or a plan: `cli.py generate artifacts/llama-2-7b "The capital of France is"`."""
     from commands import generate as command
 
     say = (lambda piece: None) if as_json else _say
-    report = command.generate(artifact, prompt, stage=stage, max_new_tokens=max_new_tokens, device=device.value, say=say)
+    report = command.generate(artifact, prompt, stage=stage, max_new_tokens=max_new_tokens, capacity=capacity, device=device.value, say=say)
     if as_json:
         _show("generate", report, as_json=True)
     else:

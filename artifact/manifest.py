@@ -29,6 +29,8 @@ STATIC_STEPS = (
     "fuse",
     "quantize",
     "build",
+    "validate",
+    "generate",
 )
 """Steps that know the static cache; every other one refuses it by name."""
 _UNWRITABLE = {

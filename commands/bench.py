@@ -15,8 +15,10 @@ from artifact.config import LlamaConfig
 from artifact.errors import ValidationError
 from artifact.manifest import require_artifact
 from artifact.memory import peak_rss_mb
-from commands.sessions import Session, open_session
-from validation.scenarios import Call
+from commands.sessions import open_session
+from validation.calls import FORMS, AnyCall, Turn
+from validation.greedy import Decoder
+from validation.row_result import Array
 
 Report = dict[str, Any]
 WARM_UP = 4
@@ -50,8 +52,8 @@ def bench(artifact: Path, options: BenchOptions, *, stage: str = "fused", device
         device: ``cpu`` runs the graph in ONNX Runtime, ``cuda`` the plan.
 
     Returns:
-        stage, backend, device, file, batch, prompt_tokens, new_tokens, prefill_tokens_per_s, decode_tokens_per_s, time_to_first_token_ms, decode_ms,
-        peak_rss_mb (of the host). Token rates count all rows; each is the median of its repeats, logits on the host and the next token chosen.
+        stage, backend, device, file, kv_cache, batch, prompt_tokens, new_tokens, prefill_tokens_per_s, decode_tokens_per_s,
+        time_to_first_token_ms, decode_ms, peak_rss_mb (of the host). Token rates count all rows; each is the median of its repeats, logits on the host and the next token chosen.
 
     Raises:
         ArtifactError: no such stage.
@@ -65,12 +67,13 @@ def bench(artifact: Path, options: BenchOptions, *, stage: str = "fused", device
             hint="fewer --prompt-tokens or --new-tokens",
         )
     with open_session(artifact, stage, device, batch=options.batch, length=options.positions) as opened:
-        first_s, step_s = _measure(opened.session, config, options)
+        first_s, step_s = _measure(opened.decoder, config, options)
     return {
         "stage": stage,
         "backend": opened.backend,
         "device": opened.device,
         "file": opened.file,
+        "kv_cache": opened.decoder.kv_cache,
         "batch": options.batch,
         "prompt_tokens": options.prompt_tokens,
         "new_tokens": options.new_tokens,
@@ -82,29 +85,31 @@ def bench(artifact: Path, options: BenchOptions, *, stage: str = "fused", device
     }
 
 
-def _measure(session: Session, config: LlamaConfig, options: BenchOptions) -> tuple[float, float]:
+def _measure(decoder: Decoder, config: LlamaConfig, options: BenchOptions) -> tuple[float, float]:
     """Seconds of a prefill and of a decode step: medians, the first prefill and the first steps left out."""
     first_s, step_s = list[float](), list[float]()
     for repeat in range(options.repeats + 1):
-        session.restart()
-        prompt, *steps = _calls(config, options)
-        first_s.append(_timed(session, prompt))
-        if repeat == options.repeats:
-            step_s = [_timed(session, call) for call in steps]
+        cache = decoder.new_cache(options.batch, options.positions)
+        prompt, *steps = FORMS[decoder.kv_cache].calls(_turns(config, options))
+        seconds, cache = _timed(decoder, prompt, cache)
+        first_s.append(seconds)
+        for call in steps if repeat == options.repeats else ():
+            seconds, cache = _timed(decoder, call, cache)
+            step_s.append(seconds)
     return statistics.median(first_s[1:]), statistics.median(step_s[WARM_UP:])
 
 
-def _calls(config: LlamaConfig, options: BenchOptions) -> Iterator[Call]:
+def _turns(config: LlamaConfig, options: BenchOptions) -> Iterator[Turn]:
     """The prompt, then one token at a time."""
     ids = (np.arange(options.batch * options.prompt_tokens, dtype=np.int64) * STRIDE % config.vocab_size).reshape(options.batch, -1)
-    end = 0
+    past = 0
     for size in (options.prompt_tokens, *[1] * (WARM_UP + options.new_tokens)):
-        start, end = end, end + size
-        positions = np.broadcast_to(np.arange(start, end, dtype=np.int64), (options.batch, size))
-        yield Call(start, end, ids[:, :size], np.ones((options.batch, end), np.int64), positions)
+        yield Turn(tuple(ids[:, :size]), (past,) * options.batch)
+        past += size
 
 
-def _timed(session: Session, call: Call) -> float:
+def _timed(decoder: Decoder, call: AnyCall, cache: list[Array]) -> tuple[float, list[Array]]:
     start = time.perf_counter()
-    session.call(call)[:, -1].argmax(axis=-1)
-    return time.perf_counter() - start
+    logits, *cache = decoder.call(call, cache)
+    logits[:, -1].argmax(axis=-1)
+    return time.perf_counter() - start, cache

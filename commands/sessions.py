@@ -6,66 +6,46 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from artifact.config import LlamaConfig
 from artifact.errors import EngineError
-from artifact.manifest import read_manifest
+from artifact.io_spec import KvCache
+from artifact.manifest import kv_cache_of, read_manifest
 from artifact.steps import require
 from engines import device as devices
 from engines.runner import Array, Plan, PlanSession
+from validation.calls import AnyCall
 from validation.engines import engine_entries
 from validation.graph_runner import GraphRunner
-from validation.plan_runner import host_feeds
-from validation.scenarios import Call
+from validation.greedy import Decoder
 
 ENGINE = "-engine"
 
 
-class Session(Protocol):
-    """A batch on a graph or a plan."""
+class PlanDecoder:
+    """``Decoder`` of a plan: one batch, whose caches stay on the GPU."""
 
-    def restart(self) -> None:
-        """Empty the caches."""
-
-    def call(self, call: Call) -> Array:
-        """New tokens → logits [B, S, V] or [B, 1, V]; the last are those of the last token."""
-
-
-class GraphSession:
-    """``Session`` of a graph: the caches go through the host, call by call."""
-
-    def __init__(self, runner: GraphRunner) -> None:
-        self._runner = runner
-        self._cache: list[Array] | None = None
-
-    def restart(self) -> None:
-        """Empty the caches."""
-        self._cache = None
-
-    def call(self, call: Call) -> Array:
-        """New tokens → logits."""
-        logits, *self._cache = self._runner.call(call, self._cache)
-        return logits
-
-
-class GpuSession:
-    """``Session`` of a plan."""
-
-    def __init__(self, session: PlanSession) -> None:
+    def __init__(self, session: PlanSession, plan: Plan) -> None:
+        self.name = plan.name
+        self.kv_cache: KvCache = "static" if plan.capacity else "dynamic"
+        self.capacity = plan.capacity or None
         self._session = session
-        self.restart = session.restart
 
-    def call(self, call: Call) -> Array:
-        """New tokens → logits."""
-        return self._session.call(host_feeds(call))
+    def new_cache(self, batch: int, capacity: int = 0) -> list[Array]:
+        """Empty the caches; the batch and the capacity are the session's."""
+        self._session.restart()
+        return []
+
+    def call(self, call: AnyCall, cache: list[Array] | None) -> list[Array]:
+        """New tokens → logits [B, 1, V] alone."""
+        return [self._session.call(call.inputs())]
 
 
 @dataclass(frozen=True)
 class Opened:
-    """A session, who runs it (``onnxruntime-cpu``, or the runtime and its version), on what device, and from which file."""
+    """A stage that can be called, who runs it (``onnxruntime-cpu``, or the runtime and its version), on what device, and from which file."""
 
-    session: Session
+    decoder: Decoder
     backend: str
     device: str
     file: str
@@ -90,13 +70,13 @@ def open_session(artifact: Path, stage: str, device: str, *, batch: int, length:
     config, dtype = LlamaConfig(**model["config"]), model["dtype"]
     if device == "cpu":
         graph = require(artifact, f"{stage}.onnx")
-        runner = GraphRunner(graph, config, dtype, one_position=stage.endswith(ENGINE))
-        yield Opened(GraphSession(runner), "onnxruntime-cpu", "cpu", graph.name)
+        runner = GraphRunner(graph, config, dtype, kv_cache_of(model), one_position=stage.endswith(ENGINE))
+        yield Opened(runner, "onnxruntime-cpu", "cpu", graph.name)
         return
     gpu = devices.read_device()
     plan, backend = open_plan(artifact, stage.removesuffix(ENGINE), gpu)
     with PlanSession(plan, config, dtype, batch=batch, length=length) as session:
-        yield Opened(GpuSession(session), backend, gpu.name, plan.name)
+        yield Opened(PlanDecoder(session, plan), backend, gpu.name, plan.name)
 
 
 def open_plan(artifact: Path, stage: str, gpu: devices.Device) -> tuple[Plan, str]:

@@ -15,7 +15,7 @@ from artifact.errors import ValidationError
 from artifact.hashing import sha256_of
 from artifact.io_spec import Dtype
 from artifact.layout import parameter_count
-from artifact.manifest import require_artifact
+from artifact.manifest import kv_cache_of, require_artifact
 from artifact.progress import Progress
 from artifact.steps import MADE_BY, StepContext
 from engines.device import Device
@@ -64,7 +64,7 @@ def validate_artifact(
     chosen, unknown = choose_stages(step.artifact, stages, dtype)
     stored = verify_checksums(step.artifact, manifest, step.progress)
     seconds = {"checksums": round(time.perf_counter() - start, 2)}
-    oracle = prepare_oracle(step, checkpoint, dtype, text=text, tokens=tokens)
+    oracle = prepare_oracle(step, checkpoint, dtype, kv_cache_of(manifest["model"]), text=text, tokens=tokens)
     measured = measure_stages(oracle, chosen, step.progress)
     engines = engine_entries(step.artifact)
     runnable, not_run = split_engines(step.artifact, engines, device)
@@ -75,6 +75,7 @@ def validate_artifact(
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "artifact": step.artifact.name,
         "model": {**manifest["model"], "parameters": parameter_count(checkpoint.config)},
+        "cache": {"form": oracle.kv_cache, "capacity": oracle.capacity if oracle.kv_cache == "static" else None},
         "text": oracle.tokens.as_report(oracle.scored_tokens),
         "floor": oracle.floor.as_report() | {"check": tolerances.judge_reference(oracle.floor.mean_kl, oracle.floor.reason)},
         "fusion": manifest["steps"].get("fuse", {}).get("report"),
@@ -82,7 +83,7 @@ def validate_artifact(
         "not_run": [*not_run, *unknown],
         "engines": engines,
         "checksums": stored.as_report(),
-        "tolerances": tolerances.table(chosen, dtype, has_floor=oracle.floor.mean_abs is not None),
+        "tolerances": tolerances.table(chosen, dtype, has_floor=oracle.floor.mean_abs is not None, kv_cache=oracle.kv_cache),
         "versions": machine.versions(),
         "machine": machine.machine(),
         "hashes": {f"{stage}.onnx": sha256_of(step.artifact / f"{stage}.onnx") for stage in chosen},

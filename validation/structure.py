@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from validation import metrics, perplexity, tolerances
-from validation.graph_runner import GraphRunner, RowResult
-from validation.measurement import StageMeasurement, against_floor
+from validation.graph_runner import GraphRunner
+from validation.measurement import StageMeasurement, against_floor, run_scenario
 from validation.oracle import MAIN, PADDED, Oracle
+from validation.row_result import RowResult
 from validation.scenario_errors import Alone, alone, cache_errors, compare_scenario
 from validation.scenarios import Scenario
 
@@ -32,11 +33,11 @@ PART_CHECKS = {"part_noise_ratio": "noise_ratio", "self_consistency": "self_cons
 
 def measure_structure(oracle: Oracle, graph: Path, measured: StageMeasurement) -> None:
     """The four scenarios and the perplexity, the whole graph in ONNX Runtime."""
-    runner = GraphRunner(graph, oracle.config, oracle.dtype)
+    runner = oracle.runner(graph)
     caches = []
     own: tuple[Alone, ...] = ()
     for scenario in oracle.scenarios:
-        rows = runner.run(scenario)
+        rows = run_scenario(oracle, measured, runner, scenario)
         own = own or _run_alone(oracle, runner, rows[0])
         measured.scenarios.append(compare_scenario(oracle, scenario, rows, own))
         caches.append(cache_errors(oracle, scenario, rows))

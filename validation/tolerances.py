@@ -11,7 +11,7 @@ from math import isfinite
 from operator import eq, le, lt
 from typing import Any, Literal
 
-from artifact.io_spec import Dtype
+from artifact.io_spec import Dtype, KvCache
 
 Kind = Literal["float32", "float16", "int8", "int8-smoothquant", "int4", "engine", "plan", "plan-int8", "plan-fp32", "reference"]
 COMPARE: Mapping[str, Callable[[float, float], bool]] = {"<=": le, "<": lt, "==": eq}
@@ -84,6 +84,11 @@ NO_FLOOR = (
 )
 """What a float16 stage must hold instead where the checkpoint overflows in float16 and has no floor."""
 
+STRAY = "caches with a slot that no call wrote and that has changed, or with padding that is not finite: 0 · NaN would poison real tokens"
+_WITH_CACHES: tuple[Kind, ...] = ("float32", "float16", "int8", "int8-smoothquant", "engine")
+STATIC = tuple(Limit(kind, "stray_slots", "==", 0, STRAY) for kind in _WITH_CACHES)
+"""What a stage with a static cache must hold besides."""
+
 
 def kind_of(stage: str, dtype: Dtype) -> Kind | None:
     """Which rows judge a stage; None for a stage that this version does not know."""
@@ -102,10 +107,10 @@ def plan_kind(precision: str) -> Kind:
     return kinds.get(precision, "plan-int8")
 
 
-def limits_of(kind: Kind, *, has_floor: bool = True) -> list[Limit]:
+def limits_of(kind: Kind, *, has_floor: bool = True, kv_cache: KvCache = "dynamic") -> list[Limit]:
     """The rows of a kind, in the table's order."""
-    rows = [row for row in LIMITS if row.kind == kind]
-    return rows if has_floor else rows + [row for row in NO_FLOOR if row.kind == kind]
+    asked = (*LIMITS, *(NO_FLOOR if not has_floor else ()), *(STATIC if kv_cache == "static" else ()))
+    return [row for row in asked if row.kind == kind]
 
 
 def too_few_tokens(scored: int) -> str | None:
@@ -168,7 +173,7 @@ def verdict(checks: list[dict[str, Any]]) -> bool | None:
     return False if False in outcomes else (True if True in outcomes else None)
 
 
-def table(stages: list[str], dtype: Dtype, *, has_floor: bool) -> list[dict[str, Any]]:
+def table(stages: list[str], dtype: Dtype, *, has_floor: bool, kv_cache: KvCache = "dynamic") -> list[dict[str, Any]]:
     """The rows that judge some stages, for the report."""
     rows = []
     for stage in stages:
@@ -176,6 +181,6 @@ def table(stages: list[str], dtype: Dtype, *, has_floor: bool) -> list[dict[str,
         if kind is not None:
             rows += [
                 {"stage": stage, "check": row.check, "limit": row.limit, "comparison": row.comparison, "reason": row.reason}
-                for row in limits_of(kind, has_floor=has_floor)
+                for row in limits_of(kind, has_floor=has_floor, kv_cache=kv_cache)
             ]
     return rows

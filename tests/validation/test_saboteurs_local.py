@@ -20,6 +20,7 @@ from exporter.checkpoints import open_checkpoint
 from exporter.export import export_checkpoint
 from graphs.pipeline import fuse_artifact
 from graphs.quantize.int8 import quantize_int8
+from validation.calls import left_padded
 from validation.graph_runner import call_feeds
 from validation.local_ratio import float16_layer_errors, local_ratios
 from validation.ranges import audit_ranges
@@ -73,7 +74,7 @@ def subject(make_checkpoint: Callable[..., Path], tmp_path_factory: pytest.TempP
     reference = Reference(checkpoint.config, checkpoint.read)
     run = reference.run([ids], keep_hidden=[0])[0]
     assert run.hidden is not None
-    feeds = call_feeds(checkpoint.config, "fp16", next(Scenario("prefill", (ids,), (0,), (TOKENS,)).calls()))
+    feeds = call_feeds(checkpoint.config, "fp16", next(left_padded(Scenario("prefill", (ids,), (0,), (TOKENS,)).turns())))
     return Subject(artifact, run.hidden, float16_layer_errors(reference, run.hidden), run.logits(), feeds)
 
 

@@ -69,7 +69,8 @@ def _view(report: Report) -> dict[str, Any]:
     stages, model = lists["stages"], report.get("model") or {}
     return {
         **lists, **{key: report.get(key) for key in ("verdict", "headline", "passed")}, "model": {key: model.get(key) for key in ("name", "dtype")},
-        "facts": _facts(report), "failing": failing(report), "groups": groups(report), "rows": [_row(stage) for stage in stages],
+        "cache": wording.cache_form(report), "facts": _facts(report), "failing": failing(report), "groups": groups(report),
+        "rows": [_row(stage) for stage in stages],
         "charts": _charts(stages, report.get("floor") or {}), "ranges": _ranges(stages), "intervals": _intervals(stages),
         "warnings": [(stage["stage"], text) for stage in stages for text in stage.get("warnings") or ()],
         "fusion": view_fusion(report), "engines": [_engine(engine) for engine in report.get("engines") or ()],

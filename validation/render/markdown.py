@@ -9,7 +9,7 @@ from typing import Any
 from validation.render.fusion import COLUMNS as FUSION_COLUMNS
 from validation.render.fusion import view_fusion
 from validation.render.gates import METRICS, Check, Metric, Report, counts, failing, gate_of, gate_text, value_text
-from validation.render.wording import DASH, MARKS, count, duration, label, limit, metric, number, shorten, size
+from validation.render.wording import DASH, MARKS, cache_form, count, duration, label, limit, metric, number, shorten, size
 
 ICONS = {True: "✅", False: "❌", None: "⚪"}
 
@@ -36,7 +36,7 @@ def _head(report: Report) -> str:
     model, text, floor = (report.get(key) or {} for key in ("model", "text", "floor"))
     tally = counts(report)
     facts = [
-        f"**{escape(model.get('name'))}** ({count(model.get('parameters'))} parameters, {escape(model.get('dtype'))})",
+        f"**{escape(model.get('name'))}** ({count(model.get('parameters'))} parameters, {escape(model.get('dtype'))}, {escape(cache_form(report))})",
         f"text {escape(text.get('name'))}, {number(text.get('scored_tokens'))} scored tokens",
         f"float16 floor {number(floor.get('mean_abs'))}" + (f" ({escape(floor['reason'])})" if floor.get("reason") else ""),
         f"{tally[True]} checks passed, {tally[False]} failed",

@@ -137,6 +137,7 @@ def make_report(stages: int = 5, layers: int = 30, broken_layer: int | None = No
             "parameters": 134_515_008, "dtype": "fp16",
             "config": {"hidden_size": 576, "num_hidden_layers": layers, "rope_theta": 100000.0, "tie_word_embeddings": True},
         },
+        "cache": {"form": "dynamic", "capacity": None},
         "text": {"name": "default.txt", "sha256": "c0ffee" * 10 + "0123", "scored_tokens": 2048, "kind": "text"},
         "floor": {"mean_abs": 0.0123, "max_abs": 0.131, "source": "transformers 5.23 LlamaForCausalLM float16", "reason": None},
         "fusion": make_fusion(layers),
