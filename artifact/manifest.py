@@ -31,6 +31,7 @@ STATIC_STEPS = (
     "build",
     "validate",
     "generate",
+    "bench",
 )
 """Steps that know the static cache; every other one refuses it by name."""
 _UNWRITABLE = {

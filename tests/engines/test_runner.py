@@ -25,9 +25,9 @@ from engines.runner import Plan, PlanSession, why_not_here
 from engines.targets import TARGETS, Target
 from exporter.checkpoints import open_checkpoint
 from exporter.export import export_checkpoint
+from validation.calls import Call, left_padded
 from validation.graph_runner import GraphRunner
-from validation.plan_runner import host_feeds
-from validation.scenarios import Call, Scenario
+from validation.scenarios import Scenario
 
 A100 = Device("NVIDIA A100-SXM4-80GB", (8, 0), 80 * 2**30)
 LAYERS, LENGTH = 2, 24
@@ -63,7 +63,7 @@ def calls(*chunks: int) -> list[Call]:
     """A padded batch of two rows, cut into calls."""
     width = sum(chunks)
     rows = tuple(np.resize(prompt, width - 3 * row) for row, prompt in enumerate(PROMPTS))
-    return list(Scenario("any", rows, (0, 1), chunks).calls())
+    return list(left_padded(Scenario("any", rows, (0, 1), chunks).turns()))
 
 
 @pytest.mark.parametrize("chunks", [(9,), (9, 1, 1, 1), (4, 5, 1, 3, 1), (1, 1, 1, 1, 1, 1)])
@@ -74,7 +74,7 @@ def test_session_gives_what_the_graph_gives_call_by_call(stage: Any, plan: Plan,
     cache = None
     for call in calls(*chunks):
         logits, *cache = graph.call(call, cache)
-        np.testing.assert_array_equal(session.call(host_feeds(call)), logits)
+        np.testing.assert_array_equal(session.call(call.inputs()), logits)
         for ours, theirs in zip(session.caches(), cache, strict=True):
             np.testing.assert_array_equal(ours, theirs)
     assert runtime.ran == [("decode" if size == 1 else "prefill", size) for size in chunks]
@@ -83,22 +83,22 @@ def test_session_gives_what_the_graph_gives_call_by_call(stage: Any, plan: Plan,
 def test_restart_forgets(stage: Any, plan: Plan) -> None:
     session = PlanSession(plan, stage.config, "fp16", batch=2, length=LENGTH)
     first, second = calls(5, 4)
-    expected = session.call(host_feeds(first))
-    session.call(host_feeds(second))
+    expected = session.call(first.inputs())
+    session.call(second.inputs())
     session.restart()
-    np.testing.assert_array_equal(session.call(host_feeds(first)), expected)
+    np.testing.assert_array_equal(session.call(first.inputs()), expected)
 
 
 def test_kernels_are_for_any_shape_and_a_context_is_made_once_a_profile(stage: Any, plan: Plan, runtime: Any) -> None:
     session = PlanSession(plan, stage.config, "fp16", batch=2, length=LENGTH)
     for call in calls(5, 1, 3, 1):
-        session.call(host_feeds(call))
+        session.call(call.inputs())
     assert runtime.strategies == [("NONE", "DISABLED")] * 2
 
 
 def test_closing_gives_all_memory_back(stage: Any, plan: Plan, runtime: Any) -> None:
     with PlanSession(plan, stage.config, "fp16", batch=2, length=LENGTH) as session:
-        session.call(host_feeds(calls(5)[0]))
+        session.call(calls(5)[0].inputs())
         assert len(runtime.memory.owned) == 2 * 2 * LAYERS + 4  # two sets of keys and values; three inputs and logits
         assert runtime.memory.streams == 1
     assert (len(runtime.memory.owned), runtime.memory.streams) == (0, 0)
@@ -115,11 +115,11 @@ def test_refuses_more_than_the_plan_admits(stage: Any, plan: Plan) -> None:
 def test_refuses_a_call_that_its_buffers_do_not_hold(stage: Any, plan: Plan, runtime: Any) -> None:
     session = PlanSession(plan, stage.config, "fp16", batch=2, length=9)
     first, second = calls(9, 1)
-    session.call(host_feeds(first))
+    session.call(first.inputs())
     with pytest.raises(EngineError, match="the caches hold 2 rows of 9 positions, the call has 2 rows up to position 10"):
-        session.call(host_feeds(second))
+        session.call(second.inputs())
     with pytest.raises(EngineError, match="the call has 1 rows"):
-        session.call({name: values[:1] for name, values in host_feeds(first).items()})
+        session.call({name: values[:1] for name, values in first.inputs().items()})
     assert len(runtime.ran) == 1
 
 
@@ -129,7 +129,7 @@ def test_a_shape_outside_the_profile_is_named(stage: Any, entry: dict[str, Any],
     plan = Plan(stage.path.parent, plan_on_cpu.write_plan(stage.path.parent, stage.engine_graph.name, narrow), A100)
     session = PlanSession(plan, stage.config, "fp16", batch=2, length=LENGTH)
     with pytest.raises(EngineError, match=r"input_ids \[2, 5\] is outside the prefill profile"):
-        session.call(host_feeds(calls(5)[0]))
+        session.call(calls(5)[0].inputs())
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ def test_a_shape_outside_the_profile_is_named(stage: Any, entry: dict[str, Any],
 def test_what_the_runtime_refuses_is_an_error_with_its_reason(stage: Any, entry: dict[str, Any], runtime: Any, at: str, words: str) -> None:
     runtime.broken = at
     with pytest.raises(EngineError, match=f"part-00.plan: {words}: broken at {at}"):
-        PlanSession(Plan(stage.path.parent, entry, A100), stage.config, "fp16", batch=2, length=LENGTH).call(host_feeds(calls(5)[0]))
+        PlanSession(Plan(stage.path.parent, entry, A100), stage.config, "fp16", batch=2, length=LENGTH).call(calls(5)[0].inputs())
 
 
 def test_a_plan_that_fits_may_run(stage: Any, entry: dict[str, Any], runtime: Any) -> None:
@@ -258,7 +258,7 @@ def test_a_real_plan_gives_what_its_graph_gives(make_stage: Callable[..., Any], 
     with PlanSession(Plan(tmp_path, entry, read_device()), stage.config, "fp16", batch=2, length=LENGTH) as session:
         for call in calls(6, 3, 1, 1):
             logits, *cache = graph.call(call, cache)
-            np.testing.assert_allclose(session.call(host_feeds(call)), logits, rtol=0, atol=0.02 * np.abs(logits).max())
+            np.testing.assert_allclose(session.call(call.inputs()), logits, rtol=0, atol=0.02 * np.abs(logits).max())
         pad = np.array([0, 3])
         for ours, theirs in zip(session.caches(), cache, strict=True):
             for row in (0, 1):  # what padding holds is nobody's business
