@@ -46,7 +46,7 @@ SHARED = ("artifact/*.py",)
 STEPS: Mapping[str, Step] = {
     "export": Step((), ("exporter/**/*.py", *SHARED), ("torch", "onnx", "onnx-ir", "onnxscript", "gguf", "safetensors", "tokenizers")),
     "fuse": Step(("traced.onnx",), ("graphs/fusions/*.py", "graphs/*.py", *SHARED), ("onnx-ir", "onnxscript")),
-    "quantize": Step(("fused.onnx", "weights/checksums.json"), ("graphs/quantize/*.py", *SHARED), ("onnx-ir", "numpy")),
+    "quantize": Step(("weights/checksums.json",), ("graphs/quantize/*.py", "graphs/fusions/_contrib.py", *SHARED), ("onnx-ir", "numpy")),
     "build": Step((), ("engines/**/*.py", *SHARED), ("onnx-ir", "polygraphy", "tensorrt-rtx-cu12")),
     "validate": Step(
         ("traced.onnx", "*.onnx", "weights/*", "tokenizer*", "engines/*/build.json"),
@@ -62,13 +62,16 @@ STEPS: Mapping[str, Step] = {
         ("torch", "transformers", "onnxruntime-gpu", "onnxruntime", "onnx-ir", "numpy", "tokenizers"),
     ),
 }
-"""Step name → what it depends on. A step id is a name, or a name and a variant: `quantize-int8`, `build-a100-80gb-fp16`."""
+"""Step name → what it depends on. A step id is a name, or a name and a variant: `quantize-int8`, `fuse-onnxruntime`, `build-a100-80gb-fp16`."""
 
 MADE_BY = {
     "traced.onnx": "python cli.py export --checkpoint SRC --out {artifact}",
     "weights/checksums.json": "python cli.py export --checkpoint SRC --out {artifact}",
     "fused.onnx": "python cli.py fuse {artifact}",
+    "fused-onnxruntime.onnx": "python cli.py fuse {artifact} --target onnxruntime",
     "int8.onnx": "python cli.py quantize {artifact} --scheme int8",
+    "int8-onnxruntime.onnx": "python cli.py quantize {artifact} --scheme int8 --target onnxruntime",
+    "int4-onnxruntime.onnx": "python cli.py quantize {artifact} --scheme int4 --target onnxruntime",
 }
 """File → the command that makes it."""
 
