@@ -65,6 +65,7 @@ def _first_refusal(rule: Report) -> tuple[str, str]:
 def _quantize(report: Report) -> Iterable[Sheet]:
     target = f" for {report['target']}" if "target" in report else ""
     yield Sheet(f"{report['scheme']}{target}: {report['quantized']} of {report['linears']} linears quantised, {_megabytes(report['bytes'])}")
+    yield from (Sheet(f"{count} linears: {form}") for form, count in report.get("formats", {}).items())
     for kept in report["kept"]:
         yield Sheet(f"kept: {kept['name']}: {kept['reason']}")
 

@@ -1,4 +1,4 @@
-"""Attention, cache and head layout become one GroupQueryAttention: same numbers with padding, past and shared buffers; near-misses are refused in words."""
+"""Attention, cache and head layout become one node: same numbers with padding, past and shared buffers; near-misses are refused in words."""
 
 from __future__ import annotations
 

@@ -30,7 +30,8 @@ def make(graph, random, biases="", order="qkv", gap=0, **changes) -> ir.Model:
     fields |= {f"{part}b": f"{part}o = Add({part}m, {part}bias)" if part in biases else f"{part}o = Identity({part}m)" for part in WIDTHS}
     weights = {part: random(WIDTHS[part], E) for part in order} | {f"{part}bias": random(WIDTHS[part]) for part in order if part in biases}
     declared = ", ".join(f"float[{','.join(map(str, array.shape))}] {name}" for name, array in weights.items())
-    text = f"g ({INPUTS}, {CONSTANTS}, {declared}) => (float[B,S,{H * D}] y, float[B,{K},T,{D}] pk2, float[B,{K},T,{D}] pv2) {{{BODY.format(**fields)}\n}}"
+    outputs = f"float[B,S,{H * D}] y, float[B,{K},T,{D}] pk2, float[B,{K},T,{D}] pv2"
+    text = f"g ({INPUTS}, {CONSTANTS}, {declared}) => ({outputs}) {{{BODY.format(**fields)}\n}}"
     tables = {name: random(16, 4) for name in ("cos", "sin", "other")}
     model = graph(text, tables, weights, gap)
     for node in list(model.graph):
