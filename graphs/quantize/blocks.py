@@ -3,7 +3,7 @@
 Before:  x ─ MatMul(Transpose(weight float [out, in]))
 After:   x ─ MatMulNBits(levels uint8 [out, blocks, block · bits / 8], scales [out, blocks], K=in, N=out, bits, block_size, accuracy_level=4)
 
-A level is stored above the middle (128 or 8), two of four bits in a byte, the first below. A row is filled up to whole blocks with zeros. With
+A row is filled up to whole blocks with zeros; how a level is stored says rounding.py. With
 accuracy level 4 the runtime rounds activations to int8 too, a scale for each block of the same size: without it there is no fast kernel of 8 bits.
 Source: https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md#com.microsoft.MatMulNBits; docs/adr/010
 """
@@ -11,7 +11,7 @@ Source: https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
@@ -27,35 +27,12 @@ from artifact.steps import StepContext, require
 from artifact.tensor_file import StoredTensor, checksums_json, plan_tensors, write_tensors
 from graphs.fusions._contrib import CONTRIB, CONTRIB_VERSION
 from graphs.quantize.int8 import Linear, find_linears
+from graphs.quantize.rounding import Format, Round, pack, round_to_nearest
 
-Floats = NDArray[np.float32]
-Levels = NDArray[np.int16]
-BYTE_BITS = 8
 SOURCE = "fused-onnxruntime.onnx"
 ROW_BLOCK_VALUES = 1 << 22
 LEVEL_4 = 4
 _SAFETENSORS = {ir.DataType.FLOAT16: "F16", ir.DataType.FLOAT: "F32"}
-
-
-@dataclass(frozen=True)
-class Format:
-    """How one weight is stored."""
-
-    bits: int
-    block_size: int
-
-    @property
-    def middle(self) -> int:
-        """The level that stands for zero."""
-        return 1 << (self.bits - 1)
-
-    def blocks(self, columns: int) -> int:
-        """Blocks of a row."""
-        return -(-columns // self.block_size)
-
-
-Round = Callable[[Floats, Format], tuple[Levels, Floats]]
-"""Weights [rows, blocks, block] → levels around zero of the same shape and scales [rows, blocks]; plain rounding, or one that has seen data."""
 
 
 @dataclass(frozen=True)
@@ -120,29 +97,6 @@ def quantize_blocks(step: StepContext, scheme: str, *, rounding: Round | None = 
 def module_of(linear: Linear) -> str:
     """Module path of a linear; a tied lm_head's weight bears the embedding's name."""
     return linear.matmul.metadata_props.get(MODULE_KEY) or linear.name
-
-
-def round_to_nearest(blocks: Floats, form: Format) -> tuple[Levels, Floats]:
-    """Plain rounding [rows, blocks, block]. 8 bits: the largest of a block is ±127. 4 bits: it is −8, whatever its sign: no level is unused."""
-    largest = np.take_along_axis(blocks, np.abs(blocks).argmax(axis=2)[:, :, None], axis=2)[:, :, 0]
-    exact = np.abs(largest) / (form.middle - 1) if form.bits == BYTE_BITS else -largest / form.middle
-    scale: Floats = np.where(exact == 0, 1, exact).astype(np.float32)
-    return to_levels(blocks, scale, form), scale
-
-
-def to_levels(blocks: Floats, scale: Floats, form: Format) -> Levels:
-    """The nearest levels to weights ÷ scales."""
-    levels: Levels = np.clip(np.rint(blocks / scale[:, :, None]), -form.middle, form.middle - 1).astype(np.int16)
-    return levels
-
-
-def pack(levels: Levels, form: Format) -> NDArray[np.uint8]:
-    """Levels [rows, blocks, block] around zero → bytes [rows, blocks, block · bits / 8]."""
-    raised: NDArray[np.uint8] = (levels + form.middle).astype(np.uint8)
-    if form.bits == BYTE_BITS:
-        return raised
-    halves: NDArray[np.uint8] = np.bitwise_or(raised[:, :, 0::2], np.left_shift(raised[:, :, 1::2], 4))
-    return halves
 
 
 @dataclass

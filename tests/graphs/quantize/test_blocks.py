@@ -15,7 +15,8 @@ from artifact.layout import MODULE_KEY
 from artifact.steps import StepContext
 from artifact.tensor_file import plan_tensors, write_tensors
 from graphs.quantize import blocks
-from graphs.quantize.blocks import BlockScheme, Format, pack, quantize_blocks, round_to_nearest
+from graphs.quantize.blocks import BlockScheme, quantize_blocks
+from graphs.quantize.rounding import Format
 
 E, F, V = 48, 40, 12
 GRAPH = f"""<ir_version: 10, opset_import: ["" : 23, "com.microsoft" : 1]>
@@ -105,22 +106,6 @@ def test_files_are_one_a_layer_and_one_for_the_rest_with_their_checksums(step):
     entries = json.loads((step.artifact / files[0]).read_text())
     assert sum(entry["length"] for entry in entries.values()) == report["bytes"]
     assert {entry["dtype"] for entry in entries.values()} == {"U8", "F32"}
-
-
-def test_a_block_uses_its_whole_range():
-    rows = np.array([[[0.5, -2.0, 1.0, 0.0], [0.0, 0.0, 0.0, 0.0]]], np.float32)
-    levels, scale = round_to_nearest(rows, Format(8, 4))
-    np.testing.assert_array_equal(levels, [[[32, -127, 64, 0], [0, 0, 0, 0]]])
-    np.testing.assert_allclose(scale, [[2 / 127, 1]])
-    levels, scale = round_to_nearest(-rows, Format(4, 4))
-    np.testing.assert_array_equal(levels, [[[2, -8, 4, 0], [0, 0, 0, 0]]])
-    np.testing.assert_allclose(scale, [[-0.25, 1]])
-
-
-def test_levels_are_raised_to_the_middle_and_two_of_four_bits_share_a_byte():
-    levels = np.array([[[-8, 7, 0, 1]]], np.int16)
-    np.testing.assert_array_equal(pack(levels, Format(4, 4)), [[[0xF0, 0x98]]])
-    np.testing.assert_array_equal(pack(levels, Format(8, 4)), [[[120, 135, 128, 129]]])
 
 
 def test_another_rounding_can_be_given(step):
