@@ -28,6 +28,9 @@ STATIC_STEPS = (
     "inspect",
     "fuse",
     "quantize",
+    "build",
+    "validate",
+    "generate",
 )
 """Steps that know the static cache; every other one refuses it by name."""
 _UNWRITABLE = {
@@ -187,7 +190,12 @@ def locked(artifact: Path) -> Iterator[None]:
 
 @contextmanager
 def _lock_file(folder: Path) -> Iterator[None]:
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if error.errno in _UNWRITABLE:
+            raise
+        raise ArtifactError(f"{folder} can't be made: {os.strerror(error.errno or 0)}", hint="choose another --out") from error
     with (folder / LOCK).open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -20,6 +20,7 @@ from artifact.hashing import sha256_of
 from artifact.journal import Entry, Journal, is_ours
 from artifact.manifest import FINGERPRINT, Manifest, atomic_write, fingerprint, locked, read_manifest, unchanged, write_manifest
 from artifact.progress import Progress, silent
+from artifact.stale import stale_maker
 
 Report = dict[str, Any]
 ROOT = Path(__file__).resolve().parent.parent
@@ -45,7 +46,7 @@ SHARED = ("artifact/*.py",)
 
 STEPS: Mapping[str, Step] = {
     "export": Step((), ("exporter/**/*.py", *SHARED), ("torch", "onnx", "onnx-ir", "onnxscript", "gguf", "safetensors", "tokenizers")),
-    "fuse": Step(("traced.onnx",), ("graphs/fusions/*.py", "graphs/*.py", *SHARED), ("onnx-ir", "onnxscript")),
+    "fuse": Step(("traced.onnx",), ("graphs/fusions/*.py", "graphs/lowering/*.py", "graphs/*.py", *SHARED), ("onnx-ir", "onnxscript")),
     "quantize": Step(("weights/checksums.json",), ("graphs/quantize/*.py", "graphs/fusions/_contrib.py", *SHARED), ("onnx-ir", "numpy")),
     "build": Step((), ("engines/**/*.py", *SHARED), ("onnx-ir", "polygraphy", "tensorrt-rtx-cu12")),
     "validate": Step(
@@ -185,11 +186,14 @@ def require(artifact: Path, file: str) -> Path:
     """A file of the artifact that an earlier step makes.
 
     Raises:
-        ArtifactError: it is not there; the hint is the command that makes it.
+        ArtifactError: it is not there, or is stale; the hint is the command that makes it.
     """
     path = artifact / file
     if not path.is_file():
         raise ArtifactError(f"{artifact} has no {file}", hint=MADE_BY.get(file, MADE_BY["traced.onnx"]).format(artifact=artifact))
+    stale = stale_maker(artifact, read_manifest(artifact), file)
+    if stale is not None:
+        raise ArtifactError(f"{path} is stale: {stale.step} made it from another {stale.file}", hint=stale.command)
     return path
 
 

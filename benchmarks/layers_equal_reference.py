@@ -19,8 +19,8 @@ from pathlib import Path
 import numpy as np
 
 from artifact.manifest import require_artifact
+from artifact.memory import peak_rss_mb
 from exporter.checkpoints import CheckpointRequest, open_request
-from exporter.export import peak_rss_mb
 from validation import tolerances
 from validation.local_ratio import TOKENS, float16_layer_errors, local_ratios
 from validation.reference import Reference

@@ -21,12 +21,14 @@ class ValidateOptions:
         stages: empty means all that are there.
         text: None means the committed one; ``tokens`` of it are scored.
         checkpoint: where the checkpoint is now, if it moved; None means where it was exported from.
+        device: ``cuda`` runs the plans too, where there is their GPU.
     """
 
     stages: tuple[str, ...] = ()
     text: Path | None = None
     tokens: int | None = None
     checkpoint: str | None = None
+    device: str = "cpu"
 
 
 def validate(artifact: Path, options: ValidateOptions, *, force: bool = True, progress: Progress = silent) -> Outcome:
@@ -40,13 +42,17 @@ def validate(artifact: Path, options: ValidateOptions, *, force: bool = True, pr
         "text": sha256_of(options.text) if options.text else None,
         "tokens": options.tokens,
         "checkpoint": manifest["steps"].get("export", {}).get("options"),
+        "device": options.device,
     }
 
     def work(step: StepContext) -> Report:
+        from engines.device import find_device
         from validation.parity import validate_artifact
 
         checkpoint = _reopen(options.checkpoint, model, progress)
-        return validate_artifact(step, checkpoint=checkpoint, stages=list(options.stages) or None, text=options.text, tokens=options.tokens)
+        stages = list(options.stages) or None
+        device = find_device() if options.device == "cuda" else None
+        return validate_artifact(step, checkpoint=checkpoint, stages=stages, text=options.text, tokens=options.tokens, device=device)
 
     return run_step(artifact, "validate", recorded, work, force=force, progress=progress)
 

@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from artifact.errors import FusionError
 from graphs.fusions._values import SMALL_CONSTANT, is_last_axis, numbers, producer, rank, sizes
+from graphs.fusions.accumulate import is_candidate
 
 FUSED_OPSET, HEADS_RANK = 23, 4
 MASK, PAST, NONPAD = 3, slice(4, 6), 6
@@ -95,6 +96,12 @@ def _has_boolean_mask(node: ir.Node) -> bool:
     return mask is None or mask.dtype in (None, ir.DataType.BOOL)
 
 
+def _is_masked_by_lengths(node: ir.Node) -> bool:
+    """Whether attention is causal up to lengths, and has no mask beside them."""
+    mask, lengths = (node.inputs[at] if len(node.inputs) > at else None for at in (MASK, NONPAD))
+    return mask is None and lengths is not None and node.attributes.get_int("is_causal", 0) == 1
+
+
 def _reads_unrepeated_heads(node: ir.Node) -> bool:
     return not any(_is_repeated(value) for value in node.inputs[1:3])
 
@@ -126,6 +133,10 @@ def _stores_weights_outside(node: ir.Node) -> bool:
     return tensor is None or isinstance(tensor, ir.ExternalTensor) or tensor.size <= SMALL_CONSTANT
 
 
+def _adds_up_in_float32(node: ir.Node) -> bool:
+    return not is_candidate(node)
+
+
 OPSET_23 = Claim("the graph is of opset 23 or later", _opset)
 CONNECTED = every("every operand is an input, an initializer or another node's", _is_connected)
 TYPED = every("every value has a dtype and a shape", lambda node: all(value.dtype and sizes(value) is not None for value in node.outputs))
@@ -133,7 +144,9 @@ NORMS_IN_FLOAT32 = every("a norm is over the last axis, weighted, and computes i
 ROTATIONS_BY_TABLE = every("a rotation is of halves, by tables of the dtype of what it rotates", _is_half_split_rotation, "RotaryEmbedding")
 ATTENTION_PLAIN = every("attention has scale 1, no past, no softcap and one output", _is_plain_attention, "Attention")
 MASKS_BOOLEAN = every("attention has a boolean mask or none", _has_boolean_mask, "Attention")
+MASKED_BY_LENGTHS = every("attention is causal up to lengths, without a mask", _is_masked_by_lengths, "Attention")
 HEADS_UNREPEATED = every("attention reads keys and values that are not repeated", _reads_unrepeated_heads, "Attention")
 SHAPES_CONSTANT = every("a Reshape has a constant shape, in which 0 means the input's own size", _has_constant_shape, "Reshape")
 LINEARS_UNSLICED = every("no linear is split on its last axis", _is_not_of_a_linear, "Split")
 WEIGHTS_OUTSIDE = every("a linear's weight is stored outside the graph", _stores_weights_outside, "MatMul")
+SUMS_IN_FLOAT32 = every("a linear by a stored weight adds up in float32", _adds_up_in_float32, "MatMul", "Gemm")

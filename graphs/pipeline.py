@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import logging
-import time
+from dataclasses import replace
 from typing import Any
 
 import onnx_ir as ir
 
 from artifact.config import LlamaConfig
-from artifact.errors import FusionError
+from artifact.errors import FusionError, UsageError
 from artifact.graph_file import load_graph
-from artifact.manifest import require_artifact
+from artifact.io_spec import KvCache
+from artifact.manifest import kv_cache_of, require_artifact
 from artifact.progress import Progress, silent
 from artifact.steps import StepContext, require
 from graphs import contract
 from graphs.cleanup import clean_up
 from graphs.fusions import (
+    accumulate,
     attention,
     constant_shape,
     group_query_attention,
@@ -26,9 +28,12 @@ from graphs.fusions import (
     rms_norm,
     rotary,
     skip_rms_norm,
+    static_attention,
 )
+from graphs.lower import lower_to
 from graphs.passes import Fusion, run_passes
-from graphs.report import FusionReport, check_complete, count_operators
+from graphs.report import Before, FusionReport, check_complete
+from graphs.tensorrt_releases import check_release
 
 logger = logging.getLogger(__name__)
 OUTPUTS = {"tensorrt": "fused.onnx", "onnxruntime": "fused-onnxruntime.onnx"}
@@ -78,6 +83,7 @@ TENSORRT = (
         ensures=(contract.WEIGHTS_OUTSIDE, contract.LINEARS_UNSLICED),
         needs_layout=True,
     ),
+    Fusion("accumulate", accumulate, None, requires=(contract.TYPED,), ensures=(contract.SUMS_IN_FLOAT32,)),
 )
 """Operators that TensorRT's parser has and its compiler fuses."""
 
@@ -107,44 +113,74 @@ ONNXRUNTIME = (
 )
 """Operators of ONNX Runtime's own where they were measured faster (docs/adr/010); gate and up stay two linears."""
 
+STATIC = (
+    *TENSORRT,
+    Fusion(
+        "static_attention",
+        static_attention,
+        lambda shape: shape.num_hidden_layers,
+        requires=(contract.TYPED, contract.ATTENTION_PLAIN, contract.HEADS_UNREPEATED),
+        ensures=(contract.ATTENTION_PLAIN, contract.MASKED_BY_LENGTHS),
+    ),
+)
+"""The same for a static cache, whose lengths take the mask's place in the end."""
+
 PIPELINES = {"tensorrt": TENSORRT, "onnxruntime": ONNXRUNTIME}
+STATIC_PIPELINES = {"tensorrt": STATIC}
 
 
 def fuse_model(
-    model: ir.Model, config: LlamaConfig, *, target: str = "tensorrt", own_layout: bool = True, progress: Progress = silent
+    model: ir.Model,
+    config: LlamaConfig,
+    *,
+    target: str = "tensorrt",
+    kv_cache: KvCache = "dynamic",
+    own_layout: bool = True,
+    min_tensorrt: str | None = None,
+    progress: Progress = silent,
 ) -> FusionReport:
     """Fuse a traced graph in place; weights are neither read nor copied.
 
-    ``own_layout`` is False where the weights lie as somebody else stored them.
+    Args:
+        model: changed in place.
+        config: the model's shape.
+        target: whose operators to use.
+        kv_cache: the form of its caches.
+        own_layout: False where the weights lie as somebody else stored them.
+        min_tensorrt: a release that must take the graph; what it lacks is written in older operators.
+        progress: told of each pass.
 
     Raises:
-        FusionError: there is no such target, or a pass's claim does not hold.
+        FusionError: there is no such target, or not for this cache form, a pass's claim does not hold, or the release can't take the graph.
+        UsageError: there is no such release, or it is given for another target.
     """
-    fusions = _pipeline(target)
-    start, nodes_before, ops_before = time.perf_counter(), model.graph.num_nodes(), count_operators(model)
+    fusions = _pipeline(target, kv_cache, min_tensorrt)
+    before = Before.of(model)
     rules = run_passes(model, fusions, config, own_layout=own_layout, progress=progress)
+    lowered = {} if min_tensorrt is None else lower_to(model, min_tensorrt)
     clean_up(model)
-    seconds = round(time.perf_counter() - start, 3)
-    logger.info("fused %d nodes to %d in %.1f s", nodes_before, model.graph.num_nodes(), seconds)
-    return FusionReport(target, nodes_before, model.graph.num_nodes(), ops_before, count_operators(model), rules, seconds)
+    report = replace(before.report(model, target, rules), min_tensorrt=min_tensorrt, lowered=lowered)
+    logger.info("fused %d nodes to %d in %.1f s", report.nodes_before, report.nodes_after, report.seconds)
+    return report
 
 
-def fuse_artifact(step: StepContext, *, target: str = "tensorrt", allow_partial: bool = False) -> dict[str, Any]:
+def fuse_artifact(step: StepContext, *, target: str = "tensorrt", allow_partial: bool = False, min_tensorrt: str | None = None) -> dict[str, Any]:
     """Write ``fused.onnx`` from ``traced.onnx``; the weights stay where they are.
 
     Returns:
-        nodes_before, nodes_after, target, passed, seconds, rules, ops_before, ops_after.
+        nodes_before, nodes_after, target, passed, seconds, rules, ops_before, ops_after, layer_operators, needs_tensorrt, min_tensorrt,
+        lowered.
 
     Raises:
         ParityMismatch: a rule fired another number of times than the model's shape says, and ``allow_partial`` is not given; nothing is written.
-        FusionError: there is no such target.
+        FusionError, UsageError: as ``fuse_model``.
         ArtifactError: the folder is no artifact, or has no traced.onnx.
     """
-    _pipeline(target)
     described = require_artifact(step.artifact, "fuse")["model"]
-    config = LlamaConfig(**described["config"])
+    config, kv_cache, own_layout = LlamaConfig(**described["config"]), kv_cache_of(described), described.get("weights") != "reference"
+    _pipeline(target, kv_cache, min_tensorrt)
     model = load_graph(require(step.artifact, "traced.onnx"))
-    report = fuse_model(model, config, target=target, own_layout=described.get("weights") != "reference", progress=step.progress)
+    report = fuse_model(model, config, target=target, kv_cache=kv_cache, own_layout=own_layout, min_tensorrt=min_tensorrt, progress=step.progress)
     if not allow_partial:
         check_complete(report)
     with step.write(OUTPUTS[target]) as temporary:
@@ -152,7 +188,13 @@ def fuse_artifact(step: StepContext, *, target: str = "tensorrt", allow_partial:
     return report.as_json()
 
 
-def _pipeline(target: str) -> tuple[Fusion, ...]:
-    if target not in PIPELINES:
-        raise FusionError(f"no fusions for target {target!r}; there are: {', '.join(PIPELINES)}")
-    return PIPELINES[target]
+def _pipeline(target: str, kv_cache: KvCache, min_tensorrt: str | None) -> tuple[Fusion, ...]:
+    pipelines = STATIC_PIPELINES if kv_cache == "static" else PIPELINES
+    if target not in pipelines:
+        form = " with a static cache" if kv_cache == "static" else ""
+        raise FusionError(f"no fusions for target {target!r}{form}; there are: {', '.join(pipelines)}")
+    if min_tensorrt is not None:
+        check_release(min_tensorrt)
+        if target != "tensorrt":
+            raise UsageError(f"--min-tensorrt is of --target tensorrt, not of {target}")
+    return pipelines[target]

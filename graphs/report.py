@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import onnx_ir as ir
 
 from artifact.errors import ParityMismatch
+from graphs.layers import LayerOperators, layer_operators
 from graphs.rewriting import Refusal
+from graphs.tensorrt_releases import Need, needed_release
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,13 @@ class RuleReport:
 
 @dataclass(frozen=True)
 class FusionReport:
-    """What became of a graph."""
+    """What became of a graph.
+
+    Attributes:
+        layers: operators of each layer, afterwards.
+        needs: what it needs of TensorRT, afterwards.
+        min_tensorrt: the release that was asked for; ``lowered`` operators were then written in others.
+    """
 
     target: str
     nodes_before: int
@@ -45,6 +54,10 @@ class FusionReport:
     ops_after: dict[str, int]
     rules: list[RuleReport]
     seconds: float
+    layers: LayerOperators
+    needs: Need
+    min_tensorrt: str | None = None
+    lowered: dict[str, int] = field(default_factory=dict)
 
     @property
     def passed(self) -> bool:
@@ -62,6 +75,10 @@ class FusionReport:
             "rules": [rule.as_json() for rule in self.rules],
             "ops_before": self.ops_before,
             "ops_after": self.ops_after,
+            "layer_operators": self.layers.as_json(),
+            "needs_tensorrt": self.needs.as_json(),
+            "min_tensorrt": self.min_tensorrt,
+            "lowered": self.lowered,
         }
 
 
@@ -78,6 +95,26 @@ def check_complete(report: FusionReport) -> None:
         raise ParityMismatch(
             f"fusion {rule.rule} fired {rule.fired} times, expected {rule.expected}{why}", hint="fuse with --allow-partial to keep what is fused"
         )
+
+
+@dataclass(frozen=True)
+class Before:
+    """A graph before it is fused, and when that was."""
+
+    nodes: int
+    operators: dict[str, int]
+    started: float
+
+    @classmethod
+    def of(cls, model: ir.Model) -> Before:
+        """Look at a graph, and start the clock."""
+        return cls(model.graph.num_nodes(), count_operators(model), time.perf_counter())
+
+    def report(self, model: ir.Model, target: str, rules: list[RuleReport]) -> FusionReport:
+        """What became of it."""
+        seconds = round(time.perf_counter() - self.started, 3)
+        nodes, operators = model.graph.num_nodes(), count_operators(model)
+        return FusionReport(target, self.nodes, nodes, self.operators, operators, rules, seconds, layer_operators(model), needed_release(model.graph))
 
 
 def count_operators(model: ir.Model) -> dict[str, int]:

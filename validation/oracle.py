@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 
 from artifact.config import LlamaConfig
 from artifact.errors import ValidationError
-from artifact.io_spec import Dtype
+from artifact.io_spec import Dtype, KvCache
 from artifact.steps import StepContext
 from exporter.checkpoints import Checkpoint
 from validation import perplexity
 from validation.floor import Floor, measure_floor, no_floor
+from validation.graph_runner import GraphRunner
 from validation.local_ratio import float16_layer_errors
 from validation.perplexity import TokenScores, Window
 from validation.reference import Reference, ReferenceRun
@@ -28,6 +29,8 @@ from validation.text import Tokens, load_tokens
 logger = logging.getLogger(__name__)
 MAIN, PADDED = 0, 1
 """Indices of the main sequence and of the padded row's."""
+SPARE_SLOTS = 8
+"""Slots of a static cache that no scenario writes: whoever reads or writes one too many meets them."""
 
 
 @dataclass
@@ -41,6 +44,7 @@ class Oracle:
         reference_scores: the reference's own; None where there are no windows.
         largest_logit: largest |logit| of the main sequence.
         seconds: what took how long.
+        kv_cache: the artifact's cache form.
     """
 
     artifact: Path
@@ -57,6 +61,16 @@ class Oracle:
     logits: list[NDArray[np.float32]] = field(repr=False)
     largest_logit: float
     seconds: dict[str, float]
+    kv_cache: KvCache = "dynamic"
+
+    @property
+    def capacity(self) -> int:
+        """Slots of a static cache in the scenarios."""
+        return max(scenario.width for scenario in self.scenarios) + SPARE_SLOTS
+
+    def runner(self, graph: Path, *, one_position: bool = False) -> GraphRunner:
+        """A graph of the artifact, loaded."""
+        return GraphRunner(graph, self.config, self.dtype, self.kv_cache, one_position=one_position)
 
     def window_logits(self, index: int) -> NDArray[np.float32]:
         """The reference's logits [n, V] of a window, made anew each time: all of them together would not fit."""
@@ -75,13 +89,16 @@ class Oracle:
         return sum(len(window.targets) for window in self.windows)
 
 
-def prepare_oracle(step: StepContext, checkpoint: Checkpoint, dtype: Dtype, *, text: Path | None, tokens: int | None) -> Oracle:
+def prepare_oracle(
+    step: StepContext, checkpoint: Checkpoint, dtype: Dtype, kv_cache: KvCache = "dynamic", *, text: Path | None, tokens: int | None
+) -> Oracle:
     """Run the reference and the floor.
 
     Args:
         step: the artifact.
         checkpoint: what the reference takes its weights from; never the artifact, or a damaged artifact would be compared with itself.
         dtype: of the artifact; an fp32 artifact needs no floor.
+        kv_cache: of the artifact; the reference has none.
         text: what to score; None is the default text.
         tokens: how many tokens to score; None is 2,048.
 
@@ -119,6 +136,7 @@ def prepare_oracle(step: StepContext, checkpoint: Checkpoint, dtype: Dtype, *, t
         logits=logits,
         largest_logit=float(np.abs(logits[MAIN]).max()),
         seconds=clock.seconds,
+        kv_cache=kv_cache,
     )
 
 

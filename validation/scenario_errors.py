@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from validation import metrics
-from validation.graph_runner import RowResult
 from validation.oracle import Oracle
+from validation.row_result import RowResult
 from validation.scenarios import Part, Scenario
 
 Array = NDArray[Any]

@@ -1,21 +1,31 @@
 """Structure: the whole graph in ONNX Runtime over the four scenarios and the text.
 
-Letters: N layers.
+Letters: L tokens, N layers, V vocab.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from validation import metrics, perplexity, tolerances
-from validation.graph_runner import GraphRunner, RowResult
-from validation.measurement import StageMeasurement, against_floor
+from validation.graph_runner import GraphRunner
+from validation.measurement import StageMeasurement, against_floor, run_scenario
 from validation.oracle import MAIN, PADDED, Oracle
+from validation.row_result import RowResult
 from validation.scenario_errors import Alone, alone, cache_errors, compare_scenario
 from validation.scenarios import Scenario
+
+
+class Runner(Protocol):
+    """Whatever gives all logits of a sequence: a graph, or a plan."""
+
+    def logits(self, ids: NDArray[np.int64]) -> NDArray[Any]:
+        """Logits [L, V] of one sequence."""
+
 
 PART_CHECKS = {"part_noise_ratio": "noise_ratio", "self_consistency": "self_consistency", "scenario_spread": "spread"}
 """Number of the stage → key of a part whose worst it is."""
@@ -23,11 +33,11 @@ PART_CHECKS = {"part_noise_ratio": "noise_ratio", "self_consistency": "self_cons
 
 def measure_structure(oracle: Oracle, graph: Path, measured: StageMeasurement) -> None:
     """The four scenarios and the perplexity, the whole graph in ONNX Runtime."""
-    runner = GraphRunner(graph, oracle.config, oracle.dtype)
+    runner = oracle.runner(graph)
     caches = []
     own: tuple[Alone, ...] = ()
     for scenario in oracle.scenarios:
-        rows = runner.run(scenario)
+        rows = run_scenario(oracle, measured, runner, scenario)
         own = own or _run_alone(oracle, runner, rows[0])
         measured.scenarios.append(compare_scenario(oracle, scenario, rows, own))
         caches.append(cache_errors(oracle, scenario, rows))
@@ -35,9 +45,9 @@ def measure_structure(oracle: Oracle, graph: Path, measured: StageMeasurement) -
         if scenario.name == "decode":
             errors, _ = metrics.absolute_errors(rows[0].logits, oracle.logits[MAIN])
             measured.decode_errors = errors[scenario.chunks[0] :].tolist()
-    _summarise(oracle, measured, np.stack(caches))
-    _summarise_parts(oracle, measured)
-    _score_text(oracle, runner, measured)
+    summarise(oracle, measured, np.stack(caches))
+    summarise_parts(oracle, measured)
+    score_text(oracle, runner, measured)
 
 
 def _run_alone(oracle: Oracle, runner: GraphRunner, prefill: RowResult) -> tuple[Alone, ...]:
@@ -51,7 +61,7 @@ def last_rows(scenario: Scenario, rows: list[RowResult]) -> list[RowResult]:
     return [row.gathered(scenario.last_positions(index)) for index, row in enumerate(rows)]
 
 
-def _summarise(oracle: Oracle, measured: StageMeasurement, caches: NDArray[np.float64]) -> None:
+def summarise(oracle: Oracle, measured: StageMeasurement, caches: NDArray[np.float64]) -> None:
     """Numbers of the stage from those of its scenarios; ``caches`` is [scenarios, N, 2]."""
     columns = {key: np.asarray([entry[key] for entry in measured.scenarios], float) for key in ("max_abs", "mean_abs", "mean_kl", "top1_agreement")}
     worst = int(np.argmax(columns["mean_abs"]))  # of NaN and numbers, NaN
@@ -72,7 +82,7 @@ def _summarise(oracle: Oracle, measured: StageMeasurement, caches: NDArray[np.fl
     measured.where["cache_error"] = f"layer {layer} {('keys', 'values')[kind]}, {measured.scenarios[scenario]['scenario']}"
 
 
-def _summarise_parts(oracle: Oracle, measured: StageMeasurement) -> None:
+def summarise_parts(oracle: Oracle, measured: StageMeasurement) -> None:
     """The worst part of all scenarios in each measure, and which it is."""
     parts = [part for entry in measured.scenarios for part in entry["parts"]]
     for check, key in PART_CHECKS.items():
@@ -95,7 +105,8 @@ def _decisive(measured: StageMeasurement) -> None:
         measured.where["decisive_disagreements"] = ", ".join(name for name, count in counts.items() if count)
 
 
-def _score_text(oracle: Oracle, runner: GraphRunner, measured: StageMeasurement) -> None:
+def score_text(oracle: Oracle, runner: Runner, measured: StageMeasurement) -> None:
+    """Perplexity and KL on the text's windows."""
     if oracle.reference_scores is None:
         measured.missing["perplexity_increase_pct"] = f"perplexity is not applicable: {oracle.tokens.kind}"
         return

@@ -11,9 +11,9 @@ from math import isfinite
 from operator import eq, le, lt
 from typing import Any, Literal
 
-from artifact.io_spec import Dtype
+from artifact.io_spec import Dtype, KvCache
 
-Kind = Literal["float32", "float16", "int8", "int8-smoothquant", "int4", "engine", "reference"]
+Kind = Literal["float32", "float16", "int8", "int8-smoothquant", "int4", "engine", "plan", "plan-int8", "plan-fp32", "reference"]
 COMPARE: Mapping[str, Callable[[float, float], bool]] = {"<=": le, "<": lt, "==": eq}
 ENGINE = "-engine"
 FLOAT_STAGES = ("traced", "fused", "fused-onnxruntime")
@@ -71,6 +71,15 @@ LIMITS = (
     Limit("int4", "range_peak", "<", 1.0, RANGE),
     Limit("engine", "engine_difference", "<=", 2**-9, "largest difference from its stage ÷ its largest logit: one float16 rounding each"),
     Limit("engine", "engine_structure", "==", 0, "outputs, nodes and weights that differ from its stage with the last position gathered"),
+    Limit("plan", "noise_ratio", "<=", 1.25, "the main sequence decoded on the GPU: what strict mode allows every operation rounded by itself"),
+    Limit("plan", "mean_kl", "<=", 1e-3, "nats, every token of the text decoded on the GPU; float16 graphs measure 1e-5 to 2e-5"),
+    Limit("plan", "cache_error", "<=", 0.02, "keys and values of every layer after each scenario, root mean square: float16 gives 0.002"),
+    Limit("plan", "decisive_disagreements", "==", 0, "where the margin exceeds twice the floor's error, rounding can't change the best token"),
+    Limit("plan-int8", "perplexity_increase_pct", "<=", 1.0, "increase − 2 standard errors, every token of the text decoded on the GPU"),
+    Limit("plan-int8", "mean_kl", "<=", 0.01, "nats, every token of the text decoded on the GPU; rounding to int8 measures 0.005"),
+    Limit("plan-int8", "cache_error", "<=", 0.2, "keys and values of every layer after each scenario, root mean square: int8 weights give 0.05"),
+    Limit("plan-fp32", "max_abs_relative", "<=", 1e-4, "float32 kernels differ by summation order alone: ÷ the largest logit, on all four scenarios"),
+    Limit("plan-fp32", "cache_error", "<=", 1e-4, "keys and values of every layer, root mean square: another layer's would be near 1"),
 )
 """Kind × check → limit."""
 
@@ -79,6 +88,11 @@ NO_FLOOR = (
     Limit("float16", "scenario_spread", "<=", 1.5, SPREAD),
 )
 """What a float16 stage must hold instead where the checkpoint overflows in float16 and has no floor."""
+
+STRAY = "caches with a slot that no call wrote and that has changed, or with padding that is not finite: 0 · NaN would poison real tokens"
+_WITH_CACHES: tuple[Kind, ...] = ("float32", "float16", "int8", "int8-smoothquant", "engine")
+STATIC = tuple(Limit(kind, "stray_slots", "==", 0, STRAY) for kind in _WITH_CACHES)
+"""What a stage with a static cache must hold besides."""
 
 
 def kind_of(stage: str, dtype: Dtype) -> Kind | None:
@@ -92,10 +106,16 @@ def kind_of(stage: str, dtype: Dtype) -> Kind | None:
     return stage.removesuffix(FOR_ONNXRUNTIME)  # type: ignore[return-value]
 
 
-def limits_of(kind: Kind, *, has_floor: bool = True) -> list[Limit]:
+def plan_kind(precision: str) -> Kind:
+    """Which rows judge a plan that was run."""
+    kinds: dict[str, Kind] = {"fp16": "plan", "fp32": "plan-fp32"}
+    return kinds.get(precision, "plan-int8")
+
+
+def limits_of(kind: Kind, *, has_floor: bool = True, kv_cache: KvCache = "dynamic") -> list[Limit]:
     """The rows of a kind, in the table's order."""
-    rows = [row for row in LIMITS if row.kind == kind]
-    return rows if has_floor else rows + [row for row in NO_FLOOR if row.kind == kind]
+    asked = (*LIMITS, *(NO_FLOOR if not has_floor else ()), *(STATIC if kv_cache == "static" else ()))
+    return [row for row in asked if row.kind == kind]
 
 
 def too_few_tokens(scored: int) -> str | None:
@@ -158,7 +178,7 @@ def verdict(checks: list[dict[str, Any]]) -> bool | None:
     return False if False in outcomes else (True if True in outcomes else None)
 
 
-def table(stages: list[str], dtype: Dtype, *, has_floor: bool) -> list[dict[str, Any]]:
+def table(stages: list[str], dtype: Dtype, *, has_floor: bool, kv_cache: KvCache = "dynamic") -> list[dict[str, Any]]:
     """The rows that judge some stages, for the report."""
     rows = []
     for stage in stages:
@@ -166,6 +186,6 @@ def table(stages: list[str], dtype: Dtype, *, has_floor: bool) -> list[dict[str,
         if kind is not None:
             rows += [
                 {"stage": stage, "check": row.check, "limit": row.limit, "comparison": row.comparison, "reason": row.reason}
-                for row in limits_of(kind, has_floor=has_floor)
+                for row in limits_of(kind, has_floor=has_floor, kv_cache=kv_cache)
             ]
     return rows

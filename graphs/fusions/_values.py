@@ -54,6 +54,16 @@ def producer(value: ir.Value | None, op_type: str) -> ir.Node | None:
     return node if node is not None and node.op_type == op_type else None
 
 
+def axis_read(size: ir.Value | None) -> Size:
+    """The axis whose size Shape reads, if it is a single one."""
+    shape = producer(size, "Shape")
+    source = sizes(shape.inputs[0]) if shape is not None else None
+    if shape is None or source is None:
+        return None
+    axes = source[shape.attributes.get_int("start", 0) : shape.attributes.get_int("end", len(source))]
+    return axes[0] if len(axes) == 1 else None
+
+
 def only_user(value: ir.Value, op_type: str) -> ir.Node | None:
     """The one node that reads a value, if there is just one and it is of this operator."""
     uses = list(value.uses())

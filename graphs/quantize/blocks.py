@@ -3,8 +3,8 @@
 Before:  x ─ MatMul(Transpose(weight float [out, in]))
 After:   x ─ MatMulNBits(levels uint8 [out, blocks, block · bits / 8], scales [out, blocks], K=in, N=out, bits, block_size, accuracy_level=4)
 
-A row is filled up to whole blocks with zeros; rounding.py says how a level is stored. With accuracy level 4 activations are rounded too, to int8,
-a scale for each block of that size: without it there is no fast kernel of 8 bits.
+A row is filled up to whole blocks with zeros; rounding.py says how a level is stored. With accuracy level 4 activations are rounded to int8 too, a
+scale for each block of that size: without it there is no fast kernel of 8 bits.
 Source: https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md#com.microsoft.MatMulNBits; docs/adr/010
 """
 

@@ -8,13 +8,15 @@ import pytest
 from artifact.errors import FusionError
 from graphs import contract, passes
 from graphs.contract import Claim, check_claims
-from graphs.pipeline import PIPELINES
+from graphs.pipeline import PIPELINES, STATIC_PIPELINES
 
 NORM = "g (float16[B,S,8] x, float16[8] w) => (float16[B,S,8] y) {{ y = RMSNormalization <axis={axis}, stash_type={stash}> (x, w) }}"
 ROTATION = (
     "g (float16[B,4,S,8] x, {table}[9,4] c, {table}[9,4] s, int64[B,S] p) => (float16[B,4,S,8] y) {{ y = RotaryEmbedding {form} (x, c, s, p) }}"
 )
 ATTENTION = "g (float16[B,4,S,8] q, float16[B,2,T,8] k, {mask}[B,1,S,T] m) => (float16[B,4,S,8] y) {{ y = Attention {form} (q, k, k, m) }}"
+LENGTHS = """g (float16[B,4,S,8] q, float16[B,2,T,8] k, bool[B,1,S,T] m, int64[B] n) => (float16[B,4,S,8] y)
+{{ y = Attention <scale=1.0, is_causal={causal}> (q, k, k, {mask}, , , n) }}"""
 REPEATED = """g (float16[B,4,S,8] q, float16[B,2,1,T,8] k, int64[5] e, int64[4] h) => (float16[B,4,S,8] y)
 { x = Expand(k, e) r = Reshape(x, h) y = Attention <scale=1.0> (q, r, r) }"""
 RESHAPE = "g (float16[B,S,8] x{input}) => (float16[B,S,2,4] y) {{ {shape} y = Reshape {form} (x, h) }}"
@@ -36,6 +38,9 @@ CASES = {
         ATTENTION.format(mask="bool", form="<scale=1.0, softcap=2.0>"),
     ),
     "mask": (contract.MASKS_BOOLEAN, ATTENTION.format(mask="bool", form=""), ATTENTION.format(mask="float16", form="")),
+    "no-lengths": (contract.MASKED_BY_LENGTHS, LENGTHS.format(mask="", causal=1), ATTENTION.format(mask="bool", form="<is_causal=1>")),
+    "mask-beside-lengths": (contract.MASKED_BY_LENGTHS, LENGTHS.format(mask="", causal=1), LENGTHS.format(mask="m", causal=1)),
+    "not-causal": (contract.MASKED_BY_LENGTHS, LENGTHS.format(mask="", causal=1), LENGTHS.format(mask="", causal=0)),
     "repeated": (contract.HEADS_UNREPEATED, ATTENTION.format(mask="bool", form=""), REPEATED),
     "computed-shape": (
         contract.SHAPES_CONSTANT,
@@ -139,8 +144,9 @@ def test_claims_are_not_checked_after_a_partial_pass(monkeypatch) -> None:
     assert [rule.passed for rule in rules] == [False, False]
 
 
+@pytest.mark.parametrize("pipelines", [PIPELINES, STATIC_PIPELINES], ids=["dynamic", "static"])
 @pytest.mark.parametrize("target", PIPELINES)
-def test_every_pass_requires_and_ensures_something(target) -> None:
-    for fusion in PIPELINES[target]:
+def test_every_pass_requires_and_ensures_something(target, pipelines) -> None:
+    for fusion in pipelines.get(target, ()):
         assert fusion.requires, fusion.rule
         assert fusion.ensures, fusion.rule
