@@ -53,7 +53,8 @@ def bench(artifact: Path, options: BenchOptions, *, stage: str = "fused", device
 
     Returns:
         stage, backend, device, file, kv_cache, batch, prompt_tokens, new_tokens, prefill_tokens_per_s, decode_tokens_per_s,
-        time_to_first_token_ms, decode_ms, peak_rss_mb (of the host). Token rates count all rows; each is the median of its repeats, logits on the host and the next token chosen.
+        time_to_first_token_ms, decode_ms, peak_rss_mb (of the host). Token rates count all rows; each is the median of its repeats, logits on the
+        host and the next token chosen.
 
     Raises:
         ArtifactError: no such stage.

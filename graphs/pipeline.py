@@ -109,6 +109,7 @@ ONNXRUNTIME = (
         skip_rms_norm,
         lambda shape: 2 * shape.num_hidden_layers,
         requires=(contract.TYPED, contract.NORMS_IN_FLOAT32),
+        ensures=(contract.NORMS_IN_FLOAT32,),
     ),
 )
 """Operators of ONNX Runtime's own where they were measured faster (docs/adr/010); gate and up stay two linears."""
