@@ -65,13 +65,11 @@ STEPS: Mapping[str, Step] = {
 }
 """Step name → what it depends on. A step id is a name, or a name and a variant: `quantize-int8`, `fuse-onnxruntime`, `build-a100-80gb-fp16`."""
 
-_EXPORT, _FUSE, _QUANTIZE = (
-    f"python cli.py {line}" for line in ("export --checkpoint SRC --out {artifact}", "fuse {artifact}", "quantize {artifact}")
-)
+_QUANTIZE = "python cli.py quantize {artifact} --scheme "
 MADE_BY = {
-    **dict.fromkeys(("traced.onnx", "weights/checksums.json"), _EXPORT),
-    **{"fused.onnx": _FUSE, "fused-onnxruntime.onnx": f"{_FUSE} --target onnxruntime", "int8.onnx": f"{_QUANTIZE} --scheme int8"},
-    **{f"{scheme}-onnxruntime.onnx": f"{_QUANTIZE} --scheme {scheme} --target onnxruntime" for scheme in ("int8", "int4")},
+    **dict.fromkeys(("traced.onnx", "weights/checksums.json"), "python cli.py export --checkpoint SRC --out {artifact}"),
+    **{"fused.onnx": "python cli.py fuse {artifact}", "fused-onnxruntime.onnx": "python cli.py fuse {artifact} --target onnxruntime"},
+    **{"int8.onnx": _QUANTIZE + "int8", **{f"{one}-onnxruntime.onnx": f"{_QUANTIZE}{one} --target onnxruntime" for one in ("int8", "int4")}},
 }
 """File → the command that makes it."""
 
