@@ -62,12 +62,14 @@ class Scheme(StrEnum):
     """Quantisation scheme."""
 
     int8 = "int8"
+    int4 = "int4"
 
 
 class FuseTarget(StrEnum):
     """Whose operators to fuse to."""
 
     tensorrt = "tensorrt"
+    onnxruntime = "onnxruntime"
 
 
 class Device(StrEnum):
@@ -195,7 +197,7 @@ def fuse(
     out: Annotated[
         Path | None, typer.Option("--out", help="Where the fused graph goes, its weights beside it; with --graph.", metavar="FILE")
     ] = None,
-    target: Annotated[FuseTarget, typer.Option(help="Whose operators to fuse to.")] = FuseTarget.tensorrt,
+    target: Annotated[FuseTarget, typer.Option(help="Whose operators to fuse to; onnxruntime: → fused-onnxruntime.onnx.")] = FuseTarget.tensorrt,
     allow_partial: Annotated[bool, typer.Option("--allow-partial", help="Accept rules that fire less often than expected.")] = False,
     min_tensorrt: Annotated[str | None, typer.Option(help="Oldest TensorRT that must take the graph, 10.0 …; default: 10.15.")] = None,
     force: Force = False,
@@ -222,15 +224,20 @@ def fuse(
 @app.command()
 def quantize(
     artifact: Artifact,
-    scheme: Annotated[Scheme, typer.Option(help="int8: weight-only, one scale per output channel (W8A16).")] = Scheme.int8,
+    scheme: Annotated[
+        Scheme, typer.Option(help="int8: weight-only, one scale per output channel (W8A16); int4: for onnxruntime alone.")
+    ] = Scheme.int8,
+    target: Annotated[
+        FuseTarget, typer.Option(help="Whose fused graph, and whose operators; onnxruntime: one scale per block.")
+    ] = FuseTarget.tensorrt,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
-    """fused.onnx → int8.onnx: `cli.py quantize artifacts/llama-2-7b --scheme int8`."""
+    """fused.onnx → int8.onnx, or int8-onnxruntime.onnx: `cli.py quantize artifacts/llama-2-7b --scheme int8`."""
     from commands import graphs
 
     with _Watched() as progress:
-        outcome = graphs.quantize(artifact, scheme=scheme.value, force=force, progress=progress)
+        outcome = graphs.quantize(artifact, scheme=scheme.value, target=target.value, force=force, progress=progress)
     _show("quantize", outcome.report, as_json=as_json, up_to_date=outcome.up_to_date)
 
 

@@ -47,7 +47,7 @@ SHARED = ("artifact/*.py",)
 STEPS: Mapping[str, Step] = {
     "export": Step((), ("exporter/**/*.py", *SHARED), ("torch", "onnx", "onnx-ir", "onnxscript", "gguf", "safetensors", "tokenizers")),
     "fuse": Step(("traced.onnx",), ("graphs/fusions/*.py", "graphs/lowering/*.py", "graphs/*.py", *SHARED), ("onnx-ir", "onnxscript")),
-    "quantize": Step(("fused.onnx", "weights/checksums.json"), ("graphs/quantize/*.py", *SHARED), ("onnx-ir", "numpy")),
+    "quantize": Step(("weights/checksums.json",), ("graphs/quantize/*.py", "graphs/fusions/_contrib.py", *SHARED), ("onnx-ir", "numpy")),
     "build": Step((), ("engines/**/*.py", *SHARED), ("onnx-ir", "polygraphy", "tensorrt-rtx-cu12")),
     "validate": Step(
         ("traced.onnx", "*.onnx", "weights/*", "tokenizer*", "engines/*/build.json"),
@@ -63,13 +63,13 @@ STEPS: Mapping[str, Step] = {
         ("torch", "transformers", "onnxruntime-gpu", "onnxruntime", "onnx-ir", "numpy", "tokenizers"),
     ),
 }
-"""Step name → what it depends on. A step id is a name, or a name and a variant: `quantize-int8`, `build-a100-80gb-fp16`."""
+"""Step name → what it depends on. A step id is a name, or a name and a variant: `quantize-int8`, `fuse-onnxruntime`, `build-a100-80gb-fp16`."""
 
+_QUANTIZE = "python cli.py quantize {artifact} --scheme "
 MADE_BY = {
-    "traced.onnx": "python cli.py export --checkpoint SRC --out {artifact}",
-    "weights/checksums.json": "python cli.py export --checkpoint SRC --out {artifact}",
-    "fused.onnx": "python cli.py fuse {artifact}",
-    "int8.onnx": "python cli.py quantize {artifact} --scheme int8",
+    **dict.fromkeys(("traced.onnx", "weights/checksums.json"), "python cli.py export --checkpoint SRC --out {artifact}"),
+    **{"fused.onnx": "python cli.py fuse {artifact}", "fused-onnxruntime.onnx": "python cli.py fuse {artifact} --target onnxruntime"},
+    **{"int8.onnx": _QUANTIZE + "int8", **{f"{one}-onnxruntime.onnx": f"{_QUANTIZE}{one} --target onnxruntime" for one in ("int8", "int4")}},
 }
 """File → the command that makes it."""
 

@@ -55,7 +55,7 @@ def run(
         outcomes = {"export": export_into(artifact, checkpoint, request, exported, force=force, progress=progress)}
         outcomes["fuse"] = fuse(artifact, force=force, progress=progress)
         for precision in wanted:
-            if precision in SCHEMES:
+            if precision in SCHEMES["tensorrt"]:
                 outcomes[f"quantize-{precision}"] = quantize(artifact, scheme=precision, force=force, progress=progress)
         for precision in wanted:
             outcomes[f"build-{precision}"] = build(artifact, precision, build_options or BuildOptions(), force=force, progress=progress)

@@ -44,7 +44,7 @@ def _fuse(report: Report) -> Iterable[Sheet]:
         yield Sheet(f"{report['source']}: nothing to do: {report['nothing_to_do']}; nothing is written")
         yield Sheet(report["needs_tensorrt"]["words"])
         return
-    name = report.get("out", "fused.onnx")
+    name = report.get("out", "fused-onnxruntime.onnx" if report["target"] == "onnxruntime" else "fused.onnx")
     yield Sheet(f"{name}: {report['nodes_before']} → {report['nodes_after']} nodes", ("rule", "fired", "refused", "reason"), rows)
     yield from (Sheet(line) for line in report["layer_operators"]["lines"])
     lowered = ", ".join(f"{operator} {count}" for operator, count in report["lowered"].items())
@@ -57,7 +57,9 @@ def _first_refusal(rule: Report) -> tuple[str, str]:
 
 
 def _quantize(report: Report) -> Iterable[Sheet]:
-    yield Sheet(f"{report['scheme']}: {report['quantized']} of {report['linears']} linears quantised, {_megabytes(report['bytes'])}")
+    target = f" for {report['target']}" if "target" in report else ""
+    yield Sheet(f"{report['scheme']}{target}: {report['quantized']} of {report['linears']} linears quantised, {_megabytes(report['bytes'])}")
+    yield from (Sheet(f"{count} linears: {form}") for form, count in report.get("formats", {}).items())
     for kept in report["kept"]:
         yield Sheet(f"kept: {kept['name']}: {kept['reason']}")
 

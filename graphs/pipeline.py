@@ -17,14 +17,26 @@ from artifact.progress import Progress, silent
 from artifact.steps import StepContext, require
 from graphs import contract
 from graphs.cleanup import clean_up
-from graphs.fusions import accumulate, attention, constant_shape, pack_gate_up, pack_qkv, rms_norm, rotary, static_attention
+from graphs.fusions import (
+    accumulate,
+    attention,
+    constant_shape,
+    group_query_attention,
+    pack_gate_up,
+    pack_qkv,
+    pack_rotated_qkv,
+    rms_norm,
+    rotary,
+    skip_rms_norm,
+    static_attention,
+)
 from graphs.lower import lower_to
 from graphs.passes import Fusion, run_passes
 from graphs.report import Before, FusionReport, check_complete
 from graphs.tensorrt_releases import check_release
 
 logger = logging.getLogger(__name__)
-OUTPUTS = {"tensorrt": "fused.onnx"}
+OUTPUTS = {"tensorrt": "fused.onnx", "onnxruntime": "fused-onnxruntime.onnx"}
 
 TENSORRT = (
     Fusion(
@@ -75,6 +87,33 @@ TENSORRT = (
 )
 """Operators that TensorRT's parser has and its compiler fuses."""
 
+ONNXRUNTIME = (
+    *TENSORRT[:4],  # rms_norm, rotary, attention, constant_shape
+    Fusion(
+        "group_query_attention",
+        group_query_attention,
+        lambda shape: shape.num_hidden_layers,
+        requires=(contract.TYPED, contract.SHAPES_CONSTANT, contract.ATTENTION_PLAIN),
+        ensures=(contract.ROTATIONS_BY_TABLE,),
+    ),
+    Fusion(
+        "pack_rotated_qkv",
+        pack_rotated_qkv,
+        lambda shape: shape.num_hidden_layers,
+        requires=(contract.TYPED, contract.WEIGHTS_OUTSIDE),
+        ensures=(contract.WEIGHTS_OUTSIDE,),
+        needs_layout=True,
+    ),
+    Fusion(
+        "skip_rms_norm",
+        skip_rms_norm,
+        lambda shape: 2 * shape.num_hidden_layers,
+        requires=(contract.TYPED, contract.NORMS_IN_FLOAT32),
+        ensures=(contract.NORMS_IN_FLOAT32,),
+    ),
+)
+"""Operators of ONNX Runtime's own where they were measured faster (docs/adr/010); gate and up stay two linears."""
+
 STATIC = (
     *TENSORRT,
     Fusion(
@@ -87,7 +126,7 @@ STATIC = (
 )
 """The same for a static cache, whose lengths take the mask's place in the end."""
 
-PIPELINES = {"tensorrt": TENSORRT}
+PIPELINES = {"tensorrt": TENSORRT, "onnxruntime": ONNXRUNTIME}
 STATIC_PIPELINES = {"tensorrt": STATIC}
 
 

@@ -26,7 +26,7 @@ from artifact.errors import ValidationError
 from artifact.progress import Progress, silent
 from exporter.model import attention_allowed
 from exporter.rope import rotary_tables
-from graphs.partition import cut_layer, cut_shared, layer_count
+from graphs.partition import cut_layer, cut_shared, layer_count, part_boundaries
 from validation.floor import Float32Products
 from validation.graph_interface import PROVIDERS, SESSION_ENTRIES
 from validation.node_runner import Array, run_nodes
@@ -79,7 +79,8 @@ def local_ratios(graph: ir.Model | Path, hidden: Sequence[Array], float16_errors
         FusionError: the graph can't be cut at its layers.
         ValidationError: the graph has another number of layers than the reference, or ONNX Runtime can't run a layer.
     """
-    model = ir.load(graph) if isinstance(graph, Path) else graph
+    model = ir.load(graph) if isinstance(graph, Path) else graph.clone()
+    part_boundaries(model)
     layers = layer_count(model)
     if not layers == len(float16_errors) == len(hidden) - 1:
         raise ValidationError(f"the graph has {layers} layers; the reference has {len(hidden) - 1}, with {len(float16_errors)} float16 errors")

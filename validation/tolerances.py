@@ -17,7 +17,9 @@ Kind = Literal["float32", "float16", "int8", "int8-smoothquant", "int4", "engine
 COMPARE: Mapping[str, Callable[[float, float], bool]] = {"<=": le, "<": lt, "==": eq}
 ENGINE = "-engine"
 FLOAT_STAGES = ("traced", "fused", "fused-onnxruntime")
-STAGE_ORDER = (*FLOAT_STAGES, "int8", "int8-smoothquant", "int4")
+STAGE_ORDER = (*FLOAT_STAGES, "int8", "int8-smoothquant", "int4", "int8-onnxruntime", "int4-onnxruntime")
+FOR_ONNXRUNTIME = "-onnxruntime"
+"""How a stage ends that is the same scheme in ONNX Runtime's own operators."""
 GATE_TOKENS = 2048
 """Scored tokens from which perplexity is judged; fewer leave a standard error that lets damage pass."""
 
@@ -64,6 +66,9 @@ LIMITS = (
     Limit("int8-smoothquant", "scenario_spread", "<=", 1.5, SPREAD),
     Limit("int8-smoothquant", "strict_nonfinite", "==", 0, FINITE),
     Limit("int8-smoothquant", "range_peak", "<", 1.0, RANGE),
+    Limit("int4", "self_consistency", "<=", 1.0, CONSISTENT),
+    Limit("int4", "strict_nonfinite", "==", 0, FINITE),
+    Limit("int4", "range_peak", "<", 1.0, RANGE),
     Limit("engine", "engine_difference", "<=", 2**-9, "largest difference from its stage ÷ its largest logit: one float16 rounding each"),
     Limit("engine", "engine_structure", "==", 0, "outputs, nodes and weights that differ from its stage with the last position gathered"),
     Limit("plan", "noise_ratio", "<=", 1.25, "the main sequence decoded on the GPU: what strict mode allows every operation rounded by itself"),
@@ -98,7 +103,7 @@ def kind_of(stage: str, dtype: Dtype) -> Kind | None:
         return "engine"
     if stage in FLOAT_STAGES:
         return "float16" if dtype == "fp16" else "float32"
-    return stage  # type: ignore[return-value]
+    return stage.removesuffix(FOR_ONNXRUNTIME)  # type: ignore[return-value]
 
 
 def plan_kind(precision: str) -> Kind:
