@@ -78,7 +78,7 @@ class GraphRunner:
         self.config = config
         self.dtype = dtype
         self.one_position = one_position
-        self._session = _load(graph, threads)
+        self._session = load_session(graph, threads)
         _check_interface(graph.name, self._session.get_inputs(), io_spec.graph_inputs(config, dtype), "input")
         _check_interface(graph.name, self._session.get_outputs(), io_spec.graph_outputs(config, dtype, one_position=one_position), "output")
 
@@ -96,7 +96,7 @@ class GraphRunner:
             logits.append(outputs[0])
             columns.append(np.arange(call.end - outputs[0].shape[1], call.end))
             cache = outputs[1:]
-        return _split_rows(scenario, np.concatenate(columns), np.concatenate(logits, axis=1), cache or [])
+        return split_rows(scenario, np.concatenate(columns), np.concatenate(logits, axis=1), cache or [])
 
     def logits(self, ids: NDArray[np.int64]) -> Array:
         """Logits [L, V] of one sequence from an empty cache; the caches are not computed where nothing else needs them."""
@@ -133,7 +133,12 @@ def call_feeds(config: LlamaConfig, dtype: Dtype, call: Call, cache: list[Array]
     return dict(zip(names, [call.input_ids, call.attention_mask, call.position_ids, *cache], strict=True))
 
 
-def _load(graph: Path, threads: int) -> Any:
+def load_session(graph: Path, threads: int) -> Any:
+    """A session on the CPU that computes what the graph says.
+
+    Raises:
+        ValidationError: ONNX Runtime can't load it, or chose other providers.
+    """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
@@ -172,7 +177,7 @@ def _show(value: tuple[str, tuple[Any, ...]]) -> str:
     return f"{value[0]} {list(value[1])}"
 
 
-def _split_rows(scenario: Scenario, columns: NDArray[np.int64], logits: Array, cache: list[Array]) -> list[RowResult]:
+def split_rows(scenario: Scenario, columns: NDArray[np.int64], logits: Array, cache: list[Array]) -> list[RowResult]:
     """Take padding off: logits [B, columns, V] and caches [B, K, W, D] → one result per row."""
     results = []
     for row, pad in enumerate(scenario.pads):
