@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
+from onnx_ir.passes import common as common_passes
 
 from artifact.config import LlamaConfig
 from artifact.errors import UsageError, ValidationError
@@ -89,6 +90,8 @@ def open_lone_graph(path: Path, config: LlamaConfig, source: str) -> LoneGraph:
         UsageError: its sizes are not the checkpoint's.
     """
     model = open_graph(path)
+    common_passes.InlinePass()(model)  # what is run node by node has no functions,
+    common_passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)  # and a constant is no result
     ports = read_ports(model)
     _check_axes(path, ports)
     different = [f"{name} is {expected}, the graph's {got}" for name, expected, got in _sizes(model, ports, config) if got not in (None, expected)]
