@@ -2,7 +2,7 @@
 
     python tests/graphs/foreign/make_graphs.py dynamo      torch 2.13.0, transformers 5.23.0, onnxscript 0.7.2
     python tests/graphs/foreign/make_graphs.py bare        the same
-    python tests/graphs/foreign/make_graphs.py checkpoint  the same; what they were exported from (`bare` was not), as Hugging Face stores it
+    python tests/graphs/foreign/make_graphs.py checkpoint  the same; what they were exported from, as Hugging Face stores it
     python tests/graphs/foreign/make_graphs.py optimum     optimum-onnx 0.1.0 (TorchScript), torch 2.13.0, transformers 4.57.6
     python tests/graphs/foreign/make_graphs.py genai       onnxruntime-genai 0.18.0
 
@@ -29,6 +29,7 @@ SHAPE = {
 }  # fmt: skip
 WIDER = {"head_dim": 32}
 """ONNX Runtime's GroupQueryAttention takes multiples of 16; and the builder takes a linear as wide as the vocabulary for the lm_head."""
+UNGROUPED = {"num_key_value_heads": 4}
 DYNAMO = [(18, "eager", torch.float32), (18, "sdpa", torch.float32), (23, "sdpa", torch.float32), (18, "eager", torch.float16)]
 
 
@@ -91,7 +92,7 @@ def dynamo(folder):
 
 def bare(folder):
     """No cache, no positions, attention without groups: what a first try at torch.onnx.export gives."""
-    model, tokens = llama(num_key_value_heads=4), {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
+    model, tokens = llama(**UNGROUPED), {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
     model.config.use_cache = False
     inputs = {"input_ids": torch.zeros(2, 5, dtype=torch.int64), "attention_mask": torch.ones(2, 5, dtype=torch.int64)}
     torch.onnx.export(
@@ -102,7 +103,7 @@ def bare(folder):
 
 
 def checkpoint(folder):
-    for name, options in {"checkpoint": {}, "checkpoint-32": WIDER}.items():
+    for name, options in {"checkpoint": {}, "checkpoint-32": WIDER, "checkpoint-bare": UNGROUPED}.items():
         llama(**options).save_pretrained(folder)
         (FOLDER / name).mkdir(parents=True, exist_ok=True)
         for file in ("config.json", "model.safetensors"):
