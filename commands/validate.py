@@ -52,12 +52,11 @@ def validate(artifact: Path, options: ValidateOptions, *, force: bool = True, pr
 
 def validate_file(graph: Path, options: ValidateOptions, *, out: Path | None = None, progress: Progress = silent) -> Report:
     """Compare any decoder's ONNX file with the checkpoint that it was exported from; no artifact is needed."""
-    from validation.lone.report import reports_folder, validate_graph
-
     if options.checkpoint is None or options.stages:
         raise UsageError("--graph FILE is checked against a checkpoint, and is its only stage", hint="--graph FILE --checkpoint SRC, without --stage")
-    reports_folder(graph, out)
     _check_text(options.text)
+    from validation.lone.report import validate_graph
+
     checkpoint = open_request(CheckpointRequest(options.checkpoint), progress=progress)
     return validate_graph(graph, checkpoint, out=out, text=options.text, tokens=options.tokens, progress=progress)
 

@@ -68,10 +68,10 @@ class LoneGraph:
     def _hashes(self, progress: Progress) -> dict[str, str]:
         """SHA-256 of the file and of every file that its weights lie in."""
         whole = self.path.resolve()
-        files = [whole, *(whole.parent / tensor.location for tensor in external_tensors(self.model))]
+        files = list(dict.fromkeys([whole, *(whole.parent / tensor.location for tensor in external_tensors(self.model))]))
         hashes: dict[str, str] = {}
-        for file in dict.fromkeys(files):
-            progress(f"hashing {file.name}", 0, 1)
+        for done, file in enumerate(files):
+            progress(f"hashing {self.path.name} and its weights", done, len(files))
             hashes[self.path.name if file == whole else file.relative_to(whole.parent).as_posix()] = sha256_of(file)
         return hashes
 

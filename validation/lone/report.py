@@ -23,6 +23,7 @@ from validation.lone.measure import LOCAL, UNCUT, measure_graph
 from validation.oracle import Oracle, prepare_oracle
 from validation.parity import SCHEMA, first_mismatch, quality_unproven, without_nonfinite
 from validation.render import render_all
+from validation.structure import ONE_POSITION
 
 REPORTS = "reports"
 
@@ -129,7 +130,6 @@ def _headline(report: dict[str, Any], plan: Plan, checkpoint: Checkpoint) -> str
     names = ", ".join(scenario.name for scenario in plan.scenarios)
     structure = f"structure proven for {names}" if plan.not_run else "structure proven"
     unproven = quality_unproven(report, random_weights=checkpoint.format == "random")
-    quality = next((check for check in report["stages"][0]["checks"] if check["check"] == "perplexity_increase_pct"), None)
-    if unproven is None and quality is not None and quality["passed"] is None:
-        unproven = quality["reason"].removeprefix("not judged: ")
+    if unproven is None and report["stages"][0]["perplexity"] is None:
+        unproven = ONE_POSITION
     return f"{structure}, quality not: {unproven}" if unproven else f"{structure}; quality proven"

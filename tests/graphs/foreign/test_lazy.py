@@ -80,7 +80,12 @@ def test_a_file_that_is_cut_off_is_an_error(pinned, tmp_path, kept) -> None:
 
 @pytest.mark.parametrize(
     ("content", "reason"),
-    [(b"<html>", "wire type 4"), (b"\xff" * 16, "more than 10 bytes"), (b"\x3a\x05ab", "field 7 at byte 0 ends at byte 7"), (b"\x08", "within a number")],
+    [
+        (b"<html>", "wire type 4"),
+        (b"\xff" * 16, "more than 10 bytes"),
+        (b"\x3a\x05ab", "field 7 at byte 0 ends at byte 7"),
+        (b"\x08", "within a number"),
+    ],
 )
 def test_what_is_no_message_says_why(tmp_path, content, reason) -> None:
     (tmp_path / "other.onnx").write_bytes(content)
