@@ -77,7 +77,7 @@ def export(model: torch.nn.Module, dtype: torch.dtype, opset: int, *, optimize: 
         "past": [(torch.zeros(shape, dtype=dtype), torch.zeros(shape, dtype=dtype)) for _ in range(layers)],
     }
     program = torch.onnx.export(
-        Flat(model), (), kwargs=inputs, dynamo=True, opset_version=opset, verbose=False, optimize=optimize,
+        Flat(model).eval(), (), kwargs=inputs, dynamo=True, opset_version=opset, verbose=False, optimize=optimize,
         dynamic_shapes={"input_ids": tokens, "attention_mask": tokens, "position_ids": tokens, "past": [(cache, cache)] * layers},
     )  # fmt: skip
     assert program is not None

@@ -93,7 +93,7 @@ def _heads_of(node: ir.Node) -> tuple[int, int, int] | None:
     elif node.op_type == "Softmax" and rank(node.outputs[0]) == HEADS_RANK:
         query = node.outputs[0]
         try:
-            value = foreign_attention.product_with_values(query)[1]
+            value = foreign_attention.before_widening(foreign_attention.product_with_values(query)[1])
         except Refused:
             return None
     shapes = sizes(query), sizes(_before_repetition(value))
