@@ -114,10 +114,10 @@ def optimum(folder):
     from optimum.exporters.onnx import main_export
 
     llama().save_pretrained(folder / "checkpoint")
-    for opset in (14, 18):
-        options = {"task": "text-generation-with-past", "library_name": "transformers", "do_validation": False, "opset": opset}
-        main_export(str(folder / "checkpoint"), output=folder / str(opset), **options)
-        keep(folder / str(opset) / "model.onnx", f"optimum-{opset}")
+    for name, options in {"optimum-14": {"opset": 14}, "optimum-18": {"opset": 18}, "optimum-18-float16": {"opset": 18, "dtype": "fp16"}}.items():
+        options |= {"task": "text-generation-with-past", "library_name": "transformers", "do_validation": False}
+        main_export(str(folder / "checkpoint"), output=folder / name, **options)
+        keep(folder / name / "model.onnx", name)
 
 
 def genai(folder):

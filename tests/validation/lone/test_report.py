@@ -35,13 +35,14 @@ def test_a_sound_graph_passes_before_and_after_fusion(pinned, judge, tmp_path, n
         assert report["verdict"] == "passed: 4 of 4 scenarios ran whole"
 
 
-def test_a_float16_graph_is_judged_by_the_floor_and_by_its_roundings(pinned, judge) -> None:
-    report = judge(pinned("dynamo-18-eager-float16.onnx"))
+@pytest.mark.parametrize("name", ["dynamo-18-eager-float16", "optimum-18-float16"])
+def test_a_float16_graph_is_judged_by_the_floor_and_by_its_roundings(pinned, judge, name) -> None:
+    report = judge(pinned(f"{name}.onnx"))
     checks = {check["check"]: check for check in report["stages"][0]["checks"]}
     assert report["passed"] is True
     assert all(checks[name]["value"] > 0 for name in ("noise_ratio", "part_noise_ratio", "strict_noise_ratio", "cache_error"))
     assert checks["worst_local_ratio"]["passed"] is None
-    assert [entry["stage"] for entry in report["not_run"]] == ["dynamo-18-eager-float16.onnx, local ratios"]
+    assert [entry["stage"] for entry in report["not_run"]] == [f"{name}.onnx, local ratios"]
     assert report["floor"]["source"].startswith("transformers ")
 
 
