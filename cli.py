@@ -264,21 +264,31 @@ def build(
 
 @app.command()
 def validate(
-    artifact: Artifact,
+    artifact: Annotated[Path | None, typer.Argument(help="Artifact folder; or give --graph and --checkpoint.", metavar="[ART]")] = None,
+    graph: Annotated[Path | None, typer.Option(help="Any decoder's ONNX file, ours or not, in the place of an artifact.", metavar="FILE")] = None,
     stage: Annotated[list[str] | None, typer.Option(help="Stage to check; may repeat. Default: all there.")] = None,
     text: TextFile = None,
     tokens: Tokens = None,
-    checkpoint: Annotated[str | None, typer.Option(help="Where the artifact's checkpoint is now, if it moved.", metavar="SRC")] = None,
+    checkpoint: Annotated[
+        str | None, typer.Option(help="What the graph was exported from; of an artifact, where its checkpoint is now, if it moved.", metavar="SRC")
+    ] = None,
     device: Annotated[Device, typer.Option(help="cuda runs the plans too, where there is their GPU.")] = Device.cpu,
+    out: Annotated[Path | None, typer.Option(help="Folder of the reports, with --graph; default `reports/<file>/` beside it.", metavar="DIR")] = None,
     as_json: Json = False,
 ) -> None:
-    """Every stage against the reference model → reports/parity.*: `cli.py validate artifacts/llama-2-7b`."""
+    """Every stage against the reference: `cli.py validate artifacts/llama-2-7b`; any graph: `cli.py validate --graph model.onnx --checkpoint SRC`."""
     from commands import validate as command
 
+    if (artifact is None) == (graph is None) or (graph is None and out is not None):
+        raise typer.BadParameter("give an artifact folder, or --graph FILE and --checkpoint SRC")
     options = command.ValidateOptions(tuple(stage or ()), text, tokens, checkpoint, device.value)
     with _Watched() as progress:
-        outcome = command.validate(artifact, options, progress=progress)
-    _show("validate", outcome.report | {"artifact_folder": str(artifact)}, as_json=as_json)
+        if graph is not None:
+            report = command.validate_file(graph, options, out=out, progress=progress)
+        else:
+            assert artifact is not None
+            report = command.validate(artifact, options, progress=progress).report | {"artifact_folder": str(artifact)}
+    _show("validate", report, as_json=as_json)
 
 
 @app.command()

@@ -109,7 +109,9 @@ def _validate(report: Report) -> Iterable[Sheet]:
     yield Sheet("", columns, rows, numbers=True)
     for stage in report["stages"]:
         yield from _failures(stage["stage"], stage["checks"])
-    for failed in report["checksums"]["failed"]:
+    if graph := report.get("graph"):
+        yield Sheet(f"{graph['file']}: judged as {graph['precision']}: {graph['precision_found']}")
+    for failed in (report["checksums"] or {"failed": ()})["failed"]:
         if failed.get("hint"):
             yield Sheet(f"stale: {failed['step']} was made from another {failed['file']}; hint: {failed['hint']}")
         else:
@@ -117,6 +119,8 @@ def _validate(report: Report) -> Iterable[Sheet]:
     for item in report["not_run"]:
         yield Sheet(f"not run: {item['stage']}: {item['reason']}")
     yield Sheet(f"{report['verdict']} — {report['headline']}")
+    if graph:
+        yield Sheet(f"report: {report['reports']}/parity.html")
 
 
 def _failures(what: str, checks: list[Report]) -> Iterable[Sheet]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,8 @@ from validation.scenarios import Scenario, make_scenarios, split_sequences, toke
 from validation.text import Tokens, load_tokens
 
 logger = logging.getLogger(__name__)
+FLOAT32 = "an fp32 artifact is judged by the largest difference, not against float16's noise"
+MeasureFloor = Callable[[StepContext, str, Reference, Sequence[NDArray[np.int64]], Sequence[ReferenceRun]], Floor]
 MAIN, PADDED = 0, 1
 """Indices of the main sequence and of the padded row's."""
 SPARE_SLOTS = 8
@@ -90,7 +92,14 @@ class Oracle:
 
 
 def prepare_oracle(
-    step: StepContext, checkpoint: Checkpoint, dtype: Dtype, kv_cache: KvCache = "dynamic", *, text: Path | None, tokens: int | None
+    step: StepContext,
+    checkpoint: Checkpoint,
+    dtype: Dtype,
+    kv_cache: KvCache = "dynamic",
+    *,
+    text: Path | None,
+    tokens: int | None,
+    measure: MeasureFloor = measure_floor,
 ) -> Oracle:
     """Run the reference and the floor.
 
@@ -101,6 +110,7 @@ def prepare_oracle(
         kv_cache: of the artifact; the reference has none.
         text: what to score; None is the default text.
         tokens: how many tokens to score; None is 2,048.
+        measure: what gives the floor; where there is no artifact, one that keeps it elsewhere.
 
     Raises:
         ValidationError: no usable text, or a model too short for the scenarios.
@@ -118,7 +128,7 @@ def prepare_oracle(
     window_runs = runs[2:]
     scores = perplexity.score(windows, lambda index: window_runs[index].logits()) if windows else None
     clock.lap("reference")
-    floor = _floor(step, checkpoint.fingerprint, reference, dtype, ([main, short], runs[:2]))
+    floor = measure(step, checkpoint.fingerprint, reference, [main, short], runs[:2]) if dtype == "fp16" else no_floor(FLOAT32)
     clock.lap("floor")
     logits = [run.logits() for run in runs[:2]]
     return Oracle(
@@ -138,12 +148,6 @@ def prepare_oracle(
         seconds=clock.seconds,
         kv_cache=kv_cache,
     )
-
-
-def _floor(step: StepContext, fingerprint: str, reference: Reference, dtype: Dtype, measured: tuple[list[Any], list[ReferenceRun]]) -> Floor:
-    if dtype == "fp32":
-        return no_floor("an fp32 artifact is judged by the largest difference, not against float16's noise")
-    return measure_floor(step, fingerprint, reference, *measured)
 
 
 class _Clock:

@@ -159,18 +159,18 @@ def headline(report: dict[str, Any], *, random_weights: bool, left_out: int = 0)
         random_weights: the checkpoint is not a trained one.
         left_out: graphs that are there and were not run; where there are any, nothing is said of the artifact as a whole.
     """
-    if mismatch := _first_mismatch(report):
+    if mismatch := first_mismatch(report):
         return mismatch
     unjudged = [stage["stage"] for stage in report["stages"] if stage["passed"] is None]
     if unjudged:
         return f"{', '.join(unjudged)}: measured, not judged"
-    unproven = _quality_unproven(report, random_weights=random_weights)
+    unproven = quality_unproven(report, random_weights=random_weights)
     subject = f" for {', '.join(stage['stage'] for stage in report['stages'])}" if left_out else ""
     proven = f"structure proven{subject}, quality not: {unproven}" if unproven else f"structure and quality proven{subject}"
     return proven + (f"; {left_out} graph{'s' if left_out > 1 else ''} not run" if left_out else "")
 
 
-def _quality_unproven(report: dict[str, Any], *, random_weights: bool) -> str | None:
+def quality_unproven(report: dict[str, Any], *, random_weights: bool) -> str | None:
     """Why the text says nothing of quality; None where it does."""
     if random_weights:
         return "random weights"
@@ -197,8 +197,9 @@ def without_nonfinite(value: Any) -> Any:
     return [without_nonfinite(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def _first_mismatch(report: dict[str, Any]) -> str | None:
-    if failed := report["checksums"]["failed"]:
+def first_mismatch(report: dict[str, Any]) -> str | None:
+    """The first thing that does not match, in one sentence; None where all does."""
+    if failed := (report["checksums"] or {}).get("failed"):
         first = failed[0]
         if first.get("hint"):
             return f"{first['step']} is stale, it was made from another {first['file']}; do it again: {first['hint']}"

@@ -24,6 +24,8 @@ class PlanRunner:
         config, dtype: the model it is.
     """
 
+    one_position = True
+
     def __init__(self, plan: Plan, config: LlamaConfig, dtype: Dtype) -> None:
         self.name = plan.name
         self._form = FORMS["static" if plan.capacity else "dynamic"]

@@ -9,8 +9,6 @@ from __future__ import annotations
 import time
 from typing import Any
 
-import numpy as np
-
 from artifact.errors import ToolkitError
 from artifact.progress import Progress
 from engines.device import Device
@@ -21,7 +19,7 @@ from validation.oracle import MAIN, Oracle
 from validation.plan_runner import PlanRunner
 from validation.scenario_errors import cache_errors, compare_scenario
 from validation.stage import stage_entry
-from validation.structure import score_text, summarise, summarise_parts
+from validation.structure import score_text, summarise, summarise_parts, worst_cache
 
 
 def measure_plan(oracle: Oracle, engine: dict[str, Any], device: Device, progress: Progress) -> dict[str, Any]:
@@ -57,7 +55,8 @@ def _measure(oracle: Oracle, runner: PlanRunner, measured: StageMeasurement) -> 
         rows = runner.run(scenario)
         measured.scenarios.append(compare_scenario(oracle, scenario, rows))
         caches.append(cache_errors(oracle, scenario, rows))
-    summarise(oracle, measured, np.stack(caches))
+    summarise(oracle, measured)
+    worst_cache(measured, caches)
     summarise_parts(oracle, measured)
     main = next(scenario.rows[0] for scenario in oracle.scenarios if scenario.sequences == (MAIN,))
     errors, _ = metrics.absolute_errors(runner.logits(main), oracle.logits[MAIN])

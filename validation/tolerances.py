@@ -180,12 +180,10 @@ def verdict(checks: list[dict[str, Any]]) -> bool | None:
 
 def table(stages: list[str], dtype: Dtype, *, has_floor: bool, kv_cache: KvCache = "dynamic") -> list[dict[str, Any]]:
     """The rows that judge some stages, for the report."""
-    rows = []
-    for stage in stages:
-        kind = kind_of(stage, dtype)
-        if kind is not None:
-            rows += [
-                {"stage": stage, "check": row.check, "limit": row.limit, "comparison": row.comparison, "reason": row.reason}
-                for row in limits_of(kind, has_floor=has_floor, kv_cache=kv_cache)
-            ]
-    return rows
+    kinds = [(stage, kind) for stage in stages if (kind := kind_of(stage, dtype)) is not None]
+    return [row for stage, kind in kinds for row in rows(stage, limits_of(kind, has_floor=has_floor, kv_cache=kv_cache))]
+
+
+def rows(stage: str, limits: list[Limit]) -> list[dict[str, Any]]:
+    """Some limits as the report has them."""
+    return [{"stage": stage, "check": row.check, "limit": row.limit, "comparison": row.comparison, "reason": row.reason} for row in limits]

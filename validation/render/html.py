@@ -199,7 +199,8 @@ def _engine(engine: Report) -> dict[str, Any]:
 def _provenance(report: Report) -> list[tuple[str, str]]:
     model, text = report.get("model") or {}, report.get("text") or {}
     named = {"artifact": report.get("artifact"), "model fingerprint": model.get("fingerprint"), "model format": model.get("format")}
-    return _flat(named | {"text": text.get("sha256")}) + _flat(report.get("hashes") or {})
+    graph = {key: value for key, value in (report.get("graph") or {}).items() if key != "hashes"}
+    return _flat(named | {"text": text.get("sha256")}) + _flat(graph, "graph") + _flat(report.get("hashes") or {})
 
 
 def _flat(value: Any, path: str = "") -> list[tuple[str, str]]:

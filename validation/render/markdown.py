@@ -41,6 +41,8 @@ def _head(report: Report) -> str:
         f"float16 floor {number(floor.get('mean_abs'))}" + (f" ({escape(floor['reason'])})" if floor.get("reason") else ""),
         f"{tally[True]} checks passed, {tally[False]} failed",
     ]
+    if graph := report.get("graph"):
+        facts.append(f"judged as {escape(graph['precision'])}: {escape(graph['precision_found'])}")
     return f"## {ICONS[report.get('passed')]} Parity {escape(report.get('verdict'))}\n\n{escape(report.get('headline'))}\n\n" + " · ".join(facts)
 
 
