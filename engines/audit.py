@@ -13,7 +13,17 @@ from artifact.config import LlamaConfig
 from engines.checks import Check, check, first
 from engines.graph_weights import Weight, find_biases, find_weights, weights_bytes
 from engines.kernel_source import read_kernel_sources, source_bytes
-from engines.layer_checks import ATTENTION_KERNELS, LIMITS, STATIC_LIMITS, attention_check, layer_checks, logits_check, quantized_check
+from engines.layer_checks import (
+    ATTENTION_KERNELS,
+    LIMITS,
+    STATIC_LIMITS,
+    UNPACKED_LIMITS,
+    LayerLimit,
+    attention_check,
+    layer_checks,
+    logits_check,
+    quantized_check,
+)
 from engines.plan_layers import Launch, PlanReader, describe
 from engines.plan_program import Constant, Program, read_programs
 from engines.plan_sums import REASON, float16_sums
@@ -22,6 +32,8 @@ from engines.weight_search import Copies, count_copies
 
 BYTES_PER_WEIGHT = {"int8": (1.05, "int8 and its scales; 2 would be float16"), "fp16": (2.1, "float16, once; a second layout would show as 4")}
 """Precision → limit over all linears of that precision, and why."""
+APART = ".k_proj."
+"""In the name of a weight that no other was packed with."""
 PLAN_LIMIT = 1.06
 PLAN_TEXT, LAYER_TEXT = 3_500_000, 400_000
 """What TensorRT-RTX 1.7.1 adds in text (programs and CUDA source), whatever the width: in any case, and for each layer. SmolLM2: 14.1 MB."""
@@ -51,7 +63,8 @@ def audit_plan(plan: Path, graph_file: Path, *, precision: str, profiles: Sequen
     reader, gated, static = PlanReader(graph, config), precision != "fp32", is_static(graph)
     launches = {name: _launches(programs, index, reader) for index, name in enumerate(profiles)}
     per_weight, worst = bytes_per_weight(programs, weights, quantized=precision == "int8")
-    checks = [*_weight_checks(plan, graph, weights, gated), *_kernel_checks(programs, launches, reader, config, gated=gated, static=static)]
+    limits = STATIC_LIMITS if static else UNPACKED_LIMITS if any(APART in weight.name for weight in weights) else LIMITS
+    checks = [*_weight_checks(plan, graph, weights, gated), *_kernel_checks(programs, launches, reader, config, gated=gated, limits=limits)]
     if precision == "int8":
         checks += [*(quantized_check(found, weights, name) for name, found in launches.items()), _read_quantized(programs, weights)]
     if precision in BYTES_PER_WEIGHT:
@@ -83,14 +96,20 @@ def _weight_checks(plan: Path, graph: ir.Graph, weights: Sequence[Weight], gated
 
 
 def _kernel_checks(
-    programs: Sequence[Program], launches: Mapping[str, Sequence[Launch]], reader: PlanReader, config: LlamaConfig, *, gated: bool, static: bool
+    programs: Sequence[Program],
+    launches: Mapping[str, Sequence[Launch]],
+    reader: PlanReader,
+    config: LlamaConfig,
+    *,
+    gated: bool,
+    limits: Sequence[LayerLimit],
 ) -> list[Check]:
     """What each profile runs, layer by layer and behind them."""
     checks = []
     for index, (name, found) in enumerate(launches.items()):
         positions = [reader.logits_positions(program) for program in programs if program.profile == index]
         checks.append(attention_check(found, name, config.num_hidden_layers, gated=gated))
-        checks += layer_checks(found, name, gated=gated, limits=STATIC_LIMITS if static else LIMITS)
+        checks += layer_checks(found, name, gated=gated, limits=limits)
         checks.append(logits_check(next((count for count in positions if count is not None), None), name, gated=gated))
     return checks
 

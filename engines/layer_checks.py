@@ -69,6 +69,17 @@ LIMITS = (
     ),
 )
 
+UNPACKED_LIMITS = (
+    LayerLimit(
+        "kernels_per_layer",
+        lambda launch: 1,
+        {"prefill": 12, "decode": 11},
+        "query, key and value, and gate and up, are GEMMs of their own where weights lie as the checkpoint stores them",
+    ),
+    *LIMITS[1:],
+)
+"""The same for a graph whose linears could not be packed (``--weights reference``; docs/kernels.md)."""
+
 STATIC_LIMITS = (
     LayerLimit(
         "kernels_per_layer",

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib
 import logging
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
@@ -101,19 +100,18 @@ class Plan:
             EngineError: the GPU's memory does not hold it, or its kernels can't be compiled.
         """
         if profile not in self._contexts:
-            context = self._engine.create_execution_context(self._options(profile))
+            context = self._engine.create_execution_context(self._options())
             if context is None or not context.set_optimization_profile_async(PROFILES.index(profile), stream):
                 raise EngineError(f"{self.name}: no execution context for {profile}: {self._errors.last()}")
             self._contexts[profile] = context
         return self._contexts[profile]
 
-    def _options(self, profile: str) -> Any:
+    def _options(self) -> Any:
         """Kernels for any shape, not ones that are compiled anew in the background for each length of a growing cache: what ran is what is there."""
         config = self._engine.create_runtime_config()
         if hasattr(config, "dynamic_shapes_kernel_specialization_strategy"):  # TensorRT-RTX
             strategies = self._trt.DynamicShapesKernelSpecializationStrategy
-            config.dynamic_shapes_kernel_specialization_strategy = getattr(strategies, os.environ.get("T_SPEC", "NONE"))
-            config.cuda_graph_strategy = getattr(self._trt.CudaGraphStrategy, os.environ.get("T_GRAPH", "DISABLED"))
+            config.dynamic_shapes_kernel_specialization_strategy = strategies.NONE
         return config
 
     def failed(self, what: str) -> EngineError:

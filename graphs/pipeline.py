@@ -112,7 +112,7 @@ ONNXRUNTIME = (
         ensures=(contract.NORMS_IN_FLOAT32,),
     ),
 )
-"""Operators of ONNX Runtime's own where they were measured faster (docs/adr/010); gate and up stay two linears."""
+"""Operators of ONNX Runtime's own where they were measured faster (docs/adr/012); gate and up stay two linears."""
 
 STATIC = (
     *TENSORRT,

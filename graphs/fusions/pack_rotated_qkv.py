@@ -5,7 +5,7 @@ After:   x ─ MatMul(Transpose(qkv [(H+2K)·D, E])) ─ Split [(H+K)·D, K·D] 
          With biases [n·D] each MatMul is followed by an Add before, and the packed one by an Add of [(H+2K)·D] after.
 
 ONNX Runtime stores a packed weight once however it is split, so here it is sliced on its last axis, unlike for TensorRT (_packing.py).
-Source:  docs/adr/010
+Source:  docs/adr/012
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ After:   x ─ MatMulNBits(levels uint8 [out, blocks, block · bits / 8], scales
 
 A row is filled up to whole blocks with zeros; rounding.py says how a level is stored. With accuracy level 4 activations are rounded to int8 too, a
 scale for each block of that size: without it there is no fast kernel of 8 bits.
-Source: https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md#com.microsoft.MatMulNBits; docs/adr/010
+Source: https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md#com.microsoft.MatMulNBits; docs/adr/012
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _SAFETENSORS = {ir.DataType.FLOAT16: "F16", ir.DataType.FLOAT: "F32"}
 
 @dataclass(frozen=True)
 class BlockScheme:
-    """Formats of a scheme: that of every linear, and the exceptions by the end of a module's path, with the reason in docs/adr/010."""
+    """Formats of a scheme: that of every linear, and the exceptions by the end of a module's path, with the reason in docs/adr/012."""
 
     usual: Format
     exceptions: Mapping[str, Format] = field(default_factory=dict)

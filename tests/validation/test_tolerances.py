@@ -29,7 +29,7 @@ def test_limits_are_those_of_the_design() -> None:
     assert limits["float32", "max_abs_relative"] == 1e-4
     assert limits["float16", "noise_ratio"] == 1.0
     assert limits["float16", "part_noise_ratio"] == 2.0
-    assert limits["float16", "self_consistency"] == limits["int8", "self_consistency"] == 1.0
+    assert limits["float16", "self_consistency"] == limits["int8", "self_consistency"] == 2.0
     assert limits["float16", "strict_noise_ratio"] == 1.25
     assert limits["float16", "worst_local_ratio"] == 2.0
     assert limits["float16", "decisive_disagreements"] == 0

@@ -106,7 +106,7 @@ def test_left_padded_batch_keeps_the_numbers_in_prompt_and_decode(graph, run, ra
 
 
 def test_several_new_tokens_over_a_past_need_a_batch_of_one(graph, run, random):
-    """ONNX Runtime's own limit, in its own words; docs/adr/010 names it."""
+    """ONNX Runtime's own limit, in its own words; docs/adr/012 names it."""
     model = make(graph)
     apply_reader(model, group_query_attention)
     with pytest.raises(Exception, match="batch_size must be 1 when sequence_length > 1"):
