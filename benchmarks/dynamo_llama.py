@@ -97,8 +97,12 @@ def save_holes(model: ir.Model, out: Path) -> None:
             value.const_value = ir.tensor(np.zeros(tensor.shape.numpy(), tensor.dtype.numpy()), name=name)
     with (out.parent / HOLES).open("wb") as file:
         file.truncate(end)
-    optimizer.optimize_ir(model, input_size_limit=LARGE_BYTES, output_size_limit=LARGE_BYTES)
+    optimizer.optimize_ir(model, should_fold=lambda node: False if any(map(_is_hole, node.inputs)) else None)
     ir.save(model, out)
+
+
+def _is_hole(value: ir.Value | None) -> bool:
+    return value is not None and isinstance(value.const_value, ir.ExternalTensor)
 
 
 if __name__ == "__main__":

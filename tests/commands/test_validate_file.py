@@ -79,6 +79,7 @@ def test_options_that_contradict_each_other_are_usage_errors(validate, arguments
         (("--graph", "nowhere.onnx", "--checkpoint", CHECKPOINT), "there is no file nowhere.onnx"),
         (("--graph", PINNED / "optimum-18.onnx", "--checkpoint", "nowhere.gguf"), "nowhere.gguf"),
         (("--graph", PINNED / "optimum-18.onnx", "--checkpoint", CHECKPOINT, "--text", "nowhere.txt"), "nowhere.txt is not a file"),
+        (("--graph", PINNED / "optimum-18.onnx", "--checkpoint", CHECKPOINT, "--text", __file__), "has no tokenizer.json, so"),
     ],
 )
 def test_bad_input_is_one_error(validate, arguments, said) -> None:

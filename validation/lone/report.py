@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from artifact.errors import UsageError
+from artifact.errors import UsageError, ValidationError
 from artifact.layout import parameter_count
 from artifact.manifest import MANIFEST, atomic_write
 from artifact.progress import Progress, silent
@@ -24,6 +24,7 @@ from validation.oracle import Oracle, prepare_oracle
 from validation.parity import SCHEMA, first_mismatch, quality_unproven, without_nonfinite
 from validation.render import render_all
 from validation.structure import ONE_POSITION
+from validation.text import TOKENIZER
 
 REPORTS = "reports"
 
@@ -54,7 +55,9 @@ def validate_graph(
     described = graph.describe(progress)
     with tempfile.TemporaryDirectory(prefix="llama2trt-") as scratch:
         step = StepContext(Path(scratch), progress)
-        checkpoint.write_sidecars(step.write)  # the tokenizer
+        sidecars = checkpoint.write_sidecars(step.write)
+        if text is not None and TOKENIZER not in sidecars:
+            raise ValidationError(f"{checkpoint.source} has no {TOKENIZER}, so {text} can't be tokenised", hint="leave out --text")
         oracle = prepare_oracle(step, checkpoint, graph.dtype, text=text, tokens=tokens, measure=cached_floor)
     plan = plan_scenarios(graph, oracle.scenarios)
     entry = measure_graph(oracle, graph, plan, progress)
