@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import onnx_ir as ir
 from onnx_ir.passes import common as common_passes
 
-from graphs.fusions._values import Shape, producer, scalar
+from graphs.fusions._values import Shape, numbers, producer, scalar, sizes
 from graphs.rewriting import FusionResult, Refusal
 
 
@@ -95,10 +95,45 @@ def user(value: ir.Value, *op_types: str) -> ir.Node | None:
     return next(iter(found)) if len(found) == 1 else None
 
 
+def need_user(value: ir.Value, *op_types: str, otherwise: str) -> ir.Node:
+    """The one node of these operators that reads a value; raises Refused with these words if there is none, or more."""
+    node = user(value, *op_types)
+    if node is None:
+        raise Refused(otherwise)
+    return node
+
+
+def need(value: ir.Value | None, *op_types: str, otherwise: str) -> ir.Node:
+    """The node behind a value, of one of these operators; raises Refused with these words if it is none."""
+    node = value.producer() if value is not None else None
+    if node is None or node.op_type not in op_types:
+        raise Refused(otherwise)
+    return node
+
+
+def first(node: ir.Node) -> ir.Value:
+    """The first input of a node that can't do without one."""
+    value = node.inputs[0]
+    assert value is not None
+    return value
+
+
+def constants(node: ir.Node, index: int, default: tuple[int, ...] | None = None) -> tuple[float | int, ...] | None:
+    """Elements of an input that is a small constant; ``default`` if the node has fewer inputs, None for what is computed or fed."""
+    return numbers(node.inputs[index]) if len(node.inputs) > index else default
+
+
 def other(node: ir.Node, value: ir.Value) -> ir.Value | None:
-    """The second operand of a node of two, one of which is ``value``; the value itself if it is both."""
-    first, second = node.inputs
-    return second if first is value else first
+    """The operand beside ``value``; the value itself if it is both, None if it is neither."""
+    left, right = node.inputs
+    if left is value:
+        return right
+    return left if right is value else None
+
+
+def shape_of(value: ir.Value | None) -> Shape:
+    """Shape of a value; () where it is not known, which no tensor of a decoder has."""
+    return sizes(value) or ()
 
 
 def scaled(value: ir.Value) -> tuple[ir.Value, float]:

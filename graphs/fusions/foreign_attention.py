@@ -17,9 +17,18 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from graphs.fusions._foreign_mask import Condition, check_conditions, check_new_are_last, condition_of_bias, condition_of_choice, joined_mask
+from graphs.fusions._foreign_mask import (
+    Condition,
+    check_conditions,
+    check_new_are_last,
+    condition_of_bias,
+    condition_of_choice,
+    is_nothing,
+    joined_mask,
+)
 from graphs.fusions._reading import Refused, Tape, operands, scaled, user
-from graphs.fusions._values import cast_to, is_last_axis, numbers, producer, rank, scalar, sizes
+from graphs.fusions._repeated_heads import unrepeated
+from graphs.fusions._values import cast_to, is_last_axis, producer, rank, scalar, sizes
 
 HEADS_RANK = 4
 ATTENTION_INPUTS = 4
@@ -112,8 +121,7 @@ def product_with_values(weights: ir.Value) -> tuple[ir.Value, ir.Value]:
         if operands(is_nan, "IsNaN") != (weights,) or scalar(zero) != 0 or kept is not weights:
             raise Refused("the soft-max's result is replaced where it is not NaN")
         weights = guard.outputs[0]
-    rounded = user(weights, "Cast")
-    if rounded is not None:
+    while (rounded := user(weights, "Cast")) is not None:
         weights = rounded.outputs[0]
     product = user(weights, "MatMul")
     if product is None or product.inputs[0] is not weights or product.inputs[1] is None:
@@ -142,6 +150,8 @@ def _unmasked(scores: ir.Value | None) -> tuple[ir.Value, tuple[Condition, ...],
         elif node.op_type == "Where":
             condition, scores = condition_of_choice(*inputs)
             conditions.append(condition)
+        elif node.op_type == "Max" and is_nothing(scalar(inputs[-1])):  # what is masked twice is not −inf
+            scores = inputs[0]
         else:
             raise Refused(f"the scores come from {node.op_type}; expected a product of query and key, scaled and masked")
     if scores is None or producer(scores, "MatMul") is None:
@@ -188,23 +198,3 @@ def _swaps_last(source: ir.Value, flat: ir.Value, turned: ir.Value) -> bool:
     before, between, after = sizes(source) or (), sizes(flat) or (), sizes(turned)
     known = len(before) == HEADS_RANK and None not in before
     return known and between[1:] == before[2:] and after == (*before[:2], before[3], before[2])
-
-
-def unrepeated(value: ir.Value) -> ir.Value:
-    """What a key or value [B, H, T, D] is before each head is repeated; the value itself if none is. Raises Refused for other repetitions."""
-    reshape = producer(value, "Reshape")
-    expand = producer(reshape.inputs[0], "Expand") if reshape is not None else None
-    unsqueeze = producer(expand.inputs[0], "Unsqueeze") if expand is not None else None
-    if expand is None:
-        return value
-    source = unsqueeze.inputs[0] if unsqueeze is not None else None
-    if unsqueeze is None or source is None or numbers(unsqueeze.inputs[1]) not in ((2,), (-3,)):
-        raise Refused("heads are not repeated on a new axis behind their own")
-    shape, expanded, joined = sizes(source), sizes(expand.outputs[0]), sizes(value)
-    if shape is None or expanded is None or joined is None or len(shape) != HEADS_RANK:
-        raise Refused("the shapes of the repeated heads are not known")
-    groups = expanded[2]
-    whole = isinstance(shape[1], int) and isinstance(groups, int) and joined == (shape[0], shape[1] * groups, *shape[2:])
-    if not whole or expanded != (*shape[:2], groups, *shape[2:]) or None in (*shape, *joined):
-        raise Refused(f"heads {list(shape)} are repeated to {list(expanded)} and {list(joined)}: more than the heads changes")
-    return source

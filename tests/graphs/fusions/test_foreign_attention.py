@@ -145,7 +145,8 @@ def test_a_fully_masked_row_attends_to_itself(attention, run, given, softmax) ->
         (TEXT, "Where(allowed, zero, least)", "Where(allowed, least, one)", "the mask is added as numbers other than 0 and the smallest"),
         (TEXT, "Where(allowed, zero, least)", "Where(allowed, loose, zero)", "the mask is added as numbers other than 0 and the smallest"),
         (TEXT, "Where(allowed, zero, least)", "Where(allowed, one, least)", "the mask is added as numbers other than 0 and the smallest"),
-        (TEXT, "Where(allowed, zero, least)", "Cast<to=1>(allowed)", "the mask is added as numbers that come from Cast"),
+        (TEXT, "Where(allowed, zero, least)", "Cast<to=1>(allowed)", "numbers other than 0 and the smallest: [0.0, 1.0]"),
+        (TEXT, "Where(allowed, zero, least)", "Exp(scores)", "the mask is added as numbers that come from Exp, maybe others than 0"),
         (TEXT, BIAS, "masked = Where(allowed, scores, loose)\n", "masked scores are not set to the smallest number"),
         (
             TEXT,
@@ -162,16 +163,16 @@ def test_a_fully_masked_row_attends_to_itself(attention, run, given, softmax) ->
         (TEXT, TURN, TURN_ON_THREE.replace("keys, flat", "keys, crossed"), "the key is not transposed, but comes from Reshape"),
         (TEXT, TURN, TURN_ON_THREE.replace("[0,2,1]", "[0,1,2]"), "the key is not transposed, but comes from Reshape"),
         (TEXT, TURN, "turned = Reshape(keys, unflat)\n", "the key is not transposed, but comes from Reshape"),
-        (TEXT, "bool[2,1,3,5]", f"bool[2,{H},3,5]", "not bool [B, 1, S, T]"),
+        (TEXT, "bool[2,1,3,5]", f"bool[2,{H},3,5]", "the mask is [2, 4, 3, 5], not [B, 1, S, T]"),
         (TEXT, "bool[2,1,3,5]", "bool[2,1,1,5]", "no mask has a row for each query"),
-        (TEXT, "Unsqueeze(key, two)", "Unsqueeze(key, first)", "heads are not repeated on a new axis behind their own"),
+        (TEXT, "Unsqueeze(key, two)", "Unsqueeze(key, first)", "heads are tiled (0, 1, 0, 1), not repeated on a new axis behind their own"),
         (TEXT, "MatMul(weights, values)", "MatMul(weights, query5)", "4 query heads can't share 2 key heads and 4 value heads"),
         (TEXT, "Where(odd, zero, soft)", "Where(odd, one, soft)", "the soft-max's result is replaced where it is not NaN"),
         (TEXT, "IsNaN(soft)", "IsInf(soft)", "the soft-max's result is replaced where it is not NaN"),
         (TEXT, BIAS, "masked = Where(allowed, fed, least)\n", "the soft-max is not of a product of query and key"),
         (TEXT, SCORES, HALF_SCORES, "the query is FLOAT16, the value FLOAT, the result FLOAT"),
         (TEXT, "Unsqueeze(key, two)", "Unsqueeze(slim, two)", "more than the heads changes"),
-        (TEXT, "Reshape(value_more, joined)", "Reshape(value_more, fed4)", "the shapes of the repeated heads are not known"),
+        (TEXT, "Reshape(value_more, joined)", "Reshape(value_more, fed4)", "query, key and value are not [B, heads"),
         (ONE_NODE, "(query, keys, values", "(three, key, value", "3 query heads can't share 2 key heads and 2 value heads"),
         (ONE_NODE, "scale=0.25>(query, key", "scale=0.25, q_num_heads=4, kv_num_heads=4>(rank3, key", "query, key and value are not [B, heads"),
         (ONE_NODE, "scale=0.25", "scale=0.25, is_causal=1", "causal from its first key on"),
@@ -215,7 +216,7 @@ def test_refuses_heads_that_are_tiled(attention) -> None:
     text = TEXT.replace("Unsqueeze(value, two)", "Unsqueeze(value, first)").replace("Expand(value5, repeated)", "Expand(value5, tiled)")
     result = fuse(attention(text))
     assert result.fired == 0
-    assert "heads are not repeated on a new axis behind their own" in result.refused[0].reason
+    assert "heads are tiled (0, 1, 0, 1), not repeated on a new axis behind their own" in result.refused[0].reason
 
 
 def test_attention_that_only_repeats_heads_is_a_candidate(attention, run, given) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 from onnx_ir.passes import common as common_passes
 
@@ -95,7 +96,7 @@ def test_reads_cosines_from_a_table_whose_halves_are_equal(graph, run, random, t
     result = fuse(model)
     assert result.fired == int(twice)
     if not twice:
-        assert "the halves of cosine or sine are not known to be equal: they come from Gather" in result.refused[0].reason
+        assert "the halves of cosine or sine are not known to be equal: they come from an input" in result.refused[0].reason
     np.testing.assert_allclose(run(model, given)[0], unfused_y, rtol=1e-6, atol=1e-6)
 
 
@@ -168,8 +169,123 @@ def test_refuses_a_rotation_of_a_part_of_the_head(rotation) -> None:
     assert "2 of 8 elements are turned: a part of the head, not its halves" in result.refused[0].reason
 
 
-def test_refuses_interleaved_pairs(rotation) -> None:
-    text = WHOLE.replace("x, zero, half, axis, one", "x, zero, end, axis, step").replace("x, half, end, axis, one", "x, one, end, axis, step")
-    result = fuse(rotation(text.replace("int64[1] one", "int64[1] step = {2}, int64[1] one")))
+EVERY_SECOND = "first = Slice(x, zero, end, axis, two)\n second = Slice(x, one, end, axis, two)\n"
+AS_PAIRS = (
+    "inpairs = Reshape(x, pairs)\n evens = Slice(inpairs, zero, one, last)\n odds = Slice(inpairs, one, two, last)\n"
+    "first = Squeeze(evens, last)\n second = Squeeze(odds, last)\n"
+)
+GATHERED = "inpairs = Reshape(x, pairs)\n first = Gather<axis=-1>(inpairs, naught)\n second = Gather<axis=4>(inpairs, unit)\n"
+SQUEEZED = "first = Squeeze(evens, last)\n second = Squeeze(odds, last)\n"
+SPLIT_PAIRS = "inpairs = Reshape(x, pairs)\n evens, odds = Split<axis=-1, num_outputs=2>(inpairs)\n" + SQUEEZED
+STACK = "left4 = Unsqueeze(left, last)\n right4 = Unsqueeze(right, last)\n [join] stack = Concat<axis=-1>(left4, right4)\n"
+MORE = "<int64[1] two = {2}, int64[1] last = {-1}, int64 naught = {0}, int64 unit = {1}, int64[5] pairs = {2, 3, 5, 4, 2},"
+MORE += " int64[4] whole = {2, 3, 5, 8}, int64[3] rows = {2, 5, 8}, int64[4] doubled = {1, 1, 1, 2}, "
+FIXED = HEADER.replace("B,3,S,8", "2,3,5,8").replace("B,S,1", "2,5,1") + CONSTANTS.replace("<", MORE)
+REPEATED = "thin = Unsqueeze(turns, last)\n twofold = Expand(thin, doubled)\n twice = Reshape(twofold, rows)\n"
+CROSSED = REPEATED.replace("twofold, rows", "crossed, rows").replace("twice =", "crossed = Transpose<perm=[0,1,3,2]>(twofold)\n twice =")
+STACKED = "thin = Unsqueeze(turns, last)\n twofold = Concat<axis=-1>(thin, thin)\n twice = Reshape(twofold, rows)\n"
+PAIRS = (
+    FIXED + ANGLES.replace("twice = Concat<axis=-1>(turns, turns)", "twice = Identity(turns)") + EVERY_SECOND
+    + "a = Mul(first, cos)\n b = Mul(second, sin)\n c = Mul(second, cos)\n d = Mul(first, sin)\n left = Sub(a, b)\n right = Add(c, d)\n"
+    + STACK + "y = Reshape(stack, whole) }"
+)  # fmt: skip
+TURNED_PAIRS = (
+    FIXED + ANGLES.replace("twice = Concat<axis=-1>(turns, turns)\n", REPEATED) + EVERY_SECOND + "left = Neg(second)\n right = Identity(first)\n"
+    + STACK + "joined = Reshape(stack, whole)\n by_sin = Mul(joined, sin)\n by_cos = Mul(x, cos)\n y = Add(by_cos, by_sin) }"
+).replace("right = Identity(first)\n", "").replace("Unsqueeze(right, last)", "Unsqueeze(first, last)")  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "before", "after"),
+    [
+        (PAIRS, "", ""),
+        (PAIRS, EVERY_SECOND, AS_PAIRS),
+        (PAIRS, EVERY_SECOND, GATHERED),
+        (PAIRS, EVERY_SECOND, SPLIT_PAIRS),
+        (PAIRS, "Mul(first, cos)", "Mul(cos, first)"),
+        (TURNED_PAIRS, "", ""),
+        (TURNED_PAIRS, EVERY_SECOND, AS_PAIRS),
+        (TURNED_PAIRS, REPEATED, STACKED),
+        (TURNED_PAIRS, "Mul(x, cos)", "Mul(cos, x)"),
+    ],
+)
+def test_fuses_pairs_as_interleaved(rotation, run, random, text, before, after) -> None:
+    assert before in text
+    model = rotation(text.replace(before, after))
+    given = feeds(random)
+    unfused_y = run(model, given)[0]
+    result = fuse(model)
+    assert (result.fired, result.refused) == (1, [])
+    (node,) = (node for node in model.graph if node.op_type == "RotaryEmbedding")
+    assert {name: attribute.value for name, attribute in node.attributes.items()} == {"interleaved": 1}
+    assert node.inputs[0].name == "x"
+    assert {node.op_type for node in model.graph} == {"Mul", "Cos", "Sin", "RotaryEmbedding"} | ({"Identity"} if text is PAIRS else set())
+    np.testing.assert_allclose(run(model, given)[0], unfused_y, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("text", "before", "after", "reason"),
+    [
+        (PAIRS, EVERY_SECOND, SLICED, "halves are joined as pairs, or pairs as halves"),
+        (PAIRS, "x, zero, end, axis, two", "x, one, end, axis, two", "the halves are swapped, or not of the last axis"),
+        (PAIRS, EVERY_SECOND, AS_PAIRS.replace("zero, one, last", "one, two, last"), "the halves are swapped, or not of the last axis"),
+        (PAIRS, EVERY_SECOND, AS_PAIRS.replace("Reshape(x, pairs)", "Reshape(wide, pairs)"), "the halves are swapped, or not of the last axis"),
+        (PAIRS, EVERY_SECOND, AS_PAIRS.replace("Reshape(x, pairs)", "Unsqueeze(fed, axis)"), "a half is neither a Slice nor a Split of the heads"),
+        (PAIRS, EVERY_SECOND, GATHERED.replace("naught", "index"), "the halves are swapped, or not of the last axis"),
+        (PAIRS, EVERY_SECOND, AS_PAIRS.replace("Slice(inpairs, zero, one, last)", "Exp(odd)"), "a half is neither a Slice nor a Split of the heads"),
+        (PAIRS, "y = Reshape(stack, whole)", "y = Transpose<perm=[0, 1, 2, 4, 3]>(stack)", "pairs are not joined to heads again"),
+        (PAIRS, "y = Reshape(stack, whole)", "y = Reshape(stack, across)", "pairs [2, 3, 5, 4, 2] become [2, 5, 3, 8]: not heads again"),
+        (TURNED_PAIRS, REPEATED, "twice = Concat<axis=-1>(turns, turns)\n", "not known to be equal: they come from Concat"),
+        (TURNED_PAIRS, REPEATED, STACKED.replace("thin, thin", "thin, other"), "not known to be equal: they come from Reshape"),
+        (TURNED_PAIRS, REPEATED, CROSSED,
+         "not known to be equal: they come from Reshape"),
+        (TURNED_PAIRS, REPEATED, REPEATED.replace("Unsqueeze(turns, last)", "Unsqueeze(turns, two)").replace("doubled", "across2"),
+         "not known to be equal: they come from Reshape"),
+    ],
+)  # fmt: skip
+def test_refuses_pairs_with_a_reason(rotation, text, before, after, reason) -> None:
+    assert before in text
+    changed = text.replace(before, after)
+    more = "<int64[4] across = {2, 5, 3, 8}, int64[4] across2 = {1, 1, 2, 1}, "
+    changed = changed.replace("<int64[1] two", more + "int64[1] two")
+    for name, type_ in (
+        ("fed", "float[2,3,5,2]"),
+        ("wide", "float[2,5,3,8]"),
+        ("index", "int64"),
+        ("odd", "float[2,3,5,4,1]"),
+        ("other", "float[2,5,4,1]"),
+    ):
+        changed = changed.replace("float[4] frequencies)", f"float[4] frequencies, {type_} {name})") if f"{name}" in after else changed
+    if "across)" in after:
+        changed = changed.replace("(float[2,3,5,8] y)", "(float[2,5,3,8] y)")
+    if "perm=[0, 1, 2, 4, 3]" in after:
+        changed = changed.replace("(float[2,3,5,8] y)", "(float[2,3,5,2,4] y)")
+    result = fuse(rotation(changed, frequencies=np.ones(4, np.float32)))
     assert result.fired == 0
-    assert "it takes every second element: interleaved pairs" in result.refused[0].reason
+    assert [refusal.node for refusal in result.refused] == ["join"]
+    assert reason in result.refused[0].reason
+
+
+TABLE = (
+    "agraph (float[B,3,S,8] x, int64[B,S] position_ids, int64[1] length, float[1,1,16,8] cosines, float[1,1,16,8] sines) => (float[B,3,S,8] y)\n"
+    + CONSTANTS.replace("<", "<int64[1] second_axis = {2}, ")
+    + "{ cos0 = Slice(cosines, zero, length, second_axis)\n cos1 = Squeeze(cos0, one)\n cos2 = Squeeze(cos1, zero)\n"
+    + " cos3 = Gather(cos2, position_ids)\n cos = Unsqueeze(cos3, one)\n sin1 = Squeeze(sines, one)\n sin2 = Squeeze(sin1, zero)\n"
+    + " sin3 = Gather(sin2, position_ids)\n sin = Unsqueeze(sin3, one)\n" + SLICED + TURN + "y = Add(by_cos, by_sin) }"
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("begin", "sliced"), [("zero, length", False), ("one, length", True)])
+def test_reads_a_table_by_position_whole(graph, run, random, begin, sliced) -> None:
+    """Rows that are left out behind the cache's end are none that a position reads; rows that are left out before would shift the others."""
+    angles = np.outer(np.arange(16), [1, 0.5, 0.1, 0.01]).astype(np.float32)
+    angles = np.concatenate((angles, angles), axis=1)[None, None]
+    model = graph(TABLE.replace("zero, length", begin), constants={"cosines": np.cos(angles), "sines": np.sin(angles)})
+    model = common_passes.ShapeInferencePass()(model).model
+    for value, shape in (("cos2", ["T", 8]), ("cos0", [1, 1, "T", 8]), ("cos1", [1, "T", 8]), ("cos3", ["B", "S", 8]), ("cos", ["B", 1, "S", 8])):
+        next(one.outputs[0] for one in model.graph if one.outputs[0].name == value).shape = ir.Shape(shape)
+    given = {"x": random(2, 3, 5, 8), "position_ids": np.arange(10).reshape(2, 5), "length": np.array([12])}
+    unfused_y = run(model, given)[0]
+    assert fuse(model).fired == 1
+    assert any("length" in [value.name for value in node.inputs] for node in model.graph) == sliced
+    np.testing.assert_allclose(run(model, given)[0], unfused_y, rtol=1e-6, atol=1e-6)
