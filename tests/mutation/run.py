@@ -137,10 +137,10 @@ def main(arguments: Sequence[str]) -> int:
         results = list(run_file(path, asked.jobs))
         outcome = Outcome.of(path.name, results, known)
         sys.stdout.write(f"{outcome.line()}  {time.perf_counter() - began:.0f} s\n")
+        print_survivors(outcome)
         sys.stdout.flush()
         if outcome.mutants:
             outcomes.append(outcome)
-    print_survivors(outcomes)
     if not asked.files:
         write_report(outcomes, known)
     return int(any(outcome.survived for outcome in outcomes))
