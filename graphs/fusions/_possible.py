@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphs.fusions._reading import first
-from graphs.fusions._values import numbers
+from graphs.fusions._values import numbers, producer
 
 FEW = 8
 Numbers = frozenset[float]
@@ -40,10 +40,10 @@ def _computed(value: ir.Value, known: dict[ir.Value, Numbers | None]) -> Numbers
         return None if constants is None else _as(value, constants)
     if node.op_type == "ConstantOfShape":
         filled = node.attributes.get_tensor("value", None)
-        return frozenset((0.0,)) if filled is None else _as(value, filled.numpy().reshape(-1).tolist())
+        return frozenset((0.0,)) if filled is None else _as(value, (float(filled.numpy().item()),))
     sources = [_possible(one, known) for one in _sources(node)]
     if node.op_type == "Where":
-        sources = [_where_zero(node, one) or source for one, source in zip(_sources(node), sources, strict=True)]
+        sources[1] = _where_zero(node) or sources[1]
     if not sources or any(source is None for source in sources):
         return None
     sets = [source for source in sources if source is not None]
@@ -58,17 +58,16 @@ def _sources(node: ir.Node) -> list[ir.Value]:
     return [of_input[index] for index in SOURCES.get(node.op_type, range(len(of_input))) if node.op_type in FOLLOWED]
 
 
-def _where_zero(node: ir.Node, value: ir.Value) -> Numbers | None:
+def _where_zero(node: ir.Node) -> Numbers | None:
     """{0} for the second choice of Where(Cast(x, BOOL), ·, x): it is taken where x is 0."""
-    condition = first(node).producer()
-    casts = condition is not None and condition.op_type == "Cast" and condition.inputs[0] is value and node.inputs[2] is value
-    return frozenset((0.0,)) if casts else None
+    cast = producer(node.inputs[0], "Cast")
+    return frozenset((0.0,)) if cast is not None and first(cast) is node.inputs[2] else None
 
 
 def _as(value: ir.Value, elements: Iterable[float]) -> Numbers:
-    """Numbers as the value's dtype holds them; all zeros are one."""
+    """Numbers as the value's dtype holds them."""
     with np.errstate(over="ignore"):
-        return frozenset(float(one) + 0.0 for one in np.array(list(elements)).astype(_dtype(value)))
+        return frozenset(map(float, np.array(list(elements)).astype(_dtype(value))))
 
 
 def _combined(combine: Callable[..., object], value: ir.Value, sets: list[Numbers]) -> list[float]:

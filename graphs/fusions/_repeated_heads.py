@@ -51,8 +51,7 @@ def _each_on_a_new_axis(repeat: ir.Node, repeated: tuple[object, ...], joined: t
         raise Refused("the shapes of the repeated heads are not known")
     if shape_of(first(repeat)) != (*shape[:2], 1, *shape[2:]):
         raise Refused(TILED)
-    n_heads, groups = shape[1], repeated[2]
-    known = isinstance(n_heads, int) and isinstance(groups, int)
-    if not known or repeated != (*shape[:2], groups, *shape[2:]) or joined != (shape[0], n_heads * groups, *shape[2:]):  # type: ignore[operator]
+    counts = [count for count in (shape[1], repeated[2], joined[1]) if isinstance(count, int)]
+    if len(counts) < 3 or counts[2] != counts[0] * counts[1] or joined != (shape[0], counts[2], *shape[2:]):
         raise Refused(f"heads {list(shape)} are repeated to {list(repeated)} and {list(joined)}: more than the heads changes")
     return source

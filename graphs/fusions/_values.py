@@ -54,6 +54,13 @@ def producer(value: ir.Value | None, op_type: str) -> ir.Node | None:
     return node if node is not None and node.op_type == op_type else None
 
 
+def node_of(value: ir.Value) -> ir.Node:
+    """The node that computes a value of which that is known: a pattern has matched it."""
+    node = value.producer()
+    assert node is not None
+    return node
+
+
 def only_user(value: ir.Value, op_type: str) -> ir.Node | None:
     """The one node that reads a value, if there is just one and it is of this operator."""
     uses = list(value.uses())
@@ -80,8 +87,7 @@ def module_of(value: ir.Value) -> str:
 
 def in_module(value: ir.Value, module: str, dtype: ir.DataType | None = None, shape: Shape | None = None) -> ir.Value:
     """Record where a new value belongs and, for values within a replacement, its dtype and shape; returns the value."""
-    node = value.producer()
-    assert node is not None
+    node = node_of(value)
     if module:
         node.metadata_props[MODULE_KEY] = module
     if dtype is not None:

@@ -22,7 +22,7 @@ import onnx_ir as ir
 from onnxscript.rewriter.pattern import RewriteRuleSet
 
 from graphs.fusions._rule import FusionRule, Objection
-from graphs.fusions._values import Shape, cast_to, in_module, is_last_axis, module_of, numbers, producer, rank, scalar, shape_constant, sizes
+from graphs.fusions._values import Shape, cast_to, in_module, is_last_axis, module_of, node_of, numbers, producer, rank, scalar, shape_constant, sizes
 
 HEADS_RANK = 4
 SMALLEST = {ir.DataType.FLOAT: float(np.finfo(np.float32).min), ir.DataType.FLOAT16: float(np.finfo(np.float16).min)}
@@ -57,8 +57,7 @@ class FuseAttention(FusionRule):
     def _softmax_objections(
         self, query: ir.Value, weights: ir.Value, scores32: ir.Value | None = None, rounded: ir.Value | None = None, **_: ir.Value
     ) -> Iterator[Objection]:
-        softmax = weights.producer()
-        if softmax is None or not is_last_axis(softmax.attributes.get_int("axis", -1), weights):
+        if not is_last_axis(node_of(weights).attributes.get_int("axis", -1), weights):
             yield "the softmax is not over the last axis, the keys", weights
         if scores32 is not None and cast_to(scores32) != ir.DataType.FLOAT:
             yield f"the softmax is {cast_to(scores32)}, not FLOAT", scores32
@@ -72,8 +71,7 @@ class FuseAttention(FusionRule):
             yield "the mask is not bool [B, 1, S, T]", mask
 
     def _head_objections(self, query: ir.Value, key: ir.Value, value: ir.Value, turned_key: ir.Value, **_: ir.Value) -> Iterator[Objection]:
-        transpose = turned_key.producer()
-        if transpose is None or tuple(transpose.attributes.get_ints("perm", ())) != (0, 1, 3, 2):
+        if tuple(node_of(turned_key).attributes.get_ints("perm", ())) != (0, 1, 3, 2):
             yield "the key is not transposed on its last two axes", turned_key
         for repeated in (key, value):
             reason = unrepeated(repeated)[1]

@@ -26,13 +26,15 @@ from graphs.fusions._foreign_mask import (
     is_nothing,
     joined_mask,
 )
-from graphs.fusions._reading import Refused, Tape, operands, scaled, user
+from graphs.fusions._reading import Refused, Tape, need_user, operands, scaled, user
 from graphs.fusions._repeated_heads import unrepeated
 from graphs.fusions._values import cast_to, is_last_axis, producer, rank, scalar, sizes
 
 HEADS_RANK = 4
 ATTENTION_INPUTS = 4
 """query, key, value, mask: an Attention that also takes a past keeps the cache inside, which TensorRT does not parse."""
+
+NO_VALUES = "the soft-max's result is not multiplied by values"
 
 
 @dataclass(frozen=True)
@@ -121,12 +123,18 @@ def product_with_values(weights: ir.Value) -> tuple[ir.Value, ir.Value]:
         if operands(is_nan, "IsNaN") != (weights,) or scalar(zero) != 0 or kept is not weights:
             raise Refused("the soft-max's result is replaced where it is not NaN")
         weights = guard.outputs[0]
+    dtypes = []
     while (rounded := user(weights, "Cast")) is not None:
         weights = rounded.outputs[0]
-    product = user(weights, "MatMul")
-    if product is None or product.inputs[0] is not weights or product.inputs[1] is None:
-        raise Refused("the soft-max's result is not multiplied by values")
-    return product.outputs[0], product.inputs[1]
+        dtypes.append(weights.dtype)
+    product = need_user(weights, "MatMul", otherwise=NO_VALUES)
+    values = product.inputs[1]
+    if values is None or values is weights:
+        raise Refused(NO_VALUES)
+    for dtype in dtypes:
+        if dtype not in (ir.DataType.FLOAT, values.dtype):
+            raise Refused(f"the soft-max's result is rounded to {dtype} on its way to values of {values.dtype}")
+    return product.outputs[0], values
 
 
 def _unmasked(scores: ir.Value | None) -> tuple[ir.Value, tuple[Condition, ...], float]:
@@ -150,8 +158,8 @@ def _unmasked(scores: ir.Value | None) -> tuple[ir.Value, tuple[Condition, ...],
         elif node.op_type == "Where":
             condition, scores = condition_of_choice(*inputs)
             conditions.append(condition)
-        elif node.op_type == "Max" and is_nothing(scalar(inputs[-1])):  # what is masked twice is not −inf
-            scores = inputs[0]
+        elif node.op_type == "Max" and any(is_nothing(scalar(one)) for one in inputs):  # what is masked twice is not −inf
+            (scores,) = (one for one in inputs if scalar(one) is None)
         else:
             raise Refused(f"the scores come from {node.op_type}; expected a product of query and key, scaled and masked")
     if scores is None or producer(scores, "MatMul") is None:

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from graphs.fusions._reading import Refused, Tape, first, need_user, operands, other, shape_of, through, user
-from graphs.fusions._values import is_last_axis, last_size, numbers, producer, scalar
+from graphs.fusions._reading import Refused, Tape, constants, first, need_user, operands, other, shape_of, through, user
+from graphs.fusions._values import is_last_axis, last_size, producer, scalar
 
 NO_EPSILON = "no constant epsilon is added to the mean of squares"
 NOT_DIVIDED = "the values are not divided by the root of their variance"
@@ -73,7 +73,7 @@ def _squared(mean: ir.Node) -> ir.Value:
 
 
 def _check_axis(mean: ir.Node, x: ir.Value) -> None:
-    axes = numbers(mean.inputs[1]) if len(mean.inputs) > 1 else None
+    axes = constants(mean, 1)
     if axes is None or len(axes) != 1 or not is_last_axis(axes[0], x):
         raise Refused("the mean is not taken over the last axis")
     if mean.attributes.get_int("keepdims", 1) != 1:
@@ -103,8 +103,8 @@ def _normed(variance: ir.Value, x: ir.Value) -> ir.Value:
 
 
 def _times(inverse: ir.Value, x: ir.Value) -> ir.Value:
-    product = user(inverse, "Mul")
-    if product is None or other(product, inverse) is not x:
+    product = need_user(inverse, "Mul", otherwise=NOT_DIVIDED)
+    if other(product, inverse) is not x:
         raise Refused("what is divided by the root is not what was squared")
     return product.outputs[0]
 
@@ -113,7 +113,8 @@ def _weight(normed: ir.Value, x: ir.Value) -> tuple[ir.Value, ir.Value]:
     """The weight, and the product with it."""
     product = need_user(normed, "Mul", otherwise=NO_WEIGHT)
     weight = other(product, normed)
-    if weight is None or shape_of(weight) != (last_size(x),) or not through(weight, "Cast").is_initializer():
+    assert weight is not None
+    if shape_of(weight) != (last_size(x),) or not through(weight, "Cast").is_initializer():
         raise Refused(NO_WEIGHT)
     if weight.dtype != x.dtype:
         raise Refused(f"the weight is {weight.dtype}, the input is {x.dtype}")

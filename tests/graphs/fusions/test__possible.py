@@ -59,6 +59,7 @@ HEAD = (
         ("Where(as_flag, inverted, least)", None),
         ("Where(flag, least, inverted)", None),
         ("Where(as_flag, least, fed)", None),
+        ("Where(not_flag, least, as_number)", {0, 1, LEAST}),
     ],
 )
 def test_knows_what_numbers_a_value_holds(graph, expression, numbers) -> None:
@@ -67,6 +68,7 @@ def test_knows_what_numbers_a_value_holds(graph, expression, numbers) -> None:
         "two_2": "two_2 = Expand(two, shape)\n ",
         "overflown": "overflown = Add(mask, mask)\n ",
         "inverted": "inverted = Sub(one, fed)\n ",
+        "not_flag": "not_flag = Not(flag)\n as_number = Cast<to=1>(not_flag)\n ",
         "as_flag": "as_flag = Cast<to=9>(inverted)\n ",
     }
     made = "".join(line for name, line in before.items() if name in expression or (name == "inverted" and "as_flag" in expression))

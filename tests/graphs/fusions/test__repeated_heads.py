@@ -34,13 +34,17 @@ def value(graph):
 
 
 JOINED = {"y": ["B", 6, "T", 8]}
+MORE = JOINED | {"more": ["B", 2, 3, "T", 8]}
+FIRST = "key5 = Unsqueeze(key, one)\n more = Expand(key5, {})\n y = Reshape(more, {})"
+TILED = BEHIND + "more = Tile(key5, groups)\n y = Reshape(more, heads)"
+TURNED = BEHIND + "more = Tile(key5, groups)\n y = Reshape(more, turned)"
 
 
 @pytest.mark.parametrize(
     "text",
     [
         BEHIND + "more = Expand(key5, groups)\n y = Reshape(more, heads)",
-        BEHIND + "more = Tile(key5, groups)\n y = Reshape(more, heads)",
+        TILED,
         BEHIND + "more = Concat<axis=2>(key5, key5, key5)\n y = Reshape(more, heads)",
         "y = Gather<axis=1>(key, each)",
     ],
@@ -51,9 +55,18 @@ def test_finds_what_is_repeated(value, text) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["y = Neg(key)", "y = Concat<axis=2>(key, key)", "y = Gather<axis=2>(key, each)", "y = Gather(key, each)", "y = Expand(key, one)",
-     "same = Neg(key)\n y = Reshape(same, two_heads)", "five = Gather<axis=2>(key, each)\n y = Reshape(five, heads)"],
-)  # fmt: skip
+    [
+        "y = Neg(key)",
+        "y = Concat<axis=2>(key, key)",
+        "y = Gather<axis=2>(key, each)",
+        "y = Gather(key, each)",
+        "y = Expand(key, one)",
+        "y = Reshape(key, two_heads)",
+        "more = Expand(key, one)\n y = Neg(more)",
+        "same = Neg(key)\n y = Reshape(same, two_heads)",
+        "five = Gather<axis=2>(key, each)\n y = Reshape(five, heads)",
+    ],
+)
 def test_takes_what_is_not_repeated_as_it_is(value, text) -> None:
     assert unrepeated(value(text, y=["B", 2, "T", 8])).name == "y"
 
@@ -80,21 +93,21 @@ def test_one_head_for_all_is_left_to_whoever_reads_it(value, text) -> None:
     [
         ("y = Tile(key, three)", JOINED, "heads are tiled"),
         ("y = Concat<axis=1>(key, key, key)", JOINED, "heads are tiled"),
-        ("key5 = Unsqueeze(key, one)\n more = Expand(key5, tiled)\n y = Reshape(more, heads)", JOINED | {"more": ["B", 3, 2, "T", 8]}, "heads are tiled"),
-        ("key5 = Unsqueeze(key, one)\n more = Expand(key5, pair_first)\n y = Reshape(more, four)",
+        (FIRST.format("tiled", "heads"), JOINED | {"more": ["B", 3, 2, "T", 8]}, "heads are tiled"),
+        (FIRST.format("pair_first", "four"),
          {"y": ["B", 4, "T", 8], "more": ["B", 2, 2, "T", 8]}, "heads are tiled"),
         ("y = Gather<axis=1>(key, round)", JOINED, "heads (0, 1, 0, 1, 0, 1) of 2 are gathered"),
         ("y = Gather<axis=1>(key, uneven)", {"y": ["B", 4, "T", 8]}, "heads (0, 0, 0, 1) of 2 are gathered"),
         ("y = Gather<axis=1>(key, fed)", JOINED, "heads None of 2 are gathered"),
-        ("more = Expand(other, groups)\n y = Reshape(more, heads)", JOINED | {"more": ["B", 2, 3, "T", 8]}, "heads are repeated, but not on a new axis"),
-        (BEHIND + "more = Concat<axis=2>(key5, other, key5)\n y = Reshape(more, heads)", JOINED | {"more": ["B", 2, 3, "T", 8]},
+        ("more = Expand(other, groups)\n y = Reshape(more, heads)", MORE, "heads are repeated, but not on a new axis"),
+        (BEHIND + "more = Concat<axis=2>(key5, other, key5)\n y = Reshape(more, heads)", MORE,
          "heads are repeated, but not on a new axis"),
-        (BEHIND + "more = Tile(key5, groups)\n y = Reshape(more, heads)", JOINED | {"more": ["B", 2, None, "T", 8]}, "shapes of the repeated heads are not known"),
-        (BEHIND + "more = Tile(key5, groups)\n y = Reshape(more, heads)", {"more": ["B", 2, 3, "T", 8], "y": ["B", None, "T", 8]}, "are not known"),
-        (BEHIND + "more = Tile(key5, groups)\n y = Reshape(more, heads)", JOINED | {"more": ["B", 2, "G", "T", 8]}, "more than the heads changes"),
+        (TILED, JOINED | {"more": ["B", 2, None, "T", 8]}, "shapes of the repeated heads are not known"),
+        (TILED, {"more": ["B", 2, 3, "T", 8], "y": ["B", None, "T", 8]}, "are not known"),
+        (TILED, JOINED | {"more": ["B", 2, "G", "T", 8]}, "more than the heads changes"),
         (BEHIND + "more = Tile(key5, rows)\n y = Reshape(more, heads)", JOINED | {"more": ["B", 2, 1, "U", 8]}, "more than the heads changes"),
-        (BEHIND + "more = Tile(key5, groups)\n y = Reshape(more, turned)", {"more": ["B", 2, 3, "T", 8], "y": ["B", "T", 6, 8]}, "more than the heads changes"),
-        (BEHIND + "more = Tile(key5, groups)\n y = Reshape(more, turned)", {"more": ["B", 2, 3, "T", 8], "y": ["B", 5, "T", 8]}, "more than the heads changes"),
+        (TURNED, {"more": ["B", 2, 3, "T", 8], "y": ["B", "T", 6, 8]}, "more than the heads changes"),
+        (TURNED, {"more": ["B", 2, 3, "T", 8], "y": ["B", 5, "T", 8]}, "more than the heads changes"),
     ],
 )  # fmt: skip
 def test_refuses_with_a_reason(value, text, shapes, reason) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 from onnx_ir.passes import common as common_passes
 
@@ -14,6 +15,7 @@ HEAD = (
     "<float scale = {0.25}, float root = {0.5}, float four = {4}, float zero = {0}, float one = {1}, float least = {-3.4028234663852886e+38},\n"
     " float ten = {10}, float loose = {-10000}, int64[1] two = {2}, int64[1] first = {1},\n"
     f" int64[5] repeated = {{2, {K}, 2, 5, {D}}}, int64[5] tiled = {{2, 2, {K}, 5, {D}}}, int64[4] joined = {{2, {H}, 5, {D}}},\n"
+    " float billion = {-1000000000}, int64[4] each = {0, 0, 1, 1}, int64[5] groups = {1, 1, 2, 1, 1},\n"
     f" int64[3] flat = {{{2 * H}, 5, {D}}}, int64[3] crossed = {{4, 10, {D}}}, int64[4] unflat = {{2, {H}, {D}, 5}}>\n{{\n"
     "key = Concat<axis=2>(past_key, new_key)\n value = Concat<axis=-2>(past_value, new_value)\n"
 )
@@ -31,6 +33,8 @@ HALF_SCORES = (
     "query16 = Cast<to=10>(query)\n keys16 = Cast<to=10>(keys)\n turned16 = Transpose<perm=[0,1,3,2]>(keys16)\n"
     "raw16 = MatMul(query16, turned16)\n raw = Cast<to=1>(raw16)\n scores = Mul(raw, scale)\n"
 )
+PRODUCT = "banned = Not(allowed)\n number = Cast<to=1>(banned)\n bias = Mul(number, least)\n masked = Add(scores, bias)\n"
+SUMMED = "bias = Where(allowed, zero, least)\n biases = Add(bias, bias)\n sum = Add(scores, biases)\n masked = Max(sum, least)\n"
 WRITTEN = "written = ScatterElements<axis=2>(key, slots, new_key)\n key5 = Unsqueeze(written, two)"
 SPLIT_SCALE = "half_query = Mul(query, root)\n half_turned = Mul(turned, root)\n scores = MatMul(half_query, half_turned)\n"
 
@@ -77,7 +81,12 @@ def fuse(model):
         (TEXT, BIAS, BIAS.replace("masked = Add(scores, bias)", "once = Add(scores, bias)\n masked = Add(once, bias)")),
         (TEXT, END, GUARDED),
         (TEXT, END, END.replace("y = MatMul(weights", "same = Cast<to=1>(weights)\n y = MatMul(same")),
+        (TEXT, END, END.replace("y = MatMul(weights", "once = Cast<to=1>(weights)\n same = Cast<to=1>(once)\n y = MatMul(same")),
         (TEXT, "Softmax<axis=-1>", "Softmax<axis=3>"),
+        (TEXT, "Softmax<axis=-1>", "Softmax"),
+        (TEXT, "Where(allowed, zero, least)", "Where(allowed, zero, billion)"),
+        (TEXT, KEYS, "keys = Gather<axis=1>(key, each)\n"),
+        (TEXT, VALUES, VALUES.replace("Expand(value5, repeated)", "Tile(value5, groups)")),
         (ONE_NODE, "", ""),
         (ONE_NODE, "keys, values, allowed)", "keys, values, bias)"),
     ],
@@ -99,6 +108,17 @@ def test_fuses_every_spelling_and_keeps_the_numbers(attention, run, given, text,
     scaled = node.inputs[0].producer()
     assert (scaled.op_type, scaled.inputs[0].name) == ("Mul", "query")
     assert scaled.inputs[1].const_value.numpy() == pytest.approx(SCALE)
+    np.testing.assert_allclose(run(model, given)[0], unfused_y, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("bias", [PRODUCT, SUMMED, SUMMED.replace("(sum, least)", "(least, sum)")])
+def test_a_mask_of_numbers_allows_what_it_holds_zero_for(attention, run, given, bias) -> None:
+    """However they were put together: here by a product, and by a sum that overflows and is bounded again."""
+    model = attention(TEXT.replace(BIAS, bias))
+    unfused_y = run(model, given)[0]
+    assert fuse(model).fired == 1
+    (node,) = (node for node in model.graph if node.op_type == "Equal" and node.inputs[0].dtype == ir.DataType.FLOAT)
+    assert node.inputs[1].const_value.numpy() == 0
     np.testing.assert_allclose(run(model, given)[0], unfused_y, rtol=1e-5, atol=1e-6)
 
 
@@ -148,6 +168,19 @@ def test_a_fully_masked_row_attends_to_itself(attention, run, given, softmax) ->
         (TEXT, "Where(allowed, zero, least)", "Cast<to=1>(allowed)", "numbers other than 0 and the smallest: [0.0, 1.0]"),
         (TEXT, "Where(allowed, zero, least)", "Exp(scores)", "the mask is added as numbers that come from Exp, maybe others than 0"),
         (TEXT, BIAS, "masked = Where(allowed, scores, loose)\n", "masked scores are not set to the smallest number"),
+        (
+            TEXT,
+            END,
+            END.replace("y = MatMul(weights", "half = Cast<to=10>(weights)\n same = Cast<to=1>(half)\n y = MatMul(same"),
+            "the soft-max's result is rounded to FLOAT16 on its way to values of FLOAT",
+        ),
+        (TEXT, BIAS, SUMMED.replace("(sum, least)", "(sum, loose)"), "the scores come from Max"),
+        (
+            TEXT,
+            BIAS,
+            SUMMED.replace("Where(allowed, zero, least)", "Where(allowed, zero, loose)"),
+            "other than 0 and the smallest: [-20000.0, -10000.0, 0.0]",
+        ),
         (
             TEXT,
             "masked = Add(scores, bias)",

@@ -55,7 +55,7 @@ def fuse(model):
 @pytest.mark.parametrize(
     ("before", "after"),
     [("Mul(weight, normed)", "Mul(weight, normed)"), ("Mul(weight, normed)", "Mul(normed, weight)"), ("Pow(x, two)", "Mul(x, x)"),
-     ("Add(mean, epsilon)", "Add(epsilon, mean)"), ("Mul(x, inverse)", "Mul(inverse, x)"), ("axes = {-1}", "axes = {2}")],
+     ("Add(mean, epsilon)", "Add(epsilon, mean)"), ("Mul(x, inverse)", "Mul(inverse, x)"), ("axes = {-1}", "axes = {2}"), ("<keepdims=1>", "")],
 )  # fmt: skip
 def test_fuses_every_spelling_and_keeps_the_numbers(norm, run, random, spelling, before, after) -> None:
     model = norm(TEXTS[spelling].replace(before, after))
@@ -88,6 +88,11 @@ def test_fuses_float16_with_casts(norm, run, random) -> None:
         (PLAIN, "axes = {-1}", "axes = {1}", "the mean is not taken over the last axis"),
         (PLAIN, "int64[1] axes = {-1}", "int64[2] axes = {-1, -2}", "the mean is not taken over the last axis"),
         (PLAIN, "keepdims=1", "keepdims=0", "the mean drops its axis"),
+        (PLAIN, "ReduceMean<keepdims=1>(squares, axes)", "ReduceMean<keepdims=1>(squares)", "the mean is not taken over the last axis"),
+        (PLAIN, "(squares, axes)", "(squares, fed)", "the mean is not taken over the last axis"),
+        (TEXTS["reciprocal"], "normed = Mul(x, inverse)", "normed = Add(x, inverse)", "the values are not divided by the root of their variance"),
+        (PLAIN, "Mul(weight, normed)", "Mul(epsilon, normed)", "the result is not multiplied by a weight"),
+        (PLAIN, "Mul(weight, normed)", "Mul(normed, normed)", "the result is not multiplied by a weight"),
         (PLAIN, "variance = Add(mean, epsilon)", "variance = Add(mean, mean)", "no constant epsilon is added"),
         (PLAIN, "root = Sqrt(variance)", "root = Exp(variance)", "no root of the variance is taken"),
         (PLAIN, "Div(x, root)", "Div(weight, root)", "the values are not divided by the root of their variance"),
@@ -102,7 +107,8 @@ def test_fuses_float16_with_casts(norm, run, random) -> None:
 )
 def test_refuses_with_a_reason(norm, text, before, after, reason) -> None:
     assert before in text
-    model = norm(text.replace(before, after))
+    changed = text.replace(before, after)
+    model = norm(changed.replace("float[8] weight)", "float[8] weight, int64[1] fed)") if "fed" in after else changed)
     result = fuse(model)
     assert result.fired == 0
     assert "RMSNormalization" not in {node.op_type for node in model.graph}
