@@ -17,7 +17,7 @@ import onnx_ir as ir
 from artifact.io_spec import TOTAL
 from graphs.fusions._possible import possible
 from graphs.fusions._reading import Refused, Tape, operands, shape_of, through
-from graphs.fusions._values import producer, scalar, sizes
+from graphs.fusions._values import producer, scalar
 
 HEADS_RANK = 4
 LARGEST_NOTHING = float(np.finfo(np.float16).min)
@@ -83,11 +83,11 @@ def check_new_are_last(name: str, cached: ir.Value, new: object) -> None:
     """Raise Refused unless the rows of a key or value [B, K, T, D] are those of the past, and the new ones behind them."""
     if writer := _writer(cached):
         raise Refused(f"{name} come from {writer.op_type}: a cache of fixed capacity, in which the new ones are not the last")
-    rows, joined = (sizes(cached) or ())[2], producer(cached, "Concat")
-    if joined is not None and joined.attributes.get_int("axis", 0) in (2, 2 - HEADS_RANK):
-        last = (sizes(joined.inputs[-1]) or (None,) * HEADS_RANK)[2]
-        if last != new:
-            raise Refused(f"{name} end with {last} rows; expected the {new} new ones, behind those of the past")
+    rows, joined = shape_of(cached)[2], producer(cached, "Concat")
+    if joined is not None and joined.attributes.get_int("axis") in (2, 2 - HEADS_RANK):
+        last = shape_of(joined.inputs[-1])
+        if last[2:3] != (new,):
+            raise Refused(f"{name} end with {list(last)}; expected the {new} new rows, behind those of the past")
     elif rows not in (TOTAL, new):
         raise Refused(f"there are {rows} {name}; expected as many as past and new tokens: a cache of fixed capacity is not fused")
 
@@ -114,7 +114,7 @@ def joined_mask(tape: Tape, conditions: Sequence[Condition]) -> ir.Value:
     for value in values[1:]:
         allowed = tape.add("And", allowed, value)
     new = tape.add("Squeeze", tape.add("Shape", allowed, start=2, end=3), [0])
-    total = tape.add("Squeeze", tape.add("Shape", allowed, start=3, end=4), [0])
+    total = tape.add("Squeeze", tape.add("Shape", allowed, start=3), [0])
     keys = tape.add("Range", tape.constant(0), total, tape.constant(1))  # [T]
     queries = tape.add("Range", tape.add("Sub", total, new), total, tape.constant(1))  # [S]
     itself = tape.add("Equal", keys, tape.add("Unsqueeze", queries, [1]))  # [S, T]

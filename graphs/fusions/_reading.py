@@ -111,6 +111,12 @@ def need(value: ir.Value | None, *op_types: str, otherwise: str) -> ir.Node:
     return node
 
 
+def op_of(value: ir.Value | None) -> str:
+    """The operator behind a value; empty for what is fed or stored."""
+    node = value.producer() if value is not None else None
+    return "" if node is None else node.op_type
+
+
 def first(node: ir.Node) -> ir.Value:
     """The first input of a node that can't do without one."""
     value = node.inputs[0]

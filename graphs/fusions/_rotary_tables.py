@@ -65,23 +65,23 @@ def _doubled(value: ir.Value, paired: bool) -> ir.Value | None:
     """What a value repeats in its last axis: whole behind whole, or each element behind itself; None if it does not."""
     if not paired:
         return _joined_with_itself(value)
-    stacked = producer(value, "Reshape")
+    stacked, unsqueeze = producer(value, "Reshape"), None
     repeat = first(stacked).producer() if stacked is not None else None
-    if stacked is None or repeat is None or repeat.op_type not in ("Expand", "Concat") or len(set(repeat.inputs)) > (repeat.op_type == "Expand") + 1:
+    if repeat is not None and (repeat.op_type == "Expand" or (repeat.op_type == "Concat" and len(set(repeat.inputs)) == 1)):
+        unsqueeze = producer(first(repeat), "Unsqueeze")
+    if repeat is None or unsqueeze is None:
         return None
-    unsqueeze = producer(repeat.inputs[0], "Unsqueeze")
-    source = first(unsqueeze) if unsqueeze is not None else None
-    shape = shape_of(source)
-    shapes = shape_of(repeat.inputs[0]), shape_of(repeat.outputs[0]), shape_of(value)
-    n_angles = last_size(source)
-    whole = isinstance(n_angles, int) and shapes == ((*shape, 1), (*shape, 2), (*shape[:-1], 2 * n_angles))
-    return source if whole else None
+    source = first(unsqueeze)
+    shape, n_angles = shape_of(source), last_size(source)
+    shapes = shape_of(unsqueeze.outputs[0]), shape_of(repeat.outputs[0]), shape_of(value)
+    return source if isinstance(n_angles, int) and shapes == ((*shape, 1), (*shape, 2), (*shape[:-1], 2 * n_angles)) else None
 
 
 def _joined_with_itself(value: ir.Value) -> ir.Value | None:
     join = producer(value, "Concat")
-    twice = join is not None and len(join.inputs) == 2 and join.inputs[0] is join.inputs[1]
-    return first(join) if twice and join is not None and is_last_axis(join.attributes.get_int("axis"), value) else None
+    if join is None or len(join.inputs) != 2 or join.inputs[0] is not join.inputs[1] or not is_last_axis(join.attributes.get_int("axis"), value):
+        return None
+    return first(join)
 
 
 def _is_twice(table: ir.Value, paired: bool) -> bool:

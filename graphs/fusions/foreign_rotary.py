@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from graphs.fusions._reading import Refused, Tape, constants, first, need, need_user, other, shape_of, through
+from graphs.fusions._reading import Refused, Tape, constants, first, need, need_user, op_of, other, shape_of, through
 from graphs.fusions._rotary_tables import check_twice, once
 from graphs.fusions._values import is_last_axis, last_size, producer, rank, sizes
 
@@ -44,8 +44,7 @@ def is_candidate(node: ir.Node) -> bool:
     """Two turned halves joined on the last axis of [B, H, S, D], or on that of pairs [B, H, S, D/2, 2]."""
     if node.op_type != "Concat" or rank(node.outputs[0]) not in (HEADS_RANK, PAIRS_RANK) or len(node.inputs) != 2:
         return False
-    turned = through(first(node), "Unsqueeze").producer()
-    return is_last_axis(node.attributes.get_int("axis"), node.outputs[0]) and turned is not None and turned.op_type in ("Neg", "Sub")
+    return is_last_axis(node.attributes.get_int("axis"), node.outputs[0]) and op_of(through(first(node), "Unsqueeze")) in ("Neg", "Sub")
 
 
 def read(join: ir.Node) -> Rotation:
@@ -55,15 +54,15 @@ def read(join: ir.Node) -> Rotation:
     turned = need_user(joined, "Reshape", otherwise="pairs are not joined to heads again").outputs[0] if paired else joined
     if paired and _pairs(turned) != shape_of(joined):
         raise Refused(f"pairs {list(shape_of(joined))} become {list(shape_of(turned))}: not heads again")
-    found = _whole(left, right, turned) if producer(left, "Neg") is not None else _by_halves(left, right, turned)
+    found = _whole(left, right, turned) if op_of(left) == "Neg" else _by_halves(left, right, turned)
     if found.paired != paired:
         raise Refused("halves are joined as pairs, or pairs as halves")
     heads, angles = shape_of(found.x), shape_of(found.cos)
-    alike = angles == shape_of(found.sin) and None not in angles and len(angles) == HEADS_RANK
-    if not alike or angles[1:3] != (1, heads[2]) or angles[0] not in (1, heads[0]):
-        raise Refused(f"cosine and sine are {sizes(found.cos)} and {sizes(found.sin)}; expected [B, 1, S, D] for heads {list(heads)}")
-    if angles[3] not in (heads[3], last_size(left)):
-        raise Refused(f"cosine and sine have {angles[3]} columns for head_dim {heads[3]}")
+    wanted = [(batch, 1, heads[2], columns) for batch in (1, heads[0]) for columns in (heads[3], last_size(left))]
+    if angles not in wanted or angles != shape_of(found.sin) or None in angles:
+        raise Refused(
+            f"cosine and sine are {sizes(found.cos)} and {sizes(found.sin)}; expected [B, 1, S, D] or [B, 1, S, D/2] for heads {list(heads)}"
+        )
     for value in (found.cos, found.sin):
         if angles[3] == heads[3]:
             check_twice(_angles(value), paired)
@@ -95,7 +94,8 @@ def _whole(left: ir.Value, right: ir.Value, turned: ir.Value) -> Rotation:
     if _source(right, 0) != (x, paired):
         raise Refused(NOT_ONE)
     cos, sin = other(by_cos, x), other(by_sin, turned)
-    if cos is None or sin is None:
+    assert sin is not None
+    if cos is None:
         raise Refused("the cosine does not multiply what is turned")
     return Rotation(x, cos, sin, added.outputs[0], paired)
 
@@ -115,8 +115,7 @@ def _by_halves(left: ir.Value, right: ir.Value, turned: ir.Value) -> Rotation:
 def _half_and_angle(product: ir.Value | None) -> tuple[ir.Value, ir.Value]:
     """The factors of a product, the half of the heads first."""
     one, two = (value for value in need(product, "Mul", otherwise=NOT_PRODUCTS).inputs if value is not None)
-    node = one.producer()
-    return (one, two) if node is not None and node.op_type in PARTS else (two, one)
+    return (one, two) if op_of(one) in PARTS else (two, one)
 
 
 def _source(half: ir.Value, index: int) -> tuple[ir.Value, bool]:

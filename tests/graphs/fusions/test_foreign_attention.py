@@ -122,6 +122,18 @@ def test_a_mask_of_numbers_allows_what_it_holds_zero_for(attention, run, given, 
     np.testing.assert_allclose(run(model, given)[0], unfused_y, rtol=1e-5, atol=1e-6)
 
 
+def test_two_masks_become_one(attention, run, given) -> None:
+    """What each query may see, and which keys are padding."""
+    text = TEXT.replace("bool[2,1,3,5] allowed)", "bool[2,1,3,5] allowed, bool[2,1,1,5] real)")
+    both = BIAS.replace("masked = Add(scores, bias)", "seen = Add(scores, bias)\n masked = Where(real, seen, least)")
+    model = attention(text.replace(BIAS, both))
+    given["real"] = np.array([[0, 1, 1, 1, 1], [1, 1, 1, 1, 1]], bool)[:, None, None]
+    unfused_y = run(model, given)[0]
+    assert fuse(model).fired == 1
+    assert [node.op_type for node in model.graph].count("And") == 1
+    np.testing.assert_allclose(run(model, given)[0], unfused_y, rtol=1e-5, atol=1e-6)
+
+
 def test_multi_head_attention_that_is_scaled_already_gets_no_product(attention, run, random) -> None:
     text = TEXT.replace(f"float[2,{K},", f"float[2,{H},").replace(
         "turned = Transpose<perm=[0,1,3,2]>(keys)", "turned = Transpose<perm=[0,1,3,2]>(key)"
@@ -214,7 +226,7 @@ def test_a_fully_masked_row_attends_to_itself(attention, run, given, softmax) ->
         (ONE_NODE, "<scale=0.25>(query, keys, values", "(unknown, keys, values", "the scale is not given, and head_dim is not known"),
         (TEXT, "Unsqueeze(key, two)", "Unsqueeze(fixed, two)", "there are 5 keys; expected as many as past and new tokens"),
         (TEXT, "Unsqueeze(value, two)", "Unsqueeze(fixed, two)", "there are 5 values; expected as many as past and new tokens"),
-        (TEXT, "Concat<axis=2>(past_key, new_key)", "Concat<axis=2>(new_key, past_key)", "keys end with 2 rows; expected the 3 new ones"),
+        (TEXT, "Concat<axis=2>(past_key, new_key)", "Concat<axis=2>(new_key, past_key)", "keys end with [2, 2, 2, 8]; expected the 3 new rows"),
         (TEXT, "key5 = Unsqueeze(key, two)", WRITTEN, "keys come from ScatterElements: a cache of fixed capacity"),
         (ONE_NODE, "(query, keys, values", "(query, unknown, unknown", "keys and None values: not known, or not alike"),
     ],

@@ -119,7 +119,12 @@ def test_reads_cosines_from_a_table_whose_halves_are_equal(graph, run, random, t
         ),
         (WHOLE, "cos3 = Cos(twice)", "cos3 = Cos(fed)", "the halves of cosine or sine are not known to be equal: they come from an input"),
         (WHOLE, "cos = Unsqueeze(cos3, one)", "cos = Unsqueeze(cos3, zero)", "expected [B, 1, S, D]"),
-        (WHOLE, "Concat<axis=-1>(turns, turns)", "Mul(positions, factor)", "cosine and sine have 1 columns for head_dim 8"),
+        (
+            WHOLE,
+            "Concat<axis=-1>(turns, turns)",
+            "Mul(positions, factor)",
+            "('B', 1, 'S', 1) and ('B', 1, 'S', 1); expected [B, 1, S, D] or [B, 1, S, D/2]",
+        ),
         (WHOLE, "sin = Unsqueeze(sin3, one)", "sin = Unsqueeze(positions, one)", "expected [B, 1, S, D]"),
         (WHOLE, "cos3 = Cos(twice)\n    sin3 = Sin(twice)", "cos3 = Cos(last)\n    sin3 = Sin(last)", "expected [B, 1, S, D]"),
         (BY_HALVES, "Add(c, d)", "Sub(c, d)", "the halves are not a difference and a sum of products"),
@@ -288,4 +293,49 @@ def test_reads_a_table_by_position_whole(graph, run, random, begin, sliced) -> N
     unfused_y = run(model, given)[0]
     assert fuse(model).fired == 1
     assert any("length" in [value.name for value in node.inputs] for node in model.graph) == sliced
+    np.testing.assert_allclose(run(model, given)[0], unfused_y, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("join", "shape", "candidate"),
+    [
+        ("Concat<axis=3>(minus, x)", "[2,3,5,16]", True),
+        ("Concat<axis=-1>(difference, x)", "[2,3,5,16]", True),
+        ("Concat<axis=-1>(minus5, x5)", "[2,3,5,8,2]", True),
+        ("Concat<axis=-1>(flat, flat)", "[2,3,10]", False),
+        ("Concat<axis=1>(minus, x)", "[2,6,5,8]", False),
+        ("Concat<axis=-1>(minus, x, x)", "[2,3,5,24]", False),
+        ("Concat<axis=-1>(x, minus)", "[2,3,5,16]", False),
+        ("Concat<axis=-1>(sum, x)", "[2,3,5,16]", False),
+        ("Mul(minus, x)", "[2,3,5,8]", False),
+    ],
+)
+def test_candidates_are_joins_of_turned_halves(graph, join, shape, candidate) -> None:
+    text = "agraph (float[2,3,5,8] x, float[2,3,5] y) => (z)\n<int64[1] last = {-1}>\n{ minus = Neg(x)\n difference = Sub(x, x)\n sum = Add(x, x)\n"
+    text += f" flat = Neg(y)\n minus5 = Unsqueeze(minus, last)\n x5 = Unsqueeze(x, last)\n z = {join} }}"
+    node = common_passes.ShapeInferencePass()(graph(text)).model.graph.node(-1)
+    assert str(node.outputs[0].shape) == shape
+    assert foreign_rotary.is_candidate(node) == candidate
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "reason"),
+    [
+        ("S", "?", "expected [B, 1, S, D] or [B, 1, S, D/2] for heads ['B', 3, None, 8]"),
+        ("float[B,3,S,8] x", "float[B,3,S,?] x", "of None elements are turned"),
+        ("float[B,3,S,8] x", "float[B,3,S,H] x", "of H elements are turned"),
+    ],
+)
+def test_refuses_sizes_that_are_not_known(rotation, before, after, reason) -> None:
+    text = WHOLE.replace(before, after) if before != "S" else WHOLE.replace(",S,", ",?,")
+    (refusal,) = fuse(rotation(text)).refused
+    assert reason in refusal.reason
+
+
+def test_a_cosine_that_is_fed_may_come_first(rotation, run, random) -> None:
+    text = BY_HALVES.replace("float[4] frequencies)", "float[4] frequencies, float[B,1,S,4] fed)").replace("Mul(first, cos)", "Mul(fed, first)")
+    model = rotation(text.replace("Mul(second, cos)", "Mul(fed, second)"), frequencies=np.ones(4, np.float32))
+    given = feeds(random, fed=random(2, 1, 5, 4))
+    unfused_y = run(model, given)[0]
+    assert fuse(model).fired == 1
     np.testing.assert_allclose(run(model, given)[0], unfused_y, rtol=1e-6, atol=1e-6)
