@@ -67,7 +67,8 @@ class FuseAttention(FusionRule):
     def _mask_objections(self, query: ir.Value, mask: ir.Value, fill: ir.Value, **_: ir.Value) -> Iterator[Objection]:
         if query.dtype not in SMALLEST or scalar(fill) != SMALLEST[query.dtype]:
             yield f"masked scores are not set to the smallest {query.dtype}", fill
-        if mask.dtype != ir.DataType.BOOL or rank(mask) != HEADS_RANK or (sizes(mask) or ())[1:2] != (1,):
+        shape = sizes(mask)
+        if mask.dtype != ir.DataType.BOOL or shape is None or len(shape) != HEADS_RANK or shape[1] != 1:
             yield "the mask is not bool [B, 1, S, T]", mask
 
     def _head_objections(self, query: ir.Value, key: ir.Value, value: ir.Value, turned_key: ir.Value, **_: ir.Value) -> Iterator[Objection]:
@@ -104,9 +105,10 @@ def unrepeated(value: ir.Value) -> tuple[ir.Value, str]:
     if expand is None:
         return value, ""
     unsqueeze = producer(expand.inputs[0], "Unsqueeze")
-    if unsqueeze is None or unsqueeze.inputs[0] is None:
+    if unsqueeze is None:
         return value, "heads are expanded, but not on a new axis"
     source, axes = unsqueeze.inputs[0], numbers(unsqueeze.inputs[1])
+    assert source is not None
     if axes == (1,):
         return value, "heads are tiled (0, 1, 0, 1); Attention repeats each one (0, 0, 1, 1)"
     if axes != (2,) or rank(source) != HEADS_RANK:
@@ -117,19 +119,20 @@ def unrepeated(value: ir.Value) -> tuple[ir.Value, str]:
 
 def _more_than_heads(shape: Shape | None, expanded: Shape | None, joined: Shape | None) -> str:
     """Why [B, K, T, D] → [B, K, H/K, T, D] → [B, H, T, D] is more than a repetition of heads, or ""."""
-    if shape is None or expanded is None or joined is None:
+    assert shape is not None
+    if expanded is None or joined is None:
         return "the shapes of the repeated heads are not known"
     batch, n_heads, total, head_dim = shape
-    groups = expanded[2] if len(expanded) > HEADS_RANK else None
-    n_joined = n_heads * groups if isinstance(n_heads, int) and isinstance(groups, int) else None
-    if n_joined is not None and expanded == (batch, n_heads, groups, total, head_dim) and joined == (batch, n_joined, total, head_dim):
+    counts = [count for count in (n_heads, *expanded[2:3], *joined[1:2]) if isinstance(count, int)]
+    known = len(counts) == 3 and counts[2] == counts[0] * counts[1]
+    if known and expanded == (batch, n_heads, counts[1], total, head_dim) and joined == (batch, counts[2], total, head_dim):
         return ""
     return f"heads {list(shape)} are repeated to {list(expanded)} and {list(joined)}: more than the heads changes"
 
 
 def _n_heads(value: ir.Value) -> int | None:
-    shape = sizes(value)
-    return shape[1] if shape is not None and len(shape) == HEADS_RANK and isinstance(shape[1], int) else None
+    shape = sizes(value) or ()
+    return shape[1] if len(shape) == HEADS_RANK and isinstance(shape[1], int) else None
 
 
 def is_candidate(node: ir.Node) -> bool:
