@@ -173,5 +173,5 @@ def _per_sequence(tape: Tape, value: ir.Value, x: ir.Value) -> ir.Value:
     if shape_of(value)[0] == batch:
         return value
     fed = next((fed for fed in tape.graph.inputs if shape_of(fed)[:1] == (batch,)), x)
-    shape = tape.add("Concat", tape.add("Shape", fed, start=0, end=1), [1, 1], axis=0)
+    shape = tape.add("Concat", tape.add("Shape", fed, end=1), [1, 1], axis=0)
     return tape.add("Expand", value, shape, like=value)

@@ -76,6 +76,7 @@ def test_fuses_every_spelling_and_keeps_the_numbers(rotation, run, random, text,
     (node,) = (node for node in model.graph if node.op_type == "RotaryEmbedding")
     assert {name: attribute.value for name, attribute in node.attributes.items()} == {"interleaved": 0}
     assert node.inputs[0].name == "x"
+    assert [len(value.shape) for value in node.inputs[1:]] == [3, 3]
     assert node.outputs[0].name == "y"
     assert not {"Neg", "Concat", "Slice", "Split"} & {node.op_type for node in model.graph}
     np.testing.assert_allclose(run(model, given)[0], unfused_y, rtol=1e-6, atol=1e-6)
@@ -127,6 +128,14 @@ def test_reads_cosines_from_a_table_whose_halves_are_equal(graph, run, random, t
         ),
         (WHOLE, "sin = Unsqueeze(sin3, one)", "sin = Unsqueeze(positions, one)", "expected [B, 1, S, D]"),
         (WHOLE, "cos3 = Cos(twice)\n    sin3 = Sin(twice)", "cos3 = Cos(last)\n    sin3 = Sin(last)", "expected [B, 1, S, D]"),
+        (BY_HALVES, SPLIT, SPLIT.replace("first, second", "first, other") + "rest, second = Split<axis=-1>(fed, halves)\n", "not of one value"),
+        (
+            BY_HALVES,
+            SPLIT,
+            "first = Slice(x, zero2, five4, axes2)\n second = Slice(x, half, end, axis)\n",
+            "the halves are swapped, or not of the last",
+        ),
+        (BY_HALVES, SPLIT, "first = Slice(x, fedstart, end, axis, axis)\n second = Slice(x, half, end, axis)\n", "a part of the head"),
         (BY_HALVES, "Add(c, d)", "Sub(c, d)", "the halves are not a difference and a sum of products"),
         (BY_HALVES, "Mul(second, sin)", "Add(second, sin)", "the halves are not a difference and a sum of products"),
         (BY_HALVES, "Mul(first, sin)", "Mul(second, sin)", "the second half is not x2·cos + x1·sin"),
@@ -141,8 +150,12 @@ def test_refuses_with_a_reason(rotation, text, before, after, reason) -> None:
         reason += " from Concat"
     if "last" in changed:
         changed = changed.replace("float[4] frequencies)", "float[4] frequencies, float[B,1,8] last)")
-    if "fed" in changed:
-        changed = changed.replace("float[4] frequencies)", "float[4] frequencies, float[B,S,8] fed)")
+    if "fed" in changed or "zero2" in changed:
+        wide = "float[B,3,S,8] fed" if "(fed, halves)" in changed else "float[B,S,8] fed"
+        changed = changed.replace("float[4] frequencies)", f"float[4] frequencies, {wide}, int64[1] fedstart)").replace("B,3,S,8] x", "B,3,S,8] x")
+        changed = changed.replace(
+            " int64[1] one = {1}", " int64[2] zero2 = {0, 0}, int64[2] five4 = {4, 5}, int64[2] axes2 = {3, 2}, int64[1] one = {1}"
+        )
     if "by_cos, zero" in changed:  # the product must be there before its slice
         changed = changed.replace(" by_cos = Mul(x, cos)\n", "").replace("first = Slice", "by_cos = Mul(x, cos)\n first = Slice")
     constants = {} if "frequencies)" in changed else {"frequencies": np.ones(4, np.float32)}
@@ -155,10 +168,11 @@ def test_refuses_with_a_reason(rotation, text, before, after, reason) -> None:
 @pytest.mark.parametrize("text", [WHOLE, BY_HALVES], ids=["whole", "by-halves"])
 def test_positions_that_all_sequences_share_are_repeated_for_each(rotation, run, random, text) -> None:
     """A graph without position ids counts them once: cosines [1, S, D/2], and RotaryEmbedding takes one row a sequence."""
-    model = rotation(text.replace("float[B,S,1] positions", "float[1,S,1] positions"))
-    given = {"x": random(2, 3, 5, 8), "positions": np.arange(5, dtype=np.float32).reshape(1, 5, 1)}
+    model = rotation(text.replace("float[B,S,1] positions", "float[1,S,1] positions").replace("agraph (", "agraph (int64[B,S] input_ids, "))
+    given = {"x": random(2, 3, 5, 8), "positions": np.arange(5, dtype=np.float32).reshape(1, 5, 1), "input_ids": np.zeros((2, 5), np.int64)}
     unfused_y = run(model, given)[0]
     assert fuse(model).fired == 1
+    assert {node.inputs[0].name for node in model.graph if node.op_type == "Shape"} == {"input_ids"}  # so that all layers read the same
     np.testing.assert_allclose(run(model, given)[0], unfused_y, rtol=1e-6, atol=1e-6)
 
 
@@ -308,10 +322,12 @@ def test_reads_a_table_by_position_whole(graph, run, random, begin, sliced) -> N
         ("Concat<axis=-1>(x, minus)", "[2,3,5,16]", False),
         ("Concat<axis=-1>(sum, x)", "[2,3,5,16]", False),
         ("Mul(minus, x)", "[2,3,5,8]", False),
+        ("Gather<axis=3>(minus, index)", "[2,3,5,4]", False),
     ],
 )
 def test_candidates_are_joins_of_turned_halves(graph, join, shape, candidate) -> None:
-    text = "agraph (float[2,3,5,8] x, float[2,3,5] y) => (z)\n<int64[1] last = {-1}>\n{ minus = Neg(x)\n difference = Sub(x, x)\n sum = Add(x, x)\n"
+    text = "agraph (float[2,3,5,8] x, float[2,3,5] y, int64[4] index) => (z)\n<int64[1] last = {-1}>\n{ minus = Neg(x)\n difference = Sub(x, x)\n"
+    text += " sum = Add(x, x)\n"
     text += f" flat = Neg(y)\n minus5 = Unsqueeze(minus, last)\n x5 = Unsqueeze(x, last)\n z = {join} }}"
     node = common_passes.ShapeInferencePass()(graph(text)).model.graph.node(-1)
     assert str(node.outputs[0].shape) == shape
@@ -339,3 +355,36 @@ def test_a_cosine_that_is_fed_may_come_first(rotation, run, random) -> None:
     unfused_y = run(model, given)[0]
     assert fuse(model).fired == 1
     np.testing.assert_allclose(run(model, given)[0], unfused_y, rtol=1e-6, atol=1e-6)
+
+
+def test_a_cosine_without_a_batch_gets_its_axis_and_is_repeated(rotation, run, random) -> None:
+    """[S, D] behind Unsqueeze(0, 1): it is not [B, S, D] before the axis of the heads was put in."""
+    text = (
+        BY_HALVES.replace("float[B,S,1] positions", "float[S,1] positions")
+        .replace("Sin(twice)", "Sin(twice)")
+        .replace("int64[1] one = {1},", "int64[2] one = {0, 1},")
+    )
+    model = rotation(text)
+    given = {"x": random(2, 3, 5, 8), "positions": np.arange(5, dtype=np.float32).reshape(5, 1)}
+    unfused_y = run(model, given)[0]
+    assert fuse(model).fired == 1
+    np.testing.assert_allclose(run(model, given)[0], unfused_y, rtol=1e-6, atol=1e-6)
+
+
+def test_refuses_shapes_that_are_alike_because_nothing_is_known(rotation) -> None:
+    model = rotation(WHOLE)
+    for value in [*model.graph.inputs, *(node.outputs[0] for node in model.graph)]:
+        if value.shape is not None and len(value.shape) == 4:
+            value.shape = ir.Shape([None if size == "S" else size for size in map(lambda one: getattr(one, "value", one), value.shape)])
+    (refusal,) = fuse(model).refused
+    assert "cosine and sine are ('B', 1, None, 8)" in refusal.reason
+
+
+def test_refuses_pairs_of_the_wrong_axis(rotation) -> None:
+    """With four elements a head, pairs are [2, 2]: their columns look like their rows."""
+    text = (
+        PAIRS.replace(EVERY_SECOND, GATHERED.replace("axis=-1", "axis=3").replace("axis=4", "axis=3")).replace("5,8", "5,4").replace("5, 8", "5, 4")
+    )
+    text = text.replace("5, 4, 2}", "5, 2, 2}").replace("float[4] frequencies", "float[2] frequencies")
+    (refusal,) = fuse(rotation(text, frequencies=np.ones(2, np.float32))).refused
+    assert "the halves are swapped, or not of the last axis" in refusal.reason
