@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import onnx_ir as ir
 from onnx_ir.passes import common as common_passes
 
-from graphs.fusions._values import Shape, numbers, producer, scalar, sizes
+from graphs.fusions._values import Shape, node_of, numbers, producer, scalar, sizes
 from graphs.rewriting import FusionResult, Refusal
 
 
@@ -73,9 +73,9 @@ class Tape:
         return output
 
     def constant(self, values: Any, dtype: ir.DataType | None = None) -> ir.Value:
-        """A new initializer of few elements; int64 unless said otherwise."""
+        """A new initializer of few elements; of integers in int64, unless said otherwise."""
         self._constants += 1
-        tensor = ir.tensor(values, dtype=dtype or ir.DataType.INT64, name=f"{self.replaced.name}.constant_{self._constants}")
+        tensor = ir.tensor(values, dtype=dtype, name=f"{self.replaced.name}.constant_{self._constants}")
         value = ir.Value(name=tensor.name, shape=ir.Shape(tensor.numpy().shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
         self.graph.register_initializer(value)
         return value
@@ -149,22 +149,22 @@ def scaled(value: ir.Value) -> tuple[ir.Value, float]:
         node = value.producer()
         if node is None or node.op_type not in ("Mul", "Div"):
             return value, factor
-        first, second = node.inputs
-        by_second, by_first = scalar(second), scalar(first) if node.op_type == "Mul" else None
-        if by_second is not None and first is not None:
-            value, factor = first, factor * (by_second if node.op_type == "Mul" else 1 / by_second)
-        elif by_first is not None and second is not None:
-            value, factor = second, factor * by_first
+        left, right = node.inputs
+        assert left is not None
+        assert right is not None
+        by_right, by_left = scalar(right), scalar(left) if node.op_type == "Mul" else None
+        if by_right is not None:
+            value, factor = left, factor * (by_right if node.op_type == "Mul" else 1 / by_right)
+        elif by_left is not None:
+            value, factor = right, factor * by_left
         else:
             return value, factor
 
 
 def through(value: ir.Value, *op_types: str) -> ir.Value:
     """What a value is before nodes of one input that are of these operators."""
-    node = value.producer()
-    while node is not None and node.op_type in op_types and node.inputs[0] is not None:
-        value = node.inputs[0]
-        node = value.producer()
+    while op_of(value) in op_types:
+        value = first(node_of(value))
     return value
 
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from graphs.fusions._reading import Refused, Tape, constants, first, shape_of
-from graphs.fusions._values import is_last_axis, last_size, producer, scalar
+from graphs.fusions._reading import Refused, Tape, constants, first, op_of, shape_of
+from graphs.fusions._values import is_last_axis, last_size, node_of, producer, scalar
 
 ELEMENTWISE = ("Cos", "Sin", "Cast", "Mul", "Div")
+REPEATS = ("Expand", "Tile", "Concat")
 MOVES = ("Unsqueeze", "Squeeze", "Gather", "Slice")
 TABLE_RANK = 2
 LARGEST_TABLE_BYTES = 256 * 2**20
@@ -39,8 +40,9 @@ def once(tape: Tape, value: ir.Value, n_angles: int, paired: bool, by_position: 
     if source is not None:
         return source
     if node is None:
-        ends = ([0], [2 * n_angles], [-1], [2]) if paired else ([0], [n_angles], [-1])
-        return tape.add("Slice", value, *ends, like=value, shape=(*shape_of(value)[:-1], n_angles))
+        end, step = (shape_of(value)[-1], 2) if paired else (n_angles, 1)
+        assert isinstance(end, int)
+        return tape.add("Slice", value, [0], [end], [-1], [step], like=value, shape=(*shape_of(value)[:-1], n_angles))
     if by_position and node.op_type == "Slice" and constants(node, 1) == (0,) and constants(node, 4, (1,)) == (1,):
         return once(tape, first(node), n_angles, paired, by_position)
     shape = None if by_position else (*shape_of(value)[:-1], n_angles)
@@ -65,15 +67,16 @@ def _doubled(value: ir.Value, paired: bool) -> ir.Value | None:
     """What a value repeats in its last axis: whole behind whole, or each element behind itself; None if it does not."""
     if not paired:
         return _joined_with_itself(value)
-    stacked, unsqueeze = producer(value, "Reshape"), None
-    repeat = first(stacked).producer() if stacked is not None else None
-    if repeat is not None and (repeat.op_type == "Expand" or (repeat.op_type == "Concat" and len(set(repeat.inputs)) == 1)):
-        unsqueeze = producer(first(repeat), "Unsqueeze")
-    if repeat is None or unsqueeze is None:
+    stacked = first(node_of(value)) if op_of(value) == "Reshape" else value
+    repeat = stacked.producer()
+    if repeat is None or repeat.op_type not in REPEATS or op_of(first(repeat)) != "Unsqueeze":
         return None
-    source = first(unsqueeze)
+    if repeat.op_type == "Concat" and len(set(repeat.inputs)) > 1:
+        return None
+    unsqueezed = first(repeat)
+    source = first(node_of(unsqueezed))
     shape, n_angles = shape_of(source), last_size(source)
-    shapes = shape_of(unsqueeze.outputs[0]), shape_of(repeat.outputs[0]), shape_of(value)
+    shapes = shape_of(unsqueezed), shape_of(stacked), shape_of(value)
     return source if isinstance(n_angles, int) and shapes == ((*shape, 1), (*shape, 2), (*shape[:-1], 2 * n_angles)) else None
 
 

@@ -34,6 +34,7 @@ def value(graph):
 
 
 JOINED = {"y": ["B", 6, "T", 8]}
+ROUND = "heads (0, 1, 0, 1, 0, 1) of 2 are gathered: not each one as often as the others, one after the other"
 MORE = JOINED | {"more": ["B", 2, 3, "T", 8]}
 FIRST = "key5 = Unsqueeze(key, one)\n more = Expand(key5, {})\n y = Reshape(more, {})"
 TILED = BEHIND + "more = Tile(key5, groups)\n y = Reshape(more, heads)"
@@ -96,7 +97,7 @@ def test_one_head_for_all_is_left_to_whoever_reads_it(value, text) -> None:
         (FIRST.format("tiled", "heads"), JOINED | {"more": ["B", 3, 2, "T", 8]}, "heads are tiled"),
         (FIRST.format("pair_first", "four"),
          {"y": ["B", 4, "T", 8], "more": ["B", 2, 2, "T", 8]}, "heads are tiled"),
-        ("y = Gather<axis=1>(key, round)", JOINED, "heads (0, 1, 0, 1, 0, 1) of 2 are gathered"),
+        ("y = Gather<axis=1>(key, round)", JOINED, ROUND),
         ("y = Gather<axis=1>(key, uneven)", {"y": ["B", 4, "T", 8]}, "heads (0, 0, 0, 1) of 2 are gathered"),
         ("y = Gather<axis=1>(key, fed)", JOINED, "heads None of 2 are gathered"),
         ("more = Expand(other, groups)\n y = Reshape(more, heads)", MORE, "heads are repeated, but not on a new axis"),

@@ -75,6 +75,8 @@ def fuse(model):
         (TEXT, "raw = MatMul(query, turned)\n scores = Mul(raw, scale)", "scaled = Mul(query, scale)\n scores = MatMul(scaled, turned)"),
         (TEXT, "raw = MatMul(query, turned)\n scores = Mul(raw, scale)", "scaled = Mul(turned, scale)\n scores = MatMul(query, scaled)"),
         (TEXT, "Add(scores, bias)", "Add(bias, scores)"),
+        (TEXT, TURN, "scaled = Mul(keys, scale)\n turned0 = Transpose<perm=[0,1,3,2]>(scaled)\n turned = Div(turned0, scale)\n"),
+        (TEXT, SCORES + BIAS, "scaled = Mul(keys, scale)\n turned2 = Transpose<perm=[0,1,3,2]>(scaled)\n scores = MatMul(query, turned2)\n" + BIAS),
         (TEXT, BIAS, "masked = Where(allowed, scores, least)\n"),
         (TEXT, BIAS, "banned = Not(allowed)\n masked = Where(banned, least, scores)\n"),
         (TEXT, BIAS, "banned = Not(allowed)\n bias = Where(banned, least, zero)\n masked = Add(scores, bias)\n"),
@@ -215,8 +217,17 @@ def test_a_fully_masked_row_attends_to_itself(attention, run, given, softmax) ->
         (TEXT, "Where(odd, zero, soft)", "Where(odd, one, soft)", "the soft-max's result is replaced where it is not NaN"),
         (TEXT, "IsNaN(soft)", "IsInf(soft)", "the soft-max's result is replaced where it is not NaN"),
         (TEXT, BIAS, "masked = Where(allowed, fed, least)\n", "the soft-max is not of a product of query and key"),
-        (TEXT, SCORES, HALF_SCORES, "the query is FLOAT16, the value FLOAT, the result FLOAT"),
+        (TEXT, SCORES, HALF_SCORES, "the query is FLOAT16, the value FLOAT"),
         (TEXT, "Unsqueeze(key, two)", "Unsqueeze(slim, two)", "more than the heads changes"),
+        (TEXT, BIAS, "masked0 = Where(allowed, scores, least)\n masked = Mul(masked0, scale)\n", "masked scores are scaled: the mask would be"),
+        (TEXT, BIAS, "wide = Cast<to=11>(scores)\n back = Cast<to=1>(wide)\n" + BIAS.replace("Add(scores", "Add(back"), "the scores come from Cast"),
+        (TEXT, BIAS, SUMMED.replace("Max(sum", "Min(sum"), "the scores come from Min"),
+        (TEXT, "raw = MatMul(query, turned)", "raw = MatMul(query, left_key)", "the key is not transposed, but comes from an input"),
+        (ONE_NODE, "keys, values, allowed", "key, longer, allowed", "there are 3 queries, 5 keys and 6 values: not known, or not alike"),
+        (ONE_NODE, "(query, keys, values", "(query, some_heads, some_heads", "4 query heads can't share K key heads and K value heads"),
+        (ONE_NODE, "(query, keys, values", "(some_queries, keys, values", "H query heads can't share 2 key heads and 2 value heads"),
+        (ONE_NODE, "(query, keys, values", "(few, keys, values", "there are None queries, 5 keys and 5 values: not known"),
+        (ONE_NODE, "y = Attention", "y, k, v = Attention", "the Attention node has 4 inputs and 3 outputs"),
         (TEXT, "Reshape(value_more, joined)", "Reshape(value_more, fed4)", "query, key and value are not [B, heads"),
         (ONE_NODE, "(query, keys, values", "(three, key, value", "3 query heads can't share 2 key heads and 2 value heads"),
         (ONE_NODE, "scale=0.25>(query, key", "scale=0.25, q_num_heads=4, kv_num_heads=4>(rank3, key", "query, key and value are not [B, heads"),
@@ -240,6 +251,11 @@ def test_refuses_with_a_reason(attention, text, before, after, reason) -> None:
         "unknown": f"float[2,{H},?,{'?' if '(unknown' in after else D}]",
         "three": f"float[2,3,3,{D}]",
         "rank3": f"float[2,3,{H * D}]",
+        "left_key": f"float[2,{H},{D},5]",
+        "longer": f"float[2,{K},6,{D}]",
+        "some_heads,": f"float[2,K,5,{D}]",
+        "some_queries": f"float[2,H,3,{D}]",
+        "few": f"float[2,{H},?,{D}]",
         "slim": f"float[2,{K},1,{D}]",
         "fixed": f"float[2,{K},5,{D}]",
         "slots": f"int64[2,{K},3,{D}]",
@@ -285,3 +301,52 @@ def test_attention_without_a_scale_gets_one_over_the_root_of_head_dim(attention,
     (node,) = (node for node in model.graph if node.op_type == "Attention")
     assert node.inputs[0].producer().inputs[1].const_value.numpy() == pytest.approx(D**-0.5)
     np.testing.assert_allclose(run(model, given)[0], unfused_y, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "candidate"),
+    [
+        ("(query, keys, value, allowed)", True),
+        ("(query, key, values, allowed)", True),
+        ("(query, key, value, masks)", False),
+        ("(query, keys, values, allowed)", True),
+    ],
+)
+def test_attention_that_repeats_one_of_both_is_a_candidate(graph, inputs, candidate) -> None:
+    text = HEAD + KEYS + VALUES + "masks = Reshape(allowed, shape)\n" + f"y = Attention<scale=1.0>{inputs}\n}}"
+    model = graph(text.replace("<float scale", "<int64[4] shape = {2, 1, 3, 5}, float scale"))
+    (node,) = (node for node in model.graph if node.op_type == "Attention")
+    assert foreign_attention.is_candidate(node) == candidate
+
+
+def test_attention_of_a_runtime_is_no_candidate(attention) -> None:
+    (node,) = (node for node in attention(ONE_NODE).graph if node.op_type == "Attention")
+    node.domain = "com.microsoft"
+    assert not foreign_attention.is_candidate(node)
+
+
+def test_a_given_scale_needs_no_head_dim(attention) -> None:
+    text = ONE_NODE.replace(f"float[2,{H},3,{D}] query", f"float[2,{H},3,?] query")
+    assert fuse(attention(text)).fired == 1
+
+
+def test_refuses_a_softmax_without_heads(attention) -> None:
+    text = "agraph (float[2,3,5] scores, float[2,5,8] values) => (y) { [softmax] weights = Softmax<axis=-1>(scores)\n y = MatMul(weights, values) }"
+    (refusal,) = fuse(attention(text)).refused
+    assert "the soft-max is not over the last axis of [B, heads, S, T], the keys" in refusal.reason
+
+
+def test_refuses_a_key_that_is_turned_on_three_axes_of_unknown_size(attention) -> None:
+    """Whether heads stay apart can't be seen where the batch is not known."""
+    model = attention(TEXT.replace(TURN, TURN_ON_THREE))
+    for node in model.graph:
+        for value in node.outputs:
+            if value.name in ("keys", "turned"):
+                value.shape = ir.Shape([None, *value.shape[1:]])
+    assert "the key is not transposed, but comes from Reshape" in fuse(model).refused[0].reason
+
+
+def test_refuses_weights_that_are_multiplied_from_the_left(attention) -> None:
+    text = TEXT.replace(f"(float[2,heads,3,{D}] y)", "(y)").replace("allowed)", f"allowed, float[2,{H},{D},3] left)", 1)
+    (refusal,) = fuse(attention(text.replace("y = MatMul(weights, values)", "y = MatMul(left, weights)"))).refused
+    assert "the soft-max's result is not multiplied by values" in refusal.reason
