@@ -9,6 +9,7 @@ import onnx_ir as ir
 from artifact.errors import FusionError
 from graphs.fusions import foreign_attention
 from graphs.fusions._reading import Refused, through
+from graphs.fusions._repeated_heads import unrepeated
 from graphs.fusions._values import last_size, rank, sizes
 
 HEADS_RANK = 4
@@ -107,7 +108,7 @@ def _heads_of(node: ir.Node) -> tuple[int, int, int] | None:
 
 def _before_repetition(value: ir.Value | None) -> ir.Value | None:
     try:
-        return None if value is None else foreign_attention.unrepeated(value)
+        return None if value is None else unrepeated(value)
     except Refused:
         return value
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 
 import onnx_ir as ir
@@ -12,9 +13,11 @@ from artifact.errors import FusionError
 from graphs.cleanup import share_constants
 from graphs.foreign.measure import measure, name_axes
 from graphs.foreign.source import OPSET
+from graphs.fusions._rotary_tables import LARGEST_TABLE_BYTES
 from graphs.fusions._values import numbers, scalar, sizes
 
 CONVERTER_LOG = "onnxscript.version_converter"
+TABLE_READERS = {"Gather", "Slice"}
 
 
 def prepare(model: ir.Model) -> None:
@@ -31,6 +34,7 @@ def prepare(model: ir.Model) -> None:
     common_passes.InlinePass()(model)
     raise_opset(model)
     common_passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    share_tables(model.graph)
     merge(model)
     name_axes(model)
     measure(model)
@@ -100,6 +104,22 @@ def merge(model: ir.Model) -> None:
     share_constants(model.graph)
     common_passes.CommonSubexpressionEliminationPass()(model)
     common_passes.RemoveUnusedNodesPass()(model)
+
+
+def share_tables(graph: ir.Graph) -> None:
+    """Let equal tables that are read by position be one: in some versions each layer brings its own cosines. One without its like is not read."""
+    alike: dict[tuple[object, ...], list[ir.Value]] = {}
+    for value in graph.initializers.values():
+        tensor, readers = value.const_value, {use.node.op_type for use in value.uses()}
+        if tensor is not None and len(tensor.shape) > 1 and tensor.nbytes <= LARGEST_TABLE_BYTES and readers <= TABLE_READERS:
+            alike.setdefault((tensor.dtype, tuple(tensor.shape)), []).append(value)
+    for tables in alike.values():
+        kept: dict[bytes, ir.Value] = {}
+        for value in tables if len(tables) > 1 else ():
+            assert value.const_value is not None
+            one = kept.setdefault(hashlib.sha256(value.const_value.tobytes()).digest(), value)
+            if one is not value:
+                ir.convenience.replace_all_uses_with(value, one)
 
 
 def drop_idle_nodes(model: ir.Model) -> None:

@@ -28,7 +28,7 @@ def packing_objections(x: ir.Value, weights: Sequence[ir.Value], packed: str, bi
         if not isinstance(weight.const_value, ir.ExternalTensor) or rank(weight) != 2 or last_size(weight) != last_size(x):
             yield f"{weight.name} is not a weight [out, in] stored outside the graph", weight
     for bias, weight in zip(biases, weights, strict=False):
-        if not isinstance(bias.const_value, ir.ExternalTensor) or sizes(bias) != (sizes(weight) or ())[:1]:
+        if not isinstance(bias.const_value, ir.ExternalTensor) or sizes(bias) != (_rows(weight),):
             yield f"{bias.name} is not a bias [out] stored outside the graph", bias
     yield from _one_tensor_objections(weights, packed, WEIGHT)
     if biases:
@@ -52,19 +52,21 @@ def packed_module(parts: Sequence[ir.Value], packed: str, suffix: str = WEIGHT) 
     """Module path of the packed projection (`model.layers.3.self_attn.qkv_proj`), None where its parts have other names or another order."""
     prefixes: set[str | None] = set()
     for part, member in zip(parts, PACKED[packed], strict=True):
-        prefix, found, rest = (part.name or "").rpartition(f"{member}{suffix}")
-        prefixes.add(prefix if found and not rest else None)
+        assert part.name is not None
+        prefix, _, rest = part.name.rpartition(f"{member}{suffix}")  # of another name all is rest
+        prefixes.add(None if rest else prefix)
     layer = prefixes.pop()
     return None if layer is None or prefixes else layer + packed
 
 
 def packed_linear(op: Any, x: ir.Value, weights: Sequence[ir.Value], packed: str, biases: Sequence[ir.Value] = ()) -> ir.Value:
     """One linear for several: MatMul(x, Transpose(weight [sum of outs, in])) [B, S, sum of outs], and Add(bias) where they have biases."""
-    module, rows = packed_module(weights, packed), sum(int((sizes(weight) or (0,))[0] or 0) for weight in weights)
-    columns, dtype = last_size(weights[0]), weights[0].dtype
+    module, rows = packed_module(weights, packed), sum(map(_rows, weights))
+    columns, dtype, shape = last_size(x), x.dtype, sizes(x)
     assert module is not None
     assert dtype is not None
-    shape = (*(sizes(x) or ())[:2], rows)
+    assert shape is not None
+    shape = (*shape[:2], rows)
     weight = op.initializer(_joined(weights, f"{module}{WEIGHT}", (rows, columns)))
     turned = in_module(op.Transpose(weight, perm=TURNED), module, dtype, (columns, rows))
     product = in_module(op.MatMul(x, turned), module, dtype, shape)
@@ -79,6 +81,10 @@ def _joined(weights: Sequence[ir.Value], name: str, shape: tuple[Any, ...]) -> i
     first = _stored(weights[0])
     length = sum(_stored(weight).nbytes for weight in weights)
     return ir.ExternalTensor(first.location, first.offset or 0, length, first.dtype, shape=ir.Shape(shape), name=name, base_dir=first.base_dir)
+
+
+def _rows(weight: ir.Value) -> int:
+    return int(_stored(weight).shape.numpy()[0])
 
 
 def _stored(weight: ir.Value) -> ir.ExternalTensor:

@@ -14,7 +14,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common as common_passes
 
 from artifact.layout import MODULE_KEY
-from graphs.fusions._values import Shape, producer, scalar
+from graphs.fusions._values import Shape, node_of, numbers, producer, scalar, sizes
 from graphs.rewriting import FusionResult, Refusal
 
 
@@ -95,9 +95,9 @@ class Tape:
         return made
 
     def constant(self, values: Any, dtype: ir.DataType | None = None) -> ir.Value:
-        """A new initializer of few elements; int64 unless said otherwise."""
+        """A new initializer of few elements; of integers in int64, unless said otherwise."""
         name = next(name for index in count(1) if (name := f"{self.replaced.name}.constant_{index}") not in self.graph.initializers)
-        tensor = ir.tensor(values, dtype=dtype or ir.DataType.INT64, name=name)
+        tensor = ir.tensor(values, dtype=dtype, name=name)
         value = ir.Value(name=tensor.name, shape=ir.Shape(tensor.numpy().shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
         self.graph.register_initializer(value)
         return value
@@ -120,10 +120,51 @@ def user(value: ir.Value, *op_types: str) -> ir.Node | None:
     return next(iter(found)) if len(found) == 1 else None
 
 
+def need_user(value: ir.Value, *op_types: str, otherwise: str) -> ir.Node:
+    """The one node of these operators that reads a value; raises Refused with these words if there is none, or more."""
+    node = user(value, *op_types)
+    if node is None:
+        raise Refused(otherwise)
+    return node
+
+
+def need(value: ir.Value | None, *op_types: str, otherwise: str) -> ir.Node:
+    """The node behind a value, of one of these operators; raises Refused with these words if it is none."""
+    node = value.producer() if value is not None else None
+    if node is None or node.op_type not in op_types:
+        raise Refused(otherwise)
+    return node
+
+
+def op_of(value: ir.Value | None) -> str:
+    """The operator behind a value; empty for what is fed or stored."""
+    node = value.producer() if value is not None else None
+    return "" if node is None else node.op_type
+
+
+def first(node: ir.Node) -> ir.Value:
+    """The first input of a node that can't do without one."""
+    value = node.inputs[0]
+    assert value is not None
+    return value
+
+
+def constants(node: ir.Node, index: int, default: tuple[int, ...] | None = None) -> tuple[float | int, ...] | None:
+    """Elements of an input that is a small constant; ``default`` if the node has fewer inputs, None for what is computed or fed."""
+    return numbers(node.inputs[index]) if len(node.inputs) > index else default
+
+
 def other(node: ir.Node, value: ir.Value) -> ir.Value | None:
-    """The second operand of a node of two, one of which is ``value``; the value itself if it is both."""
-    first, second = node.inputs
-    return second if first is value else first
+    """The operand beside ``value``; the value itself if it is both, None if it is neither."""
+    left, right = node.inputs
+    if left is value:
+        return right
+    return left if right is value else None
+
+
+def shape_of(value: ir.Value | None) -> Shape:
+    """Shape of a value; () where it is not known, which no tensor of a decoder has."""
+    return sizes(value) or ()
 
 
 def scaled(value: ir.Value) -> tuple[ir.Value, float]:
@@ -133,22 +174,22 @@ def scaled(value: ir.Value) -> tuple[ir.Value, float]:
         node = value.producer()
         if node is None or node.op_type not in ("Mul", "Div"):
             return value, factor
-        first, second = node.inputs
-        by_second, by_first = scalar(second), scalar(first) if node.op_type == "Mul" else None
-        if by_second is not None and first is not None:
-            value, factor = first, factor * (by_second if node.op_type == "Mul" else 1 / by_second)
-        elif by_first is not None and second is not None:
-            value, factor = second, factor * by_first
+        left, right = node.inputs
+        assert left is not None
+        assert right is not None
+        by_right, by_left = scalar(right), scalar(left) if node.op_type == "Mul" else None
+        if by_right is not None:
+            value, factor = left, factor * (by_right if node.op_type == "Mul" else 1 / by_right)
+        elif by_left is not None:
+            value, factor = right, factor * by_left
         else:
             return value, factor
 
 
 def through(value: ir.Value, *op_types: str) -> ir.Value:
     """What a value is before nodes of one input that are of these operators."""
-    node = value.producer()
-    while node is not None and node.op_type in op_types and node.inputs[0] is not None:
-        value = node.inputs[0]
-        node = value.producer()
+    while op_of(value) in op_types:
+        value = first(node_of(value))
     return value
 
 

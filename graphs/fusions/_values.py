@@ -58,10 +58,18 @@ def axis_read(size: ir.Value | None) -> Size:
     """The axis whose size Shape reads, if it is a single one."""
     shape = producer(size, "Shape")
     source = sizes(shape.inputs[0]) if shape is not None else None
-    if shape is None or source is None:
+    if source is None:
         return None
+    assert shape is not None
     axes = source[shape.attributes.get_int("start", 0) : shape.attributes.get_int("end", len(source))]
     return axes[0] if len(axes) == 1 else None
+
+
+def node_of(value: ir.Value) -> ir.Node:
+    """The node that computes a value of which that is known: a pattern has matched it."""
+    node = value.producer()
+    assert node is not None
+    return node
 
 
 def only_user(value: ir.Value, op_type: str) -> ir.Node | None:
@@ -90,8 +98,7 @@ def module_of(value: ir.Value) -> str:
 
 def in_module(value: ir.Value, module: str, dtype: ir.DataType | None = None, shape: Shape | None = None) -> ir.Value:
     """Record where a new value belongs and, for values within a replacement, its dtype and shape; returns the value."""
-    node = value.producer()
-    assert node is not None
+    node = node_of(value)
     if module:
         node.metadata_props[MODULE_KEY] = module
     if dtype is not None:

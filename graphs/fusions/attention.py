@@ -22,7 +22,7 @@ import onnx_ir as ir
 from onnxscript.rewriter.pattern import RewriteRuleSet
 
 from graphs.fusions._rule import FusionRule, Objection
-from graphs.fusions._values import Shape, cast_to, in_module, is_last_axis, module_of, numbers, producer, rank, scalar, shape_constant, sizes
+from graphs.fusions._values import Shape, cast_to, in_module, is_last_axis, module_of, node_of, numbers, producer, rank, scalar, shape_constant, sizes
 
 HEADS_RANK = 4
 SMALLEST = {ir.DataType.FLOAT: float(np.finfo(np.float32).min), ir.DataType.FLOAT16: float(np.finfo(np.float16).min)}
@@ -57,8 +57,7 @@ class FuseAttention(FusionRule):
     def _softmax_objections(
         self, query: ir.Value, weights: ir.Value, scores32: ir.Value | None = None, rounded: ir.Value | None = None, **_: ir.Value
     ) -> Iterator[Objection]:
-        softmax = weights.producer()
-        if softmax is None or not is_last_axis(softmax.attributes.get_int("axis", -1), weights):
+        if not is_last_axis(node_of(weights).attributes.get_int("axis", -1), weights):
             yield "the softmax is not over the last axis, the keys", weights
         if scores32 is not None and cast_to(scores32) != ir.DataType.FLOAT:
             yield f"the softmax is {cast_to(scores32)}, not FLOAT", scores32
@@ -68,12 +67,12 @@ class FuseAttention(FusionRule):
     def _mask_objections(self, query: ir.Value, mask: ir.Value, fill: ir.Value, **_: ir.Value) -> Iterator[Objection]:
         if query.dtype not in SMALLEST or scalar(fill) != SMALLEST[query.dtype]:
             yield f"masked scores are not set to the smallest {query.dtype}", fill
-        if mask.dtype != ir.DataType.BOOL or rank(mask) != HEADS_RANK or (sizes(mask) or ())[1:2] != (1,):
+        shape = sizes(mask)
+        if mask.dtype != ir.DataType.BOOL or shape is None or len(shape) != HEADS_RANK or shape[1] != 1:
             yield "the mask is not bool [B, 1, S, T]", mask
 
     def _head_objections(self, query: ir.Value, key: ir.Value, value: ir.Value, turned_key: ir.Value, **_: ir.Value) -> Iterator[Objection]:
-        transpose = turned_key.producer()
-        if transpose is None or tuple(transpose.attributes.get_ints("perm", ())) != (0, 1, 3, 2):
+        if tuple(node_of(turned_key).attributes.get_ints("perm", ())) != (0, 1, 3, 2):
             yield "the key is not transposed on its last two axes", turned_key
         for repeated in (key, value):
             reason = unrepeated(repeated)[1]
@@ -106,9 +105,10 @@ def unrepeated(value: ir.Value) -> tuple[ir.Value, str]:
     if expand is None:
         return value, ""
     unsqueeze = producer(expand.inputs[0], "Unsqueeze")
-    if unsqueeze is None or unsqueeze.inputs[0] is None:
+    if unsqueeze is None:
         return value, "heads are expanded, but not on a new axis"
     source, axes = unsqueeze.inputs[0], numbers(unsqueeze.inputs[1])
+    assert source is not None
     if axes == (1,):
         return value, "heads are tiled (0, 1, 0, 1); Attention repeats each one (0, 0, 1, 1)"
     if axes != (2,) or rank(source) != HEADS_RANK:
@@ -119,19 +119,20 @@ def unrepeated(value: ir.Value) -> tuple[ir.Value, str]:
 
 def _more_than_heads(shape: Shape | None, expanded: Shape | None, joined: Shape | None) -> str:
     """Why [B, K, T, D] → [B, K, H/K, T, D] → [B, H, T, D] is more than a repetition of heads, or ""."""
-    if shape is None or expanded is None or joined is None:
+    assert shape is not None
+    if expanded is None or joined is None:
         return "the shapes of the repeated heads are not known"
     batch, n_heads, total, head_dim = shape
-    groups = expanded[2] if len(expanded) > HEADS_RANK else None
-    n_joined = n_heads * groups if isinstance(n_heads, int) and isinstance(groups, int) else None
-    if n_joined is not None and expanded == (batch, n_heads, groups, total, head_dim) and joined == (batch, n_joined, total, head_dim):
+    counts = [count for count in (n_heads, *expanded[2:3], *joined[1:2]) if isinstance(count, int)]
+    known = len(counts) == 3 and counts[2] == counts[0] * counts[1]
+    if known and expanded == (batch, n_heads, counts[1], total, head_dim) and joined == (batch, counts[2], total, head_dim):
         return ""
     return f"heads {list(shape)} are repeated to {list(expanded)} and {list(joined)}: more than the heads changes"
 
 
 def _n_heads(value: ir.Value) -> int | None:
-    shape = sizes(value)
-    return shape[1] if shape is not None and len(shape) == HEADS_RANK and isinstance(shape[1], int) else None
+    shape = sizes(value) or ()
+    return shape[1] if len(shape) == HEADS_RANK and isinstance(shape[1], int) else None
 
 
 def is_candidate(node: ir.Node) -> bool:

@@ -30,9 +30,9 @@ class FuseConstantShape(FusionRule):
         """What a constant can't say, and shapes that are constant already."""
         x, shape = matched["x"], matched["shape"]
         parts = _concatenated(shape)
-        if parts is None:
+        if not parts:
             yield "the shape is not joined from single sizes", shape
-        for axis, part in enumerate(parts or ()):
+        for axis, part in enumerate(parts):
             constant = numbers(part)
             if constant is not None and (len(constant) != 1 or constant[0] == KEEP):
                 yield "a constant part of the shape is 0, or not a single size", part
@@ -41,14 +41,14 @@ class FuseConstantShape(FusionRule):
 
     def rewrite(self, op: Any, x: ir.Value, shape: ir.Value, reshaped: ir.Value) -> ir.Value:
         """The same Reshape, with a constant in which 0 means the input's own size."""
-        constants = [numbers(part) for part in _concatenated(shape) or ()]
+        constants = [numbers(part) for part in _concatenated(shape)]
         target = [KEEP if constant is None else int(constant[0]) for constant in constants]
         return in_module(op.Reshape(x, shape_constant(op, f"{reshaped.name}.shape", target)), module_of(reshaped))
 
 
-def _concatenated(shape: ir.Value) -> list[ir.Value] | None:
+def _concatenated(shape: ir.Value) -> list[ir.Value]:
     concat = producer(shape, "Concat")
-    return None if concat is None else [value for value in concat.inputs if value is not None]
+    return [] if concat is None else [value for value in concat.inputs if value is not None]
 
 
 def _keeps_axis(x: ir.Value, axis: int, part: ir.Value) -> bool:

@@ -18,13 +18,24 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from graphs.fusions._foreign_mask import Condition, check_conditions, check_new_are_last, condition_of_bias, condition_of_choice, joined_mask
-from graphs.fusions._reading import Refused, Tape, operands, scaled, user
-from graphs.fusions._values import cast_to, is_last_axis, numbers, producer, rank, scalar, sizes
+from graphs.fusions._foreign_mask import (
+    Condition,
+    check_conditions,
+    check_new_are_last,
+    condition_of_bias,
+    condition_of_choice,
+    is_nothing,
+    joined_mask,
+)
+from graphs.fusions._reading import Refused, Tape, first, need, need_user, op_of, operands, scaled, shape_of, user
+from graphs.fusions._repeated_heads import unrepeated
+from graphs.fusions._values import cast_to, is_last_axis, last_size, node_of, producer, rank, scalar, sizes
 
 HEADS_RANK = 4
 ATTENTION_INPUTS = 4
 """query, key, value, mask: an Attention that also takes a past keeps the cache inside, which TensorRT does not parse."""
+
+NO_VALUES = "the soft-max's result is not multiplied by values"
 
 
 @dataclass(frozen=True)
@@ -54,17 +65,18 @@ def scalar_scale(node: ir.Node) -> float | None:
 def read(node: ir.Node) -> Heads:
     """The attention around a soft-max, or of an Attention node; raises Refused."""
     found = _read_fused(node) if node.op_type == "Attention" else _read_softmax(node)
-    query, key, value = (sizes(one) for one in (found.query, found.key, found.value))
-    if query is None or key is None or value is None or not len(query) == len(key) == len(value) == HEADS_RANK:
+    query, key, value = (shape_of(one) for one in (found.query, found.key, found.value))
+    if not len(query) == len(key) == len(value) == HEADS_RANK:
         raise Refused("query, key and value are not [B, heads, ·, D]")
     n_query, n_key, n_value = query[1], key[1], value[1]
     if not isinstance(n_query, int) or not isinstance(n_key, int) or n_key != n_value or n_query % n_key:
         raise Refused(f"{n_query} query heads can't share {n_key} key heads and {n_value} value heads")
-    if None in (query[2], key[2]) or key[2] != value[2]:
-        raise Refused(f"there are {query[2]} queries, {key[2]} keys and {value[2]} values: not known, or not alike")
-    check_new_are_last("keys", found.key, query[2])
-    check_new_are_last("values", found.value, query[2])
-    check_conditions(found.conditions, query[2], key[2])
+    new, total = query[2], key[2]
+    if None in (new, total) or total != value[2]:
+        raise Refused(f"there are {new} queries, {total} keys and {value[2]} values: not known, or not alike")
+    check_new_are_last("keys", found.key, new)
+    check_new_are_last("values", found.value, new)
+    check_conditions(found.conditions, new, total)
     return found
 
 
@@ -87,11 +99,11 @@ def _read_fused(node: ir.Node) -> Heads:
     if attributes.get_int("is_causal", 0) or attributes.get_float("softcap", 0):
         raise Refused("the Attention node is causal from its first key on, or caps its scores")
     query, key, value, mask = inputs
-    head_dim = (sizes(query) or (None,))[-1]
-    scale = scalar_scale(node)
-    if scale is None and not isinstance(head_dim, int):
-        raise Refused("the scale is not given, and head_dim is not known")
-    scale = scale if scale is not None else float(head_dim or 1) ** -0.5
+    head_dim, scale = last_size(query), scalar_scale(node)
+    if scale is None:
+        if not isinstance(head_dim, int):
+            raise Refused("the scale is not given, and head_dim is not known")
+        scale = float(head_dim) ** -0.5
     condition = Condition(mask, allows=True) if mask.dtype == ir.DataType.BOOL else condition_of_bias(mask)
     return Heads(query, unrepeated(key), unrepeated(value), scale, (condition,), node.outputs[0])
 
@@ -101,11 +113,11 @@ def _read_softmax(softmax: ir.Node) -> Heads:
     if rank(weights) != HEADS_RANK or not is_last_axis(softmax.attributes.get_int("axis", -1), weights):
         raise Refused("the soft-max is not over the last axis of [B, heads, S, T], the keys")
     attended, value = product_with_values(weights)
-    scores, conditions, factor = _unmasked(softmax.inputs[0])
+    scores, conditions, factor = _unmasked(first(softmax))
     query, key, scale = _query_and_key(scores)
     narrow = before_widening(value)
-    if query.dtype not in (value.dtype, narrow.dtype) or attended.dtype != value.dtype:
-        raise Refused(f"the query is {query.dtype}, the value {value.dtype}, the result {attended.dtype}")
+    if query.dtype not in (value.dtype, narrow.dtype):
+        raise Refused(f"the query is {query.dtype}, the value {value.dtype}")
     return Heads(query, unrepeated(key), unrepeated(value if value.dtype == query.dtype else narrow), factor * scale, conditions, attended)
 
 
@@ -119,33 +131,41 @@ def product_with_values(weights: ir.Value) -> tuple[ir.Value, ir.Value]:
     """What the soft-max's result becomes, multiplied by the values: (product, values)."""
     guard = user(weights, "Where")
     if guard is not None:
-        is_nan, zero, kept = guard.inputs
-        if operands(is_nan, "IsNaN") != (weights,) or scalar(zero) != 0 or kept is not weights:
+        is_nan, zero, _ = guard.inputs
+        if operands(is_nan, "IsNaN") != (weights,) or scalar(zero) != 0:
             raise Refused("the soft-max's result is replaced where it is not NaN")
         weights = guard.outputs[0]
-    rounded = user(weights, "Cast")
-    if rounded is not None:
+    dtypes = []
+    while (rounded := user(weights, "Cast")) is not None:
         weights = rounded.outputs[0]
-    product = user(weights, "MatMul")
-    if product is None or product.inputs[0] is not weights or product.inputs[1] is None:
-        raise Refused("the soft-max's result is not multiplied by values")
-    return product.outputs[0], product.inputs[1]
+        dtypes.append(weights.dtype)
+    product = need_user(weights, "MatMul", otherwise=NO_VALUES)
+    values = product.inputs[1]
+    assert values is not None
+    if values is weights:
+        raise Refused(NO_VALUES)
+    for dtype in dtypes:
+        if dtype not in (ir.DataType.FLOAT, values.dtype):
+            raise Refused(f"the soft-max's result is rounded to {dtype} on its way to values of {values.dtype}")
+    return product.outputs[0], values
 
 
-def _unmasked(scores: ir.Value | None) -> tuple[ir.Value, tuple[Condition, ...], float]:
+def _unmasked(scores: ir.Value) -> tuple[ir.Value, tuple[Condition, ...], float]:
     """Scores before masks, casts and scales: the product of query and key, the masks' conditions, and the product of the scales."""
     conditions: list[Condition] = []
     scale = 1.0
-    while scores is not None:
+    while True:
         scores, factor = scaled(scores)
         scale *= factor
         node = scores.producer()
-        if node is None or node.op_type == "MatMul":
-            break
+        if node is None:
+            raise Refused("the soft-max is not of a product of query and key")
+        if node.op_type == "MatMul":
+            return scores, tuple(conditions), scale
         if factor != 1 and node.op_type in ("Add", "Where"):
             raise Refused("masked scores are scaled: the mask would be scaled too")
         inputs = [value for value in node.inputs if value is not None]
-        if node.op_type == "Cast" and cast_to(scores) == ir.DataType.FLOAT:
+        if cast_to(scores) == ir.DataType.FLOAT:
             scores = inputs[0]
         elif node.op_type == "Add":
             scores, bias = inputs if _is_product(inputs[0]) else inputs[::-1]
@@ -153,24 +173,25 @@ def _unmasked(scores: ir.Value | None) -> tuple[ir.Value, tuple[Condition, ...],
         elif node.op_type == "Where":
             condition, scores = condition_of_choice(*inputs)
             conditions.append(condition)
+        elif node.op_type == "Max" and any(is_nothing(scalar(one)) for one in inputs):  # what is masked twice is not −inf
+            (scores,) = (one for one in inputs if scalar(one) is None)
         else:
             raise Refused(f"the scores come from {node.op_type}; expected a product of query and key, scaled and masked")
-    if scores is None or producer(scores, "MatMul") is None:
-        raise Refused("the soft-max is not of a product of query and key")
-    return scores, tuple(conditions), scale
 
 
 def _is_product(value: ir.Value) -> bool:
     """Whether scores, not a mask, lie behind a value: a product of two computed matrices, maybe scaled, cast or masked."""
-    node = scaled(value)[0].producer()
-    if node is not None and node.op_type in ("Add", "Cast"):
-        return any(_is_product(one) for one in node.inputs if one is not None)
-    return node is not None and node.op_type == "MatMul"
+    source = scaled(value)[0]
+    if op_of(source) in ("Add", "Cast"):
+        return any(_is_product(one) for one in node_of(source).inputs if one is not None)
+    return op_of(source) == "MatMul"
 
 
 def _query_and_key(scores: ir.Value) -> tuple[ir.Value, ir.Value, float]:
     """Query and key behind their product, before their scales: (query, key [B, ·, T, D], scale)."""
-    query, turned = operands(scores, "MatMul") or ()
+    query, turned = node_of(scores).inputs
+    assert query is not None
+    assert turned is not None
     query, query_scale = scaled(query)
     turned, turned_scale = scaled(turned)
     key, key_scale = scaled(_unturned(turned))
@@ -179,43 +200,21 @@ def _query_and_key(scores: ir.Value) -> tuple[ir.Value, ir.Value, float]:
 
 def _unturned(turned: ir.Value) -> ir.Value:
     """The key [B, ·, T, D] behind its transposition, written on four axes or on three."""
-    node = turned.producer()
-    if node is not None and node.op_type == "Reshape":
-        inner = producer(node.inputs[0], "Transpose")
-        flat = producer(inner.inputs[0], "Reshape") if inner is not None else None
-        source = flat.inputs[0] if flat is not None else None
-        turns = inner is not None and tuple(inner.attributes.get_ints("perm", ())) == (0, 2, 1)
-        if flat is not None and source is not None and turns and _swaps_last(source, flat.outputs[0], turned):
-            return source
-    if node is not None and node.op_type == "Transpose" and node.inputs[0] is not None:
-        if tuple(node.attributes.get_ints("perm", ())) == (0, 1, 3, 2):
-            return node.inputs[0]
+    source = _turned_on_three(turned) if op_of(turned) == "Reshape" else None
+    if source is not None:
+        return source
+    transpose = need(turned, "Transpose", otherwise=f"the key is not transposed, but comes from {op_of(turned) or 'an input'}")
+    if tuple(transpose.attributes.get_ints("perm", ())) != (0, 1, 3, 2):
         raise Refused("the key is transposed otherwise than on its last two axes")
-    raise Refused(f"the key is not transposed, but comes from {node.op_type if node else 'an input'}")
+    return first(transpose)
 
 
-def _swaps_last(source: ir.Value, flat: ir.Value, turned: ir.Value) -> bool:
-    """Whether [B, H, T, D] → [B·H, T, D] → turned → [B, H, D, T]: each head is one matrix on the way."""
-    before, between, after = sizes(source) or (), sizes(flat) or (), sizes(turned)
-    known = len(before) == HEADS_RANK and None not in before
-    return known and between[1:] == before[2:] and after == (*before[:2], before[3], before[2])
-
-
-def unrepeated(value: ir.Value) -> ir.Value:
-    """What a key or value [B, H, T, D] is before each head is repeated; the value itself if none is. Raises Refused for other repetitions."""
-    reshape = producer(value, "Reshape")
-    expand = producer(reshape.inputs[0], "Expand") if reshape is not None else None
-    unsqueeze = producer(expand.inputs[0], "Unsqueeze") if expand is not None else None
-    if expand is None:
-        return value
-    source = unsqueeze.inputs[0] if unsqueeze is not None else None
-    if unsqueeze is None or source is None or numbers(unsqueeze.inputs[1]) not in ((2,), (-3,)):
-        raise Refused("heads are not repeated on a new axis behind their own")
-    shape, expanded, joined = sizes(source), sizes(expand.outputs[0]), sizes(value)
-    if shape is None or expanded is None or joined is None or len(shape) != HEADS_RANK:
-        raise Refused("the shapes of the repeated heads are not known")
-    groups = expanded[2]
-    whole = isinstance(shape[1], int) and isinstance(groups, int) and joined == (shape[0], shape[1] * groups, *shape[2:])
-    if not whole or expanded != (*shape[:2], groups, *shape[2:]) or None in (*shape, *joined):
-        raise Refused(f"heads {list(shape)} are repeated to {list(expanded)} and {list(joined)}: more than the heads changes")
-    return source
+def _turned_on_three(turned: ir.Value) -> ir.Value | None:
+    """[B, H, T, D] → [B·H, T, D] → turned → [B, H, D, T]: each head is one matrix on the way. None for other ways."""
+    inner = producer(first(node_of(turned)), "Transpose")
+    flat = producer(first(inner), "Reshape") if inner is not None else None
+    if inner is None or flat is None or tuple(inner.attributes.get_ints("perm", ())) != (0, 2, 1):
+        return None
+    source = first(flat)
+    before, between = shape_of(source), shape_of(flat.outputs[0])  # the product with the query leaves one way to four axes again
+    return source if None not in before and between[1:] == before[2:] else None

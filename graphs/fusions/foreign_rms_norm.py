@@ -16,8 +16,12 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from graphs.fusions._reading import Refused, Tape, operands, other, user
-from graphs.fusions._values import cast_to, is_last_axis, last_size, numbers, producer, rank, scalar, sizes
+from graphs.fusions._reading import Refused, Tape, constants, first, need_user, operands, other, shape_of, through, user
+from graphs.fusions._values import Size, is_last_axis, last_size, producer, scalar, sizes
+
+NO_EPSILON = "no constant epsilon is added to the mean of squares"
+NOT_DIVIDED = "the values are not divided by the root of their variance"
+NO_WEIGHT = "the result is not multiplied by a weight, a vector over the last axis"
 
 
 @dataclass(frozen=True)
@@ -41,15 +45,13 @@ def read(mean: ir.Node) -> Norm:
     _check_axis(mean, squared)
     epsilon, variance = _epsilon(mean.outputs[0])
     normed = _normed(variance, squared)
-    x = squared
-    if producer(squared, "Cast") is not None and cast_to(squared) == ir.DataType.FLOAT:
-        x = (operands(squared, "Cast") or (squared,))[0]
-    if ir.DataType.FLOAT not in (x.dtype, squared.dtype):
+    if squared.dtype != ir.DataType.FLOAT:
         raise Refused(f"it computes in {squared.dtype} without a cast to FLOAT; RMSNormalization computes in FLOAT and would change the numbers")
-    rounded = user(normed, "Cast")
+    cast, rounded = producer(squared, "Cast"), user(normed, "Cast")
+    x = squared
     if rounded is not None:
-        normed = rounded.outputs[0]
-    if normed.dtype != x.dtype and not (x.dtype == ir.DataType.FLOAT and normed.dtype == ir.DataType.FLOAT16):
+        x, normed = first(cast) if cast is not None else squared, rounded.outputs[0]
+    if normed.dtype != x.dtype and (x.dtype, normed.dtype) != (ir.DataType.FLOAT, ir.DataType.FLOAT16):
         raise Refused(f"the result is {normed.dtype} when the weight is applied, the input is {x.dtype}")
     weight, scaled = _weight(normed, last_size(x))
     return Norm(x, weight, epsilon, scaled)
@@ -78,7 +80,7 @@ def _squared(mean: ir.Node) -> ir.Value:
 
 
 def _check_axis(mean: ir.Node, x: ir.Value) -> None:
-    axes = numbers(mean.inputs[1]) if len(mean.inputs) > 1 else None
+    axes = constants(mean, 1)
     if axes is None or len(axes) != 1 or not is_last_axis(axes[0], x):
         raise Refused("the mean is not taken over the last axis")
     if mean.attributes.get_int("keepdims", 1) != 1:
@@ -86,43 +88,41 @@ def _check_axis(mean: ir.Node, x: ir.Value) -> None:
 
 
 def _epsilon(mean: ir.Value) -> tuple[float, ir.Value]:
-    added = user(mean, "Add")
-    epsilon = scalar(other(added, mean)) if added is not None else None
-    if added is None or epsilon is None:
-        raise Refused("no constant epsilon is added to the mean of squares")
+    added = need_user(mean, "Add", otherwise=NO_EPSILON)
+    epsilon = scalar(other(added, mean))
+    if epsilon is None:
+        raise Refused(NO_EPSILON)
     return float(epsilon), added.outputs[0]
 
 
 def _normed(variance: ir.Value, x: ir.Value) -> ir.Value:
     """``x`` divided by the root of its variance, in any spelling."""
-    root, power = user(variance, "Sqrt"), user(variance, "Pow")
+    power = user(variance, "Pow")
     if power is not None and scalar(power.inputs[1]) == -0.5:
         return _times(power.outputs[0], x)
-    if root is None:
-        raise Refused("no root of the variance is taken")
-    inverse, divided = user(root.outputs[0], "Reciprocal"), user(root.outputs[0], "Div")
-    if inverse is not None:
-        return _times(inverse.outputs[0], x)
-    if divided is not None and divided.inputs[0] is x:
+    root = need_user(variance, "Sqrt", otherwise="no root of the variance is taken").outputs[0]
+    divided = need_user(root, "Reciprocal", "Div", otherwise=NOT_DIVIDED)
+    if divided.inputs[0] is x:
         return divided.outputs[0]
-    if divided is not None and scalar(divided.inputs[0]) == 1:
-        return _times(divided.outputs[0], x)
-    raise Refused("the values are not divided by the root of their variance")
+    if divided.op_type == "Div" and scalar(divided.inputs[0]) != 1:
+        raise Refused(NOT_DIVIDED)
+    return _times(divided.outputs[0], x)
 
 
 def _times(inverse: ir.Value, x: ir.Value) -> ir.Value:
-    product = user(inverse, "Mul")
-    if product is None or other(product, inverse) is not x:
+    product = need_user(inverse, "Mul", otherwise=NOT_DIVIDED)
+    if other(product, inverse) is not x:
         raise Refused("what is divided by the root is not what was squared")
     return product.outputs[0]
 
 
-def _weight(normed: ir.Value, size: int | str | None) -> tuple[ir.Value, ir.Value]:
+def _weight(normed: ir.Value, size: Size) -> tuple[ir.Value, ir.Value]:
     """The weight, of the dtype that the values have now, and the product with it."""
-    product = user(normed, "Mul")
-    weight = other(product, normed) if product is not None else None
-    if product is None or weight is None or rank(weight) != 1 or last_size(weight) != size or not weight.is_initializer():
-        raise Refused("the result is not multiplied by a weight, a vector over the last axis")
+    product = need_user(normed, "Mul", otherwise=NO_WEIGHT)
+    weight = other(product, normed)
+    assert weight is not None
+    if shape_of(weight) != (size,) or not through(weight, "Cast").is_initializer():
+        raise Refused(NO_WEIGHT)
     if weight.dtype != normed.dtype:
-        raise Refused(f"the weight is {weight.dtype}, the values that it is applied to are {normed.dtype}")
+        raise Refused(f"the weight is {weight.dtype}, what it is applied to is {normed.dtype}")
     return weight, product.outputs[0]

@@ -2,10 +2,11 @@
 
 Before:  x·cos + Concat(−x2, x1)·sin                          x1, x2 = halves of x [B, H, S, D] by Slice or Split; cos, sin [B, 1, S, D]
          or Concat(x1·cos − x2·sin, x2·cos + x1·sin)           cos, sin [B, 1, S, D/2]
-After:   x ─ RotaryEmbedding(cos [B, S, D/2], sin, interleaved=0)
+         or either with x1, x2 = even and odd elements (every second one by Slice, or a Reshape to pairs), joined again as pairs
+After:   x ─ RotaryEmbedding(cos [B, S, D/2], sin, interleaved=0 | 1)
 
 Cosine and sine keep the way they are computed (a table read by position, or angles = position · inverse frequency), but once for all layers, and
-without the second half, which repeats the first. So no limit on positions comes in that the graph does not have.
+with each angle once (graphs/fusions/_rotary_tables.py). So no limit on positions comes in that the graph does not have.
 Source:  https://onnx.ai/onnx/operators/onnx__RotaryEmbedding.html; RoFormer, arXiv:2104.09864
 """
 
@@ -13,199 +14,164 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import onnx_ir as ir
 
-from graphs.fusions._reading import Refused, Tape, operands, other, user
-from graphs.fusions._values import is_last_axis, last_size, numbers, producer, rank, scalar, sizes
+from graphs.fusions._reading import Refused, Tape, constants, first, need, need_user, op_of, other, shape_of, through
+from graphs.fusions._rotary_tables import check_twice, once
+from graphs.fusions._values import is_last_axis, last_size, producer, rank, sizes
 
-HEADS_RANK = 4
-ELEMENTWISE = ("Cos", "Sin", "Cast", "Mul", "Div")
-LARGEST_TABLE_BYTES = 256 * 2**20
-"""Tables of cosines are read to see that their halves are equal: 256 MiB are a million positions of 128 · float16."""
+HEADS_RANK, PAIRS_RANK = 4, 5
+PARTS = ("Slice", "Split", "Squeeze", "Gather")
+NOT_A_PART = "a half is neither a Slice nor a Split of the heads, nor of their pairs"
+NOT_TURNED = "the turned halves are not multiplied by a sine and added to a product with a cosine"
+NOT_PRODUCTS = "the halves are not a difference and a sum of products"
+NOT_ONE = "the two halves are not of one value"
+SWAPPED = "the halves are swapped, or not of the last axis"
 
 
 @dataclass(frozen=True)
 class Rotation:
-    """``x`` rotated by the angles behind ``cos`` and ``sin`` [B, 1, S, D] or [B, 1, S, D/2]; ``rotated`` is the result."""
+    """``x`` rotated by the angles behind ``cos`` and ``sin`` [B, 1, S, D] or [B, 1, S, D/2]; ``paired``: even and odd elements, not halves."""
 
     x: ir.Value
     cos: ir.Value
     sin: ir.Value
     rotated: ir.Value
+    paired: bool
 
 
 def is_candidate(node: ir.Node) -> bool:
-    """Halves joined on the last axis of [B, H, S, D]; or every second element taken, which is the interleaved layout."""
-    output = node.outputs[0] if node.outputs else None
-    if rank(output) != HEADS_RANK:
+    """Two turned halves joined on the last axis of [B, H, S, D], or on that of pairs [B, H, S, D/2, 2]."""
+    if node.op_type != "Concat" or rank(node.outputs[0]) not in (HEADS_RANK, PAIRS_RANK) or len(node.inputs) != 2:
         return False
-    if node.op_type == "Slice":
-        steps = numbers(node.inputs[4]) if len(node.inputs) > 4 else None
-        return steps == (2,)
-    joins_last = node.op_type == "Concat" and len(node.inputs) == 2 and is_last_axis(node.attributes.get_int("axis", 0), output)
-    return joins_last and all(producer(half, "Neg") or producer(half, "Sub") for half in node.inputs[:1])
+    return is_last_axis(node.attributes.get_int("axis"), node.outputs[0]) and op_of(through(first(node), "Unsqueeze")) in ("Neg", "Sub")
 
 
-def read(node: ir.Node) -> Rotation:
+def read(join: ir.Node) -> Rotation:
     """The rotation around a join of halves; raises Refused."""
-    if node.op_type == "Slice":
-        raise Refused("it takes every second element: interleaved pairs, as in Meta's checkpoints; halves are expected")
-    found = _whole(node) if producer(node.inputs[0], "Neg") is not None else _by_halves(node)
-    heads, angles = sizes(found.x), sizes(found.cos)
-    assert heads is not None
-    assert isinstance(heads[3], int)  # two halves were found
-    alike = angles is not None and angles == sizes(found.sin) and len(angles) == HEADS_RANK and None not in angles
-    if angles is None or not alike or angles[1:3] != (1, heads[2]) or angles[0] not in (1, heads[0]):
-        raise Refused(f"cosine and sine are {angles} and {sizes(found.sin)}; expected [B, 1, S, D] for heads {heads}")
+    left, right = (through(value, "Unsqueeze") for value in join.inputs if value is not None)
+    joined, paired = join.outputs[0], rank(join.outputs[0]) == PAIRS_RANK
+    turned = need_user(joined, "Reshape", otherwise="pairs are not joined to heads again").outputs[0] if paired else joined
+    if paired and _pairs(turned) != shape_of(joined):
+        raise Refused(f"pairs {list(shape_of(joined))} become {list(shape_of(turned))}: not heads again")
+    found = _whole(left, right, turned) if op_of(left) == "Neg" else _by_halves(left, right, turned)
+    if found.paired != paired:
+        raise Refused("halves are joined as pairs, or pairs as halves")
+    heads, angles = shape_of(found.x), shape_of(found.cos)
+    wanted = [(batch, 1, heads[2], columns) for batch in (1, heads[0]) for columns in (heads[3], last_size(left))]
+    if angles not in wanted or angles != shape_of(found.sin) or None in angles:
+        raise Refused(
+            f"cosine and sine are {sizes(found.cos)} and {sizes(found.sin)}; expected [B, 1, S, D] or [B, 1, S, D/2] for heads {list(heads)}"
+        )
     for value in (found.cos, found.sin):
-        if last_size(value) == heads[3]:
-            _check_equal_halves(_angles(value))
-        elif last_size(value) != heads[3] // 2:
-            raise Refused(f"cosine and sine have {last_size(value)} columns for head_dim {heads[3]}")
+        if angles[3] == heads[3]:
+            check_twice(_angles(value), paired)
     return found
 
 
 def rewrite(graph: ir.Graph, found: Rotation) -> None:
-    """One node; cosine and sine [B, S, D/2] are computed as they were, without their second half."""
-    tape, half = Tape(graph, found.rotated), int(last_size(found.x) or 0) // 2
-    tables = [_per_sequence(tape, _flat(tape, _half(tape, _angles(value), half)), found.x) for value in (found.cos, found.sin)]
-    tape.add("RotaryEmbedding", found.x, *tables, interleaved=0)
+    """One node; cosine and sine [B, S, D/2] are computed as they were, each angle once."""
+    tape, head_dim = Tape(graph, found.rotated), last_size(found.x)
+    assert isinstance(head_dim, int)
+    angles = [once(tape, _angles(value), head_dim // 2, found.paired) for value in (found.cos, found.sin)]
+    tables = [_per_sequence(tape, _flat(tape, value), found.x) for value in angles]
+    tape.add("RotaryEmbedding", found.x, *tables, interleaved=int(found.paired))
     tape.finish()
 
 
-def _whole(join: ir.Node) -> Rotation:
+def _pairs(heads: ir.Value) -> tuple[object, ...]:
+    """Shape [B, H, S, D/2, 2] of heads [B, H, S, D] in pairs."""
+    head_dim = last_size(heads)
+    return (*shape_of(heads)[:-1], head_dim // 2, 2) if isinstance(head_dim, int) else ()
+
+
+def _whole(left: ir.Value, right: ir.Value, turned: ir.Value) -> Rotation:
     """x·cos + Concat(−x2, x1)·sin."""
-    turned = join.outputs[0]
-    by_sin = user(turned, "Mul")
-    added = user(by_sin.outputs[0], "Add") if by_sin is not None else None
-    straight = other(added, by_sin.outputs[0]) if added is not None and by_sin is not None else None
-    by_cos = operands(straight, "Mul")
-    if by_sin is None or added is None or by_cos is None:
-        raise Refused("the turned halves are not multiplied by a sine and added to a product with a cosine")
-    x = _source(join.inputs[1], 0)
-    if _source((operands(join.inputs[0], "Neg") or (None,))[0], 1) is not x:
-        raise Refused("the two halves are not of one value")
-    if not any(one is x for one in by_cos):
-        raise Refused("the cosine does not multiply what is turned")
-    sin, cos = other(by_sin, turned), by_cos[1] if by_cos[0] is x else by_cos[0]
+    by_sin = need_user(turned, "Mul", otherwise=NOT_TURNED)
+    added = need_user(by_sin.outputs[0], "Add", otherwise=NOT_TURNED)
+    by_cos = need(other(added, by_sin.outputs[0]), "Mul", otherwise=NOT_TURNED)
+    x, paired = _source(first(need(left, "Neg", otherwise=NOT_TURNED)), 1)
+    if _source(right, 0) != (x, paired):
+        raise Refused(NOT_ONE)
+    cos, sin = other(by_cos, x), other(by_sin, turned)
     assert sin is not None
-    return Rotation(x, cos, sin, added.outputs[0])
+    if cos is None:
+        raise Refused("the cosine does not multiply what is turned")
+    return Rotation(x, cos, sin, added.outputs[0], paired)
 
 
-def _by_halves(join: ir.Node) -> Rotation:
+def _by_halves(left: ir.Value, right: ir.Value, turned: ir.Value) -> Rotation:
     """Concat(x1·cos − x2·sin, x2·cos + x1·sin)."""
-    difference, total = operands(join.inputs[0], "Sub") or (), operands(join.inputs[1], "Add") or ()
-    pairs = [_half_and_angle(value) for value in (*difference, *total)]
-    if len(pairs) != 4:
-        raise Refused("the halves are not a difference and a sum of products")
-    (first, cos), (second, sin), *summed = pairs
-    if {(half, angle) for half, angle in summed} != {(second, cos), (first, sin)}:
+    difference, total = (need(value, kind, otherwise=NOT_PRODUCTS) for value, kind in ((left, "Sub"), (right, "Add")))
+    (one, cos), (two, sin), *summed = (_half_and_angle(product) for product in (*difference.inputs, *total.inputs))
+    if {(half, angle) for half, angle in summed} != {(two, cos), (one, sin)}:
         raise Refused("the second half is not x2·cos + x1·sin")
-    x = _source(first, 0)
-    if _source(second, 1) is not x:
-        raise Refused("the two halves are not of one value")
-    return Rotation(x, cos, sin, join.outputs[0])
+    x, paired = _source(one, 0)
+    if _source(two, 1) != (x, paired):
+        raise Refused(NOT_ONE)
+    return Rotation(x, cos, sin, turned, paired)
 
 
-def _half_and_angle(product: ir.Value) -> tuple[ir.Value, ir.Value]:
+def _half_and_angle(product: ir.Value | None) -> tuple[ir.Value, ir.Value]:
     """The factors of a product, the half of the heads first."""
-    first, second = operands(product, "Mul") or (product, product)
-    if first is second:
-        raise Refused("the halves are not a difference and a sum of products")
-    return (first, second) if producer(first, "Split") or producer(first, "Slice") else (second, first)
+    one, two = (value for value in need(product, "Mul", otherwise=NOT_PRODUCTS).inputs if value is not None)
+    return (one, two) if op_of(one) in PARTS else (two, one)
 
 
-def _source(half: ir.Value | None, index: int) -> ir.Value:
-    """What a half (0: the first, 1: the second) of the last axis is taken from."""
-    node = half.producer() if half is not None else None
-    source = node.inputs[0] if node is not None and node.op_type in ("Slice", "Split") else None
-    if node is None or half is None or source is None:
-        raise Refused("a half is neither a Slice nor a Split")
-    whole, part = last_size(source), last_size(half)
-    if not isinstance(whole, int) or not isinstance(part, int) or part * 2 != whole:
-        raise Refused(f"{part} of {whole} elements are turned: a part of the head, not its halves")
-    if node.op_type == "Split":
-        if not is_last_axis(node.attributes.get_int("axis", 0), source) or node.outputs[index] is not half or len(node.outputs) != 2:
-            raise Refused("the halves are swapped, or not of the last axis")
-        return source
-    starts, axes = numbers(node.inputs[1]), numbers(node.inputs[3]) if len(node.inputs) > 3 else None
-    if axes is None or len(axes) != 1 or not is_last_axis(axes[0], source) or starts not in ((index * part,), (index * part - whole,)):
-        raise Refused("the halves are swapped, or not of the last axis")
-    return source
+def _source(half: ir.Value, index: int) -> tuple[ir.Value, bool]:
+    """What a half (0: the first, 1: the second) is taken from [B, H, S, D], and whether it is every second element."""
+    part = need(half, *PARTS, otherwise=NOT_A_PART)
+    if part.op_type == "Squeeze":
+        half = first(part)
+        part = need(half, "Slice", "Split", otherwise=NOT_A_PART)
+    source, taken = first(part), _taken(part, half)
+    if rank(source) == PAIRS_RANK:
+        heads = first(need(source, "Reshape", otherwise=NOT_A_PART))
+        if taken != (index, 1) or _pairs(heads) != shape_of(source):
+            raise Refused(SWAPPED)
+        return heads, True
+    head_dim, size = last_size(source), last_size(half)
+    if not isinstance(head_dim, int) or size != head_dim // 2:
+        raise Refused(f"{size} of {head_dim} elements are turned: a part of the head, not its halves")
+    if taken not in ((index * (head_dim // 2), 1), (index, 2)):
+        raise Refused(SWAPPED)
+    return source, taken == (index, 2)
+
+
+def _taken(part: ir.Node, half: ir.Value) -> tuple[int, int] | None:
+    """Where in the last axis a part begins, and in what steps it goes on; None for another axis, or what is computed."""
+    source, size, axis = first(part), last_size(half), (part.attributes.get_int("axis", 0),)
+    found: tuple[tuple[float, ...] | None, ...]
+    if part.op_type == "Slice":
+        found = constants(part, 1), constants(part, 3), constants(part, 4, (1,))
+    elif part.op_type == "Gather":
+        found = constants(part, 1), axis, (1,)
+    else:
+        found = (part.outputs.index(half) * size,) if isinstance(size, int) else None, axis, (1,)
+    whole, known = last_size(source), [one[0] for one in found if one is not None and len(one) == 1]
+    if len(known) != len(found) or not is_last_axis(known[1], source) or not isinstance(whole, int):
+        return None
+    return int(known[0]) % whole, int(known[2])
 
 
 def _angles(value: ir.Value) -> ir.Value:
     """[B, S, ·] of a cosine or sine [B, 1, S, ·]; the value itself where no axis was put in."""
     node = producer(value, "Unsqueeze")
-    source = node.inputs[0] if node is not None and numbers(node.inputs[1]) in ((1,), (-3,)) else None
-    return value if source is None else source
-
-
-def _check_equal_halves(value: ir.Value) -> None:
-    """Raise Refused if the second half of the last axis may differ from the first."""
-    node = value.producer()
-    if node is not None and _keeps_halves(node) and node.inputs[0] is not None:
-        _check_equal_halves(node.inputs[0])
-    elif node is None or not (
-        _is_doubling(node) or (node.op_type == "Gather" and node.attributes.get_int("axis", 0) == 0 and _is_twice(node.inputs[0]))
-    ):
-        origin = "an input" if node is None else node.op_type
-        raise Refused(f"the halves of cosine or sine are not known to be equal: they come from {origin}")
-
-
-def _keeps_halves(node: ir.Node) -> bool:
-    """Whether each half of a node's output is computed from that half of its input, by itself."""
-    if node.op_type == "Unsqueeze":
-        return numbers(node.inputs[1]) in ((0,), (1,))
-    return node.op_type in ELEMENTWISE and all(scalar(one) is not None for one in node.inputs[1:])
-
-
-def _is_doubling(node: ir.Node) -> bool:
-    return (
-        node.op_type == "Concat"
-        and len(node.inputs) == 2
-        and node.inputs[0] is node.inputs[1]
-        and is_last_axis(node.attributes.get_int("axis"), node.outputs[0])
-    )
-
-
-def _is_twice(table: ir.Value | None) -> bool:
-    """Whether a constant table's columns are one half, twice."""
-    tensor = table.const_value if table is not None and rank(table) == 2 else None
-    if tensor is None or tensor.nbytes > LARGEST_TABLE_BYTES:
-        return False
-    elements = tensor.numpy()
-    half = elements.shape[1] // 2
-    return bool(np.array_equal(elements[:, :half], elements[:, half:]))
+    shape = shape_of(value)
+    return first(node) if node is not None and shape_of(first(node)) == (*shape[:1], *shape[2:]) else value
 
 
 def _flat(tape: Tape, value: ir.Value) -> ir.Value:
     """[B, S, D/2] of a cosine or sine that may still have an axis for the heads."""
-    shape = sizes(value) or ()
+    shape = shape_of(value)
     return tape.add("Squeeze", value, [1], like=value, shape=(shape[0], *shape[2:])) if len(shape) == HEADS_RANK else value
 
 
 def _per_sequence(tape: Tape, value: ir.Value, x: ir.Value) -> ir.Value:
     """[B, S, D/2] of what may be the same for all sequences, [1, S, D/2]; the batch is read from an input, so that all layers read it once."""
-    batch = (sizes(x) or (None,))[0]
-    if batch in (1, (sizes(value) or (None,))[0]):
+    batch = shape_of(x)[0]
+    if shape_of(value)[0] == batch:
         return value
-    fed = next((fed for fed in tape.graph.inputs if (sizes(fed) or (None,))[0] == batch), x)
-    shape = tape.add("Concat", tape.add("Shape", fed, start=0, end=1), [1, 1], axis=0)
+    fed = next((fed for fed in tape.graph.inputs if shape_of(fed)[:1] == (batch,)), x)
+    shape = tape.add("Concat", tape.add("Shape", fed, end=1), [1, 1], axis=0)
     return tape.add("Expand", value, shape, like=value)
-
-
-def _half(tape: Tape, value: ir.Value, half: int) -> ir.Value:
-    """The first half of the last axis of a cosine or sine, computed as the whole is."""
-    node = value.producer()
-    if last_size(value) == half or node is None:
-        return value
-    source, shape = node.inputs[0], (*(sizes(value) or ())[:-1], half)
-    assert source is not None
-    if _is_doubling(node):
-        return source
-    if _keeps_halves(node):
-        attributes = {name: attribute.value for name, attribute in node.attributes.items()}
-        return tape.add(node.op_type, _half(tape, source, half), *node.inputs[1:], like=value, shape=shape, **attributes)
-    return tape.add("Slice", value, [0], [half], [-1], like=value, shape=shape)

@@ -41,10 +41,12 @@ class PackGateUp(FusionRule):
     def rewrite(self, op: Any, **matched: ir.Value) -> ir.Value:
         """The packed linear, its two halves and the activation."""
         x, product = matched["x"], matched["product"]
-        module, dtype, shape = module_of(product), x.dtype, sizes(product) or ()
+        module, dtype, shape = module_of(product), x.dtype, sizes(product)
+        assert shape is not None
+        assert isinstance(shape[-1], int)
         pairs_shape, half_shape = (*shape[:NEW_AXIS], 2, *shape[NEW_AXIS:]), (*shape[:NEW_AXIS], 1, *shape[NEW_AXIS:])
         both = packed_linear(op, x, (matched["gate_weight"], matched["up_weight"]), PACKED_NAME, _biases(matched))  # [B, S, 2F]
-        target = shape_constant(op, f"{product.name}.pairs", [0, 0, 2, int(shape[-1] or 0)])
+        target = shape_constant(op, f"{product.name}.pairs", [0, 0, 2, shape[-1]])
         pairs = in_module(op.Reshape(both, target), module, dtype, pairs_shape)  # [B, S, 2, F]
         halves = op.Split(pairs, shape_constant(op, f"{product.name}.halves", [1, 1]), axis=NEW_AXIS, _outputs=2)
         axes = shape_constant(op, f"{product.name}.axis", [NEW_AXIS])

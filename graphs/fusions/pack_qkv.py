@@ -54,25 +54,35 @@ class PackQKV(FusionRule):
             sizes_wanted = numbers(shape)
             if sizes_wanted is None or len(sizes_wanted) != 4 or sizes_wanted[:2] != (0, 0):
                 yield "the reshape to heads is not [0, 0, heads, head_dim]", shape
-        head_dims = [(numbers(shape) or ())[-1] for shape in _of_parts(matched, "shape")]
+        head_dims = [_head_sizes(shape)[-1] for shape in _of_parts(matched, "shape")]
         if len(set(head_dims)) != 1:
             yield f"query, key and value have different head_dim: {head_dims}", matched["query"]
 
     def rewrite(self, op: Any, **matched: ir.Value) -> Any:
         """The packed linear, reshaped to heads and split between them."""
         x, query, weights = matched["x"], matched["query"], _of_parts(matched, "weight")
-        module, dtype, (batch, new) = module_of(query), x.dtype, (sizes(x) or (None, None))[:2]
-        n_heads = [int((numbers(shape) or ())[2]) for shape in _of_parts(matched, "shape")]
-        n_all, head_dim = sum(n_heads), int((numbers(matched["query_shape"]) or ())[3])
+        module, dtype, shape = module_of(query), x.dtype, sizes(x)
+        assert shape is not None
+        n_heads = [_head_sizes(shape)[2] for shape in _of_parts(matched, "shape")]
+        n_all, head_dim = sum(n_heads), _head_sizes(matched["query_shape"])[3]
         linear = packed_linear(op, x, weights, PACKED_NAME, _of_parts(matched, "bias"))  # [B, S, (H+2K)·D]
         target = shape_constant(op, f"{query.name}.heads", [0, 0, n_all, head_dim])
-        heads = in_module(op.Reshape(linear, target), module, dtype, (batch, new, n_all, head_dim))
+        heads = in_module(op.Reshape(linear, target), module, dtype, (*shape[:2], n_all, head_dim))
         return [in_module(part, module) for part in _parted(op, heads, query.name, n_heads)]
+
+
+def _head_sizes(shape: ir.Value) -> tuple[int, ...]:
+    """[0, 0, heads, head_dim] of a reshape whose shape is known to be constant."""
+    found = numbers(shape)
+    assert found is not None
+    return tuple(int(size) for size in found)
 
 
 def _parted(op: Any, heads: ir.Value, name: str | None, n_heads: list[int]) -> list[ir.Value]:
     """Query, key and value [B, n, S, D] from all heads [B, S, H+2K, D]."""
-    module, dtype, (batch, new, _, head_dim) = module_of(heads), heads.dtype, sizes(heads) or ()
+    module, dtype, shape = module_of(heads), heads.dtype, sizes(heads)
+    assert shape is not None
+    batch, new, _, head_dim = shape
     n_rest = sum(n_heads[1:])
     query, rest = op.Split(heads, shape_constant(op, f"{name}.query_parts", [n_heads[0], n_rest]), axis=UNTURNED_AXIS, _outputs=2)
     for part, n_part in ((query, n_heads[0]), (rest, n_rest)):
@@ -149,10 +159,11 @@ def sibling_heads(node: ir.Node) -> list[tuple[ir.Value, ir.Node]]:
     output = reshape.inputs[0] if reshape is not None else None
     biased = producer(output, "Add")
     linear = producer(biased.inputs[0] if biased is not None else output, "MatMul")
-    if linear is None or linear.inputs[0] is None:
+    if linear is None:
         return []
-    found = []
-    for user in (use.node for use in linear.inputs[0].uses() if use.node.op_type == "MatMul" and use.idx == 0):
+    read, found = linear.inputs[0], []
+    assert read is not None
+    for user in (use.node for use in read.uses() if use.node.op_type == "MatMul" and use.idx == 0):
         weight, heads = _weight(user), _heads(user)
         if weight is not None and heads is not None:
             found.append((weight, heads))

@@ -14,7 +14,7 @@ import onnx_ir as ir
 from onnxscript.rewriter.pattern import RewriteRuleSet
 
 from graphs.fusions._rule import FusionRule, Objection
-from graphs.fusions._values import cast_to, in_module, is_last_axis, last_size, module_of, numbers, rank, scalar
+from graphs.fusions._values import cast_to, in_module, is_last_axis, last_size, module_of, node_of, numbers, rank, scalar
 
 
 class FuseRMSNorm(FusionRule):
@@ -50,10 +50,10 @@ class FuseRMSNorm(FusionRule):
             yield "epsilon is not a constant number", epsilon
 
     def _axis_objections(self, x: ir.Value, weight: ir.Value, axes: ir.Value, mean: ir.Value, **_: ir.Value) -> Iterator[Objection]:
-        reduced, reduction = numbers(axes), mean.producer()
+        reduced = numbers(axes)
         if reduced is None or len(reduced) != 1 or not is_last_axis(reduced[0], x):
             yield "the mean is not taken over the last axis", axes
-        if reduction is None or reduction.attributes.get_int("keepdims", 1) != 1:
+        if node_of(mean).attributes.get_int("keepdims", 1) != 1:
             yield "the mean drops its axis (keepdims=0)", mean
         if rank(weight) != 1 or last_size(weight) != last_size(x):
             yield "the weight is not a vector over the last axis", weight

@@ -14,7 +14,7 @@ import onnx_ir as ir
 from onnxscript.rewriter.pattern import RewriteRuleSet
 
 from graphs.fusions._rule import FusionRule, Objection
-from graphs.fusions._values import in_module, is_last_axis, last_size, module_of, numbers, producer, rank, sizes
+from graphs.fusions._values import in_module, is_last_axis, last_size, module_of, node_of, numbers, producer, rank, sizes
 
 N_HALVES, HEADS_RANK = 2, 4
 
@@ -63,8 +63,7 @@ class FuseRotary(FusionRule):
 
 
 def _axis(value: ir.Value) -> int | None:
-    node = value.producer()
-    return None if node is None else node.attributes.get_int("axis", 0)
+    return node_of(value).attributes.get_int("axis", 0)
 
 
 def _read_table(value: ir.Value) -> tuple[ir.Value, ir.Value] | None:
@@ -74,7 +73,9 @@ def _read_table(value: ir.Value) -> tuple[ir.Value, ir.Value] | None:
     if gather is None or gather.attributes.get_int("axis", 0) != 0:
         return None
     table, position_ids = gather.inputs
-    if table is None or position_ids is None or not table.is_initializer() or rank(table) != 2 or rank(position_ids) != 2:
+    assert table is not None
+    assert position_ids is not None
+    if not table.is_initializer() or rank(table) != 2 or rank(position_ids) != 2:
         return None
     return table, position_ids
 
@@ -82,7 +83,7 @@ def _read_table(value: ir.Value) -> tuple[ir.Value, ir.Value] | None:
 def is_candidate(node: ir.Node) -> bool:
     """Two halves joined on the last axis of [B, H, S, D]."""
     output = node.outputs[0]
-    joins_last = node.op_type == "Concat" and rank(output) == HEADS_RANK and is_last_axis(node.attributes.get_int("axis", 0), output)
+    joins_last = node.op_type == "Concat" and rank(output) == HEADS_RANK and is_last_axis(node.attributes.get_int("axis"), output)
     return joins_last and len(node.inputs) == N_HALVES
 
 

@@ -2,7 +2,7 @@
 
 What is changed: conditions (negated, a clause of ``and``/``or`` left out, a comparison or quantifier turned), numbers and words (attributes,
 axes, operator names, entries of tables), attributes left out of new nodes, arithmetic, and refusals, which are passed over.
-What is not: docstrings, annotations, decorators, assertions, and what a refusal says (the tests compare words as they are).
+What is not: docstrings, annotations, decorators, assertions (``zip(strict=True)`` is one), and what a refusal says: the tests compare it as it is.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def _text(node: ast.AST) -> str:
 def _places(parent: ast.AST, where: str) -> Iterator[tuple[Slot, Any, str]]:
     """Every node that has a line, with its place and the function it is in."""
     for field, value in ast.iter_fields(parent):
-        if field in UNTOUCHED_FIELDS:
+        if field in UNTOUCHED_FIELDS or (isinstance(parent, ast.keyword) and parent.arg == "strict"):
             continue
         for index, node in enumerate(value) if isinstance(value, list) else [(None, value)]:
             if not isinstance(node, ast.AST) or isinstance(node, UNTOUCHED_NODES) or _is_docstring(node):

@@ -55,11 +55,10 @@ class Outcome:
         return f"{self.file:24} {self.mutants:4} mutants {self.killed:4} killed {len(self.equivalent):3} equivalent {len(self.survived):3} survived"
 
 
-def print_survivors(outcomes: Sequence[Outcome]) -> None:
+def print_survivors(outcome: Outcome) -> None:
     """Where a test is missing, or a condition is needless."""
-    for outcome in outcomes:
-        for mutant in outcome.survived:
-            sys.stdout.write(f"graphs/fusions/{outcome.file}:{mutant.line} {mutant.where} [{mutant.kind}]\n    {mutant.change}\n")
+    for mutant in outcome.survived:
+        sys.stdout.write(f"graphs/fusions/{outcome.file}:{mutant.line} {mutant.where} [{mutant.kind}]\n    {mutant.change}\n")
 
 
 def write_report(outcomes: Sequence[Outcome], known: Mapping[Key, str]) -> None:

@@ -1,8 +1,8 @@
 """Run each fusion's tests against every mutant of it, and write down which survive (``scripts/mutate``; not part of ``scripts/test``).
 
     scripts/mutate                       all files of graphs/fusions, then docs/mutation.md; exit code 1 if a mutant survives
-    scripts/mutate rotary attention      these files; nothing is written
-    scripts/mutate --jobs 4
+    scripts/mutate rotary attention      these files; docs/mutation.md stays as it is
+    scripts/mutate --again               also files that were done before, and have not changed since, nor have their tests
 
 A mutant is a process forked from one that has the libraries loaded; it compiles the changed file in memory, so the working tree is never touched.
 A file's tests are tests/graphs/fusions/test_<file>.py; a file that others share (_reading.py) is tested by the tests of all files that import it.
@@ -13,11 +13,12 @@ from __future__ import annotations
 import argparse
 import ast
 import gc
+import hashlib
 import importlib.abc
 import importlib.util
+import json
 import os
 import resource
-import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -85,7 +86,7 @@ def start(path: Path, mutant: Mutant | None, tree: ast.Module) -> int:
     process = os.fork()
     if process:
         return process
-    signal.alarm(SECONDS)
+    resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))  # not the clock's: the machine may be busy
     resource.setrlimit(resource.RLIMIT_AS, (BYTES, BYTES))
     quiet = os.open(os.devnull, os.O_WRONLY)
     os.dup2(quiet, 1)
@@ -123,24 +124,44 @@ def run_file(path: Path, jobs: int) -> Iterator[tuple[Mutant, bool]]:
             running[start(path, mutant, tree)] = mutant
 
 
+def remembered(path: Path) -> Path:
+    """Where the result of a file is kept, under a name that changes with it, its tests, the files that it shares and these here."""
+    read = [path, *sorted(FUSIONS.glob("_*.py")), *map(Path, tests_of(path)), TESTS / "conftest.py", Path(__file__).parent / "mutants.py"]
+    digest = hashlib.sha256(b"\0".join(one.read_bytes() for one in read if one.is_file())).hexdigest()
+    return ROOT / ".mutation" / f"{path.stem}-{digest[:16]}.json"
+
+
+def results_of(path: Path, jobs: int, again: bool) -> list[tuple[Mutant, bool]]:
+    """Each mutant of a file and whether its tests noticed, as run now or remembered."""
+    kept, source = remembered(path), path.read_text(encoding="utf-8")
+    if kept.is_file() and not again:
+        return list(zip(find_mutants(ast.parse(source), source), json.loads(kept.read_text()), strict=True))
+    results = list(run_file(path, jobs))
+    kept.parent.mkdir(exist_ok=True)
+    in_order = {mutant.change + mutant.where: noticed for mutant, noticed in results}
+    kept.write_text(json.dumps([in_order[mutant.change + mutant.where] for mutant in find_mutants(ast.parse(source), source)]))
+    return results
+
+
 def main(arguments: Sequence[str]) -> int:
     """All of it; 1 if a mutant survives that is not known to be equivalent."""
     parser = argparse.ArgumentParser(prog="scripts/mutate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="*", help="names of files of graphs/fusions, without .py")
-    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--jobs", type=int, default=2, help="processes at a time")
+    parser.add_argument("--again", action="store_true", help="run what is remembered too")
     asked = parser.parse_args(arguments)
     paths = [FUSIONS / f"{name}.py" for name in asked.files] or sorted(FUSIONS.glob("*.py"))
     preload()
     known, outcomes = equivalents(), []
     for path in paths:
         began = time.perf_counter()
-        results = list(run_file(path, asked.jobs))
+        results = results_of(path, asked.jobs, asked.again)
         outcome = Outcome.of(path.name, results, known)
         sys.stdout.write(f"{outcome.line()}  {time.perf_counter() - began:.0f} s\n")
+        print_survivors(outcome)
         sys.stdout.flush()
         if outcome.mutants:
             outcomes.append(outcome)
-    print_survivors(outcomes)
     if not asked.files:
         write_report(outcomes, known)
     return int(any(outcome.survived for outcome in outcomes))

@@ -47,6 +47,7 @@ def tool():
         ("def f():\n  return a, f'no {b}'", ["def f():\n  return a, ''"]),
         ("def f():\n  return 'not this'", ["def f():\n  return ''"]),
         ("def f(a: 1) -> 2:\n  '''Words.'''\n  assert a == 3", []),
+        ("c = zip(a, b, strict=True)", []),
         ("@d(frozen=True)\nclass A: pass", []),
     ],
 )  # fmt: skip

@@ -5,6 +5,9 @@
     python tests/graphs/foreign/make_graphs.py checkpoint  the same; what they were exported from, as Hugging Face stores it
     python tests/graphs/foreign/make_graphs.py optimum     optimum-onnx 0.1.0 (TorchScript), torch 2.13.0, transformers 4.57.6
     python tests/graphs/foreign/make_graphs.py genai       onnxruntime-genai 0.18.0
+    python tests/graphs/foreign/make_graphs.py pairs       torch 2.13.0, transformers 5.23.0, onnxscript 0.7.2
+    python tests/graphs/foreign/make_graphs.py old         torch.onnx.export(dynamo=False) of torch 2.13.0 with numpy 1.26 and transformers 4.30.2,
+                                                           then 4.36.2 and 4.46.3: each builds its mask and its tables of cosines in another way
 
 Each in an environment of its own. Metadata and stack traces are stripped: they hold paths.
 """
@@ -19,6 +22,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 import torch
+import transformers
 from onnx_ir.passes import common as common_passes
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -67,11 +71,11 @@ def keep(path, name):
     ir.save(ir.external_data.load_to_model(model), FOLDER / f"{name}.onnx")
 
 
-def dynamo(folder):
+def dynamo(folder, variants=DYNAMO, named="dynamo-{}-{}-{}".format):
     batch, new, past, layers = 2, 5, 7, SHAPE["num_hidden_layers"]
     tokens = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
     cache = {0: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC}
-    for opset, attention, dtype in DYNAMO:
+    for opset, attention, dtype in variants:
         kept = lambda dtype=dtype: torch.randn(batch, SHAPE["num_key_value_heads"], past, SHAPE["head_dim"], dtype=dtype)  # noqa: E731
         inputs = {
             "input_ids": torch.zeros(batch, new, dtype=torch.int64),
@@ -87,7 +91,7 @@ def dynamo(folder):
             output_names=["logits", *(f"present.{name}" for name in names)],
             external_data=False, verbose=False,
         )  # fmt: skip
-        keep(folder / "model.onnx", f"dynamo-{opset}-{attention}-{str(dtype).removeprefix('torch.')}")
+        keep(folder / "model.onnx", named(opset, attention, str(dtype).removeprefix("torch.")))
 
 
 def bare(folder):
@@ -120,6 +124,69 @@ def optimum(folder):
         keep(folder / name / "model.onnx", name)
 
 
+def rotate_pairs(q, k, cos, sin, unsqueeze_dim=1):
+    """As Meta's own code does without complex numbers: even and odd elements, x [B, H, S, D/2, 2]."""
+    cos, sin = (table[..., : table.shape[-1] // 2].unsqueeze(1) for table in (cos, sin))
+
+    def rotated(x):
+        even, odd = x.reshape(*x.shape[:-1], -1, 2).unbind(-1)
+        return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(3)
+
+    return rotated(q), rotated(k)
+
+
+def rotate_repeated(q, k, cos, sin, unsqueeze_dim=1):
+    """As GPT-J's code does: every second element, and each angle twice in a row."""
+    cos, sin = (table[..., : table.shape[-1] // 2].repeat_interleave(2, dim=-1).unsqueeze(1) for table in (cos, sin))
+
+    def rotated(x):
+        return x * cos + torch.stack((-x[..., 1::2], x[..., ::2]), dim=-1).flatten(-2) * sin
+
+    return rotated(q), rotated(k)
+
+
+def pairs(folder):
+    from transformers.models.llama import modeling_llama
+
+    for rotate, dtype, name in ((rotate_pairs, torch.float32, "pairs-18-float32"), (rotate_repeated, torch.float16, "pairs-18-repeated-float16")):
+        modeling_llama.apply_rotary_pos_emb = rotate
+        dynamo(folder, [(18, "eager", dtype)], lambda *_, name=name: name)
+
+
+class FlatTuple(torch.nn.Module):
+    """The cache as plain tensors, for versions that kept it in tuples."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids, attention_mask, position_ids, *past):
+        past = tuple(zip(past[::2], past[1::2], strict=True))
+        if transformers.__version__ >= "4.36":
+            past = transformers.cache_utils.DynamicCache.from_legacy_cache(past)
+        found = self.model(input_ids, attention_mask=attention_mask, position_ids=position_ids, past_key_values=past, use_cache=True)
+        kept = found.past_key_values if isinstance(found.past_key_values, tuple) else found.past_key_values.to_legacy_cache()
+        return (found.logits, *(part for layer in kept for part in layer))
+
+
+def old(folder):
+    """Before 4.37 the width of a head could not be chosen; 4.30 has no grouped queries."""
+    version = transformers.__version__.rpartition(".")[0]
+    n_kv_heads, dtype = {"4.30": (4, torch.float16), "4.36": (2, torch.float32), "4.46": (2, torch.float16)}[version]
+    model = FlatTuple(llama(num_key_value_heads=n_kv_heads, hidden_size=32).to(dtype))
+    names = [f"{i}.{kind}" for i in range(SHAPE["num_hidden_layers"]) for kind in ("key", "value")]
+    past = [torch.randn(2, n_kv_heads, 7, SHAPE["head_dim"], dtype=dtype) for _ in names]
+    inputs = (torch.zeros(2, 5, dtype=torch.int64), torch.ones(2, 12, dtype=torch.int64), torch.arange(7, 12)[None].repeat(2, 1), *past)
+    tokens = {name: {0: "batch", 1: "new"} for name in ("input_ids", "position_ids", "logits")} | {"attention_mask": {0: "batch", 1: "total"}}
+    cache = {f"past_key_values.{name}": {0: "batch", 2: "past"} for name in names} | {f"present.{name}": {0: "batch", 2: "total"} for name in names}
+    torch.onnx.export(
+        model, inputs, str(folder / "model.onnx"), dynamo=False, opset_version=17, dynamic_axes=tokens | cache,
+        input_names=["input_ids", "attention_mask", "position_ids", *(f"past_key_values.{name}" for name in names)],
+        output_names=["logits", *(f"present.{name}" for name in names)],
+    )  # fmt: skip
+    keep(folder / "model.onnx", f"torchscript-{version}-{str(dtype).removeprefix('torch.')}")
+
+
 def genai(folder):
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast
@@ -134,4 +201,5 @@ def genai(folder):
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
-        {"dynamo": dynamo, "bare": bare, "checkpoint": checkpoint, "optimum": optimum, "genai": genai}[sys.argv[1]](Path(folder))
+        made = {"dynamo": dynamo, "bare": bare, "checkpoint": checkpoint, "optimum": optimum, "genai": genai, "pairs": pairs, "old": old}
+        made[sys.argv[1]](Path(folder))

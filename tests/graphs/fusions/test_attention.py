@@ -131,6 +131,13 @@ def test_keeps_the_module_and_the_cache_as_outputs(graph) -> None:
             {"float16[B,6,T,8] value_heads": "float16[B,T,6,8] value_heads"},
             "are repeated to ['B', 2, 3, 'T', 8] and ['B', 'T', 6, 8]: more than the heads changes",
         ),
+        (GROUPED_FLOAT16, {"[B,2,3,T,8] key_repeated": "[B,2,G,T,8] key_repeated"}, "more than the heads changes"),
+        (GROUPED_FLOAT16, {"[B,2,3,T,8] key_repeated": "[B,2,4,T,8] key_repeated"}, "more than the heads changes"),
+        (GROUPED_FLOAT16, {"float16[B,2,T,8] key": "float16[B,K,T,8] key"}, "more than the heads changes"),
+        (GROUPED_FLOAT16, {"float16[B,2,T,8] key": "float16[2,T,8] key"}, "heads are not repeated on a new axis behind their own"),
+        (FLOAT32, {"bool[B,1,S,T] mask": "bool[B,1,T] mask"}, "the mask is not bool [B, 1, S, T]"),
+        (FLOAT32, {"float": "double"}, "masked scores are not set to the smallest DOUBLE"),
+        (FLOAT32, {"float[B,4,T,8] value": "float[B,K,T,8] value"}, "query, key and value are not [B, heads, ·, D] with known numbers of heads"),
         (GROUPED_FLOAT16, {" float16[B,2,3,T,8] key_repeated,": ""}, "the shapes of the repeated heads are not known"),
         (FLOAT32, {"float[B,4,T,8] key": "float[B,K,T,8] key"}, "query, key and value are not [B, heads, ·, D] with known numbers of heads"),
         (FLOAT32, {"float[B,4,S,8] query": "float[B,S,8] query"}, "query, key and value are not [B, heads, ·, D]"),
@@ -168,3 +175,21 @@ def test_refuses_a_fill_that_is_not_the_smallest_number(graph, fill) -> None:
 
 def test_refuses_a_fill_that_is_fed(graph) -> None:
     assert apply_fusion(graph(FLOAT32), attention.RULES, attention.is_candidate).fired == 0
+
+
+def test_a_softmax_is_over_the_last_axis_if_nothing_is_said(graph) -> None:
+    model = graph(FLOAT32.replace("Softmax<axis=-1>", "Softmax"), constants=SMALLEST[np.float32])
+    assert apply_fusion(model, attention.RULES, attention.is_candidate).fired == 1
+
+
+@pytest.mark.parametrize(("name", "reason"), [("mask", "the mask is not bool [B, 1, S, T]"), ("key", "query, key and value are not [B, heads")])
+def test_refuses_an_input_of_unknown_shape(graph, name, reason) -> None:
+    model = graph(FLOAT32, constants=SMALLEST[np.float32])
+    next(value for value in model.graph.inputs if value.name == name).shape = None
+    assert reason in apply_fusion(model, attention.RULES, attention.is_candidate).refused[0].reason
+
+
+def test_refuses_repeated_heads_of_unknown_shape(graph) -> None:
+    model = graph(GROUPED_FLOAT16, constants=SMALLEST[np.float16])
+    next(node.outputs[0] for node in model.graph if node.outputs[0].name == "value_heads").shape = None
+    assert "the shapes of the repeated heads are not known" in apply_fusion(model, attention.RULES, attention.is_candidate).refused[0].reason

@@ -83,3 +83,13 @@ def test_says_that_a_shape_is_not_joined(graph) -> None:
     model = graph("agraph (float[B,S,6] x, int64[4] shape) => (float[B,S,3,2] y) { y = Reshape(x, shape) }")
     (x, shape), rule = model.graph.inputs, constant_shape.FuseConstantShape()
     assert next(rule.objections(x=x, shape=shape)) == ("the shape is not joined from single sizes", shape)
+
+
+def test_reads_a_size_from_the_first_axis_on(graph) -> None:
+    assert fuse(graph(TEXT.replace("Shape<start=0, end=1>", "Shape<end=1>"))).fired == 1
+
+
+def test_refuses_an_input_of_unknown_shape(graph) -> None:
+    model = graph(TEXT)
+    model.graph.inputs[0].shape = None
+    assert "size 0 of the shape is neither constant nor the size of axis 0 of the input" in fuse(model).refused[0].reason

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 from onnx_ir.passes import common as common_passes
 
@@ -14,6 +15,7 @@ HEAD = (
     "<float scale = {0.25}, float root = {0.5}, float four = {4}, float zero = {0}, float one = {1}, float least = {-3.4028234663852886e+38},\n"
     " float ten = {10}, float loose = {-10000}, int64[1] two = {2}, int64[1] first = {1},\n"
     f" int64[5] repeated = {{2, {K}, 2, 5, {D}}}, int64[5] tiled = {{2, 2, {K}, 5, {D}}}, int64[4] joined = {{2, {H}, 5, {D}}},\n"
+    " float billion = {-1000000000}, int64[4] each = {0, 0, 1, 1}, int64[5] groups = {1, 1, 2, 1, 1},\n"
     f" int64[3] flat = {{{2 * H}, 5, {D}}}, int64[3] crossed = {{4, 10, {D}}}, int64[4] unflat = {{2, {H}, {D}, 5}}>\n{{\n"
     "key = Concat<axis=2>(past_key, new_key)\n value = Concat<axis=-2>(past_value, new_value)\n"
 )
@@ -31,6 +33,8 @@ HALF_SCORES = (
     "query16 = Cast<to=10>(query)\n keys16 = Cast<to=10>(keys)\n turned16 = Transpose<perm=[0,1,3,2]>(keys16)\n"
     "raw16 = MatMul(query16, turned16)\n raw = Cast<to=1>(raw16)\n scores = Mul(raw, scale)\n"
 )
+PRODUCT = "banned = Not(allowed)\n number = Cast<to=1>(banned)\n bias = Mul(number, least)\n masked = Add(scores, bias)\n"
+SUMMED = "bias = Where(allowed, zero, least)\n biases = Add(bias, bias)\n sum = Add(scores, biases)\n masked = Max(sum, least)\n"
 WRITTEN = "written = ScatterElements<axis=2>(key, slots, new_key)\n key5 = Unsqueeze(written, two)"
 SPLIT_SCALE = "half_query = Mul(query, root)\n half_turned = Mul(turned, root)\n scores = MatMul(half_query, half_turned)\n"
 
@@ -71,13 +75,20 @@ def fuse(model):
         (TEXT, "raw = MatMul(query, turned)\n scores = Mul(raw, scale)", "scaled = Mul(query, scale)\n scores = MatMul(scaled, turned)"),
         (TEXT, "raw = MatMul(query, turned)\n scores = Mul(raw, scale)", "scaled = Mul(turned, scale)\n scores = MatMul(query, scaled)"),
         (TEXT, "Add(scores, bias)", "Add(bias, scores)"),
+        (TEXT, TURN, "scaled = Mul(keys, scale)\n turned0 = Transpose<perm=[0,1,3,2]>(scaled)\n turned = Div(turned0, scale)\n"),
+        (TEXT, SCORES + BIAS, "scaled = Mul(keys, scale)\n turned2 = Transpose<perm=[0,1,3,2]>(scaled)\n scores = MatMul(query, turned2)\n" + BIAS),
         (TEXT, BIAS, "masked = Where(allowed, scores, least)\n"),
         (TEXT, BIAS, "banned = Not(allowed)\n masked = Where(banned, least, scores)\n"),
         (TEXT, BIAS, "banned = Not(allowed)\n bias = Where(banned, least, zero)\n masked = Add(scores, bias)\n"),
         (TEXT, BIAS, BIAS.replace("masked = Add(scores, bias)", "once = Add(scores, bias)\n masked = Add(once, bias)")),
         (TEXT, END, GUARDED),
         (TEXT, END, END.replace("y = MatMul(weights", "same = Cast<to=1>(weights)\n y = MatMul(same")),
+        (TEXT, END, END.replace("y = MatMul(weights", "once = Cast<to=1>(weights)\n same = Cast<to=1>(once)\n y = MatMul(same")),
         (TEXT, "Softmax<axis=-1>", "Softmax<axis=3>"),
+        (TEXT, "Softmax<axis=-1>", "Softmax"),
+        (TEXT, "Where(allowed, zero, least)", "Where(allowed, zero, billion)"),
+        (TEXT, KEYS, "keys = Gather<axis=1>(key, each)\n"),
+        (TEXT, VALUES, VALUES.replace("Expand(value5, repeated)", "Tile(value5, groups)")),
         (ONE_NODE, "", ""),
         (ONE_NODE, "keys, values, allowed)", "keys, values, bias)"),
     ],
@@ -99,6 +110,29 @@ def test_fuses_every_spelling_and_keeps_the_numbers(attention, run, given, text,
     scaled = node.inputs[0].producer()
     assert (scaled.op_type, scaled.inputs[0].name) == ("Mul", "query")
     assert scaled.inputs[1].const_value.numpy() == pytest.approx(SCALE)
+    np.testing.assert_allclose(run(model, given)[0], unfused_y, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("bias", [PRODUCT, SUMMED, SUMMED.replace("(sum, least)", "(least, sum)")])
+def test_a_mask_of_numbers_allows_what_it_holds_zero_for(attention, run, given, bias) -> None:
+    """However they were put together: here by a product, and by a sum that overflows and is bounded again."""
+    model = attention(TEXT.replace(BIAS, bias))
+    unfused_y = run(model, given)[0]
+    assert fuse(model).fired == 1
+    (node,) = (node for node in model.graph if node.op_type == "Equal" and node.inputs[0].dtype == ir.DataType.FLOAT)
+    assert node.inputs[1].const_value.numpy() == 0
+    np.testing.assert_allclose(run(model, given)[0], unfused_y, rtol=1e-5, atol=1e-6)
+
+
+def test_two_masks_become_one(attention, run, given) -> None:
+    """What each query may see, and which keys are padding."""
+    text = TEXT.replace("bool[2,1,3,5] allowed)", "bool[2,1,3,5] allowed, bool[2,1,1,5] real)")
+    both = BIAS.replace("masked = Add(scores, bias)", "seen = Add(scores, bias)\n masked = Where(real, seen, least)")
+    model = attention(text.replace(BIAS, both))
+    given["real"] = np.array([[0, 1, 1, 1, 1], [1, 1, 1, 1, 1]], bool)[:, None, None]
+    unfused_y = run(model, given)[0]
+    assert fuse(model).fired == 1
+    assert [node.op_type for node in model.graph].count("And") == 1
     np.testing.assert_allclose(run(model, given)[0], unfused_y, rtol=1e-5, atol=1e-6)
 
 
@@ -145,8 +179,22 @@ def test_a_fully_masked_row_attends_to_itself(attention, run, given, softmax) ->
         (TEXT, "Where(allowed, zero, least)", "Where(allowed, least, one)", "the mask is added as numbers other than 0 and the smallest"),
         (TEXT, "Where(allowed, zero, least)", "Where(allowed, loose, zero)", "the mask is added as numbers other than 0 and the smallest"),
         (TEXT, "Where(allowed, zero, least)", "Where(allowed, one, least)", "the mask is added as numbers other than 0 and the smallest"),
-        (TEXT, "Where(allowed, zero, least)", "Cast<to=1>(allowed)", "the mask is added as numbers that come from Cast"),
+        (TEXT, "Where(allowed, zero, least)", "Cast<to=1>(allowed)", "numbers other than 0 and the smallest: [0.0, 1.0]"),
+        (TEXT, "Where(allowed, zero, least)", "Exp(scores)", "the mask is added as numbers that come from Exp, maybe others than 0"),
         (TEXT, BIAS, "masked = Where(allowed, scores, loose)\n", "masked scores are not set to the smallest number"),
+        (
+            TEXT,
+            END,
+            END.replace("y = MatMul(weights", "half = Cast<to=10>(weights)\n same = Cast<to=1>(half)\n y = MatMul(same"),
+            "the soft-max's result is rounded to FLOAT16 on its way to values of FLOAT",
+        ),
+        (TEXT, BIAS, SUMMED.replace("(sum, least)", "(sum, loose)"), "the scores come from Max"),
+        (
+            TEXT,
+            BIAS,
+            SUMMED.replace("Where(allowed, zero, least)", "Where(allowed, zero, loose)"),
+            "other than 0 and the smallest: [-20000.0, -10000.0, 0.0]",
+        ),
         (
             TEXT,
             "masked = Add(scores, bias)",
@@ -162,16 +210,25 @@ def test_a_fully_masked_row_attends_to_itself(attention, run, given, softmax) ->
         (TEXT, TURN, TURN_ON_THREE.replace("keys, flat", "keys, crossed"), "the key is not transposed, but comes from Reshape"),
         (TEXT, TURN, TURN_ON_THREE.replace("[0,2,1]", "[0,1,2]"), "the key is not transposed, but comes from Reshape"),
         (TEXT, TURN, "turned = Reshape(keys, unflat)\n", "the key is not transposed, but comes from Reshape"),
-        (TEXT, "bool[2,1,3,5]", f"bool[2,{H},3,5]", "not bool [B, 1, S, T]"),
+        (TEXT, "bool[2,1,3,5]", f"bool[2,{H},3,5]", "the mask is [2, 4, 3, 5], not [B, 1, S, T]"),
         (TEXT, "bool[2,1,3,5]", "bool[2,1,1,5]", "no mask has a row for each query"),
-        (TEXT, "Unsqueeze(key, two)", "Unsqueeze(key, first)", "heads are not repeated on a new axis behind their own"),
+        (TEXT, "Unsqueeze(key, two)", "Unsqueeze(key, first)", "heads are tiled (0, 1, 0, 1), not repeated on a new axis behind their own"),
         (TEXT, "MatMul(weights, values)", "MatMul(weights, query5)", "4 query heads can't share 2 key heads and 4 value heads"),
         (TEXT, "Where(odd, zero, soft)", "Where(odd, one, soft)", "the soft-max's result is replaced where it is not NaN"),
         (TEXT, "IsNaN(soft)", "IsInf(soft)", "the soft-max's result is replaced where it is not NaN"),
         (TEXT, BIAS, "masked = Where(allowed, fed, least)\n", "the soft-max is not of a product of query and key"),
-        (TEXT, SCORES, HALF_SCORES, "the query is FLOAT16, the value FLOAT, the result FLOAT"),
+        (TEXT, SCORES, HALF_SCORES, "the query is FLOAT16, the value FLOAT"),
         (TEXT, "Unsqueeze(key, two)", "Unsqueeze(slim, two)", "more than the heads changes"),
-        (TEXT, "Reshape(value_more, joined)", "Reshape(value_more, fed4)", "the shapes of the repeated heads are not known"),
+        (TEXT, BIAS, "masked0 = Where(allowed, scores, least)\n masked = Mul(masked0, scale)\n", "masked scores are scaled: the mask would be"),
+        (TEXT, BIAS, "wide = Cast<to=11>(scores)\n back = Cast<to=1>(wide)\n" + BIAS.replace("Add(scores", "Add(back"), "the scores come from Cast"),
+        (TEXT, BIAS, SUMMED.replace("Max(sum", "Min(sum"), "the scores come from Min"),
+        (TEXT, "raw = MatMul(query, turned)", "raw = MatMul(query, left_key)", "the key is not transposed, but comes from an input"),
+        (ONE_NODE, "keys, values, allowed", "key, longer, allowed", "there are 3 queries, 5 keys and 6 values: not known, or not alike"),
+        (ONE_NODE, "(query, keys, values", "(query, some_heads, some_heads", "4 query heads can't share K key heads and K value heads"),
+        (ONE_NODE, "(query, keys, values", "(some_queries, keys, values", "H query heads can't share 2 key heads and 2 value heads"),
+        (ONE_NODE, "(query, keys, values", "(few, keys, values", "there are None queries, 5 keys and 5 values: not known"),
+        (ONE_NODE, "y = Attention", "y, k, v = Attention", "the Attention node has 4 inputs and 3 outputs"),
+        (TEXT, "Reshape(value_more, joined)", "Reshape(value_more, fed4)", "query, key and value are not [B, heads"),
         (ONE_NODE, "(query, keys, values", "(three, key, value", "3 query heads can't share 2 key heads and 2 value heads"),
         (ONE_NODE, "scale=0.25>(query, key", "scale=0.25, q_num_heads=4, kv_num_heads=4>(rank3, key", "query, key and value are not [B, heads"),
         (ONE_NODE, "scale=0.25", "scale=0.25, is_causal=1", "causal from its first key on"),
@@ -180,7 +237,7 @@ def test_a_fully_masked_row_attends_to_itself(attention, run, given, softmax) ->
         (ONE_NODE, "<scale=0.25>(query, keys, values", "(unknown, keys, values", "the scale is not given, and head_dim is not known"),
         (TEXT, "Unsqueeze(key, two)", "Unsqueeze(fixed, two)", "there are 5 keys; expected as many as past and new tokens"),
         (TEXT, "Unsqueeze(value, two)", "Unsqueeze(fixed, two)", "there are 5 values; expected as many as past and new tokens"),
-        (TEXT, "Concat<axis=2>(past_key, new_key)", "Concat<axis=2>(new_key, past_key)", "keys end with 2 rows; expected the 3 new ones"),
+        (TEXT, "Concat<axis=2>(past_key, new_key)", "Concat<axis=2>(new_key, past_key)", "keys end with [2, 2, 2, 8]; expected the 3 new rows"),
         (TEXT, "key5 = Unsqueeze(key, two)", WRITTEN, "keys come from ScatterElements: a cache of fixed capacity"),
         (ONE_NODE, "(query, keys, values", "(query, unknown, unknown", "keys and None values: not known, or not alike"),
     ],
@@ -194,6 +251,11 @@ def test_refuses_with_a_reason(attention, text, before, after, reason) -> None:
         "unknown": f"float[2,{H},?,{'?' if '(unknown' in after else D}]",
         "three": f"float[2,3,3,{D}]",
         "rank3": f"float[2,3,{H * D}]",
+        "left_key": f"float[2,{H},{D},5]",
+        "longer": f"float[2,{K},6,{D}]",
+        "some_heads,": f"float[2,K,5,{D}]",
+        "some_queries": f"float[2,H,3,{D}]",
+        "few": f"float[2,{H},?,{D}]",
         "slim": f"float[2,{K},1,{D}]",
         "fixed": f"float[2,{K},5,{D}]",
         "slots": f"int64[2,{K},3,{D}]",
@@ -215,7 +277,7 @@ def test_refuses_heads_that_are_tiled(attention) -> None:
     text = TEXT.replace("Unsqueeze(value, two)", "Unsqueeze(value, first)").replace("Expand(value5, repeated)", "Expand(value5, tiled)")
     result = fuse(attention(text))
     assert result.fired == 0
-    assert "heads are not repeated on a new axis behind their own" in result.refused[0].reason
+    assert "heads are tiled (0, 1, 0, 1), not repeated on a new axis behind their own" in result.refused[0].reason
 
 
 def test_attention_that_only_repeats_heads_is_a_candidate(attention, run, given) -> None:
@@ -266,4 +328,53 @@ def test_refuses_values_that_are_widened_from_another_dtype(attention) -> None:
     narrowed = WIDE_VALUES.replace("wide_values = Cast<to=1>(values)", "long = Cast<to=11>(values)\n wide_values = Cast<to=1>(long)")
     result = fuse(attention(HALF + narrowed))
     assert result.fired == 0
-    assert result.refused[0].reason == "the query is FLOAT16, the value FLOAT, the result FLOAT"
+    assert result.refused[0].reason == "the query is FLOAT16, the value FLOAT"
+
+
+@pytest.mark.parametrize(
+    ("inputs", "candidate"),
+    [
+        ("(query, keys, value, allowed)", True),
+        ("(query, key, values, allowed)", True),
+        ("(query, key, value, masks)", False),
+        ("(query, keys, values, allowed)", True),
+    ],
+)
+def test_attention_that_repeats_one_of_both_is_a_candidate(graph, inputs, candidate) -> None:
+    text = HEAD + KEYS + VALUES + "masks = Reshape(allowed, shape)\n" + f"y = Attention<scale=1.0>{inputs}\n}}"
+    model = graph(text.replace("<float scale", "<int64[4] shape = {2, 1, 3, 5}, float scale"))
+    (node,) = (node for node in model.graph if node.op_type == "Attention")
+    assert foreign_attention.is_candidate(node) == candidate
+
+
+def test_attention_of_a_runtime_is_no_candidate(attention) -> None:
+    (node,) = (node for node in attention(ONE_NODE).graph if node.op_type == "Attention")
+    node.domain = "com.microsoft"
+    assert not foreign_attention.is_candidate(node)
+
+
+def test_a_given_scale_needs_no_head_dim(attention) -> None:
+    text = ONE_NODE.replace(f"float[2,{H},3,{D}] query", f"float[2,{H},3,?] query")
+    assert fuse(attention(text)).fired == 1
+
+
+def test_refuses_a_softmax_without_heads(attention) -> None:
+    text = "agraph (float[2,3,5] scores, float[2,5,8] values) => (y) { [softmax] weights = Softmax<axis=-1>(scores)\n y = MatMul(weights, values) }"
+    (refusal,) = fuse(attention(text)).refused
+    assert "the soft-max is not over the last axis of [B, heads, S, T], the keys" in refusal.reason
+
+
+def test_refuses_a_key_that_is_turned_on_three_axes_of_unknown_size(attention) -> None:
+    """Whether heads stay apart can't be seen where the batch is not known."""
+    model = attention(TEXT.replace(TURN, TURN_ON_THREE))
+    for node in model.graph:
+        for value in node.outputs:
+            if value.name in ("keys", "turned"):
+                value.shape = ir.Shape([None, *value.shape[1:]])
+    assert "the key is not transposed, but comes from Reshape" in fuse(model).refused[0].reason
+
+
+def test_refuses_weights_that_are_multiplied_from_the_left(attention) -> None:
+    text = TEXT.replace(f"(float[2,heads,3,{D}] y)", "(y)").replace("allowed)", f"allowed, float[2,{H},{D},3] left)", 1)
+    (refusal,) = fuse(attention(text.replace("y = MatMul(weights, values)", "y = MatMul(left, weights)"))).refused
+    assert "the soft-max's result is not multiplied by values" in refusal.reason

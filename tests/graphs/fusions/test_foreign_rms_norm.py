@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 from onnx_ir.passes import common as common_passes
 
@@ -54,7 +55,7 @@ def fuse(model):
 @pytest.mark.parametrize(
     ("before", "after"),
     [("Mul(weight, normed)", "Mul(weight, normed)"), ("Mul(weight, normed)", "Mul(normed, weight)"), ("Pow(x, two)", "Mul(x, x)"),
-     ("Add(mean, epsilon)", "Add(epsilon, mean)"), ("Mul(x, inverse)", "Mul(inverse, x)"), ("axes = {-1}", "axes = {2}")],
+     ("Add(mean, epsilon)", "Add(epsilon, mean)"), ("Mul(x, inverse)", "Mul(inverse, x)"), ("axes = {-1}", "axes = {2}"), ("<keepdims=1>", "")],
 )  # fmt: skip
 def test_fuses_every_spelling_and_keeps_the_numbers(norm, run, random, spelling, before, after) -> None:
     model = norm(TEXTS[spelling].replace(before, after))
@@ -87,6 +88,11 @@ def test_fuses_float16_with_casts(norm, run, random) -> None:
         (PLAIN, "axes = {-1}", "axes = {1}", "the mean is not taken over the last axis"),
         (PLAIN, "int64[1] axes = {-1}", "int64[2] axes = {-1, -2}", "the mean is not taken over the last axis"),
         (PLAIN, "keepdims=1", "keepdims=0", "the mean drops its axis"),
+        (PLAIN, "ReduceMean<keepdims=1>(squares, axes)", "ReduceMean<keepdims=1>(squares)", "the mean is not taken over the last axis"),
+        (PLAIN, "(squares, axes)", "(squares, fed)", "the mean is not taken over the last axis"),
+        (TEXTS["reciprocal"], "normed = Mul(x, inverse)", "normed = Add(x, inverse)", "the values are not divided by the root of their variance"),
+        (PLAIN, "Mul(weight, normed)", "Mul(epsilon, normed)", "the result is not multiplied by a weight"),
+        (PLAIN, "Mul(weight, normed)", "Mul(normed, normed)", "the result is not multiplied by a weight"),
         (PLAIN, "variance = Add(mean, epsilon)", "variance = Add(mean, mean)", "no constant epsilon is added"),
         (PLAIN, "root = Sqrt(variance)", "root = Exp(variance)", "no root of the variance is taken"),
         (PLAIN, "Div(x, root)", "Div(weight, root)", "the values are not divided by the root of their variance"),
@@ -101,7 +107,8 @@ def test_fuses_float16_with_casts(norm, run, random) -> None:
 )
 def test_refuses_with_a_reason(norm, text, before, after, reason) -> None:
     assert before in text
-    model = norm(text.replace(before, after))
+    changed = text.replace(before, after)
+    model = norm(changed.replace("float[8] weight)", "float[8] weight, int64[1] fed)") if "fed" in after else changed)
     result = fuse(model)
     assert result.fired == 0
     assert "RMSNormalization" not in {node.op_type for node in model.graph}
@@ -118,13 +125,6 @@ def test_refuses_float16_without_upcast(graph, random) -> None:
     result = fuse(common_passes.ShapeInferencePass()(model).model)
     assert result.fired == 0
     assert "it computes in FLOAT16 without a cast to FLOAT" in result.refused[0].reason
-
-
-def test_refuses_a_weight_of_another_dtype(graph, random) -> None:
-    text = FLOAT16.replace("rounded = Cast<to=10>(normed)", "").replace("rounded)", "normed)").replace("float16[8] weight", "float[8] weight")
-    model = graph(text.replace("(float16[B,S,8] y)", "(float[B,S,8] y)"), constants={"weight": random(8)})
-    result = fuse(common_passes.ShapeInferencePass()(model).model)
-    assert "the result is FLOAT when the weight is applied, the input is FLOAT16" in result.refused[0].reason
 
 
 WIDE_INPUT = HEAD.replace("float[8] weight", "float16[8] weight").replace("(float[B,S,8] y)", "(float16[B,S,8] y)") + CONSTANTS + START
@@ -154,3 +154,37 @@ def test_refuses_a_float32_input_that_is_rounded_to_another_dtype(norm) -> None:
     result = fuse(common_passes.ShapeInferencePass()(norm(text.replace("bfloat16[8] weight)", "bfloat16[8] weight )"))).model)
     assert result.fired == 0
     assert "the result is BFLOAT16 when the weight is applied, the input is FLOAT" in result.refused[0].reason
+
+
+IN_FLOAT32 = FLOAT16.replace("rounded = Cast<to=10>(normed)", "scaled = Mul(weight, normed)").replace(
+    "y = Mul(weight, rounded)", "y = Cast<to=10>(scaled)"
+)
+CASTS_WEIGHT = IN_FLOAT32.replace("scaled = Mul(weight,", "weight32 = Cast<to=1>(weight)\n    scaled = Mul(weight32,")
+
+
+@pytest.mark.parametrize(("text", "dtype"), [(IN_FLOAT32.replace("float16[8]", "float[8]"), np.float32), (CASTS_WEIGHT, np.float16)])
+def test_a_weight_that_is_applied_in_float32_stays_in_float32(graph, run, random, text, dtype) -> None:
+    """As older transformers do: the result is rounded once, behind the weight. The casts stay, and the numbers with them."""
+    model = common_passes.ShapeInferencePass()(graph(text, constants={"weight": random(8, dtype=dtype)})).model
+    feeds = {"x": random(2, 5, 8, dtype=np.float16)}
+    unfused_y = run(model, feeds)[0]
+    assert fuse(model).fired == 1
+    assert {node.op_type for node in model.graph} == {"Cast", "RMSNormalization"}
+    (node,) = (node for node in model.graph if node.op_type == "RMSNormalization")
+    assert node.inputs[0].name == "x32"
+    np.testing.assert_array_equal(run(model, feeds)[0], unfused_y)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (FLOAT16.replace("Cast<to=10>(normed)", "Cast<to=16>(normed)"), "the result is BFLOAT16 when the weight is applied, the input is FLOAT16"),
+        (IN_FLOAT32, "the weight is FLOAT16, what it is applied to is FLOAT"),
+    ],
+)
+def test_refuses_other_dtypes(graph, random, text, reason) -> None:
+    model = graph(text, constants={"weight": random(8, dtype=np.float16)})
+    for node in model.graph:  # no operator mixes dtypes: inference would refuse such a graph
+        node.outputs[0].type = ir.TensorType(ir.DataType(node.attributes.get_int("to", ir.DataType.FLOAT)))
+        node.outputs[0].shape = ir.Shape(["B", "S", 8])
+    assert reason in fuse(model).refused[0].reason

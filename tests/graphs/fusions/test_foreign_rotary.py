@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 from onnx_ir.passes import common as common_passes
 
@@ -75,6 +76,7 @@ def test_fuses_every_spelling_and_keeps_the_numbers(rotation, run, random, text,
     (node,) = (node for node in model.graph if node.op_type == "RotaryEmbedding")
     assert {name: attribute.value for name, attribute in node.attributes.items()} == {"interleaved": 0}
     assert node.inputs[0].name == "x"
+    assert [len(value.shape) for value in node.inputs[1:]] == [3, 3]
     assert node.outputs[0].name == "y"
     assert not {"Neg", "Concat", "Slice", "Split"} & {node.op_type for node in model.graph}
     np.testing.assert_allclose(run(model, given)[0], unfused_y, rtol=1e-6, atol=1e-6)
@@ -95,7 +97,7 @@ def test_reads_cosines_from_a_table_whose_halves_are_equal(graph, run, random, t
     result = fuse(model)
     assert result.fired == int(twice)
     if not twice:
-        assert "the halves of cosine or sine are not known to be equal: they come from Gather" in result.refused[0].reason
+        assert "the halves of cosine or sine are not known to be equal: they come from an input" in result.refused[0].reason
     np.testing.assert_allclose(run(model, given)[0], unfused_y, rtol=1e-6, atol=1e-6)
 
 
@@ -118,9 +120,22 @@ def test_reads_cosines_from_a_table_whose_halves_are_equal(graph, run, random, t
         ),
         (WHOLE, "cos3 = Cos(twice)", "cos3 = Cos(fed)", "the halves of cosine or sine are not known to be equal: they come from an input"),
         (WHOLE, "cos = Unsqueeze(cos3, one)", "cos = Unsqueeze(cos3, zero)", "expected [B, 1, S, D]"),
-        (WHOLE, "Concat<axis=-1>(turns, turns)", "Mul(positions, factor)", "cosine and sine have 1 columns for head_dim 8"),
+        (
+            WHOLE,
+            "Concat<axis=-1>(turns, turns)",
+            "Mul(positions, factor)",
+            "('B', 1, 'S', 1) and ('B', 1, 'S', 1); expected [B, 1, S, D] or [B, 1, S, D/2]",
+        ),
         (WHOLE, "sin = Unsqueeze(sin3, one)", "sin = Unsqueeze(positions, one)", "expected [B, 1, S, D]"),
         (WHOLE, "cos3 = Cos(twice)\n    sin3 = Sin(twice)", "cos3 = Cos(last)\n    sin3 = Sin(last)", "expected [B, 1, S, D]"),
+        (BY_HALVES, SPLIT, SPLIT.replace("first, second", "first, other") + "rest, second = Split<axis=-1>(fed, halves)\n", "not of one value"),
+        (
+            BY_HALVES,
+            SPLIT,
+            "first = Slice(x, zero2, five4, axes2)\n second = Slice(x, half, end, axis)\n",
+            "the halves are swapped, or not of the last",
+        ),
+        (BY_HALVES, SPLIT, "first = Slice(x, fedstart, end, axis, axis)\n second = Slice(x, half, end, axis)\n", "a part of the head"),
         (BY_HALVES, "Add(c, d)", "Sub(c, d)", "the halves are not a difference and a sum of products"),
         (BY_HALVES, "Mul(second, sin)", "Add(second, sin)", "the halves are not a difference and a sum of products"),
         (BY_HALVES, "Mul(first, sin)", "Mul(second, sin)", "the second half is not x2·cos + x1·sin"),
@@ -135,8 +150,12 @@ def test_refuses_with_a_reason(rotation, text, before, after, reason) -> None:
         reason += " from Concat"
     if "last" in changed:
         changed = changed.replace("float[4] frequencies)", "float[4] frequencies, float[B,1,8] last)")
-    if "fed" in changed:
-        changed = changed.replace("float[4] frequencies)", "float[4] frequencies, float[B,S,8] fed)")
+    if "fed" in changed or "zero2" in changed:
+        wide = "float[B,3,S,8] fed" if "(fed, halves)" in changed else "float[B,S,8] fed"
+        changed = changed.replace("float[4] frequencies)", f"float[4] frequencies, {wide}, int64[1] fedstart)").replace("B,3,S,8] x", "B,3,S,8] x")
+        changed = changed.replace(
+            " int64[1] one = {1}", " int64[2] zero2 = {0, 0}, int64[2] five4 = {4, 5}, int64[2] axes2 = {3, 2}, int64[1] one = {1}"
+        )
     if "by_cos, zero" in changed:  # the product must be there before its slice
         changed = changed.replace(" by_cos = Mul(x, cos)\n", "").replace("first = Slice", "by_cos = Mul(x, cos)\n first = Slice")
     constants = {} if "frequencies)" in changed else {"frequencies": np.ones(4, np.float32)}
@@ -149,10 +168,11 @@ def test_refuses_with_a_reason(rotation, text, before, after, reason) -> None:
 @pytest.mark.parametrize("text", [WHOLE, BY_HALVES], ids=["whole", "by-halves"])
 def test_positions_that_all_sequences_share_are_repeated_for_each(rotation, run, random, text) -> None:
     """A graph without position ids counts them once: cosines [1, S, D/2], and RotaryEmbedding takes one row a sequence."""
-    model = rotation(text.replace("float[B,S,1] positions", "float[1,S,1] positions"))
-    given = {"x": random(2, 3, 5, 8), "positions": np.arange(5, dtype=np.float32).reshape(1, 5, 1)}
+    model = rotation(text.replace("float[B,S,1] positions", "float[1,S,1] positions").replace("agraph (", "agraph (int64[B,S] input_ids, "))
+    given = {"x": random(2, 3, 5, 8), "positions": np.arange(5, dtype=np.float32).reshape(1, 5, 1), "input_ids": np.zeros((2, 5), np.int64)}
     unfused_y = run(model, given)[0]
     assert fuse(model).fired == 1
+    assert {node.inputs[0].name for node in model.graph if node.op_type == "Shape"} == {"input_ids"}  # so that all layers read the same
     np.testing.assert_allclose(run(model, given)[0], unfused_y, rtol=1e-6, atol=1e-6)
 
 
@@ -168,8 +188,203 @@ def test_refuses_a_rotation_of_a_part_of_the_head(rotation) -> None:
     assert "2 of 8 elements are turned: a part of the head, not its halves" in result.refused[0].reason
 
 
-def test_refuses_interleaved_pairs(rotation) -> None:
-    text = WHOLE.replace("x, zero, half, axis, one", "x, zero, end, axis, step").replace("x, half, end, axis, one", "x, one, end, axis, step")
-    result = fuse(rotation(text.replace("int64[1] one", "int64[1] step = {2}, int64[1] one")))
+EVERY_SECOND = "first = Slice(x, zero, end, axis, two)\n second = Slice(x, one, end, axis, two)\n"
+AS_PAIRS = (
+    "inpairs = Reshape(x, pairs)\n evens = Slice(inpairs, zero, one, last)\n odds = Slice(inpairs, one, two, last)\n"
+    "first = Squeeze(evens, last)\n second = Squeeze(odds, last)\n"
+)
+GATHERED = "inpairs = Reshape(x, pairs)\n first = Gather<axis=-1>(inpairs, naught)\n second = Gather<axis=4>(inpairs, unit)\n"
+SQUEEZED = "first = Squeeze(evens, last)\n second = Squeeze(odds, last)\n"
+SPLIT_PAIRS = "inpairs = Reshape(x, pairs)\n evens, odds = Split<axis=-1, num_outputs=2>(inpairs)\n" + SQUEEZED
+STACK = "left4 = Unsqueeze(left, last)\n right4 = Unsqueeze(right, last)\n [join] stack = Concat<axis=-1>(left4, right4)\n"
+MORE = "<int64[1] two = {2}, int64[1] last = {-1}, int64 naught = {0}, int64 unit = {1}, int64[5] pairs = {2, 3, 5, 4, 2},"
+MORE += " int64[4] whole = {2, 3, 5, 8}, int64[3] rows = {2, 5, 8}, int64[4] doubled = {1, 1, 1, 2}, "
+FIXED = HEADER.replace("B,3,S,8", "2,3,5,8").replace("B,S,1", "2,5,1") + CONSTANTS.replace("<", MORE)
+REPEATED = "thin = Unsqueeze(turns, last)\n twofold = Expand(thin, doubled)\n twice = Reshape(twofold, rows)\n"
+CROSSED = REPEATED.replace("twofold, rows", "crossed, rows").replace("twice =", "crossed = Transpose<perm=[0,1,3,2]>(twofold)\n twice =")
+STACKED = "thin = Unsqueeze(turns, last)\n twofold = Concat<axis=-1>(thin, thin)\n twice = Reshape(twofold, rows)\n"
+PAIRS = (
+    FIXED + ANGLES.replace("twice = Concat<axis=-1>(turns, turns)", "twice = Identity(turns)") + EVERY_SECOND
+    + "a = Mul(first, cos)\n b = Mul(second, sin)\n c = Mul(second, cos)\n d = Mul(first, sin)\n left = Sub(a, b)\n right = Add(c, d)\n"
+    + STACK + "y = Reshape(stack, whole) }"
+)  # fmt: skip
+TURNED_PAIRS = (
+    FIXED + ANGLES.replace("twice = Concat<axis=-1>(turns, turns)\n", REPEATED) + EVERY_SECOND + "left = Neg(second)\n right = Identity(first)\n"
+    + STACK + "joined = Reshape(stack, whole)\n by_sin = Mul(joined, sin)\n by_cos = Mul(x, cos)\n y = Add(by_cos, by_sin) }"
+).replace("right = Identity(first)\n", "").replace("Unsqueeze(right, last)", "Unsqueeze(first, last)")  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "before", "after"),
+    [
+        (PAIRS, "", ""),
+        (PAIRS, EVERY_SECOND, AS_PAIRS),
+        (PAIRS, EVERY_SECOND, GATHERED),
+        (PAIRS, EVERY_SECOND, SPLIT_PAIRS),
+        (PAIRS, "Mul(first, cos)", "Mul(cos, first)"),
+        (TURNED_PAIRS, "", ""),
+        (TURNED_PAIRS, EVERY_SECOND, AS_PAIRS),
+        (TURNED_PAIRS, REPEATED, STACKED),
+        (TURNED_PAIRS, "Mul(x, cos)", "Mul(cos, x)"),
+    ],
+)
+def test_fuses_pairs_as_interleaved(rotation, run, random, text, before, after) -> None:
+    assert before in text
+    model = rotation(text.replace(before, after))
+    given = feeds(random)
+    unfused_y = run(model, given)[0]
+    result = fuse(model)
+    assert (result.fired, result.refused) == (1, [])
+    (node,) = (node for node in model.graph if node.op_type == "RotaryEmbedding")
+    assert {name: attribute.value for name, attribute in node.attributes.items()} == {"interleaved": 1}
+    assert node.inputs[0].name == "x"
+    assert {node.op_type for node in model.graph} == {"Mul", "Cos", "Sin", "RotaryEmbedding"} | ({"Identity"} if text is PAIRS else set())
+    np.testing.assert_allclose(run(model, given)[0], unfused_y, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("text", "before", "after", "reason"),
+    [
+        (PAIRS, EVERY_SECOND, SLICED, "halves are joined as pairs, or pairs as halves"),
+        (PAIRS, "x, zero, end, axis, two", "x, one, end, axis, two", "the halves are swapped, or not of the last axis"),
+        (PAIRS, EVERY_SECOND, AS_PAIRS.replace("zero, one, last", "one, two, last"), "the halves are swapped, or not of the last axis"),
+        (PAIRS, EVERY_SECOND, AS_PAIRS.replace("Reshape(x, pairs)", "Reshape(wide, pairs)"), "the halves are swapped, or not of the last axis"),
+        (PAIRS, EVERY_SECOND, AS_PAIRS.replace("Reshape(x, pairs)", "Unsqueeze(fed, axis)"), "a half is neither a Slice nor a Split of the heads"),
+        (PAIRS, EVERY_SECOND, GATHERED.replace("naught", "index"), "the halves are swapped, or not of the last axis"),
+        (PAIRS, EVERY_SECOND, AS_PAIRS.replace("Slice(inpairs, zero, one, last)", "Exp(odd)"), "a half is neither a Slice nor a Split of the heads"),
+        (PAIRS, "y = Reshape(stack, whole)", "y = Transpose<perm=[0, 1, 2, 4, 3]>(stack)", "pairs are not joined to heads again"),
+        (PAIRS, "y = Reshape(stack, whole)", "y = Reshape(stack, across)", "pairs [2, 3, 5, 4, 2] become [2, 5, 3, 8]: not heads again"),
+        (TURNED_PAIRS, REPEATED, "twice = Concat<axis=-1>(turns, turns)\n", "not known to be equal: they come from Concat"),
+        (TURNED_PAIRS, REPEATED, STACKED.replace("thin, thin", "thin, other"), "not known to be equal: they come from Reshape"),
+        (TURNED_PAIRS, REPEATED, CROSSED,
+         "not known to be equal: they come from Reshape"),
+        (TURNED_PAIRS, REPEATED, REPEATED.replace("Unsqueeze(turns, last)", "Unsqueeze(turns, two)").replace("doubled", "across2"),
+         "not known to be equal: they come from Reshape"),
+    ],
+)  # fmt: skip
+def test_refuses_pairs_with_a_reason(rotation, text, before, after, reason) -> None:
+    assert before in text
+    changed = text.replace(before, after)
+    more = "<int64[4] across = {2, 5, 3, 8}, int64[4] across2 = {1, 1, 2, 1}, "
+    changed = changed.replace("<int64[1] two", more + "int64[1] two")
+    for name, type_ in (
+        ("fed", "float[2,3,5,2]"),
+        ("wide", "float[2,5,3,8]"),
+        ("index", "int64"),
+        ("odd", "float[2,3,5,4,1]"),
+        ("other", "float[2,5,4,1]"),
+    ):
+        changed = changed.replace("float[4] frequencies)", f"float[4] frequencies, {type_} {name})") if f"{name}" in after else changed
+    if "across)" in after:
+        changed = changed.replace("(float[2,3,5,8] y)", "(float[2,5,3,8] y)")
+    if "perm=[0, 1, 2, 4, 3]" in after:
+        changed = changed.replace("(float[2,3,5,8] y)", "(float[2,3,5,2,4] y)")
+    result = fuse(rotation(changed, frequencies=np.ones(4, np.float32)))
     assert result.fired == 0
-    assert "it takes every second element: interleaved pairs" in result.refused[0].reason
+    assert [refusal.node for refusal in result.refused] == ["join"]
+    assert reason in result.refused[0].reason
+
+
+TABLE = (
+    "agraph (float[B,3,S,8] x, int64[B,S] position_ids, int64[1] length, float[1,1,16,8] cosines, float[1,1,16,8] sines) => (float[B,3,S,8] y)\n"
+    + CONSTANTS.replace("<", "<int64[1] second_axis = {2}, ")
+    + "{ cos0 = Slice(cosines, zero, length, second_axis)\n cos1 = Squeeze(cos0, one)\n cos2 = Squeeze(cos1, zero)\n"
+    + " cos3 = Gather(cos2, position_ids)\n cos = Unsqueeze(cos3, one)\n sin1 = Squeeze(sines, one)\n sin2 = Squeeze(sin1, zero)\n"
+    + " sin3 = Gather(sin2, position_ids)\n sin = Unsqueeze(sin3, one)\n" + SLICED + TURN + "y = Add(by_cos, by_sin) }"
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("begin", "sliced"), [("zero, length", False), ("one, length", True)])
+def test_reads_a_table_by_position_whole(graph, run, random, begin, sliced) -> None:
+    """Rows that are left out behind the cache's end are none that a position reads; rows that are left out before would shift the others."""
+    angles = np.outer(np.arange(16), [1, 0.5, 0.1, 0.01]).astype(np.float32)
+    angles = np.concatenate((angles, angles), axis=1)[None, None]
+    model = graph(TABLE.replace("zero, length", begin), constants={"cosines": np.cos(angles), "sines": np.sin(angles)})
+    model = common_passes.ShapeInferencePass()(model).model
+    for value, shape in (("cos2", ["T", 8]), ("cos0", [1, 1, "T", 8]), ("cos1", [1, "T", 8]), ("cos3", ["B", "S", 8]), ("cos", ["B", 1, "S", 8])):
+        next(one.outputs[0] for one in model.graph if one.outputs[0].name == value).shape = ir.Shape(shape)
+    given = {"x": random(2, 3, 5, 8), "position_ids": np.arange(10).reshape(2, 5), "length": np.array([12])}
+    unfused_y = run(model, given)[0]
+    assert fuse(model).fired == 1
+    assert any("length" in [value.name for value in node.inputs] for node in model.graph) == sliced
+    np.testing.assert_allclose(run(model, given)[0], unfused_y, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("join", "shape", "candidate"),
+    [
+        ("Concat<axis=3>(minus, x)", "[2,3,5,16]", True),
+        ("Concat<axis=-1>(difference, x)", "[2,3,5,16]", True),
+        ("Concat<axis=-1>(minus5, x5)", "[2,3,5,8,2]", True),
+        ("Concat<axis=-1>(flat, flat)", "[2,3,10]", False),
+        ("Concat<axis=1>(minus, x)", "[2,6,5,8]", False),
+        ("Concat<axis=-1>(minus, x, x)", "[2,3,5,24]", False),
+        ("Concat<axis=-1>(x, minus)", "[2,3,5,16]", False),
+        ("Concat<axis=-1>(sum, x)", "[2,3,5,16]", False),
+        ("Mul(minus, x)", "[2,3,5,8]", False),
+        ("Gather<axis=3>(minus, index)", "[2,3,5,4]", False),
+    ],
+)
+def test_candidates_are_joins_of_turned_halves(graph, join, shape, candidate) -> None:
+    text = "agraph (float[2,3,5,8] x, float[2,3,5] y, int64[4] index) => (z)\n<int64[1] last = {-1}>\n{ minus = Neg(x)\n difference = Sub(x, x)\n"
+    text += " sum = Add(x, x)\n"
+    text += f" flat = Neg(y)\n minus5 = Unsqueeze(minus, last)\n x5 = Unsqueeze(x, last)\n z = {join} }}"
+    node = common_passes.ShapeInferencePass()(graph(text)).model.graph.node(-1)
+    assert str(node.outputs[0].shape) == shape
+    assert foreign_rotary.is_candidate(node) == candidate
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "reason"),
+    [
+        ("S", "?", "expected [B, 1, S, D] or [B, 1, S, D/2] for heads ['B', 3, None, 8]"),
+        ("float[B,3,S,8] x", "float[B,3,S,?] x", "of None elements are turned"),
+        ("float[B,3,S,8] x", "float[B,3,S,H] x", "of H elements are turned"),
+    ],
+)
+def test_refuses_sizes_that_are_not_known(rotation, before, after, reason) -> None:
+    text = WHOLE.replace(before, after) if before != "S" else WHOLE.replace(",S,", ",?,")
+    (refusal,) = fuse(rotation(text)).refused
+    assert reason in refusal.reason
+
+
+def test_a_cosine_that_is_fed_may_come_first(rotation, run, random) -> None:
+    text = BY_HALVES.replace("float[4] frequencies)", "float[4] frequencies, float[B,1,S,4] fed)").replace("Mul(first, cos)", "Mul(fed, first)")
+    model = rotation(text.replace("Mul(second, cos)", "Mul(fed, second)"), frequencies=np.ones(4, np.float32))
+    given = feeds(random, fed=random(2, 1, 5, 4))
+    unfused_y = run(model, given)[0]
+    assert fuse(model).fired == 1
+    np.testing.assert_allclose(run(model, given)[0], unfused_y, rtol=1e-6, atol=1e-6)
+
+
+def test_a_cosine_without_a_batch_gets_its_axis_and_is_repeated(rotation, run, random) -> None:
+    """[S, D] behind Unsqueeze(0, 1): it is not [B, S, D] before the axis of the heads was put in."""
+    text = (
+        BY_HALVES.replace("float[B,S,1] positions", "float[S,1] positions")
+        .replace("Sin(twice)", "Sin(twice)")
+        .replace("int64[1] one = {1},", "int64[2] one = {0, 1},")
+    )
+    model = rotation(text)
+    given = {"x": random(2, 3, 5, 8), "positions": np.arange(5, dtype=np.float32).reshape(5, 1)}
+    unfused_y = run(model, given)[0]
+    assert fuse(model).fired == 1
+    np.testing.assert_allclose(run(model, given)[0], unfused_y, rtol=1e-6, atol=1e-6)
+
+
+def test_refuses_shapes_that_are_alike_because_nothing_is_known(rotation) -> None:
+    model = rotation(WHOLE)
+    for value in [*model.graph.inputs, *(node.outputs[0] for node in model.graph)]:
+        if value.shape is not None and len(value.shape) == 4:
+            value.shape = ir.Shape([None if size == "S" else size for size in map(lambda one: getattr(one, "value", one), value.shape)])
+    (refusal,) = fuse(model).refused
+    assert "cosine and sine are ('B', 1, None, 8)" in refusal.reason
+
+
+def test_refuses_pairs_of_the_wrong_axis(rotation) -> None:
+    """With four elements a head, pairs are [2, 2]: their columns look like their rows."""
+    text = (
+        PAIRS.replace(EVERY_SECOND, GATHERED.replace("axis=-1", "axis=3").replace("axis=4", "axis=3")).replace("5,8", "5,4").replace("5, 8", "5, 4")
+    )
+    text = text.replace("5, 4, 2}", "5, 2, 2}").replace("float[4] frequencies", "float[2] frequencies")
+    (refusal,) = fuse(rotation(text, frequencies=np.ones(2, np.float32))).refused
+    assert "the halves are swapped, or not of the last axis" in refusal.reason

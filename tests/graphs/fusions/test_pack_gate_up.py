@@ -207,3 +207,11 @@ def test_refuses_a_bias_on_one_of_two(biased_swiglu) -> None:
     result = fuse(biased_swiglu(text.replace("=> (float[B,S,6] y)", "=> (float[B,S,6] y, float[6] z)").replace("}", "    z = Neg(b_up)\n}")))
     assert result.fired == 0
     assert len(result.refused) == 1
+
+
+@pytest.mark.parametrize("which", ["gate", "up"])
+@pytest.mark.parametrize("text", [TEXT, BIASED], ids=["plain", "biased"])
+def test_refuses_a_weight_that_is_not_turned(swiglu, biased_swiglu, text, which) -> None:
+    """Transpose<perm=[0,1]> changes nothing: the weight is [in, out]."""
+    make = swiglu if text is TEXT else biased_swiglu
+    assert fuse(make(text.replace(f"Transpose<perm=[1,0]>(w_{which})", f"Transpose<perm=[0,1]>(w_{which})"))).fired == 0

@@ -142,6 +142,18 @@ def test_packs_heads_of_equal_number(projections) -> None:
             {"text": TEXT.replace(", int64[4] key_heads = {0, 0, 2, 2}", "").replace("float[4,6] w_v)", "float[4,6] w_v, int64[4] key_heads)")},
             "the reshape to heads is not [0, 0, heads, head_dim]",
         ),
+        (
+            {"text": TEXT.replace("int64[4] key_heads = {0, 0, 2, 2}", "int64[5] key_heads = {0, 0, 2, 1, 2}")},
+            "the reshape to heads is not [0, 0, heads, head_dim]",
+        ),
+        (
+            {
+                "text": TEXT.replace("w_v)\n    v =", "w_v)\n    v_moved = Neg(v_turned)\n    v =").replace(
+                    "v = MatMul(x, v_turned)", "v = MatMul(x, v_moved)"
+                )
+            },
+            "2 linears reshaped to heads",
+        ),
         ({"text": TEXT.replace("{0, 0, 2, 2}", "{0, 0, 1, 4}")}, "query, key and value have different head_dim: [2, 4, 4]"),
         (
             {"text": TEXT.replace("v_heads)", "v_heads)\n    more = Neg(v)").replace("value)\n<", "value, float[B,S,4] more)\n<")},
@@ -264,3 +276,39 @@ def test_refuses_biases_with_a_reason(biased, options, reason) -> None:
     assert result.fired == 0
     assert "Split" not in {node.op_type for node in model.graph}
     assert reason in result.refused[0].reason
+
+
+@pytest.mark.parametrize("which", "qkv")
+@pytest.mark.parametrize("text", [TEXT, BIASED], ids=["plain", "biased"])
+def test_refuses_a_weight_that_is_not_turned(projections, biased, text, which) -> None:
+    """Transpose<perm=[0,1]> changes nothing: the weight is [in, out]."""
+    make = projections if text is TEXT else biased
+    before = f"Transpose<perm=[1,0]>(w_{which})"
+    assert before in text
+    assert fuse(make(text.replace(before, f"Transpose<perm=[0,1]>(w_{which})"))).fired == 0
+
+
+def test_what_is_multiplied_from_the_left_is_no_sibling(projections) -> None:
+    """Here the input is the second operand, behind which heads would mean something else."""
+    more = "    other = MatMul(square, x)\n    o_heads = Reshape(other, key_heads)\n    o_last = Transpose<perm=[0,2,1,3]>(o_heads)\n"
+    more += "    gone = Exp(x)\n}"
+    text = TEXT.replace("float[4,6] w_v)", "float[4,6] w_v, float[B,S,S] square)").replace(
+        "float[B,2,S,2] value)", "float[B,2,S,2] value, o_last, gone)"
+    )
+    assert fuse(projections(text[: text.rindex("}")] + more)).fired == 1
+
+
+def test_one_linear_alone_is_no_candidate(graph, random) -> None:
+    text = "agraph (float[B,S,6] x, float[8,6] w) => (y)\n<int64[4] heads = {0, 0, 4, 2}>\n{ turned = Transpose<perm=[1,0]>(w)\n"
+    text += " linear = MatMul(x, turned)\n by_head = Reshape(linear, heads)\n y = Transpose<perm=[0,2,1,3]>(by_head) }"
+    assert not any(pack_qkv.is_candidate(node) for node in graph(text, stored={"w": random(8, 6)}).graph)
+
+
+@pytest.mark.parametrize("offset", [None, 0])
+def test_the_beginning_of_a_file_comes_first(projections, offset) -> None:
+    """An offset that is not given is 0, whatever order the graph has."""
+    model = projections()
+    for name, weight in zip(NAMES.values(), ((offset, 192), (192, 96), (288, 96)), strict=True):
+        stored = model.graph.initializers[name]
+        stored.const_value = ir.ExternalTensor("weights.bin", *weight, stored.dtype, shape=stored.shape, name=name)
+    assert fuse(model).fired == 1

@@ -131,3 +131,12 @@ def test_refuses_float16_without_upcast(graph) -> None:
 def test_refuses_epsilon_that_is_fed(graph) -> None:
     model = graph(FLOAT32.replace("float[8] weight)", "float[8] weight, float fed)").replace("Add(mean, epsilon)", "Add(mean, fed)"))
     assert "epsilon is not a constant number" in apply_fusion(model, rms_norm.RULES, rms_norm.is_candidate).refused[0].reason
+
+
+def test_refuses_axes_that_are_fed(graph) -> None:
+    text = FLOAT32.replace("float[8] weight)", "float[8] weight, int64[1] fed)").replace("(squares, axes)", "(squares, fed)")
+    assert "the mean is not taken over the last axis" in apply_fusion(graph(text), rms_norm.RULES, rms_norm.is_candidate).refused[0].reason
+
+
+def test_a_mean_keeps_its_axis_if_nothing_is_said(graph) -> None:
+    assert apply_fusion(graph(FLOAT32.replace("<keepdims=1>", "")), rms_norm.RULES, rms_norm.is_candidate).fired == 1

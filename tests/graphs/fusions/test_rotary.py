@@ -63,6 +63,7 @@ def test_fuses_to_one_node_and_keeps_the_numbers(graph, run, random, dtype) -> N
         ("Add(x2_cos, x1_sin)", "Add(x1_sin, x2_cos)"),
         ("Split<axis=3, num_outputs=2>(x)", "Split<axis=-1>(x, halves)"),
         ("axis=-1", "axis=3"),
+        ("Gather<axis=0>(cos_table", "Gather(cos_table"),
     ],
 )
 def test_fuses_every_order_of_operands(graph, before, after) -> None:
@@ -107,6 +108,8 @@ def test_keeps_the_module(graph) -> None:
             {"int64[B,S] position_ids,": "int64[B,S] position_ids, int64[B,S] other_ids,", "(sin_table, position_ids)": "(sin_table, other_ids)"},
             "cosine and sine are read by different position ids",
         ),
+        ({"[B,3,S,4] x1": "[B,3,S,?] x1"}, "not split into equal halves"),
+        ({"int64[B,S] position_ids": "int64[S] position_ids"}, "cosine or sine is not read from a constant table"),
         ({"Sub(x1_cos, x2_sin)": "Add(x1_cos, x2_sin)"}, "its structure differs: a node is Add, expected Sub"),
         ({"Mul(x1, sin)": "Mul(x1, cos)"}, "two operands should be one value, and are not"),
         ({"x1, x2 = Split": "x2, x1 = Split"}, "the outputs of a node are used in another order"),
@@ -132,3 +135,42 @@ def test_refuses_tables_of_another_width(graph) -> None:
     result = apply_fusion(model, rotary.RULES, rotary.is_candidate)
     assert result.fired == 0
     assert "the tables are not [positions, D/2]" in result.refused[0].reason
+
+
+@pytest.mark.parametrize(
+    ("shapes", "reason"),
+    [
+        ({"sin_table": (12, 4)}, "the tables are not [positions, D/2]"),
+        ({"cos_table": (16, 4, 1), "sin_table": (16, 4, 1)}, "cosine or sine is not read from a constant table"),
+        ({"cos_table": None}, "cosine or sine is not read from a constant table"),
+    ],
+)
+def test_refuses_other_tables(graph, shapes, reason) -> None:
+    """Of another length, of another rank, or fed."""
+    text = TEXT
+    for name, shape in shapes.items():
+        text = text.replace(f"float[16,4] {name}", f"float[{','.join(map(str, shape or (16, 4)))}] {name}")
+    given = {name: np.resize(table, shapes.get(name, table.shape)) for name, table in tables().items() if shapes.get(name, ()) is not None}
+    result = apply_fusion(graph(text, constants=given), rotary.RULES, rotary.is_candidate)
+    assert result.fired == 0
+    assert reason in result.refused[0].reason
+
+
+def test_halves_that_are_joined_on_another_axis_are_left_alone(graph) -> None:
+    model = graph(TEXT.replace("Concat<axis=-1>", "Concat<axis=1>").replace("[B,3,S,8] y", "[B,6,S,4] y"), constants=tables())
+    assert apply_fusion(model, rotary.RULES, rotary.is_candidate).fired == 0
+
+
+@pytest.mark.parametrize(
+    ("join", "output", "candidate"),
+    [
+        ("Concat<axis=3>(x, x)", "[B,3,S,16]", True),
+        ("Concat<axis=1>(x, x)", "[B,6,S,8]", False),
+        ("Concat<axis=3>(x, x, x)", "[B,3,S,24]", False),
+        ("Concat<axis=-1>(x, x)", "[B,S,16]", False),
+        ("Tile(x, x)", "[B,3,S,16]", False),
+    ],
+)
+def test_candidates_are_joins_of_two_halves(graph, join, output, candidate) -> None:
+    (node,) = graph(f"agraph (float[B,3,S,8] x) => (float{output} y) {{ y = {join} }}").graph
+    assert rotary.is_candidate(node) == candidate
