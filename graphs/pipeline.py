@@ -51,7 +51,7 @@ TENSORRT = (
         rotary,
         lambda shape: 2 * shape.num_hidden_layers,
         requires=(contract.OPSET_23, contract.TYPED),
-        ensures=(contract.ROTATIONS_BY_TABLE,),
+        ensures=(contract.ROTATIONS_OF_HALVES,),
     ),
     Fusion(
         "attention",
@@ -94,7 +94,7 @@ ONNXRUNTIME = (
         group_query_attention,
         lambda shape: shape.num_hidden_layers,
         requires=(contract.TYPED, contract.SHAPES_CONSTANT, contract.ATTENTION_PLAIN),
-        ensures=(contract.ROTATIONS_BY_TABLE,),
+        ensures=(contract.ROTATIONS_OF_HALVES,),
     ),
     Fusion(
         "pack_rotated_qkv",

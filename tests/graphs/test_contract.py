@@ -27,7 +27,7 @@ CASES = {
     "norm-stash": (contract.NORMS_IN_FLOAT32, NORM.format(axis=2, stash=1), NORM.format(axis=-1, stash=10)),
     "table-dtype": (contract.ROTATIONS_BY_TABLE, ROTATION.format(table="float16", form=""), ROTATION.format(table="float", form="")),
     "interleaved": (
-        contract.ROTATIONS_BY_TABLE,
+        contract.ROTATIONS_OF_HALVES,
         ROTATION.format(table="float16", form="<interleaved=0>"),
         ROTATION.format(table="float16", form="<interleaved=1>"),
     ),
