@@ -56,6 +56,7 @@ def test_every_rule_fires_as_often_as_the_graph_says(pinned, fused, name) -> Non
     out, report = fused(pinned(name))
     already = {"rms_norm": 2 * LAYERS + 1, "rotary": 2 * LAYERS} if name == HALF_FUSED else {}
     half = {"accumulate": 7 * LAYERS + 1} if name.endswith("float16") else {}  # q, k, v, o, gate, up, down; lm_head
+    already |= {"accumulate": LAYERS} if name == "optimum-18-float16" else {}  # o is in float32
     expected = {rule: count - already.get(rule, 0) for rule, count in (FIRED | half).items()}
     assert {rule["rule"]: rule["fired"] for rule in report["rules"]} == expected
     assert {rule["rule"]: rule["expected"] for rule in report["rules"]} == expected
