@@ -14,29 +14,12 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import torch
+from export_dynamo import BATCH, NEW, PAST, Flat
 from onnxscript import optimizer
 from torch.export import Dim
 from transformers import AutoConfig, AutoModelForCausalLM
-from transformers.cache_utils import DynamicCache
 
-BATCH, NEW, PAST = 2, 5, 7
 HOLES, LARGE_BYTES = "holes.data", 1024
-
-
-class Flat(torch.nn.Module):
-    """The model, its cache as pairs of tensors."""
-
-    def __init__(self, model: torch.nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, input_ids, attention_mask, position_ids, past):
-        """Logits, and the present keys and values of every layer."""
-        cache = DynamicCache(config=self.model.config)
-        for layer, (key, value) in enumerate(past):
-            cache.update(key, value, layer)
-        found = self.model(input_ids, attention_mask=attention_mask, position_ids=position_ids, past_key_values=cache, use_cache=True)
-        return found.logits, [(layer.keys, layer.values) for layer in found.past_key_values.layers]
 
 
 def main() -> None:
