@@ -19,7 +19,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from artifact.errors import ToolkitError
-from commands.summary import Sheet, summarize
+from commands.sheet import Sheet
+from commands.summary import summarize
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported: spinning threads made it five times slower on shared cores
 
@@ -61,12 +62,21 @@ class Scheme(StrEnum):
     """Quantisation scheme."""
 
     int8 = "int8"
+    int4 = "int4"
 
 
 class FuseTarget(StrEnum):
     """Whose operators to fuse to."""
 
     tensorrt = "tensorrt"
+    onnxruntime = "onnxruntime"
+
+
+class Device(StrEnum):
+    """Where graphs and plans run."""
+
+    cpu = "cpu"
+    cuda = "cuda"
 
 
 class Backend(StrEnum):
@@ -97,7 +107,8 @@ Out = Annotated[Path | None, typer.Option(help="Artifact folder; default `artifa
 Dtype = Annotated[DtypeOption, typer.Option(help="Dtype of the artifact: fp16 for every engine but fp32.")]
 KvCache = Annotated[KvCacheOption, typer.Option(help="dynamic: the cache grows; static: it is written in place, up to a capacity.")]
 Weights = Annotated[
-    WeightsOption, typer.Option(help="copy them; reference: use the checkpoint's own folder, altering nothing; none: the graph alone, to look at.")
+    WeightsOption,
+    typer.Option(help="copy them; reference: use the checkpoint's own folder, of the same dtype, altering nothing; none: the graph alone."),
 ]
 Force = Annotated[bool, typer.Option("--force", help="Do it even where it is up to date.")]
 Target = Annotated[str, typer.Option(help="GPU to build for: a100 (= a100-80gb), a100-40gb, a10, l4 …")]
@@ -186,8 +197,9 @@ def fuse(
     out: Annotated[
         Path | None, typer.Option("--out", help="Where the fused graph goes, its weights beside it; with --graph.", metavar="FILE")
     ] = None,
-    target: Annotated[FuseTarget, typer.Option(help="Whose operators to fuse to.")] = FuseTarget.tensorrt,
+    target: Annotated[FuseTarget, typer.Option(help="Whose operators to fuse to; onnxruntime: → fused-onnxruntime.onnx.")] = FuseTarget.tensorrt,
     allow_partial: Annotated[bool, typer.Option("--allow-partial", help="Accept rules that fire less often than expected.")] = False,
+    min_tensorrt: Annotated[str | None, typer.Option(help="Oldest TensorRT that must take the graph, 10.0 …; default: 10.15.")] = None,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
@@ -198,11 +210,13 @@ def fuse(
         raise typer.BadParameter("give an artifact folder, or --graph FILE and --out FILE")
     with _Watched() as progress:
         if graph is not None and out is not None:
-            report = graphs.fuse_file(graph, out, target=target.value, allow_partial=allow_partial, progress=progress)
+            report = graphs.fuse_file(graph, out, target=target.value, allow_partial=allow_partial, min_tensorrt=min_tensorrt, progress=progress)
             up_to_date = False
         else:
             assert artifact is not None
-            outcome = graphs.fuse(artifact, target=target.value, allow_partial=allow_partial, force=force, progress=progress)
+            outcome = graphs.fuse(
+                artifact, target=target.value, allow_partial=allow_partial, min_tensorrt=min_tensorrt, force=force, progress=progress
+            )
             report, up_to_date = outcome.report, outcome.up_to_date
     _show("fuse", report, as_json=as_json, up_to_date=up_to_date, gated=graph is None or not allow_partial)
 
@@ -210,15 +224,20 @@ def fuse(
 @app.command()
 def quantize(
     artifact: Artifact,
-    scheme: Annotated[Scheme, typer.Option(help="int8: weight-only, one scale per output channel (W8A16).")] = Scheme.int8,
+    scheme: Annotated[
+        Scheme, typer.Option(help="int8: weight-only, one scale per output channel (W8A16); int4: for onnxruntime alone.")
+    ] = Scheme.int8,
+    target: Annotated[
+        FuseTarget, typer.Option(help="Whose fused graph, and whose operators; onnxruntime: one scale per block.")
+    ] = FuseTarget.tensorrt,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
-    """fused.onnx → int8.onnx: `cli.py quantize artifacts/llama-2-7b --scheme int8`."""
+    """fused.onnx → int8.onnx, or int8-onnxruntime.onnx: `cli.py quantize artifacts/llama-2-7b --scheme int8`."""
     from commands import graphs
 
     with _Watched() as progress:
-        outcome = graphs.quantize(artifact, scheme=scheme.value, force=force, progress=progress)
+        outcome = graphs.quantize(artifact, scheme=scheme.value, target=target.value, force=force, progress=progress)
     _show("quantize", outcome.report, as_json=as_json, up_to_date=outcome.up_to_date)
 
 
@@ -230,13 +249,14 @@ def build(
     backend: BackendOption = Backend.auto,
     max_batch: MaxBatch = 4,
     max_length: MaxLength = None,
+    capacity: Annotated[int | None, typer.Option(min=2, help="Tokens that a static cache holds, prompt and answer together; of it alone.")] = None,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
     """ONNX → TensorRT plan, audited: `cli.py build artifacts/llama-2-7b --precision int8 --target a100`."""
     from commands import build as command
 
-    options = command.BuildOptions(target, backend.value, max_batch, max_length)
+    options = command.BuildOptions(target, backend.value, max_batch, max_length, capacity)
     with _Watched() as progress:
         outcome = command.build(artifact, precision.value, options, force=force, progress=progress)
     _show("build", outcome.report, as_json=as_json, up_to_date=outcome.up_to_date)
@@ -244,20 +264,31 @@ def build(
 
 @app.command()
 def validate(
-    artifact: Artifact,
+    artifact: Annotated[Path | None, typer.Argument(help="Artifact folder; or give --graph and --checkpoint.", metavar="[ART]")] = None,
+    graph: Annotated[Path | None, typer.Option(help="Any decoder's ONNX file, ours or not, in the place of an artifact.", metavar="FILE")] = None,
     stage: Annotated[list[str] | None, typer.Option(help="Stage to check; may repeat. Default: all there.")] = None,
     text: TextFile = None,
     tokens: Tokens = None,
-    checkpoint: Annotated[str | None, typer.Option(help="Where the artifact's checkpoint is now, if it moved.", metavar="SRC")] = None,
+    checkpoint: Annotated[
+        str | None, typer.Option(help="What the graph was exported from; of an artifact, where its checkpoint is now, if it moved.", metavar="SRC")
+    ] = None,
+    device: Annotated[Device, typer.Option(help="cuda runs the plans too, where there is their GPU.")] = Device.cpu,
+    out: Annotated[Path | None, typer.Option(help="Folder of the reports, with --graph; default `reports/<file>/` beside it.", metavar="DIR")] = None,
     as_json: Json = False,
 ) -> None:
-    """Every stage against the reference model → reports/parity.*: `cli.py validate artifacts/llama-2-7b`."""
+    """Every stage against the reference: `cli.py validate artifacts/llama-2-7b`; any graph: `cli.py validate --graph model.onnx --checkpoint SRC`."""
     from commands import validate as command
 
-    options = command.ValidateOptions(tuple(stage or ()), text, tokens, checkpoint)
+    if (artifact is None) == (graph is None) or (graph is None and out is not None):
+        raise typer.BadParameter("give an artifact folder, or --graph FILE and --checkpoint SRC")
+    options = command.ValidateOptions(tuple(stage or ()), text, tokens, checkpoint, device.value)
     with _Watched() as progress:
-        outcome = command.validate(artifact, options, progress=progress)
-    _show("validate", outcome.report | {"artifact_folder": str(artifact)}, as_json=as_json)
+        if graph is not None:
+            report = command.validate_file(graph, options, out=out, progress=progress)
+        else:
+            assert artifact is not None
+            report = command.validate(artifact, options, progress=progress).report | {"artifact_folder": str(artifact)}
+    _show("validate", report, as_json=as_json)
 
 
 @app.command()
@@ -266,17 +297,36 @@ def generate(
     prompt: Annotated[str, typer.Argument(help="Text to continue.")],
     stage: Annotated[str, typer.Option(help="Graph to run: traced, fused, int8.")] = "fused",
     max_new_tokens: Annotated[int, typer.Option(min=1, help="How many tokens at most.")] = 32,
+    device: Annotated[Device, typer.Option(help="cpu: the stage's graph; cuda: the plan that was built from it.")] = Device.cpu,
+    capacity: Annotated[int | None, typer.Option(min=1, help="Slots of a static cache; by default what prompt and answer take.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Stream text from a graph on the CPU: `cli.py generate artifacts/llama-2-7b "The capital of France is"`."""
+    """Stream text from a graph or a plan: `cli.py generate artifacts/llama-2-7b "The capital of France is"`."""
     from commands import generate as command
 
     say = (lambda piece: None) if as_json else _say
-    report = command.generate(artifact, prompt, stage=stage, max_new_tokens=max_new_tokens, say=say)
+    report = command.generate(artifact, prompt, stage=stage, max_new_tokens=max_new_tokens, capacity=capacity, device=device.value, say=say)
     if as_json:
         _show("generate", report, as_json=True)
     else:
         _say("\n")
+
+
+@app.command()
+def bench(
+    artifact: Artifact,
+    stage: Annotated[str, typer.Option(help="What to measure: traced, fused, int8.")] = "fused",
+    device: Annotated[Device, typer.Option(help="cpu: the stage's graph; cuda: the plan that was built from it.")] = Device.cpu,
+    prompt_tokens: Annotated[int, typer.Option(min=1, help="Tokens of each prompt.")] = 512,
+    new_tokens: Annotated[int, typer.Option(min=1, help="Decode steps that are measured.")] = 64,
+    batch: Annotated[int, typer.Option(min=1, help="Prompts at once.")] = 1,
+    as_json: Json = False,
+) -> None:
+    """Tokens a second and time to the first token: `cli.py bench artifacts/llama-2-7b --stage fused --device cuda`."""
+    from commands import bench as command
+
+    options = command.BenchOptions(prompt_tokens, new_tokens, batch)
+    _show("bench", command.bench(artifact, options, stage=stage, device=device.value), as_json=as_json)
 
 
 @app.command()

@@ -15,6 +15,7 @@ from artifact.config import LlamaConfig
 BATCH, SEQUENCE, PAST, TOTAL = "batch_size", "sequence_length", "past_sequence_length", "total_sequence_length"
 CAPACITY = "cache_capacity"
 Dtype = Literal["fp16", "fp32"]
+DTYPE_BYTES: dict[Dtype, int] = {"fp16": 2, "fp32": 4}
 KvCache = Literal["dynamic", "static"]
 OPSETS: dict[KvCache, int] = {"dynamic": 23, "static": 24}
 """TensorScatter, which writes into a static cache, came with opset 24."""
@@ -22,6 +23,7 @@ CACHE_KINDS = ("key", "value")
 
 INPUT_IDS, ATTENTION_MASK, POSITION_IDS, LOGITS = "input_ids", "attention_mask", "position_ids", "logits"
 CACHE_WRITE_INDICES, KEY_VALUE_LENGTHS = "cache_write_indices", "key_value_lengths"
+LAST_TOKEN_INDICES = "last_token_indices"
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ def present_name(layer: int, kind: str) -> str:
     return f"present.{layer}.{kind}"
 
 
-def graph_inputs(config: LlamaConfig, dtype: Dtype, kv_cache: KvCache = "dynamic") -> list[GraphValue]:
+def graph_inputs(config: LlamaConfig, dtype: Dtype, kv_cache: KvCache = "dynamic", *, one_position: bool = False) -> list[GraphValue]:
     """Inputs of a decoder graph, in order.
 
     Dynamic cache: P may be 0. Static cache, row b of a call with S new tokens:
@@ -60,12 +62,14 @@ def graph_inputs(config: LlamaConfig, dtype: Dtype, kv_cache: KvCache = "dynamic
         key_value_lengths[b]: how many slots hold something afterwards, ``cache_write_indices[b] + S``: right padding is written too, and
             overwritten by the tokens that follow.
         past_key_values: finite everywhere (zeros at the start): what is masked is multiplied by 0, and 0 · NaN is NaN.
+        last_token_indices[b]: in an engine graph (``one_position``), which of its S new tokens gives the row's logits: the last real one, below S.
     """
+    by_row = [CACHE_WRITE_INDICES, KEY_VALUE_LENGTHS, *([LAST_TOKEN_INDICES] if one_position else [])] if kv_cache == "static" else []
     return [
         GraphValue(INPUT_IDS, "int64", (BATCH, SEQUENCE)),
         *([GraphValue(ATTENTION_MASK, "int64", (BATCH, TOTAL))] if kv_cache == "dynamic" else []),
         GraphValue(POSITION_IDS, "int64", (BATCH, SEQUENCE)),
-        *(GraphValue(name, "int64", (BATCH,)) for name in (CACHE_WRITE_INDICES, KEY_VALUE_LENGTHS) if kv_cache == "static"),
+        *(GraphValue(name, "int64", (BATCH,)) for name in by_row),
         *_caches(config, dtype, past_name, PAST if kv_cache == "dynamic" else CAPACITY),
     ]
 
@@ -76,6 +80,12 @@ def graph_outputs(config: LlamaConfig, dtype: Dtype, kv_cache: KvCache = "dynami
         GraphValue(LOGITS, dtype, (BATCH, 1 if one_position else SEQUENCE, config.vocab_size)),
         *_caches(config, dtype, present_name, TOTAL if kv_cache == "dynamic" else CAPACITY),
     ]
+
+
+def cache_bytes(config: LlamaConfig, dtype: Dtype, n_slots: int) -> int:
+    """Bytes of one row's keys and values in all layers, for a number of slots."""
+    per_slot = len(CACHE_KINDS) * config.num_key_value_heads * config.head_dim * DTYPE_BYTES[dtype]
+    return config.num_hidden_layers * per_slot * n_slots
 
 
 def _caches(config: LlamaConfig, dtype: Dtype, name: Callable[[int, str], str], length: str) -> list[GraphValue]:

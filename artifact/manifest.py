@@ -14,6 +14,7 @@ from typing import Any
 
 from artifact.errors import ArtifactError
 from artifact.hashing import sha256_of
+from artifact.io_spec import KvCache
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -22,6 +23,17 @@ _TEMPORARY = ".llama2trt-"
 """Ours alone, because an artifact may be somebody's checkpoint folder."""
 UNFINISHED = "unfinished-*.json"
 """Journals of steps that were interrupted (artifact/journal.py)."""
+STATIC_STEPS = (
+    "export",
+    "inspect",
+    "fuse",
+    "quantize",
+    "build",
+    "validate",
+    "generate",
+    "bench",
+)
+"""Steps that know the static cache; every other one refuses it by name."""
 _UNWRITABLE = {
     errno.ENOSPC: "free some space and give the same command again: what is whole is kept",
     errno.EDQUOT: "your quota is used up: free some space and give the same command again",
@@ -65,37 +77,44 @@ def write_manifest(artifact: Path, manifest: Manifest) -> None:
         temporary.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
 
 
-def require_artifact(artifact: Path, *, weights: bool = False) -> Manifest:
-    """The manifest of a folder that must be an artifact, with graphs of the form that the steps after export take.
+def require_artifact(artifact: Path, step: str, *, weights: bool = False) -> Manifest:
+    """The manifest of a folder that must be an artifact, with graphs of a form that the step takes.
 
     Args:
         artifact: the folder.
+        step: who asks, as the user knows it: the name of a command.
         weights: whether the step reads them, too.
 
     Raises:
-        ArtifactError: no such folder, nothing was exported into it, its export is unfinished, it holds the graph alone, or its graph has a
-            static cache, which only export and inspect know yet.
+        ArtifactError: no such folder, nothing was exported into it, its export is unfinished, it holds the graph alone, or its graphs have a
+            static cache and the step is none of ``STATIC_STEPS``.
     """
     if (artifact / UNFINISHED.replace("*", "export")).exists():
         raise ArtifactError(f"the export into {artifact} is unfinished", hint="give the same export command again: it carries on")
     manifest = read_manifest(artifact) if artifact.is_dir() else None
     if manifest is None or manifest["model"] is None:
         raise ArtifactError(f"{artifact} is not an artifact folder", hint=f"python cli.py export --checkpoint SRC --out {artifact}")
-    if manifest["model"].get("kv_cache", "dynamic") == "static":
+    if kv_cache_of(manifest["model"]) == "static" and step not in STATIC_STEPS:
         raise ArtifactError(
-            f"{artifact} has a static KV cache: fuse, quantize, build, validate and generate of that form are not there yet",
-            hint="export with --kv-cache dynamic into another folder; only export and inspect know the static form",
+            f"{artifact} has a static KV cache, which {step} does not take yet; {', '.join(STATIC_STEPS)} do",
+            hint="export with --kv-cache dynamic into another folder",
         )
     if weights and manifest["model"].get("weights") == "none":
         raise ArtifactError(f"{artifact} holds the graph alone (--weights none)", hint=export_command(artifact, manifest["model"]))
     return manifest
 
 
+def kv_cache_of(model: Mapping[str, Any]) -> KvCache:
+    """The cache form of a manifest's model; artifacts from before there were two have the dynamic one."""
+    found: KvCache = model.get("kv_cache", "dynamic")
+    return found
+
+
 def export_command(artifact: Path, model: Mapping[str, Any]) -> str:
     """The command that exports a model again, its weights included."""
     request = model.get("request", {"source": model["source"]})
     named = {"checkpoint" if key == "source" else key: value for key, value in request.items()}
-    static = {"kv-cache": "static"} if model.get("kv_cache") == "static" else {}
+    static = {"kv-cache": "static"} if kv_cache_of(model) == "static" else {}
     options = {**named, "out": artifact, "dtype": model["dtype"], **static}
     return " ".join(["python cli.py export", *(f"--{key} {shlex.quote(str(value))}" for key, value in options.items())])
 
@@ -172,7 +191,12 @@ def locked(artifact: Path) -> Iterator[None]:
 
 @contextmanager
 def _lock_file(folder: Path) -> Iterator[None]:
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if error.errno in _UNWRITABLE:
+            raise
+        raise ArtifactError(f"{folder} can't be made: {os.strerror(error.errno or 0)}", hint="choose another --out") from error
     with (folder / LOCK).open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

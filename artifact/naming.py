@@ -19,7 +19,7 @@ def name_by_module(model: ir.Model) -> None:
         seen[base] += 1
         node.name = base if seen[base] == 1 else f"{base}_{seen[base]}"
         for index, value in enumerate(node.outputs):
-            if value not in outputs:
+            if value not in outputs and value.name != "":  # an empty name is an output left out
                 value.name = f"{node.name}.{index}" if len(node.outputs) > 1 else node.name
 
 

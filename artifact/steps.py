@@ -20,6 +20,7 @@ from artifact.hashing import sha256_of
 from artifact.journal import Entry, Journal, is_ours
 from artifact.manifest import FINGERPRINT, Manifest, atomic_write, fingerprint, locked, read_manifest, unchanged, write_manifest
 from artifact.progress import Progress, silent
+from artifact.stale import stale_maker
 
 Report = dict[str, Any]
 ROOT = Path(__file__).resolve().parent.parent
@@ -45,8 +46,8 @@ SHARED = ("artifact/*.py",)
 
 STEPS: Mapping[str, Step] = {
     "export": Step((), ("exporter/**/*.py", *SHARED), ("torch", "onnx", "onnx-ir", "onnxscript", "gguf", "safetensors", "tokenizers")),
-    "fuse": Step(("traced.onnx",), ("graphs/fusions/*.py", "graphs/*.py", *SHARED), ("onnx-ir", "onnxscript")),
-    "quantize": Step(("fused.onnx", "weights/checksums.json"), ("graphs/quantize/*.py", *SHARED), ("onnx-ir", "numpy")),
+    "fuse": Step(("traced.onnx",), ("graphs/fusions/*.py", "graphs/lowering/*.py", "graphs/*.py", *SHARED), ("onnx-ir", "onnxscript")),
+    "quantize": Step(("weights/checksums.json",), ("graphs/quantize/*.py", "graphs/fusions/_contrib.py", *SHARED), ("onnx-ir", "numpy")),
     "build": Step((), ("engines/**/*.py", *SHARED), ("onnx-ir", "polygraphy", "tensorrt-rtx-cu12")),
     "validate": Step(
         ("traced.onnx", "*.onnx", "weights/*", "tokenizer*", "engines/*/build.json"),
@@ -62,13 +63,13 @@ STEPS: Mapping[str, Step] = {
         ("torch", "transformers", "onnxruntime-gpu", "onnxruntime", "onnx-ir", "numpy", "tokenizers"),
     ),
 }
-"""Step name → what it depends on. A step id is a name, or a name and a variant: `quantize-int8`, `build-a100-80gb-fp16`."""
+"""Step name → what it depends on. A step id is a name, or a name and a variant: `quantize-int8`, `fuse-onnxruntime`, `build-a100-80gb-fp16`."""
 
+_QUANTIZE = "python cli.py quantize {artifact} --scheme "
 MADE_BY = {
-    "traced.onnx": "python cli.py export --checkpoint SRC --out {artifact}",
-    "weights/checksums.json": "python cli.py export --checkpoint SRC --out {artifact}",
-    "fused.onnx": "python cli.py fuse {artifact}",
-    "int8.onnx": "python cli.py quantize {artifact} --scheme int8",
+    **dict.fromkeys(("traced.onnx", "weights/checksums.json"), "python cli.py export --checkpoint SRC --out {artifact}"),
+    **{"fused.onnx": "python cli.py fuse {artifact}", "fused-onnxruntime.onnx": "python cli.py fuse {artifact} --target onnxruntime"},
+    **{"int8.onnx": _QUANTIZE + "int8", **{f"{one}-onnxruntime.onnx": f"{_QUANTIZE}{one} --target onnxruntime" for one in ("int8", "int4")}},
 }
 """File → the command that makes it."""
 
@@ -182,11 +183,14 @@ def require(artifact: Path, file: str) -> Path:
     """A file of the artifact that an earlier step makes.
 
     Raises:
-        ArtifactError: it is not there; the hint is the command that makes it.
+        ArtifactError: it is not there, or is stale; the hint is the command that makes it.
     """
     path = artifact / file
     if not path.is_file():
         raise ArtifactError(f"{artifact} has no {file}", hint=MADE_BY.get(file, MADE_BY["traced.onnx"]).format(artifact=artifact))
+    stale = stale_maker(artifact, read_manifest(artifact), file)
+    if stale is not None:
+        raise ArtifactError(f"{path} is stale: {stale.step} made it from another {stale.file}", hint=stale.command)
     return path
 
 

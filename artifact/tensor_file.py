@@ -21,7 +21,7 @@ from artifact.hashing import tensor_digest
 
 PAGE = 4096
 PROBE_BYTES = 4096
-ITEM_BYTES = {"F32": 4, "F16": 2, "I8": 1}
+ITEM_BYTES = {"F32": 4, "F16": 2, "I8": 1, "U8": 1}
 CHECKSUMS = "weights/checksums.json"
 WeightsMode = Literal["copy", "reference", "none"]
 """What an artifact holds of its weights: a copy of its own, the checkpoint's files themselves, or the graph alone."""
@@ -33,7 +33,7 @@ class StoredTensor:
 
     Attributes:
         file: path relative to the artifact folder.
-        dtype: safetensors' name, ``F16``, ``F32`` or ``I8``.
+        dtype: safetensors' name, ``F16``, ``F32``, ``I8`` or ``U8``.
         offset: of the first byte, from the start of the file.
         length: in bytes.
         blake3: hash of those bytes; empty while they are only planned.

@@ -19,8 +19,8 @@ from pathlib import Path
 import numpy as np
 
 from artifact.manifest import require_artifact
+from artifact.memory import peak_rss_mb
 from exporter.checkpoints import CheckpointRequest, open_request
-from exporter.export import peak_rss_mb
 from validation import tolerances
 from validation.local_ratio import TOKENS, float16_layer_errors, local_ratios
 from validation.reference import Reference
@@ -34,7 +34,7 @@ def main() -> int:
     parser.add_argument("artifact", type=Path)
     parser.add_argument("--stage", default="traced")
     arguments = parser.parse_args()
-    model = require_artifact(arguments.artifact, weights=True)["model"]
+    model = require_artifact(arguments.artifact, "layers_equal_reference", weights=True)["model"]
     checkpoint = open_request(CheckpointRequest.from_record(model["request"]))
     reference, start = Reference(checkpoint.config, checkpoint.read), time.perf_counter()
     tokens = np.random.default_rng(0).integers(0, checkpoint.config.vocab_size, TOKENS)

@@ -40,7 +40,7 @@ def measure(size: str, kv_cache: str, cache: str) -> None:
     import onnx_ir as ir
 
     from artifact.config import LlamaConfig
-    from exporter.export import peak_rss_mb
+    from artifact.memory import peak_rss_mb
     from exporter.stamp import stamp_layers
     from exporter.trace_cache import traced_layer
 

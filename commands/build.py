@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from artifact.config import LlamaConfig
 from artifact.errors import EngineError
-from artifact.manifest import require_artifact
+from artifact.manifest import kv_cache_of, require_artifact
 from artifact.progress import Progress, silent
 from artifact.steps import Outcome, Report, StepContext, require, run_step
 from engines.build import STAGES, build_engine
+from engines.cache_form import longest
 from engines.targets import find_target
 
 WEIGHTS = ("weights/layer-*.safetensors", "weights/shared.safetensors", "weights/rotary.safetensors", "weights/checksums.json")
@@ -19,17 +21,20 @@ WEIGHTS = ("weights/layer-*.safetensors", "weights/shared.safetensors", "weights
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """What decides a plan; ``max_length`` None means the model's, at most 4096."""
+    """What decides a plan; ``max_length`` None means the model's, at most 4096; ``capacity`` is its counterpart for a static cache."""
 
     target: str = "a100-80gb"
     backend: str = "auto"
     max_batch: int = 4
     max_length: int | None = None
+    capacity: int | None = None
 
 
 def build(artifact: Path, precision: str, options: BuildOptions, *, force: bool = False, progress: Progress = silent) -> Outcome:
     """Build and audit the engine of one precision."""
-    check_precision(require_artifact(artifact, weights=True)["model"]["dtype"], precision)
+    model = require_artifact(artifact, "build", weights=True)["model"]
+    check_precision(model["dtype"], precision)
+    longest(kv_cache_of(model), LlamaConfig(**model["config"]), options.max_length, options.capacity)
     target = find_target(options.target).name
     stage = f"{STAGES[precision]}.onnx"
     require(artifact, stage)
@@ -39,6 +44,7 @@ def build(artifact: Path, precision: str, options: BuildOptions, *, force: bool 
         "backend": options.backend,
         "max_batch": options.max_batch,
         "max_length": options.max_length,
+        "capacity": options.capacity,
     }
 
     def work(step: StepContext) -> Report:

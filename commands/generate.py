@@ -1,27 +1,34 @@
-"""generate: stream greedy text from any ONNX stage of an artifact, on the CPU."""
+"""generate: stream greedy text from any ONNX stage of an artifact on the CPU, or from its plan on the GPU."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from tokenizers import Tokenizer
 
 from artifact.config import LlamaConfig
-from artifact.errors import ArtifactError, ValidationError
+from artifact.errors import ArtifactError, UsageError, ValidationError
 from artifact.manifest import require_artifact
 from artifact.steps import require
-from validation.graph_runner import Array, GraphRunner
-from validation.scenarios import Call
+from commands.sessions import open_session
+from validation.greedy import Decoder, greedy
+from validation.tolerances import ENGINE, STAGE_ORDER
 
 Report = dict[str, Any]
 
 
 def generate(
-    artifact: Path, prompt: str, *, stage: str = "fused", max_new_tokens: int = 32, say: Callable[[str], None] = lambda piece: None
+    artifact: Path,
+    prompt: str,
+    *,
+    stage: str = "fused",
+    max_new_tokens: int = 32,
+    capacity: int | None = None,
+    device: str = "cpu",
+    say: Callable[[str], None] = lambda piece: None,
 ) -> Report:
     """Continue a prompt with the likeliest token, again and again, until the model ends it.
 
@@ -30,34 +37,47 @@ def generate(
         prompt: taken as it is, without a chat template.
         stage: which graph: traced, fused, int8 or one of their engine graphs.
         max_new_tokens: how many tokens at most.
+        capacity: slots of a static cache; None is what prompt and new tokens take, or what the graph or plan is fixed to.
+        device: ``cpu`` runs the stage's graph, ``cuda`` the plan that was built from it.
         say: gets the text piece by piece.
 
     Returns:
-        stage, prompt, text, prompt_tokens, new_tokens, finished, time_to_first_token_ms, decode_tokens_per_s.
+        stage, backend, device, kv_cache, capacity (None of a dynamic cache), prompt, text, prompt_tokens, new_tokens, finished,
+        time_to_first_token_ms, decode_tokens_per_s.
 
     Raises:
-        ArtifactError: no such stage, or the artifact has no tokenizer.
-        ValidationError: the prompt is empty, or longer than the model's positions.
+        UsageError: no stage has this name.
+        ArtifactError: the stage is not there yet, or the artifact has no tokenizer.
+        EngineError: no GPU, or no plan of this stage that runs here.
+        ValidationError: the prompt is empty, or with the new tokens longer than the model's positions or the capacity; or a capacity was given for
+            a dynamic cache.
     """
-    model = require_artifact(artifact, weights=True)["model"]
-    config = LlamaConfig(**model["config"])
-    graph = require(artifact, f"{stage}.onnx")
+    config = LlamaConfig(**require_artifact(artifact, "generate", weights=True)["model"]["config"])
+    _check_stage(artifact, stage)
+    if device == "cpu":
+        require(artifact, f"{stage}.onnx")
     tokenizer = _tokenizer(artifact)
     ids = tokenizer.encode(prompt).ids
     _check_length(ids, config, max_new_tokens)
-    runner = GraphRunner(graph, config, model["dtype"], one_position=stage.endswith("-engine"))
-    start, first, tokens, shown = time.perf_counter(), 0.0, [], ""
-    for token in _greedy(runner, ids, config):
-        first = first or time.perf_counter()
-        if token in _ends(config):
-            break
-        tokens.append(token)
-        shown = _say_new(tokenizer.decode(tokens), shown, say)
-        if len(tokens) == max_new_tokens:
-            break
-    decode_s = time.perf_counter() - first
+    first, tokens, shown = 0.0, list[int](), ""
+    with open_session(artifact, stage, device, batch=1, length=len(ids) + max_new_tokens) as opened:
+        slots = _capacity(opened.decoder, len(ids), max_new_tokens, capacity)
+        start = time.perf_counter()
+        for token in (int(chosen[0]) for chosen in greedy(opened.decoder, [ids], slots or 0)):
+            first = first or time.perf_counter()
+            if token in _ends(config):
+                break
+            tokens.append(token)
+            shown = _say_new(tokenizer.decode(tokens), shown, say)
+            if len(tokens) == max_new_tokens:
+                break
+        decode_s = time.perf_counter() - first
     return {
         "stage": stage,
+        "backend": opened.backend,
+        "device": opened.device,
+        "kv_cache": opened.decoder.kv_cache,
+        "capacity": slots,
         "prompt": prompt,
         "text": tokenizer.decode(tokens),
         "prompt_tokens": len(ids),
@@ -68,18 +88,11 @@ def generate(
     }
 
 
-def _greedy(runner: GraphRunner, ids: list[int], config: LlamaConfig) -> Iterator[int]:
-    """Likeliest token after token; the caller stops."""
-    cache: list[Array] | None = None
-    new = np.array([ids], dtype=np.int64)
-    total = 0
-    while total + new.shape[1] <= config.max_position_embeddings:
-        start, total = total, total + new.shape[1]
-        positions = np.arange(start, total, dtype=np.int64)[None]
-        logits, *cache = runner.call(Call(start, total, new, np.ones((1, total), np.int64), positions), cache)
-        token = int(logits[0, -1].argmax())
-        yield token
-        new = np.array([[token]], dtype=np.int64)
+def _check_stage(artifact: Path, stage: str) -> None:
+    """What is no stage at all is told from what is not there yet."""
+    if stage.removesuffix(ENGINE) not in STAGE_ORDER:
+        there = [name for base in STAGE_ORDER for name in (base, base + ENGINE) if (artifact / f"{name}.onnx").is_file()]
+        raise UsageError(f"--stage {stage!r} is not a stage; {artifact} has: {', '.join(there) or 'none'}")
 
 
 def _say_new(text: str, shown: str, say: Callable[[str], None]) -> str:
@@ -108,6 +121,23 @@ def _check_length(ids: list[int], config: LlamaConfig, max_new_tokens: int) -> N
             f"the prompt has {len(ids)} tokens, and {max_new_tokens} more are asked for; the graph has {limit} positions",
             hint=f"--max-new-tokens {limit - len(ids)}" if len(ids) < limit else "shorten the prompt",
         )
+
+
+def _capacity(runner: Decoder, prompt: int, max_new_tokens: int, asked: int | None) -> int | None:
+    """Slots of a static cache; None of a dynamic one."""
+    if runner.kv_cache == "dynamic":
+        if asked is not None:
+            raise ValidationError(f"--capacity {asked} is for a static cache; {runner.name} has a dynamic one, which grows", hint="leave it out")
+        return None
+    if runner.capacity is not None and asked not in (None, runner.capacity):
+        raise ValidationError(f"--capacity {asked}: {runner.name} was built for {runner.capacity}", hint="leave it out")
+    needed = prompt + max_new_tokens
+    slots = runner.capacity or asked or needed
+    if needed > slots:
+        larger = f"--capacity {needed}" if runner.capacity is None else f"python cli.py build ART --capacity {needed}"
+        hint = f"--max-new-tokens {slots - prompt}" if prompt < slots else larger
+        raise ValidationError(f"the prompt has {prompt} tokens, and {max_new_tokens} more are asked for; the cache has {slots} slots", hint=hint)
+    return slots
 
 
 def _ends(config: LlamaConfig) -> tuple[int, ...]:

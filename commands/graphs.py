@@ -9,40 +9,72 @@ from artifact.manifest import require_artifact
 from artifact.progress import Progress, silent
 from artifact.steps import Outcome, Report, StepContext, require, run_step
 from artifact.tensor_file import read_checksums
+from artifact.weight_files import check_weight_files
 
-SCHEMES = ("int8",)
+SCHEMES: dict[str, tuple[str, ...]] = {"tensorrt": ("int8",), "onnxruntime": ("int8", "int4")}
+"""Target → what it can be quantised to."""
+SOURCES = {"tensorrt": "fused.onnx", "onnxruntime": "fused-onnxruntime.onnx"}
 
 
-def fuse(artifact: Path, *, target: str = "tensorrt", allow_partial: bool = False, force: bool = False, progress: Progress = silent) -> Outcome:
-    """Rewrite traced.onnx into fused.onnx with the target's operators."""
-    require_artifact(artifact)
+def fuse(
+    artifact: Path,
+    *,
+    target: str = "tensorrt",
+    allow_partial: bool = False,
+    min_tensorrt: str | None = None,
+    force: bool = False,
+    progress: Progress = silent,
+) -> Outcome:
+    """Rewrite traced.onnx into the target's fused graph; only with operators of an older TensorRT release if one is named."""
+    check_weight_files(artifact, require_artifact(artifact, "fuse"))
 
     def work(step: StepContext) -> Report:
         from graphs.pipeline import fuse_artifact
 
-        return fuse_artifact(step, target=target, allow_partial=allow_partial)
+        return fuse_artifact(step, target=target, allow_partial=allow_partial, min_tensorrt=min_tensorrt)
 
-    return run_step(artifact, "fuse", {"target": target, "allow_partial": allow_partial}, work, force=force, progress=progress)
+    options = {"target": target, "allow_partial": allow_partial, "min_tensorrt": min_tensorrt}
+    return run_step(artifact, _step_id("fuse", target), options, work, force=force, progress=progress)
 
 
-def fuse_file(graph: Path, out: Path, *, target: str = "tensorrt", allow_partial: bool = False, progress: Progress = silent) -> Report:
+def fuse_file(
+    graph: Path,
+    out: Path,
+    *,
+    target: str = "tensorrt",
+    allow_partial: bool = False,
+    min_tensorrt: str | None = None,
+    progress: Progress = silent,
+) -> Report:
     """Rewrite any decoder's ONNX file into another one with the target's operators; no artifact is needed."""
     from graphs.foreign.fuse import fuse_graph
 
-    return fuse_graph(graph, out, target=target, allow_partial=allow_partial, progress=progress)
+    return fuse_graph(graph, out, target=target, allow_partial=allow_partial, min_tensorrt=min_tensorrt, progress=progress)
 
 
-def quantize(artifact: Path, *, scheme: str = "int8", force: bool = False, progress: Progress = silent) -> Outcome:
-    """Quantise fused.onnx; writes `<scheme>.onnx` and its weights."""
-    require_artifact(artifact, weights=True)
-    if scheme not in SCHEMES:
-        raise QuantizationError(f"no scheme {scheme!r}; there is: {', '.join(SCHEMES)}")
+def quantize(artifact: Path, *, scheme: str = "int8", target: str = "tensorrt", force: bool = False, progress: Progress = silent) -> Outcome:
+    """Quantise the target's fused graph; writes `<scheme>.onnx` or `<scheme>-onnxruntime.onnx`, and its weights."""
+    require_artifact(artifact, "quantize", weights=True)
+    if scheme not in SCHEMES.get(target, ()):
+        known = "; ".join(f"{name}: {', '.join(schemes)}" for name, schemes in SCHEMES.items())
+        raise QuantizationError(f"no scheme {scheme!r} for target {target!r}; there are: {known}")
 
     def work(step: StepContext) -> Report:
-        from graphs.quantize.int8 import quantize_int8
-
         for file in sorted({tensor.file for tensor in read_checksums(artifact).values()}):
             require(artifact, file)
+        if target == "onnxruntime":
+            from graphs.quantize.blocks import quantize_blocks
+
+            return quantize_blocks(step, scheme)
+        from graphs.quantize.int8 import quantize_int8
+
         return quantize_int8(step)
 
-    return run_step(artifact, f"quantize-{scheme}", {"scheme": scheme}, work, force=force, progress=progress)
+    options = {"scheme": scheme} if target == "tensorrt" else {"scheme": scheme, "target": target}
+    step_id = _step_id(f"quantize-{scheme}", target)
+    return run_step(artifact, step_id, options, work, inputs=(SOURCES[target],), force=force, progress=progress)
+
+
+def _step_id(name: str, target: str) -> str:
+    """Each target's step is recorded apart; TensorRT's has the plain name."""
+    return name if target == "tensorrt" else f"{name}-{target}"

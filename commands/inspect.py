@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from artifact.config import LlamaConfig
 from artifact.errors import ArtifactError, FusionError
@@ -13,7 +13,11 @@ from artifact.journal import unfinished_steps
 from artifact.layout import MODULE_KEY, layer_of, parameter_count
 from artifact.manifest import MANIFEST, fingerprint, read_manifest
 from artifact.progress import Progress, silent
+from artifact.stale import stale_steps
 from commands.verify import verify_artifact
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 Report = dict[str, Any]
 
@@ -48,6 +52,7 @@ def inspect(path: str, *, verify: bool = False, progress: Progress = silent) -> 
 def _artifact(folder: Path, *, verify: bool, progress: Progress) -> Report:
     manifest = read_manifest(folder)
     outputs = {file: record for step in manifest["steps"].values() for file, record in step["outputs"].items()}
+    fused = manifest["steps"].get("fuse", {}).get("report", {"rules": []})
     report: Report = {
         "path": str(folder),
         "kind": "artifact folder",
@@ -55,20 +60,43 @@ def _artifact(folder: Path, *, verify: bool, progress: Progress) -> Report:
         "config": (manifest["model"] or {}).get("config", {}),
         "steps": {name: f"{step['seconds']} s, {len(step['outputs'])} files" for name, step in manifest["steps"].items()},
         "unfinished": unfinished_steps(folder),
+        "stale": [stale.words for stale in stale_steps(folder, manifest).values()],
         "files": {file: record["size"] for file, record in outputs.items()},
+        "fusion": {rule["rule"]: f"{rule['fired']} of {rule['expected']}, {len(rule['refused'])} refused" for rule in fused["rules"]},
+        "graphs": {path.name: _operators(path) for path in sorted(folder.glob("*.onnx"))},
     }
     return report | verify_artifact(folder, manifest, progress) if verify else report
 
 
-def _graph(path: Path) -> Report:
+def _operators(path: Path) -> Report:
+    """What one graph of an artifact computes with."""
+    from graphs.layers import layer_operators
+    from graphs.tensorrt_releases import needed_release
+
+    try:
+        model = _load(path)
+    except FusionError as error:
+        return {"unreadable": str(error)}
+    layers, needs = layer_operators(model), needed_release(model.graph)
+    return {"nodes": model.graph.num_nodes(), "layer_operators": layers.as_json(), "needs_tensorrt": needs.as_json()}
+
+
+def _load(path: Path) -> ir.Model:
     import onnx_ir as ir
+
+    try:
+        return ir.load(path)
+    except Exception as error:
+        raise FusionError(f"{path} is not a readable ONNX file: {type(error).__name__}: {error}") from error
+
+
+def _graph(path: Path) -> Report:
+    from graphs.layers import layer_operators
+    from graphs.tensorrt_releases import needed_release
 
     if not path.is_file():
         raise ArtifactError(f"{path} is not there")
-    try:
-        model = ir.load(path)
-    except Exception as error:
-        raise FusionError(f"{path} is not a readable ONNX file: {type(error).__name__}: {error}") from error
+    model = _load(path)
     layers: dict[int | None, Counter[str]] = {}
     for node in model.graph:
         layers.setdefault(layer_of(node.metadata_props.get(MODULE_KEY)), Counter())[node.op_type] += 1
@@ -88,6 +116,8 @@ def _graph(path: Path) -> Report:
         "inputs": {str(value.name): f"{value.dtype} {value.shape}" for value in model.graph.inputs[:5]},
         "outputs": {str(value.name): f"{value.dtype} {value.shape}" for value in model.graph.outputs[:3]},
         "initializer_bytes": dict(dtypes),
+        "layer_operators": layer_operators(model).as_json(),
+        "needs_tensorrt": needed_release(model.graph).as_json(),
         "file": fingerprint(path),
     }
 

@@ -55,7 +55,7 @@ def run(
         outcomes = {"export": export_into(artifact, checkpoint, request, exported, force=force, progress=progress)}
         outcomes["fuse"] = fuse(artifact, force=force, progress=progress)
         for precision in wanted:
-            if precision in SCHEMES:
+            if precision in SCHEMES["tensorrt"]:
                 outcomes[f"quantize-{precision}"] = quantize(artifact, scheme=precision, force=force, progress=progress)
         for precision in wanted:
             outcomes[f"build-{precision}"] = build(artifact, precision, build_options or BuildOptions(), force=force, progress=progress)
@@ -80,7 +80,7 @@ def _check_runnable(options: ExportOptions) -> None:
     if options.weights == "none":
         raise UsageError("run needs the weights; --weights none writes the graph alone", hint="python cli.py export … --weights none")
     if options.kv_cache == "static":
-        raise UsageError("run knows --kv-cache dynamic; the static form is not fused or built yet", hint="python cli.py export … --kv-cache static")
+        raise UsageError("run knows --kv-cache dynamic; the static form goes step by step", hint="python cli.py export … --kv-cache static")
 
 
 def _passed(outcomes: dict[str, Outcome]) -> bool | None:

@@ -3,20 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Any
 
-Report = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Sheet:
-    """One line (no rows), or one table; ``numbers`` aligns all columns but the first to the right."""
-
-    title: str
-    columns: tuple[str, ...] = ()
-    rows: tuple[tuple[str, ...], ...] = ()
-    numbers: bool = False
+from commands.sheet import Report, Sheet
+from commands.summary_inspect import sheets_of_inspect
+from engines.plan_words import layer_lines
 
 
 def summarize(command: str, report: Report, *, up_to_date: bool = False) -> list[Sheet]:
@@ -52,9 +42,13 @@ def _fuse(report: Report) -> Iterable[Sheet]:
     rows = tuple((rule["rule"], f"{rule['fired']} of {rule['expected']}", *_first_refusal(rule)) for rule in report["rules"])
     if report.get("nothing_to_do"):
         yield Sheet(f"{report['source']}: nothing to do: {report['nothing_to_do']}; nothing is written")
+        yield Sheet(report["needs_tensorrt"]["words"])
         return
-    name = report.get("out", "fused.onnx")
+    name = report.get("out", "fused-onnxruntime.onnx" if report["target"] == "onnxruntime" else "fused.onnx")
     yield Sheet(f"{name}: {report['nodes_before']} → {report['nodes_after']} nodes", ("rule", "fired", "refused", "reason"), rows)
+    yield from (Sheet(line) for line in report["layer_operators"]["lines"])
+    lowered = ", ".join(f"{operator} {count}" for operator, count in report["lowered"].items())
+    yield Sheet(report["needs_tensorrt"]["words"] + (f"; written in older operators: {lowered}" if lowered else ""))
 
 
 def _first_refusal(rule: Report) -> tuple[str, str]:
@@ -63,7 +57,9 @@ def _first_refusal(rule: Report) -> tuple[str, str]:
 
 
 def _quantize(report: Report) -> Iterable[Sheet]:
-    yield Sheet(f"{report['scheme']}: {report['quantized']} of {report['linears']} linears quantised, {_megabytes(report['bytes'])}")
+    target = f" for {report['target']}" if "target" in report else ""
+    yield Sheet(f"{report['scheme']}{target}: {report['quantized']} of {report['linears']} linears quantised, {_megabytes(report['bytes'])}")
+    yield from (Sheet(f"{count} linears: {form}") for form, count in report.get("formats", {}).items())
     for kept in report["kept"]:
         yield Sheet(f"kept: {kept['name']}: {kept['reason']}")
 
@@ -87,6 +83,9 @@ def _engines(engines: list[Report]) -> Iterable[Sheet]:
     )
     yield Sheet("", columns, rows, numbers=True)
     for engine in engines:
+        lines = layer_lines(engine["kernels_by_layer"])
+        kernels = tuple((line.profile, line.layers, str(line.kernels), line.content) for line in lines)
+        yield Sheet(engine["file"], ("profile", "where", "kernels", "in order"), kernels)
         yield from (Sheet(f"{engine['file']}: {note}") for note in engine["notes"])
         yield from _failures(engine["file"], engine["audit"]["checks"])
 
@@ -110,7 +109,9 @@ def _validate(report: Report) -> Iterable[Sheet]:
     yield Sheet("", columns, rows, numbers=True)
     for stage in report["stages"]:
         yield from _failures(stage["stage"], stage["checks"])
-    for failed in report["checksums"]["failed"]:
+    if graph := report.get("graph"):
+        yield Sheet(f"{graph['file']}: judged as {graph['precision']}: {graph['precision_found']}")
+    for failed in (report["checksums"] or {"failed": ()})["failed"]:
         if failed.get("hint"):
             yield Sheet(f"stale: {failed['step']} was made from another {failed['file']}; hint: {failed['hint']}")
         else:
@@ -118,6 +119,8 @@ def _validate(report: Report) -> Iterable[Sheet]:
     for item in report["not_run"]:
         yield Sheet(f"not run: {item['stage']}: {item['reason']}")
     yield Sheet(f"{report['verdict']} — {report['headline']}")
+    if graph:
+        yield Sheet(f"report: {report['reports']}/parity.html")
 
 
 def _failures(what: str, checks: list[Report]) -> Iterable[Sheet]:
@@ -125,6 +128,17 @@ def _failures(what: str, checks: list[Report]) -> Iterable[Sheet]:
         if check["passed"] is False:
             where = f" in {check['where']}" if check.get("where") else ""
             yield Sheet(f"{what}: {check['check']}{where} is {_number(check['value'])}, must be {check['comparison']} {_number(check['limit'])}")
+
+
+def _bench(report: Report) -> Iterable[Sheet]:
+    where = report["device"] if report["device"] == "cpu" else f"{report['device']}, {report['backend']}"
+    yield Sheet(f"{report['file']} on {where}; {report['batch']} × {report['prompt_tokens']} prompt tokens, {report['new_tokens']} steps")
+    rows = (
+        ("prefill", f"{report['prefill_tokens_per_s']:,.1f}", f"{report['time_to_first_token_ms']:,.2f} ms to the first token"),
+        ("decode", f"{report['decode_tokens_per_s']:,.1f}", f"{report['decode_ms']:,.3f} ms a step"),
+    )
+    yield Sheet("", ("", "tokens/s", "median"), rows, numbers=True)
+    yield Sheet(f"peak memory of the host {report['peak_rss_mb']:,} MB")
 
 
 def _run(report: Report) -> Iterable[Sheet]:
@@ -138,6 +152,8 @@ def _run(report: Report) -> Iterable[Sheet]:
 def _doctor(report: Report) -> Iterable[Sheet]:
     machine = report["machine"]
     yield Sheet(f"Python {machine['python']}, {machine['cpu_cores']} cores, GPU: {machine['gpu'] or 'none'}")
+    if machine["gpu"]:
+        yield Sheet(f"plans that run on this GPU are built with --target {' | '.join(machine['targets']) or '… (none)'}")
     yield Sheet(f"memory {machine['memory_available_gib']} of {machine['memory_gib']} GiB free, disk {machine['disk_free_gib']} GiB free")
     yield Sheet(", ".join(f"{name} {version}" for name, version in report["versions"].items() if version))
     hub = report["hub"]
@@ -148,27 +164,6 @@ def _doctor(report: Report) -> Iterable[Sheet]:
         yield Sheet(f"not installed: {', '.join(missing)}")
     rows = tuple((row["what"], row["state"], row["hint"] or "") for row in report["can"])
     yield Sheet("", ("this machine can", "", "how to get it"), rows)
-
-
-def _inspect(report: Report) -> Iterable[Sheet]:
-    yield Sheet(f"{report['path']}: {report['kind']}")
-    plain = {key: value for key, value in report.items() if key not in ("path", "kind") and not isinstance(value, (dict, list))}
-    if plain:
-        words = {"passed": "nothing is broken; not all could be checked"} if report.get("not_verified") else {}
-        yield Sheet("", (), tuple((key, words[key] if value is None and key in words else _plain(value)) for key, value in plain.items()))
-    for key, value in report.items():
-        if isinstance(value, dict) and value:
-            yield Sheet(key, (), tuple((str(name), _plain(item)) for name, item in value.items()))
-        elif isinstance(value, list) and value:
-            yield Sheet(key, (), tuple((_plain(item),) for item in value))
-
-
-def _plain(value: object) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{name} {_plain(item)}" for name, item in value.items())
-    if isinstance(value, (list, tuple)):
-        return ", ".join(map(_plain, value))
-    return "–" if value is None else f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
 def _increase(stage: Report) -> str:
@@ -200,7 +195,8 @@ _SUMMARIES: dict[str, Callable[[Report], Iterable[Sheet]]] = {
     "quantize": _quantize,
     "build": _build,
     "validate": _validate,
+    "bench": _bench,
     "run": _run,
     "doctor": _doctor,
-    "inspect": _inspect,
+    "inspect": sheets_of_inspect,
 }

@@ -1,11 +1,11 @@
-"""validate: every stage of an artifact against the reference model."""
+"""validate: every stage of an artifact against the reference model; or one ONNX file, ours or not."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from artifact.errors import CheckpointError, ValidationError
+from artifact.errors import CheckpointError, UsageError, ValidationError
 from artifact.hashing import sha256_of
 from artifact.manifest import require_artifact
 from artifact.progress import Progress, silent
@@ -21,34 +21,55 @@ class ValidateOptions:
         stages: empty means all that are there.
         text: None means the committed one; ``tokens`` of it are scored.
         checkpoint: where the checkpoint is now, if it moved; None means where it was exported from.
+        device: ``cuda`` runs the plans too, where there is their GPU.
     """
 
     stages: tuple[str, ...] = ()
     text: Path | None = None
     tokens: int | None = None
     checkpoint: str | None = None
+    device: str = "cpu"
 
 
 def validate(artifact: Path, options: ValidateOptions, *, force: bool = True, progress: Progress = silent) -> Outcome:
     """Compare every stage with the reference and write reports/parity.*; by default always anew, because a proof is of now."""
-    manifest = require_artifact(artifact, weights=True)
+    manifest = require_artifact(artifact, "validate", weights=True)
     model = manifest["model"]
-    if options.text is not None and not options.text.is_file():
-        raise ValidationError(f"{options.text} is not a file", hint="--text FILE takes a UTF-8 text")
+    _check_text(options.text)
     recorded = {
         "stages": list(options.stages),
         "text": sha256_of(options.text) if options.text else None,
         "tokens": options.tokens,
         "checkpoint": manifest["steps"].get("export", {}).get("options"),
+        "device": options.device,
     }
 
     def work(step: StepContext) -> Report:
+        from engines.device import find_device
         from validation.parity import validate_artifact
 
         checkpoint = _reopen(options.checkpoint, model, progress)
-        return validate_artifact(step, checkpoint=checkpoint, stages=list(options.stages) or None, text=options.text, tokens=options.tokens)
+        stages = list(options.stages) or None
+        device = find_device() if options.device == "cuda" else None
+        return validate_artifact(step, checkpoint=checkpoint, stages=stages, text=options.text, tokens=options.tokens, device=device)
 
     return run_step(artifact, "validate", recorded, work, force=force, progress=progress)
+
+
+def validate_file(graph: Path, options: ValidateOptions, *, out: Path | None = None, progress: Progress = silent) -> Report:
+    """Compare any decoder's ONNX file with the checkpoint that it was exported from; no artifact is needed."""
+    if options.checkpoint is None or options.stages:
+        raise UsageError("--graph FILE is checked against a checkpoint, and is its only stage", hint="--graph FILE --checkpoint SRC, without --stage")
+    _check_text(options.text)
+    from validation.lone.report import validate_graph
+
+    checkpoint = open_request(CheckpointRequest(options.checkpoint), progress=progress)
+    return validate_graph(graph, checkpoint, out=out, text=options.text, tokens=options.tokens, progress=progress)
+
+
+def _check_text(text: Path | None) -> None:
+    if text is not None and not text.is_file():
+        raise ValidationError(f"{text} is not a file", hint="--text FILE takes a UTF-8 text")
 
 
 def _reopen(moved_to: str | None, model: Report, progress: Progress) -> Checkpoint:

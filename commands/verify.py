@@ -24,26 +24,46 @@ def verify_artifact(folder: Path, manifest: Manifest, progress: Progress) -> Rep
     """Re-hash every recorded file and every listed tensor, and compare every weight of every graph with the checkpoint.
 
     Returns:
-        passed (None where nothing is broken and not all could be checked), verified (files), broken (reasons), not_verified (what could not be
-        checked), audit (None without weights or a readable graph).
+        passed (None where nothing is broken and not all could be checked), words (the verdict), checked (files), verified (files that are as they
+        were written), broken (reasons), not_verified (what could not be checked), audit (None without weights or a readable graph).
     """
     broken = [f"{step} is unfinished: give its command again" for step in unfinished_steps(folder)]
     outputs = {file: record["sha256"] for step in manifest["steps"].values() for file, record in step["outputs"].items()}
+    faults: dict[str, list[str]] = {}
     for done, (file, sha256) in enumerate(outputs.items()):
         progress(f"hashing {file}", done, len(outputs))
-        if not (folder / file).is_file():
-            broken.append(f"{file} is missing")
-        elif sha256_of(folder / file) != sha256:
-            broken.append(f"{file} is not the file that was written")
+        faults[file] = _changed_file(folder, file, sha256)
     lent = _lent_files(folder, outputs, broken)
     for done, (file, tensors) in enumerate(lent.items()):
         progress(f"hashing {file}", done, len(lent))
-        broken += _changed_tensors(folder, file, tensors)
-    report: Report = {"verified": len(outputs) + len(lent), "broken": broken, "not_verified": [], "audit": None}
-    if manifest["model"] is not None and manifest["model"].get("weights") != "none":
+        faults[file] = _changed_tensors(folder, file, tensors)
+    broken += [fault for found in faults.values() for fault in found]
+    report: Report = {"checked": len(faults), "verified": sum(not found for found in faults.values())}
+    report |= {"broken": broken, "not_verified": [], "audit": None}
+    if manifest["model"] is not None and manifest["model"].get("weights") == "none":
+        report["not_verified"] = ["the weights were compared with nothing: this folder holds the graph alone (--weights none)"]
+    elif manifest["model"] is not None:
         report |= _audit(folder, manifest, outputs, broken, progress)
     failed = bool(report["broken"]) or (report["audit"] or {"passed": True})["passed"] is False
-    return {"passed": False if failed else None if report["not_verified"] else True, **report}
+    return {"passed": False if failed else None if report["not_verified"] else True, "words": _in_words(report), **report}
+
+
+def _in_words(report: Report) -> str:
+    """``37 of 38 files are as they were written; weights/… is missing and 1 more``."""
+    audit = report["audit"] or {"compared": 0, "failed": []}
+    faults = [*report["broken"], *(f"{fault['tensor']} in {fault['graph']} {fault['reason']}" for fault in audit["failed"])]
+    said = [f"{report['verified']} of {report['checked']} files are as they were written"]
+    if audit["compared"]:
+        said.append(f"{audit['compared']} weights were compared with the checkpoint")
+    if faults:
+        said.append(faults[0] + (f" and {len(faults) - 1} more" if len(faults) > 1 else ""))
+    return "; ".join([*said, *report["not_verified"]])
+
+
+def _changed_file(folder: Path, file: str, sha256: str) -> list[str]:
+    if not (folder / file).is_file():
+        return [f"{file} is missing"]
+    return [] if sha256_of(folder / file) == sha256 else [f"{file} is not the file that was written"]
 
 
 def _lent_files(folder: Path, outputs: dict[str, str], broken: list[str]) -> dict[str, list[StoredTensor]]:

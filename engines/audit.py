@@ -1,7 +1,4 @@
-"""What is inside a plan, read from its bytes: is each weight there once, in its precision, and is attention fused in every layer?
-
-Letters: L decoder layers.
-"""
+"""What is inside a plan, read from its bytes: is each weight there once, in its precision, and what does each layer run?"""
 
 from __future__ import annotations
 
@@ -12,22 +9,39 @@ from typing import Any
 
 import onnx_ir as ir
 
-from engines.graph_weights import Weight, find_biases, find_weights, layer_by_label, weights_bytes
+from artifact.config import LlamaConfig
+from engines.checks import Check, check, first
+from engines.graph_weights import Weight, find_biases, find_weights, weights_bytes
 from engines.kernel_source import read_kernel_sources, source_bytes
+from engines.layer_checks import (
+    ATTENTION_KERNELS,
+    LIMITS,
+    STATIC_LIMITS,
+    UNPACKED_LIMITS,
+    LayerLimit,
+    attention_check,
+    layer_checks,
+    logits_check,
+    quantized_check,
+)
+from engines.plan_layers import Launch, PlanReader, describe
 from engines.plan_program import Constant, Program, read_programs
+from engines.plan_sums import REASON, float16_sums
+from engines.static_checks import is_static, static_checks
 from engines.weight_search import Copies, count_copies
 
-ATTENTION_KERNELS = {"prefill": "_gemm_mha_v2", "decode": "_gemv_mha_v1"}
-"""Profile → the kernel that fused attention must be: tiles over a prompt, one query row a step in decode."""
 BYTES_PER_WEIGHT = {"int8": (1.05, "int8 and its scales; 2 would be float16"), "fp16": (2.1, "float16, once; a second layout would show as 4")}
 """Precision → limit over all linears of that precision, and why."""
+APART = ".k_proj."
+"""In the name of a weight that no other was packed with."""
 PLAN_LIMIT = 1.06
 PLAN_TEXT, LAYER_TEXT = 3_500_000, 400_000
 """What TensorRT-RTX 1.7.1 adds in text (programs and CUDA source), whatever the width: in any case, and for each layer. SmolLM2: 14.1 MB."""
-Check = dict[str, Any]
+STATIC_LAYER_TEXT = 800_000
+"""LAYER_TEXT with a static cache: the kernels that write it are stored for every layer, in both profiles (docs/adr/009)."""
 
 
-def audit_plan(plan: Path, graph_file: Path, *, precision: str, profiles: Sequence[str], layers: int) -> dict[str, Any]:
+def audit_plan(plan: Path, graph_file: Path, *, precision: str, profiles: Sequence[str], config: LlamaConfig) -> dict[str, Any]:
     """Audit a plan against the graph that it was built from.
 
     Args:
@@ -35,35 +49,69 @@ def audit_plan(plan: Path, graph_file: Path, *, precision: str, profiles: Sequen
         graph_file: ``<stage>-engine.onnx``.
         precision: ``fp16``, ``int8`` or ``fp32``; fp32 comes from the unpacked graph, so of it only the weights' presence is asked.
         profiles: their names, in the plan's order.
-        layers: L.
+        config: of the model.
 
     Returns:
-        ``kernels`` {name: launches over all profiles}, ``kernels_by_profile``, ``bytes_per_weight``, ``audit`` {passed, checks}.
+        ``kernels`` {name: launches over all profiles}, ``kernels_by_profile``, ``kernels_by_layer`` {profile: {layers, outside}},
+        ``bytes_per_weight``, ``audit`` {passed, checks}.
 
     Raises:
         EngineError: the plan can't be read.
     """
     graph = ir.load(graph_file).graph
     programs, weights = read_programs(plan), find_weights(graph)
-    copies = count_copies(plan, [*weights, *find_biases(graph)])
-    gated = precision != "fp32"
+    reader, gated, static = PlanReader(graph, config), precision != "fp32", is_static(graph)
+    launches = {name: _launches(programs, index, reader) for index, name in enumerate(profiles)}
     per_weight, worst = bytes_per_weight(programs, weights, quantized=precision == "int8")
-    checks = [_all_found(copies), _once(copies[: len(weights)], gated), *_attention(programs, profiles, layer_by_label(graph), layers, gated)]
+    limits = STATIC_LIMITS if static else UNPACKED_LIMITS if any(APART in weight.name for weight in weights) else LIMITS
+    checks = [*_weight_checks(plan, graph, weights, gated), *_kernel_checks(programs, launches, reader, config, gated=gated, limits=limits)]
     if precision == "int8":
-        checks.append(_read_quantized(programs, weights))
+        checks += [*(quantized_check(found, weights, name) for name, found in launches.items()), _read_quantized(programs, weights)]
     if precision in BYTES_PER_WEIGHT:
         limit, reason = BYTES_PER_WEIGHT[precision]
-        checks.append(_check("bytes_per_weight", per_weight, limit, "<=", reason, where=worst))
-    checks += [
-        _constant_bytes(programs, weights_bytes(graph), gated),
-        plan_bytes(plan, weights_bytes(graph), layers, gated=precision == "fp16"),
-    ]
+        checks.append(check("bytes_per_weight", per_weight, limit, "<=", reason, where=worst))
+    half, where = float16_sums(plan, [label for weight in weights for label in weight.linears])
+    checks.append(check("float16_sums", half, 0 if gated else None, "==", REASON, where=where))
+    if static:
+        checks += static_checks(programs, profiles, config.num_hidden_layers)
+    text = STATIC_LAYER_TEXT if static else LAYER_TEXT
+    checks.append(_constant_bytes(programs, weights_bytes(graph), gated))
+    checks.append(plan_bytes(plan, weights_bytes(graph), config.num_hidden_layers, gated=precision == "fp16", layer_text=text))
     return {
         "kernels": dict(Counter(kernel.name for program in programs for kernel in program.kernels).most_common()),
-        "kernels_by_profile": {name: _names(programs, index) for index, name in enumerate(profiles)},
+        "kernels_by_profile": {name: _names(found) for name, found in launches.items()},
+        "kernels_by_layer": {name: describe(found) for name, found in launches.items()},
         "bytes_per_weight": per_weight,
-        "audit": {"passed": all(check["passed"] is not False for check in checks), "checks": checks},
+        "audit": {"passed": all(line["passed"] is not False for line in checks), "checks": checks},
     }
+
+
+def _launches(programs: Sequence[Program], profile: int, reader: PlanReader) -> list[Launch]:
+    return [launch for program in programs if program.profile == profile for launch in reader.launches(program)]
+
+
+def _weight_checks(plan: Path, graph: ir.Graph, weights: Sequence[Weight], gated: bool) -> list[Check]:
+    copies = count_copies(plan, [*weights, *find_biases(graph)])
+    return [_all_found(copies), _once(copies[: len(weights)], gated)]
+
+
+def _kernel_checks(
+    programs: Sequence[Program],
+    launches: Mapping[str, Sequence[Launch]],
+    reader: PlanReader,
+    config: LlamaConfig,
+    *,
+    gated: bool,
+    limits: Sequence[LayerLimit],
+) -> list[Check]:
+    """What each profile runs, layer by layer and behind them."""
+    checks = []
+    for index, (name, found) in enumerate(launches.items()):
+        positions = [reader.logits_positions(program) for program in programs if program.profile == index]
+        checks.append(attention_check(found, name, config.num_hidden_layers, gated=gated))
+        checks += layer_checks(found, name, gated=gated, limits=limits)
+        checks.append(logits_check(next((count for count in positions if count is not None), None), name, gated=gated))
+    return checks
 
 
 def bytes_per_weight(programs: Sequence[Program], weights: Sequence[Weight], *, quantized: bool) -> tuple[float | None, str | None]:
@@ -89,14 +137,14 @@ def _constants(programs: Sequence[Program], labels: Sequence[str]) -> set[Consta
 def _all_found(copies: Sequence[Copies]) -> Check:
     missing = [found.name for found in copies if not found.total]
     reason = "a sample of every linear's and the embedding's weight stands in the plan, as stored or transposed, and of every bias"
-    return _check("weights_missing", len(missing), 0, "<=", reason, where=_first(missing))
+    return check("weights_missing", len(missing), 0, "<=", reason, where=first(missing))
 
 
 def _once(copies: Sequence[Copies], gated: bool) -> Check:
     twice = [found.name for found in copies if found.total > 1]
     unpacked = "fp32 engines come from the unpacked graph, where each profile may keep its own layout"
     reason = "each profile may ask for its own layout of a weight; packed on a new axis, all agree" if gated else unpacked
-    return _check("weights_stored_twice", len(twice), 0 if gated else None, "<=", reason, where=_first(twice))
+    return check("weights_stored_twice", len(twice), 0 if gated else None, "<=", reason, where=first(twice))
 
 
 def _read_quantized(programs: Sequence[Program], weights: Sequence[Weight]) -> Check:
@@ -107,59 +155,27 @@ def _read_quantized(programs: Sequence[Program], weights: Sequence[Weight]) -> C
         if weight.quantized and any(sum(c.size_bytes for c in _constants([program], weight.linears)) < weight.parameters for program in programs)
     ]
     reason = "a weight that is written out in float16 before it is multiplied costs more memory traffic than a float16 engine"
-    return _check("weights_written_out", len(written), 0, "<=", reason, where=_first(written))
-
-
-def _attention(programs: Sequence[Program], profiles: Sequence[str], layer_of: Mapping[str, int], layers: int, gated: bool) -> list[Check]:
-    """One check a profile: in how many layers exactly one kernel computes attention."""
-    checks = []
-    for index, name in enumerate(profiles):
-        wanted = ATTENTION_KERNELS[name]
-        found = Counter(
-            layer
-            for program in programs
-            if program.profile == index
-            for kernel in program.kernels
-            if kernel.name == wanted
-            for layer in {layer_of[label] for label in kernel.layers if label in layer_of}
-        )
-        wrong = [f"layer {layer}: {found[layer]}" for layer in range(layers) if found[layer] != 1]
-        reason = f"one {wanted} a layer" if gated else "shown, not asked for: in float32 TensorRT fuses the attention of decode alone"
-        checks.append(_check(f"fused_attention_{name}", layers - len(wrong), layers if gated else None, "==", reason, where=_first(wrong)))
-    return checks
+    return check("weights_written_out", len(written), 0, "<=", reason, where=first(written))
 
 
 def _constant_bytes(programs: Sequence[Program], weights: int, gated: bool) -> Check:
     """The constants that the plan's programs name against the graph's."""
     constants = sum(constant.size_bytes for constant in {constant for program in programs for constant in program.constants})
     once = "the plan's constants ÷ the graph's: each weight in one layout for all profiles; plain packing gives 1.5"
-    return _check("constant_bytes_per_weight_byte", round(constants / weights, 4), PLAN_LIMIT if gated else None, "<=", once)
+    return check("constant_bytes_per_weight_byte", round(constants / weights, 4), PLAN_LIMIT if gated else None, "<=", once)
 
 
-def plan_bytes(plan: Path, weights: int, layers: int, *, gated: bool) -> Check:
+def plan_bytes(plan: Path, weights: int, layers: int, *, gated: bool, layer_text: int = LAYER_TEXT) -> Check:
     """The whole file against the graph's constants; asked for where the text that any such plan holds fits the limit."""
     size, sources = plan.stat().st_size, read_kernel_sources(plan)
-    asked = gated and PLAN_TEXT + LAYER_TEXT * layers <= (PLAN_LIMIT - 1) * weights
+    asked = gated and PLAN_TEXT + layer_text * layers <= (PLAN_LIMIT - 1) * weights
     repeated = [
         f"{source.kernel} {source.copies} times" for source in sources if source.copies > 1 and source.kernel not in ATTENTION_KERNELS.values()
     ]
     reason = f"{size / 1e6:.1f} MB, of which {source_bytes(sources) / 1e6:.1f} MB are the kernels' CUDA source; attention's is stored for every layer"
     limit = PLAN_LIMIT if asked else None
-    return _check("plan_bytes_per_weight_byte", round(size / weights, 4), limit, "<=", reason, where=_first(repeated))
+    return check("plan_bytes_per_weight_byte", round(size / weights, 4), limit, "<=", reason, where=first(repeated))
 
 
-def _names(programs: Sequence[Program], profile: int) -> dict[str, int]:
-    return dict(Counter(kernel.name for program in programs if program.profile == profile for kernel in program.kernels).most_common())
-
-
-def _first(items: Sequence[str]) -> str | None:
-    """The first of them, and how many more."""
-    if not items:
-        return None
-    return items[0] if len(items) == 1 else f"{items[0]} and {len(items) - 1} more"
-
-
-def _check(name: str, value: float | None, limit: float | None, comparison: str, reason: str, *, where: str | None = None) -> Check:
-    """One line of the audit; without a limit the value is shown and not gated, without a value the check fails."""
-    passed = None if limit is None else value is not None and (value <= limit if comparison == "<=" else value == limit)
-    return {"check": name, "value": value, "limit": limit, "comparison": comparison, "passed": passed, "reason": reason, "where": where}
+def _names(launches: Sequence[Launch]) -> dict[str, int]:
+    return dict(Counter(launch.kernel.name for launch in launches).most_common())

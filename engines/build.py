@@ -11,16 +11,17 @@ import onnx_ir as ir
 
 from artifact.config import LlamaConfig
 from artifact.errors import EngineError
-from artifact.manifest import read_manifest
+from artifact.manifest import kv_cache_of, read_manifest
 from artifact.steps import StepContext, require
 from engines.audit import audit_plan
-from engines.backends.protocol import Backend, BuildRequest
+from engines.backends.protocol import Backend, BuildRequest, BuildResult
 from engines.backends.tensorrt_rtx import TensorRTRTX
+from engines.cache_form import cache_entry, longest
 from engines.engine_graph import write_engine_graph
 from engines.graph_weights import weights_bytes
 from engines.preflight import check_room
-from engines.profiles import LEAST_ROWS, default_length, make_profiles
-from engines.targets import find_target
+from engines.profiles import LEAST_ROWS, make_profiles
+from engines.targets import Target, find_target
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +31,14 @@ BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (TensorRTRT
 
 
 def build_engine(
-    step: StepContext, *, precision: str, target: str, backend: str = "auto", max_batch: int = 4, max_length: int | None = None
+    step: StepContext,
+    *,
+    precision: str,
+    target: str,
+    backend: str = "auto",
+    max_batch: int = 4,
+    max_length: int | None = None,
+    capacity: int | None = None,
 ) -> dict[str, Any]:
     """Write ``<stage>-engine.onnx``, ``engines/<target>-<precision>/part-00.plan`` and ``build.json``.
 
@@ -40,24 +48,23 @@ def build_engine(
         target: a name of ``targets``.
         backend: ``auto`` or a name of ``BACKENDS``.
         max_batch: rows.
-        max_length: tokens in prompt and answer together; None is the model's, at most 4096.
+        max_length: tokens in prompt and answer together; None is the model's, at most 4096. Of a dynamic cache only.
+        capacity: the same for a static cache, which needs it.
 
     Returns:
         ``engines``: one entry a plan, as in ``build.json``; ``passed``: whether every audit passed.
 
     Raises:
-        EngineError: no such target, precision or backend; no room; or the compiler failed.
+        EngineError: no such target, precision or backend; a bound of the other cache form; no room; or the compiler failed.
         ArtifactError: the stage is not there.
     """
-    stage, chosen, gpu = _stage(precision), choose_backend(backend), find_target(target)
-    model = read_manifest(step.artifact)["model"]
-    config = LlamaConfig(**model["config"])
-    length = default_length(config) if max_length is None else max_length
-    rows = max(max_batch, LEAST_ROWS.get(precision, 1))
-    profiles = make_profiles(config, model["dtype"], max_batch=rows, max_length=length)
+    stage, chosen, gpu, model = _stage(precision), choose_backend(backend), find_target(target), read_manifest(step.artifact)["model"]
+    config, form, dtype = LlamaConfig(**model["config"]), kv_cache_of(model), model["dtype"]
+    length, rows = longest(form, config, max_length, capacity), max(max_batch, LEAST_ROWS.get(precision, 1))
+    profiles = make_profiles(config, dtype, form, max_batch=rows, max_length=length)
     source = require(step.artifact, f"{stage}.onnx")
     with step.write(f"{stage}-engine.onnx") as graph_file:
-        write_engine_graph(source, graph_file)
+        write_engine_graph(source, graph_file, capacity=capacity)
     graph_file = step.artifact / f"{stage}-engine.onnx"
     folder = f"engines/{gpu.name}-{precision}"
     check_room(step.artifact / folder, weights_bytes(ir.load(graph_file).graph), config.num_hidden_layers, packed=stage != "traced")
@@ -65,7 +72,7 @@ def build_engine(
     with step.write(plan_name) as plan:
         result = chosen.build(BuildRequest(graph_file, plan, gpu, tuple(profiles)), step.progress)
         step.progress("auditing the plan", 0, 1)
-        audit = audit_plan(plan, graph_file, precision=precision, profiles=[p.name for p in profiles], layers=config.num_hidden_layers)
+        audit = audit_plan(plan, graph_file, precision=precision, profiles=[p.name for p in profiles], config=config)
         size = plan.stat().st_size
     logger.info("%s: %d bytes in %.1f s", plan_name, size, result.seconds)
     entry = {
@@ -74,23 +81,35 @@ def build_engine(
         "target": gpu.name,
         "backend": chosen.name,
         "bytes": size,
+        **_cost(result),
+        "profiles": {profile.name: dict(profile.axes) for profile in profiles},
+        **audit,
+        **_identity(step, graph_file.name, plan_name),
+        **_compiler(result, gpu),
+        "max_batch": max_batch,
+        "max_length": length,
+        **cache_entry(form, config, dtype, rows, length, result.static_cache),
+        "notes": [f"the profiles admit {rows} rows: with 1, TensorRT-RTX would write every {precision} weight out at each step"] * (rows > max_batch),
+    }
+    return _record(step, f"{folder}/build.json", {"engines": [entry], "passed": audit["audit"]["passed"]})
+
+
+def _identity(step: StepContext, graph: str, plan: str) -> dict[str, str]:
+    """What was built from what."""
+    return {"graph": graph, "graph_sha256": step.outputs[graph]["sha256"], "plan_sha256": step.outputs[plan]["sha256"]}
+
+
+def _compiler(result: BuildResult, gpu: Target) -> dict[str, str]:
+    return {"tensorrt_version": result.version, "compute_capability": ".".join(map(str, gpu.compute_capability))}
+
+
+def _cost(result: BuildResult) -> dict[str, Any]:
+    return {
         "build_s": result.seconds,
         "peak_rss_mb": result.peak_rss_mb,
         "peak_anonymous_mb": result.peak_anonymous_mb,
-        "profiles": {profile.name: dict(profile.axes) for profile in profiles},
-        **audit,
-        "graph": graph_file.name,
-        "graph_sha256": step.outputs[graph_file.name]["sha256"],
-        "plan_sha256": step.outputs[plan_name]["sha256"],
-        "tensorrt_version": result.version,
-        "compute_capability": ".".join(map(str, gpu.compute_capability)),
-        "max_batch": max_batch,
-        "max_length": length,
-        "notes": [f"the profiles admit {rows} rows: with 1, TensorRT-RTX would write every {precision} weight out at each step"] * (rows > max_batch),
+        "network_layers": result.network_layers,
     }
-    report = {"engines": [entry], "passed": audit["audit"]["passed"]}
-    _write_json(step, f"{folder}/build.json", report)
-    return report
 
 
 def choose_backend(name: str) -> Backend:
@@ -116,6 +135,8 @@ def _stage(precision: str) -> str:
     return STAGES[precision]
 
 
-def _write_json(step: StepContext, relative: str, content: dict[str, Any]) -> None:
+def _record(step: StepContext, relative: str, report: dict[str, Any]) -> dict[str, Any]:
+    """Write a report; returns it."""
     with step.write(relative) as path:
-        Path(path).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        Path(path).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    return report

@@ -75,11 +75,18 @@ def find_biases(graph: ir.Graph) -> list[Weight]:
     found = []
     for node in graph:
         operands = [value for value in node.inputs if value is not None] if node.op_type == "Add" else []
-        producers = [value.producer() for value in operands]
-        if any(producer is not None and producer.op_type in ("MatMul", "Gemm") for producer in producers):
+        if any(_is_of_linear(value) for value in operands):
             stored = [(str(value.name), value.const_value) for value in operands if value.is_initializer()]
             found += [Weight(name, tensor, (), quantized=False) for name, tensor in stored if tensor is not None and len(tensor.shape) == 1]
     return [bias for bias in found if bias.tensor.numpy().any()]
+
+
+def _is_of_linear(value: ir.Value) -> bool:
+    """Whether a value is a linear's result, cast or not."""
+    node = value.producer()
+    while node is not None and node.op_type == "Cast" and node.inputs[0] is not None:
+        node = node.inputs[0].producer()
+    return node is not None and node.op_type in ("MatMul", "Gemm")
 
 
 def _weight_inputs(node: ir.Node) -> tuple[int, ...]:

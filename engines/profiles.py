@@ -3,17 +3,18 @@
 Two profiles, because TensorRT takes its decode attention kernel only where S is fixed to 1.
 A profile bounds each axis alone. T = P + S can't be written into it, and needs not: T has its own upper bound, so whatever fits the
 attention mask fits the engine. P may be 0 in both (measured: TensorRT-RTX 1.7.1 takes an empty cache).
-Letters: B batch, S new tokens, P past, T = P + S.
+A static cache has one size, its capacity C, in both profiles; a prompt may fill it.
+Letters: B batch, S new tokens, P past, T = P + S, C capacity.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from artifact.config import LlamaConfig
 from artifact.errors import EngineError
-from artifact.io_spec import BATCH, PAST, SEQUENCE, TOTAL, Dtype, graph_inputs
+from artifact.io_spec import BATCH, CAPACITY, PAST, SEQUENCE, TOTAL, Dtype, GraphValue, KvCache, graph_inputs
 
 LONGEST_DEFAULT = 4096
 TYPICAL_LENGTH = 512
@@ -46,33 +47,49 @@ def default_length(config: LlamaConfig) -> int:
     return min(config.max_position_embeddings, LONGEST_DEFAULT)
 
 
-def make_profiles(config: LlamaConfig, dtype: Dtype, *, max_batch: int, max_length: int) -> list[Profile]:
-    """The prefill and the decode profile of a decoder graph with a dynamic cache.
+def make_profiles(config: LlamaConfig, dtype: Dtype, kv_cache: KvCache = "dynamic", *, max_batch: int, max_length: int) -> list[Profile]:
+    """The prefill and the decode profile of an engine graph.
 
     Args:
         config: gives the inputs' fixed sizes.
         dtype: of the cache.
+        kv_cache: its form.
         max_batch: rows, ≥ 1.
-        max_length: tokens in prompt and answer together, 2 to the model's positions.
+        max_length: tokens in prompt and answer together, 2 to the model's positions; of a static cache its capacity.
 
     Raises:
         EngineError: a bound that the model can't serve.
     """
+    option = "--max-length" if kv_cache == "dynamic" else "--capacity"
+    _check_bounds(config, max_batch, max_length, option)
+    axes = _dynamic_axes(max_length) if kv_cache == "dynamic" else _static_axes(max_length)
+    inputs = graph_inputs(config, dtype, kv_cache, one_position=True)
+    return [_profile(name, {BATCH: (1, 1, max_batch), **ranges}, inputs) for name, ranges in axes.items()]
+
+
+def _dynamic_axes(max_length: int) -> dict[str, dict[str, Range]]:
+    prompt, cached = min(TYPICAL_LENGTH, max_length), min(TYPICAL_LENGTH, max_length - 1)
+    return {
+        "prefill": {SEQUENCE: (1, prompt, max_length), PAST: (0, 0, max_length - 1), TOTAL: (1, prompt, max_length)},
+        "decode": {SEQUENCE: (1, 1, 1), PAST: (0, cached, max_length - 1), TOTAL: (1, cached + 1, max_length)},
+    }
+
+
+def _static_axes(capacity: int) -> dict[str, dict[str, Range]]:
+    fixed: dict[str, Range] = {CAPACITY: (capacity, capacity, capacity)}
+    return {"prefill": {SEQUENCE: (1, min(TYPICAL_LENGTH, capacity), capacity), **fixed}, "decode": {SEQUENCE: (1, 1, 1), **fixed}}
+
+
+def _check_bounds(config: LlamaConfig, max_batch: int, length: int, option: str) -> None:
+    positions = config.max_position_embeddings
     if max_batch < 1:
         raise EngineError(f"--max-batch must be at least 1, got {max_batch}")
-    if not 2 <= max_length <= config.max_position_embeddings:
-        positions = config.max_position_embeddings
-        raise EngineError(
-            f"--max-length must be between 2 and the model's {positions} positions, got {max_length}", hint=f"--max-length {default_length(config)}"
-        )
-    batch, prompt = (1, 1, max_batch), min(TYPICAL_LENGTH, max_length)
-    cached = min(TYPICAL_LENGTH, max_length - 1)
-    prefill = {BATCH: batch, SEQUENCE: (1, prompt, max_length), PAST: (0, 0, max_length - 1), TOTAL: (1, prompt, max_length)}
-    decode = {BATCH: batch, SEQUENCE: (1, 1, 1), PAST: (0, cached, max_length - 1), TOTAL: (1, cached + 1, max_length)}
-    return [_profile(name, axes, config, dtype) for name, axes in (("prefill", prefill), ("decode", decode))]
+    if not 2 <= length <= positions:
+        hint = f"{option} {default_length(config)}"
+        raise EngineError(f"{option} must be between 2 and the model's {positions} positions, got {length}", hint=hint)
 
 
-def _profile(name: str, axes: Mapping[str, Range], config: LlamaConfig, dtype: Dtype) -> Profile:
+def _profile(name: str, axes: Mapping[str, Range], inputs: Sequence[GraphValue]) -> Profile:
     minimum, optimum, maximum = ({axis: sizes[i] for axis, sizes in axes.items()} for i in range(3))
-    shapes = {value.name: (value.sizes(**minimum), value.sizes(**optimum), value.sizes(**maximum)) for value in graph_inputs(config, dtype)}
+    shapes = {value.name: (value.sizes(**minimum), value.sizes(**optimum), value.sizes(**maximum)) for value in inputs}
     return Profile(name, axes, shapes)

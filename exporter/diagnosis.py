@@ -14,12 +14,16 @@ from exporter.blocks import joined_rows
 from exporter.checkpoints import Checkpoint
 from exporter.stored_rows import read_rows
 
+NEARLY_ONE = 0.9999
+"""From here on four digits show no difference."""
+
 
 def describe(artifact: Path, weight: GraphWeight, checkpoint: Checkpoint, parts: tuple[str, ...]) -> str:
     """One reason, in words; reads the weight and the checkpoint again, in blocks of rows."""
     if parts[0] not in checkpoint.shapes:
         return "is not the table that the config gives"
-    source = stored = product = 0.0
+    source = stored = product = largest = 0.0
+    differing = size = 0
     rows, expected, found = 0, Counter[bytes](), Counter[bytes]()
     for block in joined_rows(checkpoint, parts):
         ours = read_rows(artifact, weight, rows, rows + block.shape[0])
@@ -28,6 +32,8 @@ def describe(artifact: Path, weight: GraphWeight, checkpoint: Checkpoint, parts:
         expected.update(_digests(theirs))
         found.update(_digests(ours))
         a, b = theirs.astype(np.float64).ravel(), ours.astype(np.float64).ravel()
+        differing, size = differing + int(np.count_nonzero(a != b)), size + a.size
+        largest = max(largest, float(np.abs(a - b).max()))
         source, stored, product = source + float(a @ a), stored + float(b @ b), product + float(a @ b)
     if stored == 0:
         return "is all zeros"
@@ -35,8 +41,16 @@ def describe(artifact: Path, weight: GraphWeight, checkpoint: Checkpoint, parts:
         return "holds the checkpoint's rows in another order (rotary pairs left interleaved?)"
     if (other := _other(artifact, weight, checkpoint)) is not None:
         return f"holds {other}"
-    correlation = product / (source * stored) ** 0.5 if source else 0.0
-    return f"differs from the checkpoint: correlation {correlation:.4f}, norm × {(stored / source) ** 0.5 if source else float('inf'):.4g}"
+    return f"differs from the checkpoint: {_distance(source, stored, product)}, {differing:,} of {size:,} values, the largest by {largest:.3g}"
+
+
+def _distance(source: float, stored: float, product: float) -> str:
+    """Correlation and norm; where both are 1 to four digits, what is left of it."""
+    if not source:
+        return "correlation 0, norm × inf"
+    correlation, norm = product / (source * stored) ** 0.5, (stored / source) ** 0.5
+    near = f"1 − {max(0.0, 1 - correlation):.1e}" if correlation > NEARLY_ONE else f"{correlation:.4f}"
+    return f"correlation {near}, norm × {f'(1 {norm - 1:+.1e})' if abs(norm - 1) < 1 - NEARLY_ONE else f'{norm:.4g}'}"
 
 
 def _digests(rows: np.ndarray[tuple[int, ...], np.dtype[np.floating]]) -> list[bytes]:

@@ -9,11 +9,12 @@ from dataclasses import asdict
 from typing import Any
 
 import onnx_ir as ir
-import psutil
 
 from artifact.errors import ParityMismatch
 from artifact.io_spec import Dtype, KvCache
 from artifact.manifest import read_manifest, write_manifest
+from artifact.memory import peak_rss_mb
+from artifact.progress import Progress, silent
 from artifact.steps import StepContext
 from artifact.tensor_file import StoredTensor, WeightsMode
 from exporter.audit import audit_artifact
@@ -59,8 +60,7 @@ def export_checkpoint(
     if weights != "none":
         check_space(step, {file: tensors[-1].offset + tensors[-1].length for file, (header, tensors) in files.items() if header is not None})
     start = time.perf_counter()
-    step.progress("tracing one layer", 0, 1)
-    model, trace_cached = traced_graph(checkpoint, dtype, planned, kv_cache)
+    model, trace_cached = traced_graph(checkpoint, dtype, planned, kv_cache, step.progress)
     trace_s = time.perf_counter() - start
     start = time.perf_counter()
     written = write_weights(step, checkpoint, dtype, weights)
@@ -89,9 +89,11 @@ def export_checkpoint(
     }
 
 
-def traced_graph(checkpoint: Checkpoint, dtype: Dtype, planned: Iterable[StoredTensor], kv_cache: KvCache = "dynamic") -> tuple[ir.Model, bool]:
+def traced_graph(
+    checkpoint: Checkpoint, dtype: Dtype, planned: Iterable[StoredTensor], kv_cache: KvCache = "dynamic", progress: Progress = silent
+) -> tuple[ir.Model, bool]:
     """Trace one layer, stamp the rest, and point every weight at its planned place; also whether the trace was a kept one."""
-    layer, trace_cached = traced_layer(checkpoint.config, dtype, kv_cache)
+    layer, trace_cached = traced_layer(checkpoint.config, dtype, kv_cache, progress=progress)
     model = stamp_layers(layer, checkpoint.config)
     for tensor in planned:
         if tensor.name in model.graph.initializers:
@@ -109,14 +111,6 @@ def external_tensor(tensor: StoredTensor) -> ir.ExternalTensor:
         shape=ir.Shape(tensor.shape),
         name=tensor.name,
     )
-
-
-def peak_rss_mb() -> int:
-    """Largest resident memory of this process so far, in MB, mapped file pages included."""
-    memory = psutil.Process().memory_info()
-    with open("/proc/self/status", encoding="ascii") as status:  # psutil has no peak on Linux
-        peak_kb = next((int(line.split()[1]) for line in status if line.startswith("VmHWM")), memory.rss // 1024)
-    return round(peak_kb * 1024 / 1e6)
 
 
 def _describe_model(step: StepContext, checkpoint: Checkpoint, request: CheckpointRequest, options: Mapping[str, str]) -> dict[str, Any]:

@@ -27,6 +27,7 @@ import onnx_ir as ir
 from artifact import io_spec
 from artifact.config import LlamaConfig
 from artifact.io_spec import Dtype, KvCache
+from artifact.progress import Progress, silent
 from artifact.steps import rules_hash
 from artifact.user_cache import cache_folder
 from exporter.trace import IR_VERSION, trace_model
@@ -39,7 +40,9 @@ KEPT_FILES = 64
 """Traces that stay, newest use first: 1.3 MB."""
 
 
-def traced_layer(config: LlamaConfig, dtype: Dtype, kv_cache: KvCache = "dynamic", *, folder: Path | None = None) -> tuple[ir.Model, bool]:
+def traced_layer(
+    config: LlamaConfig, dtype: Dtype, kv_cache: KvCache = "dynamic", *, folder: Path | None = None, progress: Progress = silent
+) -> tuple[ir.Model, bool]:
     """One layer's trace of a model's shape, kept or fresh.
 
     Args:
@@ -47,6 +50,7 @@ def traced_layer(config: LlamaConfig, dtype: Dtype, kv_cache: KvCache = "dynamic
         dtype: of weights and activations.
         kv_cache: form of the cache.
         folder: where traces are kept; None is ``traces`` in the user's cache folder.
+        progress: told which of the two it is.
 
     Returns:
         What ``trace_model`` returns for one layer, and whether it was kept. A folder that can't be read or written costs a trace, and no more.
@@ -60,7 +64,9 @@ def traced_layer(config: LlamaConfig, dtype: Dtype, kv_cache: KvCache = "dynamic
         logger.warning("no trace is read from the cache: %s", error)
         kept = None
     if kept is not None:
+        progress("reading the kept trace of one layer", 0, 1)
         return _parse(kept), True
+    progress("tracing one layer", 0, 1)
     graph = _serialize(trace_model(config, dtype, kv_cache))
     if folder is not None:
         try:

@@ -8,7 +8,7 @@ Cuts:   shared: graph inputs → the embedded tokens, and every shared value tha
 
 Values keep their names, so cuts are joined by name: run the shared cut, then the layers in order, then the tail. Weights stay references to
 the same external data. A layer's nodes are those whose metadata name it (``artifact.layout.MODULE_KEY``); nothing else is assumed of them,
-so traced, fused and quantised graphs are cut alike.
+so traced, fused and quantised graphs are cut alike. Where one node ends a layer and begins the next, ``part_boundaries`` makes two of it first.
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ import onnx_ir as ir
 
 from artifact.errors import FusionError
 from artifact.layout import EMBEDDING, MODULE_KEY, layer_of, layer_prefix
+
+SKIP_NORM, SKIP_SUM = "SkipSimplifiedLayerNormalization", 3
+"""ONNX Runtime's residual sum and norm in one node, and which of its outputs is the sum."""
 
 
 def layer_count(model: ir.Model) -> int:
@@ -34,6 +37,38 @@ def layer_count(model: ir.Model) -> int:
     if missing:
         raise FusionError(f"the graph has nodes of layer {max(layers)}, but none of layer {min(missing)}")
     return len(layers)
+
+
+def part_boundaries(model: ir.Model) -> int:
+    """Part each residual sum from the norm of the next layer (or the tail) that computes it, in place; returns how many.
+
+    Before:  SkipSimplifiedLayerNormalization(x, y, weight) of layer i+1 → normed, sum       x and y are of layer i
+    After:   sum = Add(x, y) of layer i;  RMSNormalization(sum, weight) of layer i+1 → normed
+
+    The norm then reads the sum as it is stored: in float16 it is rounded once more than in the one node.
+    """
+    parted = 0
+    for node in [node for node in model.graph if node.op_type == SKIP_NORM]:
+        x, y, weight = node.inputs[:3]
+        before = max((layer for value in (x, y) if (layer := _layer_of_value(value)) is not None), default=None)
+        if before is None or before == _layer(node):
+            continue
+        module = {MODULE_KEY: layer_prefix(before)}
+        total = ir.node("Add", [x, y], metadata_props=module, name=f"{node.name}.sum")
+        normed = ir.node("RMSNormalization", [total.outputs[0], weight], {"axis": -1, "epsilon": node.attributes.get_float("epsilon", 1e-5)})
+        normed.name, normed.metadata_props[MODULE_KEY] = node.name, node.metadata_props.get(MODULE_KEY, "")
+        olds = [node.outputs[0], *node.outputs[SKIP_SUM:]]
+        news = [normed.outputs[0], total.outputs[0]][: len(olds)]
+        for old, new in zip(olds, news, strict=True):
+            new.name, new.type, new.shape = old.name or f"{node.name}.sum", old.type or node.outputs[0].type, old.shape or node.outputs[0].shape
+        ir.convenience.replace_nodes_and_values(model.graph, node, [node], [total, normed], olds, news)
+        parted += 1
+    return parted
+
+
+def _layer_of_value(value: ir.Value | None) -> int | None:
+    node = value.producer() if value is not None else None
+    return _layer(node) if node is not None else None
 
 
 def cut_layer(model: ir.Model, layer: int) -> ir.Model:

@@ -1,166 +1,187 @@
-"""Which fusions run for which target, in which order, and the report of what they did."""
+"""Which fusions run for which target, in which order."""
 
 from __future__ import annotations
 
 import logging
-import time
-from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
-from types import ModuleType
+from dataclasses import replace
 from typing import Any
 
 import onnx_ir as ir
 
 from artifact.config import LlamaConfig
-from artifact.errors import FusionError, ParityMismatch
+from artifact.errors import FusionError, UsageError
 from artifact.graph_file import load_graph
-from artifact.manifest import require_artifact
+from artifact.io_spec import KvCache
+from artifact.manifest import kv_cache_of, require_artifact
 from artifact.progress import Progress, silent
 from artifact.steps import StepContext, require
+from graphs import contract
 from graphs.cleanup import clean_up
-from graphs.fusions import attention, constant_shape, pack_gate_up, pack_qkv, rms_norm, rotary
-from graphs.rewriting import FusionResult, Refusal, apply_fusion
+from graphs.fusions import (
+    accumulate,
+    attention,
+    constant_shape,
+    group_query_attention,
+    pack_gate_up,
+    pack_qkv,
+    pack_rotated_qkv,
+    rms_norm,
+    rotary,
+    skip_rms_norm,
+    static_attention,
+)
+from graphs.lower import lower_to
+from graphs.passes import Fusion, run_passes
+from graphs.report import Before, FusionReport, check_complete
+from graphs.tensorrt_releases import check_release
 
 logger = logging.getLogger(__name__)
-NOT_PACKED = "not tried: the weights lie as the checkpoint stores them (--weights reference), and a packed weight would be a copy"
-OUTPUTS = {"tensorrt": "fused.onnx"}
-
-
-@dataclass(frozen=True)
-class Fusion:
-    """One entry of a pipeline.
-
-    Attributes:
-        rule: name in the report.
-        module: the file that holds ``RULES`` and ``is_candidate``.
-        expected: how often it fires in a whole model.
-        needs_layout: whether weights must lie as this toolkit stores them; with a checkpoint's own files it is not tried.
-    """
-
-    rule: str
-    module: ModuleType
-    expected: Callable[[LlamaConfig], int]
-    needs_layout: bool = False
-
+OUTPUTS = {"tensorrt": "fused.onnx", "onnxruntime": "fused-onnxruntime.onnx"}
 
 TENSORRT = (
-    Fusion("rms_norm", rms_norm, lambda config: 2 * config.num_hidden_layers + 1),
-    Fusion("rotary", rotary, lambda config: 2 * config.num_hidden_layers),
-    Fusion("attention", attention, lambda config: config.num_hidden_layers),
-    Fusion("constant_shape", constant_shape, lambda config: 4 * config.num_hidden_layers),
-    Fusion("pack_qkv", pack_qkv, lambda config: config.num_hidden_layers, needs_layout=True),
-    Fusion("pack_gate_up", pack_gate_up, lambda config: config.num_hidden_layers, needs_layout=True),
+    Fusion(
+        "rms_norm",
+        rms_norm,
+        lambda shape: 2 * shape.num_hidden_layers + 1,
+        requires=(contract.OPSET_23, contract.TYPED),
+        ensures=(contract.NORMS_IN_FLOAT32,),
+    ),
+    Fusion(
+        "rotary",
+        rotary,
+        lambda shape: 2 * shape.num_hidden_layers,
+        requires=(contract.OPSET_23, contract.TYPED),
+        ensures=(contract.ROTATIONS_BY_TABLE,),
+    ),
+    Fusion(
+        "attention",
+        attention,
+        lambda shape: shape.num_hidden_layers,
+        requires=(contract.OPSET_23, contract.TYPED),
+        ensures=(contract.ATTENTION_PLAIN, contract.MASKS_BOOLEAN, contract.HEADS_UNREPEATED),
+    ),
+    Fusion(
+        "constant_shape",
+        constant_shape,
+        lambda shape: 4 * shape.num_hidden_layers,
+        requires=(contract.TYPED, contract.HEADS_UNREPEATED),  # repeated heads have shapes that no constant can say
+        ensures=(contract.SHAPES_CONSTANT,),
+    ),
+    Fusion(
+        "pack_qkv",
+        pack_qkv,
+        lambda shape: shape.num_hidden_layers,
+        requires=(contract.TYPED, contract.SHAPES_CONSTANT, contract.WEIGHTS_OUTSIDE),
+        ensures=(contract.WEIGHTS_OUTSIDE, contract.LINEARS_UNSLICED),
+        needs_layout=True,
+    ),
+    Fusion(
+        "pack_gate_up",
+        pack_gate_up,
+        lambda shape: shape.num_hidden_layers,
+        requires=(contract.TYPED, contract.WEIGHTS_OUTSIDE),
+        ensures=(contract.WEIGHTS_OUTSIDE, contract.LINEARS_UNSLICED),
+        needs_layout=True,
+    ),
+    Fusion("accumulate", accumulate, None, requires=(contract.TYPED,), ensures=(contract.SUMS_IN_FLOAT32,)),
 )
-"""Operators that TensorRT's parser has and its compiler fuses.
+"""Operators that TensorRT's parser has and its compiler fuses."""
 
-rms_norm, rotary    require plain operations; ensure one node each.
-attention           requires a scaled query and a boolean mask; ensures that no key or value is expanded.
-constant_shape      requires fused attention (repeated heads have shapes that no constant can say); ensures that only the mask reads sizes.
-pack_qkv            requires constant shapes; ensures one linear for query, key and value, split between heads.
-pack_gate_up        requires plain operations; ensures one linear for gate and up, split on a new axis.
-"""
+ONNXRUNTIME = (
+    *TENSORRT[:4],  # rms_norm, rotary, attention, constant_shape
+    Fusion(
+        "group_query_attention",
+        group_query_attention,
+        lambda shape: shape.num_hidden_layers,
+        requires=(contract.TYPED, contract.SHAPES_CONSTANT, contract.ATTENTION_PLAIN),
+        ensures=(contract.ROTATIONS_BY_TABLE,),
+    ),
+    Fusion(
+        "pack_rotated_qkv",
+        pack_rotated_qkv,
+        lambda shape: shape.num_hidden_layers,
+        requires=(contract.TYPED, contract.WEIGHTS_OUTSIDE),
+        ensures=(contract.WEIGHTS_OUTSIDE,),
+        needs_layout=True,
+    ),
+    Fusion(
+        "skip_rms_norm",
+        skip_rms_norm,
+        lambda shape: 2 * shape.num_hidden_layers,
+        requires=(contract.TYPED, contract.NORMS_IN_FLOAT32),
+        ensures=(contract.NORMS_IN_FLOAT32,),
+    ),
+)
+"""Operators of ONNX Runtime's own where they were measured faster (docs/adr/012); gate and up stay two linears."""
 
-PIPELINES = {"tensorrt": TENSORRT}
+STATIC = (
+    *TENSORRT,
+    Fusion(
+        "static_attention",
+        static_attention,
+        lambda shape: shape.num_hidden_layers,
+        requires=(contract.TYPED, contract.ATTENTION_PLAIN, contract.HEADS_UNREPEATED),
+        ensures=(contract.ATTENTION_PLAIN, contract.MASKED_BY_LENGTHS),
+    ),
+)
+"""The same for a static cache, whose lengths take the mask's place in the end."""
 
-
-@dataclass(frozen=True)
-class RuleReport:
-    """How often one rule fired, how often it should have, and what it refused."""
-
-    rule: str
-    fired: int
-    expected: int
-    refused: list[Refusal]
-    note: str | None = None
-
-    @property
-    def passed(self) -> bool:
-        """Whether it fired as often as the model's shape says."""
-        return self.fired == self.expected
-
-    def as_json(self) -> dict[str, Any]:
-        """The contract's entry of `rules`."""
-        refused = [{"node": refusal.node, "reason": refusal.reason} for refusal in self.refused]
-        note = {"note": self.note} if self.note else {}
-        return {"rule": self.rule, "fired": self.fired, "expected": self.expected, "refused": refused, **note}
-
-
-@dataclass(frozen=True)
-class FusionReport:
-    """What became of a graph."""
-
-    target: str
-    nodes_before: int
-    nodes_after: int
-    ops_before: dict[str, int]
-    ops_after: dict[str, int]
-    rules: list[RuleReport]
-    seconds: float
-
-    @property
-    def passed(self) -> bool:
-        """Whether every rule fired as often as expected."""
-        return all(rule.passed for rule in self.rules)
-
-    def as_json(self) -> dict[str, Any]:
-        """The step's report."""
-        return {
-            "nodes_before": self.nodes_before,
-            "nodes_after": self.nodes_after,
-            "target": self.target,
-            "passed": self.passed,
-            "seconds": self.seconds,
-            "rules": [rule.as_json() for rule in self.rules],
-            "ops_before": self.ops_before,
-            "ops_after": self.ops_after,
-        }
+PIPELINES = {"tensorrt": TENSORRT, "onnxruntime": ONNXRUNTIME}
+STATIC_PIPELINES = {"tensorrt": STATIC}
 
 
 def fuse_model(
-    model: ir.Model, config: LlamaConfig, *, target: str = "tensorrt", own_layout: bool = True, progress: Progress = silent
+    model: ir.Model,
+    config: LlamaConfig,
+    *,
+    target: str = "tensorrt",
+    kv_cache: KvCache = "dynamic",
+    own_layout: bool = True,
+    min_tensorrt: str | None = None,
+    progress: Progress = silent,
 ) -> FusionReport:
     """Fuse a traced graph in place; weights are neither read nor copied.
 
-    ``own_layout`` is False where the weights lie as somebody else stored them.
+    Args:
+        model: changed in place.
+        config: the model's shape.
+        target: whose operators to use.
+        kv_cache: the form of its caches.
+        own_layout: False where the weights lie as somebody else stored them.
+        min_tensorrt: a release that must take the graph; what it lacks is written in older operators.
+        progress: told of each pass.
 
     Raises:
-        FusionError: there is no such target.
+        FusionError: there is no such target, or not for this cache form, a pass's claim does not hold, or the release can't take the graph.
+        UsageError: there is no such release, or it is given for another target.
     """
-    fusions = _pipeline(target)
-    start, nodes_before, ops_before = time.perf_counter(), model.graph.num_nodes(), _operators(model)
-    rules = []
-    for done, fusion in enumerate(fusions):
-        progress(f"fusing {fusion.rule}", done, len(fusions))
-        if fusion.needs_layout and not own_layout:
-            rules.append(RuleReport(fusion.rule, 0, 0, [], NOT_PACKED))
-            continue
-        result: FusionResult = apply_fusion(model, fusion.module.RULES, fusion.module.is_candidate)
-        rules.append(RuleReport(fusion.rule, result.fired, fusion.expected(config), result.refused))
-        logger.debug("%s fired %d times, %d expected, %d refused", fusion.rule, result.fired, rules[-1].expected, len(result.refused))
+    fusions = _pipeline(target, kv_cache, min_tensorrt)
+    before = Before.of(model)
+    rules = run_passes(model, fusions, config, own_layout=own_layout, progress=progress)
+    lowered = {} if min_tensorrt is None else lower_to(model, min_tensorrt)
     clean_up(model)
-    seconds = round(time.perf_counter() - start, 3)
-    progress("fused", len(fusions), len(fusions))
-    logger.info("fused %d nodes to %d in %.1f s", nodes_before, model.graph.num_nodes(), seconds)
-    return FusionReport(target, nodes_before, model.graph.num_nodes(), ops_before, _operators(model), rules, seconds)
+    report = replace(before.report(model, target, rules), min_tensorrt=min_tensorrt, lowered=lowered)
+    logger.info("fused %d nodes to %d in %.1f s", report.nodes_before, report.nodes_after, report.seconds)
+    return report
 
 
-def fuse_artifact(step: StepContext, *, target: str = "tensorrt", allow_partial: bool = False) -> dict[str, Any]:
+def fuse_artifact(step: StepContext, *, target: str = "tensorrt", allow_partial: bool = False, min_tensorrt: str | None = None) -> dict[str, Any]:
     """Write ``fused.onnx`` from ``traced.onnx``; the weights stay where they are.
 
     Returns:
-        nodes_before, nodes_after, target, passed, seconds, rules, ops_before, ops_after.
+        nodes_before, nodes_after, target, passed, seconds, rules, ops_before, ops_after, layer_operators, needs_tensorrt, min_tensorrt,
+        lowered.
 
     Raises:
         ParityMismatch: a rule fired another number of times than the model's shape says, and ``allow_partial`` is not given; nothing is written.
-        FusionError: there is no such target.
+        FusionError, UsageError: as ``fuse_model``.
         ArtifactError: the folder is no artifact, or has no traced.onnx.
     """
-    _pipeline(target)
-    described = require_artifact(step.artifact)["model"]
-    config = LlamaConfig(**described["config"])
+    described = require_artifact(step.artifact, "fuse")["model"]
+    config, kv_cache, own_layout = LlamaConfig(**described["config"]), kv_cache_of(described), described.get("weights") != "reference"
+    _pipeline(target, kv_cache, min_tensorrt)
     model = load_graph(require(step.artifact, "traced.onnx"))
-    report = fuse_model(model, config, target=target, own_layout=described.get("weights") != "reference", progress=step.progress)
+    report = fuse_model(model, config, target=target, kv_cache=kv_cache, own_layout=own_layout, min_tensorrt=min_tensorrt, progress=step.progress)
     if not allow_partial:
         check_complete(report)
     with step.write(OUTPUTS[target]) as temporary:
@@ -168,26 +189,13 @@ def fuse_artifact(step: StepContext, *, target: str = "tensorrt", allow_partial:
     return report.as_json()
 
 
-def check_complete(report: FusionReport) -> None:
-    """Refuse a report in which a rule fired another number of times than expected.
-
-    Raises:
-        ParityMismatch: with the first such rule, and the first node that it refused.
-    """
-    for rule in report.rules:
-        if rule.passed:
-            continue
-        why = f"; first refused: {rule.refused[0].node}: {rule.refused[0].reason}" if rule.refused else "; no candidate is left in the graph"
-        raise ParityMismatch(
-            f"fusion {rule.rule} fired {rule.fired} times, expected {rule.expected}{why}", hint="fuse with --allow-partial to keep what is fused"
-        )
-
-
-def _pipeline(target: str) -> tuple[Fusion, ...]:
-    if target not in PIPELINES:
-        raise FusionError(f"no fusions for target {target!r}; there are: {', '.join(PIPELINES)}")
-    return PIPELINES[target]
-
-
-def _operators(model: ir.Model) -> dict[str, int]:
-    return dict(sorted(Counter(node.op_type for node in model.graph).items()))
+def _pipeline(target: str, kv_cache: KvCache, min_tensorrt: str | None) -> tuple[Fusion, ...]:
+    pipelines = STATIC_PIPELINES if kv_cache == "static" else PIPELINES
+    if target not in pipelines:
+        form = " with a static cache" if kv_cache == "static" else ""
+        raise FusionError(f"no fusions for target {target!r}{form}; there are: {', '.join(pipelines)}")
+    if min_tensorrt is not None:
+        check_release(min_tensorrt)
+        if target != "tensorrt":
+            raise UsageError(f"--min-tensorrt is of --target tensorrt, not of {target}")
+    return pipelines[target]

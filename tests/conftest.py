@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 import json
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -86,3 +90,37 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make_checkpoint() -> Callable[..., Path]:
     """Writes Hugging Face folders of other shapes: ``make_checkpoint(folder, num_hidden_layers=5)``."""
     return write_checkpoint
+
+
+@pytest.fixture(scope="session")
+def plan_on_cpu() -> ModuleType:
+    """The file of that name beside this one; tests are no package to import it from."""
+    spec = importlib.util.spec_from_file_location("plan_on_cpu", Path(__file__).with_name("plan_on_cpu.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def runtime(plan_on_cpu: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """ONNX Runtime in the place of TensorRT-RTX, for plans of ``plan_on_cpu.write_plan``; buffers lie in the host's memory."""
+    from engines import device_cache, runner
+
+    memory = plan_on_cpu.Memory()
+    for module in (runner, device_cache):
+        monkeypatch.setattr(module, "device_memory", memory)
+    fake = plan_on_cpu.Runtime(memory)
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", fake)
+    return fake
+
+
+@pytest.fixture
+def a100(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """This machine has an A100, as far as anybody asks its driver."""
+    from engines import device
+
+    found = device.Device("NVIDIA A100-SXM4-80GB", (8, 0), 80 * 2**30)
+    monkeypatch.setattr(device, "read_device", lambda: found)
+    return found

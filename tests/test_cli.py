@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 import cli
 
 ROOT = Path(__file__).resolve().parents[1]
-COMMANDS = ["run", "export", "fuse", "quantize", "build", "validate", "generate", "inspect", "doctor"]
+COMMANDS = ["run", "export", "fuse", "quantize", "build", "validate", "generate", "bench", "inspect", "doctor"]
 
 
 def run_cli(*arguments: str | Path, code: int = 0) -> subprocess.CompletedProcess[str]:
@@ -60,8 +60,8 @@ def test_every_command_is_covered() -> None:
 def test_doctor_prints_one_json_object() -> None:
     report = json.loads(run_cli("doctor", "--json").stdout)
     assert report["versions"]["torch"]
-    assert {row["state"] for row in report["can"]} <= {"yes", "no"}
-    assert all(row["hint"] for row in report["can"] if row["state"] == "no")
+    assert {row["state"] for row in report["can"]} <= {"yes", "no", "not asked"}
+    assert all(row["hint"] for row in report["can"] if row["state"] != "yes")
 
 
 def test_usage_error_is_exit_code_two() -> None:
@@ -99,7 +99,12 @@ def test_verify_finds_a_changed_byte(artifact: Path, tmp_path: Path) -> None:
     raw[-1] ^= 1
     weights.write_bytes(raw)
     result = run_cli("inspect", copy, "--verify", code=3)
-    assert "weights/layer-001.safetensors is not the file that was written" in " ".join(result.stdout.split())
+    first, *_, last = result.stdout.splitlines()
+    assert last.startswith("FAILED: ")
+    assert "weights/layer-001.safetensors is not the file that was written and" in last
+    assert first == f"{copy}: artifact folder: {last}"
+    report = json.loads(run_cli("inspect", copy, "--verify", "--json", code=3).stdout)
+    assert report["verified"] == report["checked"] - 1
 
 
 @pytest.mark.trace
@@ -147,7 +152,7 @@ def test_generate_without_a_tokenizer_is_refused(artifact: Path) -> None:
 
 
 @pytest.mark.trace
-def test_static_cache_is_exported_inspected_and_refused_by_the_steps_that_lack_it(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_static_cache_is_taken_by_each_step_and_the_other_form_s_options_are_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
     out = tmp_path / "static"
     run_cli("export", "--checkpoint", tiny_checkpoint, "--kv-cache", "static", "--out", out)
     assert json.loads(run_cli("inspect", out, "--json").stdout)["model"]["kv_cache"] == "static"
@@ -155,17 +160,20 @@ def test_static_cache_is_exported_inspected_and_refused_by_the_steps_that_lack_i
     assert graph["opset"] == 24
     assert list(graph["inputs"])[:4] == ["input_ids", "position_ids", "cache_write_indices", "key_value_lengths"]
     assert graph["operators_of_layer_0"]["TensorScatter"] == 2
+    run_cli("fuse", out)
+    run_cli("quantize", out)
     before = sorted(path.name for path in out.iterdir())
-    for command in (("fuse", out), ("quantize", out), ("build", out), ("validate", out), ("generate", out, "hello")):
-        error, hint = refused(*command)
-        assert "has a static KV cache" in error
-        assert "not there yet" in error
-        assert "--kv-cache dynamic" in hint
+    error, hint = refused("build", out)
+    assert "a static cache needs --capacity" in error
+    assert hint == "hint: --capacity 96"
+    assert "--max-length is for a dynamic cache" in refused("build", out, "--max-length", 64)[0]
+    assert "no tokenizer.json" in refused("generate", out, "hello", "--capacity", 40)[0]
     assert sorted(path.name for path in out.iterdir()) == before
     again = json.loads(run_cli("export", "--checkpoint", tiny_checkpoint, "--out", out, "--json").stdout)  # the form is an option like any other
     assert again["weights_bytes"] > 0
     assert json.loads(run_cli("inspect", out, "--json").stdout)["model"]["kv_cache"] == "dynamic"
     run_cli("fuse", out)
+    assert "--capacity is for a static cache" in refused("build", out, "--capacity", 64)[0]
 
 
 @pytest.mark.trace

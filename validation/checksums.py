@@ -5,7 +5,6 @@ A flipped bit can be smaller than float16's own noise, so no measurement would s
 
 from __future__ import annotations
 
-import shlex
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from artifact.errors import ArtifactError
 from artifact.hashing import hash_span, sha256_of, tensor_digest
 from artifact.manifest import Manifest
 from artifact.progress import Progress, silent
+from artifact.stale import command_of
 from artifact.tensor_file import CHECKSUMS, StoredTensor, plan_tensors, read_checksums
 
 LISTS = "weights/*checksums.json"
@@ -87,12 +87,6 @@ def _verify_lineage(artifact: Path, manifest: Manifest, report: ChecksumReport) 
             else:
                 stale = {"file": file, "tensor": None, "expected": f"{sha256}, which {name} was made from", "got": min(now)}
                 report.failed.append(stale | {"step": name, "hint": command_of(artifact, name, step["options"])})
-
-
-def command_of(artifact: Path, step_id: str, options: Mapping[str, Any]) -> str:
-    """The command that does a recorded step again: its options are those of the command line."""
-    flags = [word for key, value in options.items() if value not in (None, False) for word in (f"--{key.replace('_', '-')}", str(value))]
-    return shlex.join(["python", "cli.py", step_id.split("-", maxsplit=1)[0], str(artifact), *(word for word in flags if word != "True")])
 
 
 def _read_list(artifact: Path, name: str, report: ChecksumReport) -> list[StoredTensor]:

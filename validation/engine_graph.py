@@ -17,10 +17,12 @@ from artifact.progress import Progress
 from engines.engine_graph import gather_last_position
 from graphs.diff import compare_graphs, moved_weights
 from validation import metrics, tolerances
-from validation.graph_runner import GraphRunner, RowResult
-from validation.measurement import LastRows, StageMeasurement
+from validation.graph_runner import GraphRunner
+from validation.measurement import LastRows, StageMeasurement, run_scenario
 from validation.oracle import Oracle
+from validation.row_result import RowResult
 from validation.scenario_errors import compare_scenario
+from validation.scenarios import Scenario
 from validation.stage import stage_entry
 from validation.structure import last_rows
 
@@ -47,15 +49,19 @@ def measure_engine_graph(oracle: Oracle, stage: str, expected: LastRows | None, 
     checks = []
     graph, base = (oracle.artifact / f"{name}.onnx" for name in (stage, stage.removesuffix(tolerances.ENGINE)))
     try:
-        numbers["engine_difference"] = _compare_numbers(oracle, graph, expected or _run_stage(oracle, base), measured)
+        if (difference := _compare_numbers(oracle, graph, expected or _run_stage(oracle, base), measured)) is not None:
+            numbers["engine_difference"] = difference
         different = structural_difference(graph, base)
         numbers["engine_structure"] = len(different)
         if different:
             measured.where["engine_structure"] = different[0]
     except ToolkitError as error:
         checks.append(tolerances.failed_to_run(str(error)))
-    rows = tolerances.limits_of("engine")
-    checks += [tolerances.judge(row, numbers.get(row.check), where=measured.where.get(row.check)) for row in rows]
+    rows = tolerances.limits_of("engine", kv_cache=oracle.kv_cache)
+    found = measured.numbers | numbers
+    checks += [
+        tolerances.judge(row, found.get(row.check), where=measured.where.get(row.check), missing=measured.missing.get(row.check)) for row in rows
+    ]
     entry = stage_entry(stage, measured, checks, time.perf_counter() - start)
     return entry | {"engine_difference": numbers.get("engine_difference")}
 
@@ -75,20 +81,33 @@ def structural_difference(engine: Path, base: Path) -> list[str]:
 
 
 def _run_stage(oracle: Oracle, base: Path) -> LastRows:
-    runner = GraphRunner(base, oracle.config, oracle.dtype)
-    return {scenario.name: last_rows(scenario, runner.run(scenario)) for scenario in oracle.scenarios if scenario.name in SCENARIOS}
+    runner = oracle.runner(base)
+    return {scenario.name: last_rows(scenario, runner.run(scenario, oracle.capacity)) for scenario in oracle.scenarios if scenario.name in SCENARIOS}
 
 
-def _compare_numbers(oracle: Oracle, graph: Path, expected: LastRows, measured: StageMeasurement) -> float:
-    """Largest difference from the stage ÷ its largest logit; the errors against the reference go into ``measured``.
+def _fitting(oracle: Oracle, runner: GraphRunner, measured: StageMeasurement) -> list[Scenario]:
+    """The scenarios, without those that need more slots than a static cache was built with."""
+    scenarios = [scenario for scenario in oracle.scenarios if scenario.name in SCENARIOS]
+    fitting = [scenario for scenario in scenarios if runner.capacity is None or scenario.width <= runner.capacity]
+    if left_out := ", ".join(scenario.name for scenario in scenarios if scenario not in fitting):
+        reason = f"built for {runner.capacity} slots, too few for {left_out}"
+        measured.warnings.append(f"not run on all scenarios: {reason}")
+        measured.missing["engine_difference"] = measured.missing["stray_slots"] = reason
+    return fitting
+
+
+def _compare_numbers(oracle: Oracle, graph: Path, expected: LastRows, measured: StageMeasurement) -> float | None:
+    """Largest difference from the stage ÷ its largest logit, None where no scenario fits; the errors against the reference go into ``measured``.
 
     Top-1 is against the stage: an engine graph has a handful of positions, too few for a share against the reference to mean anything.
     """
-    scenarios = [scenario for scenario in oracle.scenarios if scenario.name in SCENARIOS]
-    runner = GraphRunner(graph, oracle.config, oracle.dtype, one_position=True)
+    runner = oracle.runner(graph, one_position=True)
+    scenarios = _fitting(oracle, runner, measured)
+    if not scenarios:
+        return None
     worst, same = [], []
     for scenario in scenarios:
-        results = runner.run(scenario)
+        results = run_scenario(oracle, measured, runner, scenario)
         measured.scenarios.append(compare_scenario(oracle, scenario, results))
         pairs = list(zip(results, expected[scenario.name], strict=True))
         worst += [_difference(ours, theirs) for ours, theirs in pairs]

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from artifact.errors import ValidationError
-from validation.machine import GPU_DEVICE
+from engines.device import Device
+from engines.runner import why_not_here
 
 RECORDS = "engines/*/build.json"
-NO_GPU = "no GPU: a plan runs on its target alone; its ONNX graph was checked instead"
-NOT_YET = "plans are not run by this version; the plan's ONNX graph was checked instead"
+NOT_ASKED = "plans run on their GPU alone, with --device cuda; the plan's ONNX graph was checked instead"
 
 
 def engine_entries(artifact: Path) -> list[dict[str, Any]]:
@@ -31,7 +31,22 @@ def engine_entries(artifact: Path) -> list[dict[str, Any]]:
     return entries
 
 
-def plans_not_run(engines: list[dict[str, Any]]) -> list[dict[str, str]]:
-    """One line for each folder of plans."""
-    reason = NOT_YET if GPU_DEVICE.exists() else NO_GPU
-    return [{"stage": f"engine {folder}", "reason": reason} for folder in dict.fromkeys(engine["folder"] for engine in engines)]
+def split_engines(artifact: Path, engines: list[dict[str, Any]], device: Device | str | None) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
+    """The plans that can run here, and for each of the others the reason.
+
+    Args:
+        artifact: the folder.
+        engines: of ``engine_entries``.
+        device: this machine's GPU; the reason why there is none; None where plans are not to be run.
+    """
+    runnable, others = [], []
+    for engine in engines:
+        if isinstance(device, Device):
+            reason = why_not_here(artifact, engine, device)
+        else:
+            reason = f"{device}; the plan's ONNX graph was checked instead" if device else NOT_ASKED
+        if reason is None:
+            runnable.append(engine)
+        else:
+            others.append({"stage": f"engine {engine['folder']}", "reason": reason})
+    return runnable, others

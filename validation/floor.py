@@ -26,6 +26,7 @@ from artifact.config import LlamaConfig
 from artifact.hashing import sha256_of
 from artifact.layout import LM_HEAD, parameter_count, tensor_shapes
 from artifact.manifest import read_manifest
+from artifact.progress import Progress, silent
 from artifact.steps import StepContext, rules_hash
 from validation import metrics
 from validation.reference import Read, Reference, ReferenceRun
@@ -96,20 +97,32 @@ def measure_floor(step: StepContext, fingerprint: str, reference: Reference, seq
         sequences: token ids [L] each.
         runs: what the reference computed for them.
     """
-    streamed = parameter_count(reference.config) > STREAMED_ABOVE
-    transformers_source = f"transformers {metadata.version('transformers')} LlamaForCausalLM float16"
-    source = "our model in float16, layer by layer, products in float32 kernels" if streamed else transformers_source
-    key = _key(fingerprint, sequences, source)
-    floor = _kept(step, key)
-    if floor is None:
-        step.progress("float16 floor", 0, 1)
-        half = streamed_logits(reference, sequences) if streamed else transformers_logits(reference.config, reference.read, sequences)
-        floor = compare(half, [run.logits() for run in runs], source)
-        if streamed:  # our own model again: it says nothing about the reference
-            floor = replace(floor, mean_kl=None)
+    source = floor_source(reference.config)
+    key = floor_key(fingerprint, sequences, source)
+    floor = _kept(step, key) or compute_floor(reference, sequences, runs, step.progress)
     with step.write(FILE) as temporary:  # also where it was kept: the file is an output of this step
         temporary.write_text(json.dumps({"key": key, "floor": asdict(floor)}, indent=1) + "\n", encoding="utf-8")
     return floor
+
+
+def compute_floor(reference: Reference, sequences: Sequence[Ids], runs: Sequence[ReferenceRun], progress: Progress = silent) -> Floor:
+    """The floor of a checkpoint on some sequences, measured; arguments as in ``measure_floor``."""
+    progress("float16 floor", 0, 1)
+    streamed, source = _is_streamed(reference.config), floor_source(reference.config)
+    half = streamed_logits(reference, sequences) if streamed else transformers_logits(reference.config, reference.read, sequences)
+    floor = compare(half, [run.logits() for run in runs], source)
+    return replace(floor, mean_kl=None) if streamed else floor  # our own model again: it says nothing about the reference
+
+
+def floor_source(config: LlamaConfig) -> str:
+    """What is run for a model of this size."""
+    if _is_streamed(config):
+        return "our model in float16, layer by layer, products in float32 kernels"
+    return f"transformers {metadata.version('transformers')} LlamaForCausalLM float16"
+
+
+def _is_streamed(config: LlamaConfig) -> bool:
+    return parameter_count(config) > STREAMED_ABOVE
 
 
 def compare(half: Sequence[NDArray[np.float32]], reference: Sequence[NDArray[np.float32]], source: str) -> Floor:
@@ -179,7 +192,8 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def _key(fingerprint: str, sequences: Sequence[Ids], source: str) -> dict[str, str]:
+def floor_key(fingerprint: str, sequences: Sequence[Ids], source: str) -> dict[str, str]:
+    """All that a floor depends on."""
     digest = hashlib.sha256()
     for ids in sequences:
         digest.update(len(ids).to_bytes(8, "little") + np.ascontiguousarray(ids, np.int64).tobytes())

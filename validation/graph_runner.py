@@ -2,12 +2,13 @@
 
 It proves structure: wiring, masks, cache and positions. It does not prove float16: ONNX Runtime computes most of a float16 graph in float32
 (design §4; strict.py rounds).
-Letters: B batch, S new tokens of a call, L real tokens of a row, K kv heads, D head_dim, V vocab.
+
+A static cache is written in place, as an engine does it: past and present are one buffer.
+Letters: B batch, S new tokens of a call, L real tokens of a row, P past, C capacity, K kv heads, D head_dim, V vocab.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,46 +19,14 @@ from numpy.typing import NDArray
 from artifact import io_spec
 from artifact.config import LlamaConfig
 from artifact.errors import ValidationError
-from artifact.io_spec import Dtype, GraphValue
-from validation.scenarios import Call, Scenario
+from artifact.io_spec import Dtype, KvCache
+from validation.calls import FORMS, AnyCall, StaticCall, Turn
+from validation.graph_interface import check_contract, fixed_capacity, load_session
+from validation.row_result import Array, RowResult, row_results
+from validation.scenarios import Scenario
+from validation.stray_slots import UNWRITTEN, stray_slots
 
-Array = NDArray[Any]
-PROVIDERS = ["CPUExecutionProvider"]
 DTYPES: dict[str, Any] = {"fp16": np.float16, "fp32": np.float32}
-ORT_TYPES = {"int64": "tensor(int64)", "fp16": "tensor(float16)", "fp32": "tensor(float)"}
-SESSION_ENTRIES = {
-    # DequantizeLinear + MatMul becomes MatMulNBits, which rounds activations to int8 too: another computation than the graph's. In ONNX Runtime
-    # 1.31 the first switch alone leaves it on (measured: KL 0.0069 where the graph's own is lower); the second keeps every Q/DQ node as written.
-    "session.enable_dq_matmulnbits_fusion": "0",
-    "session.disable_quant_qdq": "1",
-    "session.intra_op.allow_spinning": "0",  # waiting threads that spin halve the speed of everything else on two cores
-}
-
-
-@dataclass
-class RowResult:
-    """What a graph computed for one row of a scenario, padding removed.
-
-    Attributes:
-        positions: token indices that have logits; all of them, or the last of each call where a graph gathers one position.
-        logits: [len(positions), V], the graph's dtype.
-        keys, values: per layer [K, L, D], the graph's dtype, after the last call.
-    """
-
-    positions: NDArray[np.int64]
-    logits: Array
-    keys: list[Array] = field(default_factory=list)
-    values: list[Array] = field(default_factory=list)
-
-    def without_caches(self) -> RowResult:
-        """The logits alone."""
-        return RowResult(self.positions, self.logits)
-
-    def gathered(self, positions: NDArray[np.int64]) -> RowResult:
-        """Some positions alone, copied, without the caches."""
-        at = np.searchsorted(self.positions, positions)
-        assert np.array_equal(self.positions[at], positions)
-        return RowResult(positions, self.logits[at].copy())
 
 
 class GraphRunner:
@@ -65,118 +34,142 @@ class GraphRunner:
 
     Args:
         graph: the ONNX file; its external data lies beside it.
-        config, dtype: the model it must be.
+        config, dtype, kv_cache: the model it must be.
         one_position: whether it is an engine graph, with logits [B, 1, V].
         threads: of ONNX Runtime; 0 lets it choose.
+
+    Attributes:
+        capacity: slots of a static cache that the graph is fixed to; None where the caller chooses.
 
     Raises:
         ValidationError: ONNX Runtime can't load it, chose other providers, or its inputs and outputs are not the contract's.
     """
 
-    def __init__(self, graph: Path, config: LlamaConfig, dtype: Dtype, *, one_position: bool = False, threads: int = 0) -> None:
+    def __init__(
+        self, graph: Path, config: LlamaConfig, dtype: Dtype, kv_cache: KvCache = "dynamic", *, one_position: bool = False, threads: int = 0
+    ) -> None:
         self.name = graph.name
         self.config = config
         self.dtype = dtype
+        self.kv_cache = kv_cache
         self.one_position = one_position
-        self._session = _load(graph, threads)
-        _check_interface(graph.name, self._session.get_inputs(), io_spec.graph_inputs(config, dtype), "input")
-        _check_interface(graph.name, self._session.get_outputs(), io_spec.graph_outputs(config, dtype, one_position=one_position), "output")
+        self._session = load_session(graph, threads)
+        check_contract(graph.name, self._session, config, dtype, kv_cache, one_position=one_position)
+        self.capacity = fixed_capacity(self._session)
 
-    def run(self, scenario: Scenario) -> list[RowResult]:
+    def run(self, scenario: Scenario, capacity: int = 0) -> list[RowResult]:
         """All calls of a scenario; one result per row.
 
+        Args:
+            scenario: what to run.
+            capacity: slots of a static cache, unless the graph fixes them; they hold ``UNWRITTEN`` until they are written.
+
         Raises:
-            ValidationError: ONNX Runtime stopped in one of the calls.
+            ValidationError: ONNX Runtime stopped in one of the calls, or a static cache is too small.
         """
-        cache: list[Array] | None = None
-        columns: list[NDArray[np.int64]] = []
+        form = FORMS[self.kv_cache]
+        cache = self.new_cache(len(scenario.rows), capacity, UNWRITTEN)
         logits: list[Array] = []
-        for call in scenario.calls():
-            outputs = self.call(call, cache)
-            logits.append(outputs[0])
-            columns.append(np.arange(call.end - outputs[0].shape[1], call.end))
-            cache = outputs[1:]
-        return _split_rows(scenario, np.concatenate(columns), np.concatenate(logits, axis=1), cache or [])
+        for call in form.calls(scenario.turns()):
+            of_call, *cache = self.call(call, cache)
+            logits.append(of_call)
+        results = row_results(scenario, logits, cache, form.padding)
+        if self.kv_cache == "static":
+            for row, result in enumerate(results):
+                result.strays = stray_slots(scenario, row, cache)
+        return results
 
     def logits(self, ids: NDArray[np.int64]) -> Array:
         """Logits [L, V] of one sequence from an empty cache; the caches are not computed where nothing else needs them."""
-        window = Scenario("window", (ids,), (0,), (len(ids),))
-        feeds = call_feeds(self.config, self.dtype, next(window.calls()))
-        logits: Array = self._run([io_spec.LOGITS], feeds)[0][0]
+        call = next(FORMS[self.kv_cache].calls([Turn((ids,), (0,))]))
+        logits: Array = self._run([io_spec.LOGITS], call, self._feeds(call, None))[0][0]
         return logits
 
-    def call(self, call: Call, cache: list[Array] | None) -> list[Array]:
-        """One call: logits, then keys and values of every layer in turn, as the graph gives them; None is an empty cache."""
-        names = [value.name for value in io_spec.graph_outputs(self.config, self.dtype)]
-        return self._run(names, call_feeds(self.config, self.dtype, call, cache))
+    def new_cache(self, batch: int, capacity: int = 0, fill: float = 0.0) -> list[Array]:
+        """Keys and values of each layer in turn, before the first call: [B, K, 0, D], or [B, K, C, D] of a static cache.
 
-    def _run(self, names: list[str], feeds: dict[str, Array]) -> list[Array]:
+        Args:
+            batch: B.
+            capacity: C, unless the graph fixes it.
+            fill: what the slots hold; any finite value will do.
+        """
+        length = (self.capacity or capacity) if self.kv_cache == "static" else 0
+        return filled_caches(self.config, self.dtype, batch, length, fill)
+
+    def call(self, call: AnyCall, cache: list[Array] | None) -> list[Array]:
+        """One call: logits, then keys and values of every layer in turn; None is an empty cache.
+
+        A dynamic cache is left alone, and the present one is another; a static one is written in place and returned.
+
+        Raises:
+            ValidationError: ONNX Runtime stopped, or a static cache has too few slots.
+        """
+        if isinstance(call, StaticCall):
+            return self._run_in_place(call, cache or self.new_cache(len(call.input_ids), call.in_use))
+        names = [value.name for value in io_spec.graph_outputs(self.config, self.dtype)]
+        return self._run(names, call, self._feeds(call, cache))
+
+    def _feeds(self, call: AnyCall, cache: list[Array] | None) -> dict[str, Array]:
+        return call_feeds(self.config, self.dtype, call, cache, one_position=self.one_position)
+
+    def _run(self, names: list[str], call: AnyCall, feeds: dict[str, Array]) -> list[Array]:
         try:
             return [np.asarray(output) for output in self._session.run(names, feeds)]
         except Exception as error:  # its exceptions share no base class
-            batch, total = feeds[io_spec.ATTENTION_MASK].shape
-            raise ValidationError(f"{self.name}: ONNX Runtime stopped at a batch of {batch} with {total} positions: {error}") from error
+            raise self._stopped(call, error) from error
+
+    def _run_in_place(self, call: StaticCall, cache: list[Array]) -> list[Array]:
+        """Past and present bound to one buffer, which is the array's own memory."""
+        self._check_room(call, cache)
+        feeds = {name: np.ascontiguousarray(array) for name, array in self._feeds(call, cache).items()}
+        binding = self._session.io_binding()
+        binding.bind_output(io_spec.LOGITS)
+        for past, present in _cache_names(self.config):
+            buffer = onnxruntime.OrtValue.ortvalue_from_numpy(feeds.pop(past))
+            binding.bind_ortvalue_input(past, buffer)
+            binding.bind_ortvalue_output(present, buffer)
+        for name, array in feeds.items():
+            binding.bind_cpu_input(name, array)
+        try:
+            self._session.run_with_iobinding(binding)
+        except Exception as error:  # its exceptions share no base class
+            raise self._stopped(call, error) from error
+        return [binding.get_outputs()[0].numpy(), *cache]
+
+    def _check_room(self, call: StaticCall, cache: list[Array]) -> None:
+        capacity = cache[0].shape[2]
+        row = int(call.lengths.argmax())
+        if call.in_use > capacity:
+            first = int(call.write_indices[row])
+            raise ValidationError(f"{self.name}: row {row} of a batch would write slots {first} to {call.in_use - 1} of a cache with {capacity}")
+
+    def _stopped(self, call: AnyCall, error: Exception) -> ValidationError:
+        batch = len(call.input_ids)
+        return ValidationError(f"{self.name}: ONNX Runtime stopped at a batch of {batch} with {call.in_use} positions: {error}")
 
 
-def call_feeds(config: LlamaConfig, dtype: Dtype, call: Call, cache: list[Array] | None = None) -> dict[str, Array]:
+def call_feeds(config: LlamaConfig, dtype: Dtype, call: AnyCall, cache: list[Array] | None = None, *, one_position: bool = False) -> dict[str, Array]:
     """Graph inputs of a call by name.
 
     Args:
         config, dtype: of the model.
-        call: the new tokens.
-        cache: keys and values of each layer in turn, [B, K, P, D]; None is an empty one.
+        call: the new tokens, laid out for its cache form.
+        cache: keys and values of each layer in turn, [B, K, P or C, D]; None is an empty one, of just the slots that the call needs.
+        one_position: whether the graph is an engine graph.
     """
-    names = [value.name for value in io_spec.graph_inputs(config, dtype)]
-    if cache is None:
-        shape = (len(call.input_ids), config.num_key_value_heads, 0, config.head_dim)
-        cache = [np.zeros(shape, DTYPES[dtype]) for _ in range(2 * config.num_hidden_layers)]
-    return dict(zip(names, [call.input_ids, call.attention_mask, call.position_ids, *cache], strict=True))
+    kv_cache: KvCache = "static" if isinstance(call, StaticCall) else "dynamic"
+    cache = filled_caches(config, dtype, len(call.input_ids), call.empty_length) if cache is None else cache
+    known: dict[str, Array] = {**call.inputs(), **dict(zip((past for past, _ in _cache_names(config)), cache, strict=True))}
+    return {value.name: known[value.name] for value in io_spec.graph_inputs(config, dtype, kv_cache, one_position=one_position)}
 
 
-def _load(graph: Path, threads: int) -> Any:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    for key, value in SESSION_ENTRIES.items():
-        options.add_session_config_entry(key, value)
-    try:
-        session = onnxruntime.InferenceSession(graph, options, providers=PROVIDERS)
-    except Exception as error:  # its exceptions share no base class
-        hint = "python cli.py inspect --verify ART finds a damaged file"
-        raise ValidationError(f"{graph.name}: ONNX Runtime can't load it: {error}", hint=hint) from error
-    if session.get_providers() != PROVIDERS:
-        raise ValidationError(f"{graph.name}: ONNX Runtime runs it on {session.get_providers()}, asked for {PROVIDERS}")
-    return session
+def filled_caches(config: LlamaConfig, dtype: Dtype, batch: int, length: int, fill: float = 0.0) -> list[Array]:
+    """Keys and values of each layer in turn, [B, K, length, D], all of one value."""
+    shape = (batch, config.num_key_value_heads, length, config.head_dim)
+    return [np.full(shape, fill, DTYPES[dtype]) for _ in range(len(io_spec.CACHE_KINDS) * config.num_hidden_layers)]
 
 
-def _check_interface(graph: str, found: list[Any], expected: list[GraphValue], what: str) -> None:
-    got = {value.name: (value.type, tuple(value.shape)) for value in found}
-    wanted = {value.name: (ORT_TYPES[value.dtype], value.shape) for value in expected}
-    for name in wanted.keys() - got.keys():
-        raise ValidationError(f"{graph}: no {what} {name}; it has {', '.join(list(got)[:4])} … ({len(got)}, expected {len(wanted)})")
-    for name in got.keys() - wanted.keys():
-        raise ValidationError(f"{graph}: {what} {name} is not in the contract (expected {len(wanted)} {what}s, got {len(got)})")
-    for name, value in wanted.items():
-        if not _fits(got[name], value):
-            raise ValidationError(f"{graph}: {what} {name} is {_show(got[name])}, expected {_show(value)}")
-
-
-def _fits(got: tuple[str, tuple[Any, ...]], wanted: tuple[str, tuple[int | str, ...]]) -> bool:
-    """Same type, rank and fixed sizes; what must be dynamic is dynamic (ONNX Runtime renames or drops axis names where it infers a shape itself)."""
-    if got[0] != wanted[0] or len(got[1]) != len(wanted[1]):
-        return False
-    return all(size == axis if isinstance(axis, int) else not isinstance(size, int) for size, axis in zip(got[1], wanted[1], strict=True))
-
-
-def _show(value: tuple[str, tuple[Any, ...]]) -> str:
-    return f"{value[0]} {list(value[1])}"
-
-
-def _split_rows(scenario: Scenario, columns: NDArray[np.int64], logits: Array, cache: list[Array]) -> list[RowResult]:
-    """Take padding off: logits [B, columns, V] and caches [B, K, W, D] → one result per row."""
-    results = []
-    for row, pad in enumerate(scenario.pads):
-        real = columns >= pad
-        keys, values = ([tensor[row, :, pad:] for tensor in cache[kind::2]] for kind in (0, 1))
-        results.append(RowResult(columns[real] - pad, logits[row, real], keys, values))
-    return results
+def _cache_names(config: LlamaConfig) -> list[tuple[str, str]]:
+    """(past, present) of keys and values of each layer in turn."""
+    kinds = [(layer, kind) for layer in range(config.num_hidden_layers) for kind in io_spec.CACHE_KINDS]
+    return [(io_spec.past_name(*kind), io_spec.present_name(*kind)) for kind in kinds]

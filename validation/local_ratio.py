@@ -26,9 +26,9 @@ from artifact.errors import ValidationError
 from artifact.progress import Progress, silent
 from exporter.model import attention_allowed
 from exporter.rope import rotary_tables
-from graphs.partition import cut_layer, cut_shared, layer_count
+from graphs.partition import cut_layer, cut_shared, layer_count, part_boundaries
 from validation.floor import Float32Products
-from validation.graph_runner import PROVIDERS, SESSION_ENTRIES
+from validation.graph_interface import PROVIDERS, SESSION_ENTRIES
 from validation.node_runner import Array, run_nodes
 from validation.reference import Reference
 
@@ -79,7 +79,8 @@ def local_ratios(graph: ir.Model | Path, hidden: Sequence[Array], float16_errors
         FusionError: the graph can't be cut at its layers.
         ValidationError: the graph has another number of layers than the reference, or ONNX Runtime can't run a layer.
     """
-    model = ir.load(graph) if isinstance(graph, Path) else graph
+    model = ir.load(graph) if isinstance(graph, Path) else graph.clone()
+    part_boundaries(model)
     layers = layer_count(model)
     if not layers == len(float16_errors) == len(hidden) - 1:
         raise ValidationError(f"the graph has {layers} layers; the reference has {len(hidden) - 1}, with {len(float16_errors)} float16 errors")
@@ -117,17 +118,19 @@ def _run_layer(layer: ir.Model, index: int, entering: Array, feeds: Mapping[str,
 
 
 def _prefill_feeds(model: ir.Model, length: int) -> dict[str, Array]:
-    """Graph inputs for one row of ``length`` real tokens and an empty cache; ids are 0, because the layers are fed hidden states."""
+    """Graph inputs for one row of ``length`` real tokens and an empty cache of either form; ids are 0, because the layers are fed hidden states."""
     known = {
         io_spec.INPUT_IDS: np.zeros((1, length), np.int64),
         io_spec.ATTENTION_MASK: np.ones((1, length), np.int64),
         io_spec.POSITION_IDS: np.arange(length, dtype=np.int64)[None],
+        io_spec.CACHE_WRITE_INDICES: np.zeros(1, np.int64),
+        io_spec.KEY_VALUE_LENGTHS: np.full(1, length, np.int64),
     }
     for value in model.graph.inputs:
         if value.name not in known:
             if value.shape is None or value.dtype is None:
                 raise ValidationError(f"graph input {value.name} has no shape or dtype")
-            axes = {io_spec.BATCH: 1, io_spec.PAST: 0}
+            axes = {io_spec.BATCH: 1, io_spec.PAST: 0, io_spec.CAPACITY: length}
             known[str(value.name)] = np.zeros([size if isinstance(size, int) else axes[str(size)] for size in value.shape], value.dtype.numpy())
     return known
 

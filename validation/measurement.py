@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from validation.graph_runner import RowResult
+from validation.graph_runner import GraphRunner
 from validation.oracle import Oracle
+from validation.row_result import RowResult
+from validation.scenarios import Scenario
 
 NUMBERS = (
     "max_abs", "mean_abs", "max_abs_relative", "noise_ratio", "part_noise_ratio", "strict_noise_ratio", "strict_nonfinite", "worst_local_ratio",
     "worst_local_layer", "range_peak", "range_tensor", "mean_kl", "top1_agreement", "decisive_disagreements", "scenario_spread", "self_consistency",
-    "cache_error", "perplexity", "perplexity_increase_pct", "perplexity_se_pct",
+    "cache_error", "stray_slots", "cache_capacity", "perplexity", "perplexity_increase_pct", "perplexity_se_pct",
 )  # fmt: skip
 """Keys of every stage of the report, null where not measured."""
 
@@ -40,6 +43,23 @@ class StageMeasurement:
     warnings: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     last_rows: LastRows = field(default_factory=dict)
+
+
+def run_scenario(oracle: Oracle, measured: StageMeasurement, runner: GraphRunner, scenario: Scenario) -> list[RowResult]:
+    """Run a scenario, on caches of the oracle's capacity unless the graph fixes it, and record what is to be known of a static cache."""
+    rows = runner.run(scenario, oracle.capacity)
+    if oracle.kv_cache == "static":
+        measured.numbers["cache_capacity"] = runner.capacity or oracle.capacity
+        _count_strays(measured, scenario, rows)
+    return rows
+
+
+def _count_strays(measured: StageMeasurement, scenario: Scenario, rows: Sequence[RowResult]) -> None:
+    """Add what a scenario left where nothing was to be written; the first is named."""
+    found = [f"{scenario.name}, row {row}: {stray}" for row, result in enumerate(rows) for stray in result.strays]
+    measured.numbers["stray_slots"] = (measured.numbers["stray_slots"] or 0) + len(found)
+    if found:
+        measured.where.setdefault("stray_slots", found[0])
 
 
 def against_floor(oracle: Oracle, measured: StageMeasurement, check: str, mean_abs: float) -> None:

@@ -18,7 +18,7 @@ from artifact.layout import MODULE_KEY
 Operand = tuple[ir.DataType, int] | None
 """Dtype and rank of a node's input; None where an optional input is left out."""
 
-MANY_THREADS = frozenset({"MatMul", "Gemm", "Attention"})
+MANY_THREADS = frozenset({"MatMul", "Gemm", "Attention", "GroupQueryAttention", "MatMulNBits"})
 _DTYPE_ATTRIBUTES = frozenset({"to", "output_dtype", "dtype"})
 _NAMED_TYPES = {
     "float": ir.DataType.FLOAT,

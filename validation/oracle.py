@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from artifact.config import LlamaConfig
 from artifact.errors import ValidationError
-from artifact.io_spec import Dtype
+from artifact.io_spec import Dtype, KvCache
 from artifact.steps import StepContext
 from exporter.checkpoints import Checkpoint
 from validation import perplexity
 from validation.floor import Floor, measure_floor, no_floor
+from validation.graph_runner import GraphRunner
 from validation.local_ratio import float16_layer_errors
 from validation.perplexity import TokenScores, Window
 from validation.reference import Reference, ReferenceRun
@@ -26,8 +27,12 @@ from validation.scenarios import Scenario, make_scenarios, split_sequences, toke
 from validation.text import Tokens, load_tokens
 
 logger = logging.getLogger(__name__)
+FLOAT32 = "an fp32 artifact is judged by the largest difference, not against float16's noise"
+MeasureFloor = Callable[[StepContext, str, Reference, Sequence[NDArray[np.int64]], Sequence[ReferenceRun]], Floor]
 MAIN, PADDED = 0, 1
 """Indices of the main sequence and of the padded row's."""
+SPARE_SLOTS = 8
+"""Slots of a static cache that no scenario writes: whoever reads or writes one too many meets them."""
 
 
 @dataclass
@@ -41,6 +46,7 @@ class Oracle:
         reference_scores: the reference's own; None where there are no windows.
         largest_logit: largest |logit| of the main sequence.
         seconds: what took how long.
+        kv_cache: the artifact's cache form.
     """
 
     artifact: Path
@@ -57,6 +63,16 @@ class Oracle:
     logits: list[NDArray[np.float32]] = field(repr=False)
     largest_logit: float
     seconds: dict[str, float]
+    kv_cache: KvCache = "dynamic"
+
+    @property
+    def capacity(self) -> int:
+        """Slots of a static cache in the scenarios."""
+        return max(scenario.width for scenario in self.scenarios) + SPARE_SLOTS
+
+    def runner(self, graph: Path, *, one_position: bool = False) -> GraphRunner:
+        """A graph of the artifact, loaded."""
+        return GraphRunner(graph, self.config, self.dtype, self.kv_cache, one_position=one_position)
 
     def window_logits(self, index: int) -> NDArray[np.float32]:
         """The reference's logits [n, V] of a window, made anew each time: all of them together would not fit."""
@@ -75,15 +91,26 @@ class Oracle:
         return sum(len(window.targets) for window in self.windows)
 
 
-def prepare_oracle(step: StepContext, checkpoint: Checkpoint, dtype: Dtype, *, text: Path | None, tokens: int | None) -> Oracle:
+def prepare_oracle(
+    step: StepContext,
+    checkpoint: Checkpoint,
+    dtype: Dtype,
+    kv_cache: KvCache = "dynamic",
+    *,
+    text: Path | None,
+    tokens: int | None,
+    measure: MeasureFloor = measure_floor,
+) -> Oracle:
     """Run the reference and the floor.
 
     Args:
         step: the artifact.
         checkpoint: what the reference takes its weights from; never the artifact, or a damaged artifact would be compared with itself.
         dtype: of the artifact; an fp32 artifact needs no floor.
+        kv_cache: of the artifact; the reference has none.
         text: what to score; None is the default text.
         tokens: how many tokens to score; None is 2,048.
+        measure: what gives the floor; where there is no artifact, one that keeps it elsewhere.
 
     Raises:
         ValidationError: no usable text, or a model too short for the scenarios.
@@ -101,7 +128,7 @@ def prepare_oracle(step: StepContext, checkpoint: Checkpoint, dtype: Dtype, *, t
     window_runs = runs[2:]
     scores = perplexity.score(windows, lambda index: window_runs[index].logits()) if windows else None
     clock.lap("reference")
-    floor = _floor(step, checkpoint.fingerprint, reference, dtype, ([main, short], runs[:2]))
+    floor = measure(step, checkpoint.fingerprint, reference, [main, short], runs[:2]) if dtype == "fp16" else no_floor(FLOAT32)
     clock.lap("floor")
     logits = [run.logits() for run in runs[:2]]
     return Oracle(
@@ -119,13 +146,8 @@ def prepare_oracle(step: StepContext, checkpoint: Checkpoint, dtype: Dtype, *, t
         logits=logits,
         largest_logit=float(np.abs(logits[MAIN]).max()),
         seconds=clock.seconds,
+        kv_cache=kv_cache,
     )
-
-
-def _floor(step: StepContext, fingerprint: str, reference: Reference, dtype: Dtype, measured: tuple[list[Any], list[ReferenceRun]]) -> Floor:
-    if dtype == "fp32":
-        return no_floor("an fp32 artifact is judged by the largest difference, not against float16's noise")
-    return measure_floor(step, fingerprint, reference, *measured)
 
 
 class _Clock:

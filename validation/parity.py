@@ -15,16 +15,18 @@ from artifact.errors import ValidationError
 from artifact.hashing import sha256_of
 from artifact.io_spec import Dtype
 from artifact.layout import parameter_count
-from artifact.manifest import require_artifact
+from artifact.manifest import kv_cache_of, require_artifact
 from artifact.progress import Progress
 from artifact.steps import MADE_BY, StepContext
+from engines.device import Device
 from exporter.checkpoints import Checkpoint
 from validation import machine, tolerances
 from validation.checksums import verify_checksums
 from validation.engine_graph import measure_engine_graph
-from validation.engines import engine_entries, plans_not_run
+from validation.engines import engine_entries, split_engines
 from validation.measurement import LastRows
 from validation.oracle import Oracle, prepare_oracle
+from validation.plan_stage import measure_plan
 from validation.render import write_reports
 from validation.stage import measure_stage
 
@@ -32,7 +34,13 @@ SCHEMA = 1
 
 
 def validate_artifact(
-    step: StepContext, *, checkpoint: Checkpoint, stages: list[str] | None, text: Path | None, tokens: int | None
+    step: StepContext,
+    *,
+    checkpoint: Checkpoint,
+    stages: list[str] | None,
+    text: Path | None,
+    tokens: int | None,
+    device: Device | str | None = None,
 ) -> dict[str, Any]:
     """Measure every stage of an artifact and write ``reports/parity.{json,md,html,xml}``.
 
@@ -42,6 +50,7 @@ def validate_artifact(
         stages: which; None is every graph that is there.
         text: what to score; None is the text that comes with the package.
         tokens: how many tokens to score; None is 2,048.
+        device: the GPU that plans are run on; the reason why there is none; None where plans are not to be run.
 
     Returns:
         The report; ``passed`` is False where anything does not match.
@@ -50,26 +59,31 @@ def validate_artifact(
         ValidationError: a stage that is not there, no usable text, or a model too short for the scenarios.
     """
     start = time.perf_counter()
-    manifest = require_artifact(step.artifact)
+    manifest = require_artifact(step.artifact, "validate")
     dtype: Dtype = manifest["model"]["dtype"]
     chosen, unknown = choose_stages(step.artifact, stages, dtype)
     stored = verify_checksums(step.artifact, manifest, step.progress)
     seconds = {"checksums": round(time.perf_counter() - start, 2)}
-    oracle = prepare_oracle(step, checkpoint, dtype, text=text, tokens=tokens)
+    oracle = prepare_oracle(step, checkpoint, dtype, kv_cache_of(manifest["model"]), text=text, tokens=tokens)
     measured = measure_stages(oracle, chosen, step.progress)
     engines = engine_entries(step.artifact)
+    runnable, not_run = split_engines(step.artifact, engines, device)
+    if isinstance(device, Device):
+        measured += [measure_plan(oracle, engine, device, step.progress) for engine in runnable]
     report = {
         "schema": SCHEMA,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "artifact": step.artifact.name,
         "model": {**manifest["model"], "parameters": parameter_count(checkpoint.config)},
+        "cache": {"form": oracle.kv_cache, "capacity": oracle.capacity if oracle.kv_cache == "static" else None},
         "text": oracle.tokens.as_report(oracle.scored_tokens),
         "floor": oracle.floor.as_report() | {"check": tolerances.judge_reference(oracle.floor.mean_kl, oracle.floor.reason)},
+        "fusion": manifest["steps"].get("fuse", {}).get("report"),
         "stages": measured,
-        "not_run": [*plans_not_run(engines), *unknown],
+        "not_run": [*not_run, *unknown],
         "engines": engines,
         "checksums": stored.as_report(),
-        "tolerances": tolerances.table(chosen, dtype, has_floor=oracle.floor.mean_abs is not None),
+        "tolerances": tolerances.table(chosen, dtype, has_floor=oracle.floor.mean_abs is not None, kv_cache=oracle.kv_cache),
         "versions": machine.versions(),
         "machine": machine.machine(),
         "hashes": {f"{stage}.onnx": sha256_of(step.artifact / f"{stage}.onnx") for stage in chosen},
@@ -145,18 +159,18 @@ def headline(report: dict[str, Any], *, random_weights: bool, left_out: int = 0)
         random_weights: the checkpoint is not a trained one.
         left_out: graphs that are there and were not run; where there are any, nothing is said of the artifact as a whole.
     """
-    if mismatch := _first_mismatch(report):
+    if mismatch := first_mismatch(report):
         return mismatch
     unjudged = [stage["stage"] for stage in report["stages"] if stage["passed"] is None]
     if unjudged:
         return f"{', '.join(unjudged)}: measured, not judged"
-    unproven = _quality_unproven(report, random_weights=random_weights)
+    unproven = quality_unproven(report, random_weights=random_weights)
     subject = f" for {', '.join(stage['stage'] for stage in report['stages'])}" if left_out else ""
     proven = f"structure proven{subject}, quality not: {unproven}" if unproven else f"structure and quality proven{subject}"
     return proven + (f"; {left_out} graph{'s' if left_out > 1 else ''} not run" if left_out else "")
 
 
-def _quality_unproven(report: dict[str, Any], *, random_weights: bool) -> str | None:
+def quality_unproven(report: dict[str, Any], *, random_weights: bool) -> str | None:
     """Why the text says nothing of quality; None where it does."""
     if random_weights:
         return "random weights"
@@ -183,8 +197,9 @@ def without_nonfinite(value: Any) -> Any:
     return [without_nonfinite(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def _first_mismatch(report: dict[str, Any]) -> str | None:
-    if failed := report["checksums"]["failed"]:
+def first_mismatch(report: dict[str, Any]) -> str | None:
+    """The first thing that does not match, in one sentence; None where all does."""
+    if failed := (report["checksums"] or {}).get("failed"):
         first = failed[0]
         if first.get("hint"):
             return f"{first['step']} is stale, it was made from another {first['file']}; do it again: {first['hint']}"

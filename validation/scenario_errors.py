@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from validation import metrics
-from validation.graph_runner import RowResult
 from validation.oracle import Oracle
+from validation.row_result import RowResult
 from validation.scenarios import Part, Scenario
 
 Array = NDArray[Any]
@@ -66,7 +66,7 @@ def compare_scenario(oracle: Oracle, scenario: Scenario, rows: list[RowResult], 
         "calls": len(scenario.chunks),
         "max_abs": float(largest.max()),
         "mean_abs": float(mean[new].mean()),
-        "cache_max_abs": float(np.max([np.abs(ours.astype(np.float32) - theirs).max() for ours, theirs in _cache_pairs(oracle, scenario, rows)])),
+        "cache_max_abs": _largest_cache_error(oracle, scenario, rows),
         "mean_kl": float(metrics.kl_divergence(ours[new], reference[new]).mean()),
         "top1_agreement": metrics.top1_agreement(ours[new], reference[new]),
         "decisive_disagreements": decisive[0],
@@ -111,6 +111,12 @@ def ratio(value: float, scale: float | None) -> float | None:
     return 0.0 if value == 0 else float("inf")
 
 
+def _largest_cache_error(oracle: Oracle, scenario: Scenario, rows: list[RowResult]) -> float | None:
+    """Largest |difference| of keys and values; None where the graph gives none."""
+    errors = [np.abs(ours.astype(np.float32) - theirs).max() for ours, theirs in _cache_pairs(oracle, scenario, rows)]
+    return float(np.max(errors)) if errors else None
+
+
 def cache_errors(oracle: Oracle, scenario: Scenario, rows: list[RowResult]) -> NDArray[np.float64]:
     """Relative error of every layer's keys and values, the worst row: [N, 2]."""
     errors = [metrics.relative_error(*pair) for pair in _cache_pairs(oracle, scenario, rows)]
@@ -122,6 +128,6 @@ def _cache_pairs(oracle: Oracle, scenario: Scenario, rows: list[RowResult]) -> I
     """(graph's, reference's) [K, L, D] of each row, each layer, keys then values."""
     for row, sequence in zip(rows, scenario.sequences, strict=True):
         run = oracle.runs[sequence]
-        for layer in range(len(run.keys)):
+        for layer in range(len(row.keys)):
             for ours, theirs in ((row.keys[layer], run.keys[layer]), (row.values[layer], run.values[layer])):
                 yield ours, theirs[:, : ours.shape[1]]

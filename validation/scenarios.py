@@ -1,14 +1,15 @@
-"""The four ways a model is used, as calls of a graph: prefill, cached decode, chunked prefill, a left-padded batch.
+"""The four ways a model is used, as calls of a graph: prefill, cached decode, chunked prefill, a padded batch.
 
 Teacher-forced: every call gets the true tokens, whatever the graph said before, so that one full forward of the reference judges them all.
-Letters: B batch, S new tokens of a call, T columns so far, W columns of the whole batch (the longest row).
+A scenario knows nothing of caches: ``calls`` lays its turns out for a graph of either form.
+Letters: B batch, L tokens of a row.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import accumulate, groupby, pairwise
 from operator import itemgetter
 
 import numpy as np
@@ -16,23 +17,12 @@ from numpy.typing import NDArray
 
 from artifact.config import LlamaConfig
 from artifact.errors import ValidationError
+from validation.calls import Ids, Turn
 
-Ids = NDArray[np.int64]
 FULL, SHORTEST = 320, 20
 """Tokens of the main sequence, and the fewest that still make four different scenarios."""
 STEPS, PADDED_STEPS = 64, 8
 """Tokens that are decoded one by one, alone and in the padded batch; fewer where the model is short."""
-
-
-@dataclass(frozen=True)
-class Call:
-    """One call of a graph: the new columns [start, end) of the batch, with everything before them in the cache."""
-
-    start: int
-    end: int
-    input_ids: Ids
-    attention_mask: Ids
-    position_ids: Ids
 
 
 @dataclass(frozen=True)
@@ -57,7 +47,7 @@ class Scenario:
     """Token rows and how they are cut into calls.
 
     Attributes:
-        rows: token ids [L] of each row of the batch; shorter rows are padded on the left.
+        rows: token ids [L] of each row of the batch; they end together, so a shorter one has fewer tokens in the first calls.
         sequences: for each row, which of the reference's sequences it is a prefix of.
         chunks: columns of each call; they add up to the longest row.
     """
@@ -69,12 +59,12 @@ class Scenario:
 
     @property
     def width(self) -> int:
-        """Columns of the batch, W."""
+        """Columns of the batch: the longest row."""
         return max(len(row) for row in self.rows)
 
     @property
     def pads(self) -> tuple[int, ...]:
-        """Padded columns on the left of each row."""
+        """Columns of the batch in which a row has no token, before its first."""
         return tuple(self.width - len(row) for row in self.rows)
 
     @property
@@ -110,16 +100,12 @@ class Scenario:
         columns = np.cumsum(self.chunks) - 1 - self.pads[row]
         return columns[columns >= 0].astype(np.int64)
 
-    def calls(self) -> Iterator[Call]:
-        """The calls in order; ids and positions [B, S], mask [B, T], all int64. Padding has id 0, mask 0, position 0."""
-        ids = np.stack([np.pad(row, (pad, 0)) for row, pad in zip(self.rows, self.pads, strict=True)])  # [B, W]
-        mask = np.stack([np.arange(self.width) >= pad for pad in self.pads]).astype(np.int64)  # [B, W]
-        positions = np.maximum(np.cumsum(mask, axis=1) - 1, 0)  # [B, W]
-        start = 0
-        for size in self.chunks:
-            end = start + size
-            yield Call(start, end, ids[:, start:end], mask[:, :end], positions[:, start:end])
-            start = end
+    def turns(self) -> Iterator[Turn]:
+        """What each call brings, in order."""
+        for start, end in pairwise(accumulate(self.chunks, initial=0)):
+            spans = [(max(start - pad, 0), max(end - pad, 0)) for pad in self.pads]
+            new = tuple(row[first:last] for row, (first, last) in zip(self.rows, spans, strict=True))
+            yield Turn(new, tuple(first for first, _ in spans))
 
 
 def scenario_lengths(config: LlamaConfig) -> dict[str, int]:

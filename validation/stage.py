@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from artifact.errors import ToolkitError
 from artifact.progress import Progress
 from validation import metrics, tolerances
-from validation.graph_runner import call_feeds
+from validation.calls import FORMS
+from validation.graph_runner import call_feeds, filled_caches
 from validation.local_ratio import local_ratios
 from validation.measurement import LastRows, StageMeasurement, against_floor
 from validation.oracle import MAIN, Oracle
@@ -40,17 +41,17 @@ def measure_stage(oracle: Oracle, stage: str, progress: Progress) -> tuple[dict[
     assert kind is not None, stage
     measured = StageMeasurement()
     checks = [tolerances.failed_to_run(message) for message in _measure(oracle, graph, measured, progress)]
-    for row in tolerances.limits_of(kind, has_floor=oracle.floor.mean_abs is not None):
+    for row in tolerances.limits_of(kind, has_floor=oracle.floor.mean_abs is not None, kv_cache=oracle.kv_cache):
         value = tolerances.gated_value(row.check, measured.numbers, oracle.scored_tokens)
         checks.append(tolerances.judge(row, value, where=measured.where.get(row.check), missing=measured.missing.get(row.check)))
     return stage_entry(stage, measured, checks, time.perf_counter() - start), measured.last_rows
 
 
-def stage_entry(stage: str, measured: StageMeasurement, checks: list[dict[str, Any]], seconds: float) -> dict[str, Any]:
+def stage_entry(stage: str, measured: StageMeasurement, checks: list[dict[str, Any]], seconds: float, *, backend: str = BACKEND) -> dict[str, Any]:
     """One entry of the report's ``stages``."""
     return {
         "stage": stage,
-        "backend": BACKEND,
+        "backend": backend,
         **measured.numbers,
         "passed": tolerances.verdict(checks),
         "seconds": round(seconds, 2),
@@ -120,5 +121,6 @@ def measure_local(oracle: Oracle, graph: Path, measured: StageMeasurement) -> No
 
 
 def _prefill_feeds(oracle: Oracle) -> dict[str, Array]:
-    prefill = oracle.scenarios[0]
-    return call_feeds(oracle.config, oracle.dtype, next(prefill.calls()))
+    (call,) = FORMS[oracle.kv_cache].calls(oracle.scenarios[0].turns())
+    length = oracle.capacity if oracle.kv_cache == "static" else 0
+    return call_feeds(oracle.config, oracle.dtype, call, filled_caches(oracle.config, oracle.dtype, 1, length))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -33,12 +34,16 @@ class BuildResult:
     Attributes:
         peak_rss_mb: most memory that was resident at once, in 10^6 bytes.
         peak_anonymous_mb: the part of it that is no file's map, and so can't be given back.
+        network_layers: what the parser made of the graph, before anything is fused.
+        static_cache: what a static cache asks of a network, counted in it: ``attention_by_lengths``, ``caches_in_place``; 0 for a dynamic one.
     """
 
     seconds: float
     peak_rss_mb: int
     peak_anonymous_mb: int
     version: str
+    network_layers: int
+    static_cache: Mapping[str, int]
 
 
 class Backend(Protocol):
@@ -59,5 +64,5 @@ class Backend(Protocol):
         """Build a plan.
 
         Raises:
-            EngineError: the graph doesn't parse, or the compiler failed or died.
+            EngineError: the graph doesn't parse, the compiler would drop a part of what it says, or failed or died.
         """

@@ -43,4 +43,5 @@ class TensorRTRTX:
         start = time.perf_counter()
         result, peak = run_worker("engines.backends.tensorrt_rtx_worker", message, {"POLYGRAPHY_USE_TENSORRT_RTX": "1"}, progress)
         seconds = time.perf_counter() - start
-        return BuildResult(round(seconds, 2), peak.resident // MEGABYTE, peak.anonymous // MEGABYTE, result["version"])
+        memory = (peak.resident // MEGABYTE, peak.anonymous // MEGABYTE)
+        return BuildResult(round(seconds, 2), *memory, result["version"], result["network_layers"], result["static_cache"])

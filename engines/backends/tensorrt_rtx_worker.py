@@ -12,12 +12,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import onnx_ir as ir
 import tensorrt_rtx as trt
 from polygraphy.backend.tensorrt_rtx import CreateConfigRTX
 from polygraphy.backend.trt import Profile
 from polygraphy.exception import PolygraphyException
 
 from artifact.errors import EngineError
+from engines.backends.static_network import prepare_static
+from engines.lengths import lengths_by_attention
 
 Severity = trt.ILogger.Severity
 LEVELS = {Severity.INTERNAL_ERROR: logging.ERROR, Severity.ERROR: logging.ERROR, Severity.WARNING: logging.INFO, Severity.INFO: logging.DEBUG}
@@ -110,16 +113,30 @@ def parse(graph: Path, builder: Any, logger: Logger) -> tuple[Any, Any]:
     return network, parser
 
 
-def build(request: dict[str, Any]) -> None:
-    """Build and stream one plan.
+def prepare(network: Any, graph: Path) -> dict[str, int]:
+    """Put back what the parser drops of a graph, and count it; nothing is to be done for a dynamic cache.
 
     Raises:
-        EngineError: the graph doesn't parse, the configuration is refused, the disk is full, or TensorRT fails.
+        EngineError: attention that would ignore its lengths, or a cache that would not be updated in place.
+    """
+    nodes = ir.load(graph).graph
+    return prepare_static(network, lengths_by_attention(nodes), sum(node.op_type == "TensorScatter" for node in nodes))
+
+
+def build(request: dict[str, Any]) -> dict[str, Any]:
+    """Build and stream one plan.
+
+    Returns:
+        ``version``; ``network_layers``, as parsed; ``static_cache``, as ``static_network.prepare_static`` counts it.
+
+    Raises:
+        EngineError: the graph doesn't parse or can't be prepared, the configuration is refused, the disk is full, or TensorRT fails.
     """
     logger = Logger()
     graph, plan = Path(request["graph"]), Path(request["plan"])
     builder = trt.Builder(logger)
     network, parser = parse(graph, builder, logger)
+    layers, found = network.num_layers, prepare(network, graph)
     profiles = []
     for shapes in request["profiles"]:
         profile = Profile()
@@ -145,18 +162,19 @@ def build(request: dict[str, Any]) -> None:
     if not built:
         raise EngineError(f"{graph.name}: TensorRT can't build it: {logger.errors[-1] if logger.errors else 'no reason given'}")
     del parser, monitor
+    return {"version": trt.__version__, "network_layers": layers, "static_cache": found}
 
 
 def main() -> None:
     """Read the request, build, answer."""
     try:
-        build(json.loads(sys.stdin.read()))
+        result = build(json.loads(sys.stdin.read()))
     except EngineError as error:
         send(error=str(error), hint=error.hint)
     except PolygraphyException as error:
         send(error=f"the build configuration was refused: {error}", hint=None)
     else:
-        send(result={"version": trt.__version__})
+        send(result=result)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from artifact.errors import CheckpointError
+from artifact.errors import ArtifactError, CheckpointError
+from artifact.manifest import MANIFEST, read_manifest
 from exporter.checkpoints.huggingface import CONFIG, open_huggingface
 from exporter.checkpoints.meta_config import PARAMS
 from exporter.checkpoints.meta_model import open_meta
@@ -17,8 +18,9 @@ def open_folder(folder: Path, *, size: str | None = None) -> Checkpoint:
     """Open a Hugging Face or a Meta folder; one that holds both, as the hub's do, is read as Hugging Face's.
 
     Raises:
-        CheckpointError: no format that can be read, or as the reader of the format says.
+        CheckpointError: an artifact that this toolkit made, no format that can be read, or as the reader of the format says.
     """
+    _refuse_artifact(folder)
     names = {path.name for path in folder.iterdir()}
     meta = PARAMS in names or any(PART.fullmatch(name) for name in names)
     if meta and not (CONFIG in names and has_weights(folder)):
@@ -27,3 +29,16 @@ def open_folder(folder: Path, *, size: str | None = None) -> Checkpoint:
     if ggufs and CONFIG not in names:
         raise CheckpointError(f"{folder}: a folder with GGUF files and no {CONFIG}", hint=f"give one of its files: {folder / ggufs[0]}")
     return open_huggingface(folder)
+
+
+def _refuse_artifact(folder: Path) -> None:
+    """Say of an artifact folder what it is; one that is the checkpoint's own folder is both."""
+    try:
+        model = read_manifest(folder)["model"] if (folder / MANIFEST).is_file() else None
+    except ArtifactError:  # another tool's manifest.json
+        return
+    if model is not None and model.get("weights") != "reference":
+        raise CheckpointError(
+            f"{folder} is an artifact that was exported from {model['source']}, and no checkpoint",
+            hint=f"python cli.py fuse {folder} goes on with it; --checkpoint {model['source']} exports the same model again",
+        )

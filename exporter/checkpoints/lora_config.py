@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import sqrt
+from math import isfinite, sqrt
 from pathlib import Path
 from typing import Any
 
@@ -90,11 +90,11 @@ def _parsed(raw: Mapping[str, Any]) -> LoraConfig:
     try:
         config = LoraConfig(
             r=positive_integer(f"{CONFIG}: r", raw.get("r")),
-            lora_alpha=float(raw["lora_alpha"]),
+            lora_alpha=_finite("lora_alpha", raw["lora_alpha"]),
             use_rslora=bool(raw.get("use_rslora", False)),
             fan_in_fan_out=bool(raw.get("fan_in_fan_out", False)),
             rank_pattern={key: positive_integer(f"{CONFIG}: rank_pattern[{key!r}]", value) for key, value in (raw.get("rank_pattern") or {}).items()},
-            alpha_pattern={key: float(value) for key, value in (raw.get("alpha_pattern") or {}).items()},
+            alpha_pattern={key: _finite(f"alpha_pattern[{key!r}]", value) for key, value in (raw.get("alpha_pattern") or {}).items()},
             target_modules=modules if isinstance(modules, str) else tuple(modules),
             modules_to_save=tuple(raw.get("modules_to_save") or ()),
             picks_layers=any(raw.get(key) not in (None, [], "") for key in ("layers_to_transform", "layers_pattern", "exclude_modules")),
@@ -107,6 +107,14 @@ def _parsed(raw: Mapping[str, Any]) -> LoraConfig:
     except (TypeError, ValueError, AttributeError, re.error) as error:
         raise CheckpointError(f"{CONFIG}: not what PEFT writes: {error}") from error
     return config
+
+
+def _finite(name: str, value: object) -> float:
+    """A number that weights can be multiplied with."""
+    number = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+    if number is None or not isfinite(number):
+        raise CheckpointError(f"{CONFIG}: {name} must be a finite number, got {value!r}")
+    return number
 
 
 def _by_pattern(patterns: Mapping[str, float], module: str, default: float) -> float:

@@ -77,6 +77,8 @@ def open_random(source: str, *, size: str | None = None, config: Path | None = N
         raise CheckpointError(f"{source}: the seed must be a whole number", hint="random:7")
     if (size is None) == (config is None):
         raise CheckpointError(f"{source}: random weights need one shape", hint="--size 7b, or --config FILE with a config.json")
+    if config is not None and not config.is_file():
+        raise CheckpointError(f"--config {config}: no such file", hint="--config FILE takes a config.json as Hugging Face's models have it")
     seed = int(match[1] or 0)
     raw = read_config_file(config) if config is not None else {}
     shape = preset(size) if size is not None else LlamaConfig.from_hf(raw)

@@ -55,8 +55,8 @@ def read_decoder(model: ir.Model) -> DecoderShape:
     return DecoderShape(len(heads), n_heads, n_kv_heads, head_dim, hidden_size, intermediate, vocab_size)
 
 
-def _embedding(model: ir.Model) -> tuple[int, int]:
-    """[V, E] of the table that the token ids read."""
+def find_embedding(model: ir.Model) -> tuple[int, int] | None:
+    """[V, E] of the table that the token ids read; None where no such table is seen."""
     for node in model.graph:
         table, ids = node.inputs if node.op_type == "Gather" else (None, None)
         shape = sizes(table) if table is not None and table.is_initializer() else None
@@ -66,6 +66,12 @@ def _embedding(model: ir.Model) -> tuple[int, int]:
             vocab_size, hidden_size = shape
             if isinstance(vocab_size, int) and isinstance(hidden_size, int):
                 return vocab_size, hidden_size
+    return None
+
+
+def _embedding(model: ir.Model) -> tuple[int, int]:
+    if (found := find_embedding(model)) is not None:
+        return found
     raise FusionError("no decoder: no token embedding, a Gather from a constant [V, E] by integers that are fed, was found")
 
 
@@ -88,7 +94,7 @@ def _heads_of(node: ir.Node) -> tuple[int, int, int] | None:
     elif node.op_type == "Softmax" and rank(node.outputs[0]) == HEADS_RANK:
         query = node.outputs[0]
         try:
-            value = foreign_attention.product_with_values(query)[1]
+            value = foreign_attention.before_widening(foreign_attention.product_with_values(query)[1])
         except Refused:
             return None
     shapes = sizes(query), sizes(_before_repetition(value))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -30,9 +30,9 @@ Place = tuple[str, int, int]
 
 
 def save_graph(model: ir.Model, source: Path, out: Path, *, progress: Progress = silent) -> int:
-    """Write ``out``; in another folder than the source's, the external data that the graph still uses goes to a file beside it.
+    """Write ``out``; the weights that the graph still uses go to a file beside it.
 
-    In the source's own folder the graph points to the data that is there.
+    In the source's own folder the graph points to the external data that is there, and only what the source holds itself is copied.
 
     Returns:
         Bytes copied.
@@ -46,7 +46,7 @@ def save_graph(model: ir.Model, source: Path, out: Path, *, progress: Progress =
     try:
         before = _data_files(out)
         try:
-            copied = 0 if out.resolve().parent == source.resolve().parent else _copy_data(model, source, out, progress)
+            copied = _copy_data(model, source, out, progress)
             with atomic_write(out) as graph_file:
                 ir.save(model, graph_file)
         except BaseException:
@@ -59,8 +59,10 @@ def save_graph(model: ir.Model, source: Path, out: Path, *, progress: Progress =
 
 
 def _copy_data(model: ir.Model, source: Path, out: Path, progress: Progress) -> int:
-    """Copy what the graph's external tensors hold, once each, and let them point to the copy."""
-    places, end = _lay_out(model)
+    """Copy what the graph's external tensors hold, once each, and let them point to the copy; what may stay where it is stays."""
+    stays = out.resolve().parent == source.resolve().parent
+    tensors = [tensor for tensor in external_tensors(model) if not stays or tensor.location == source.resolve().name]
+    places, end = _lay_out(tensors)
     if not places:
         return 0
     folder = source.resolve().parent
@@ -77,17 +79,17 @@ def _copy_data(model: ir.Model, source: Path, out: Path, progress: Progress) -> 
         file.flush()
     for value in model.graph.initializers.values():
         tensor = value.const_value
-        if isinstance(tensor, ir.ExternalTensor):
+        if isinstance(tensor, ir.ExternalTensor) and _place(tensor) in places:
             offset, shape = places[_place(tensor)], ir.Shape(tensor.shape)
             value.const_value = ir.ExternalTensor(data.name, offset, tensor.nbytes, tensor.dtype, shape=shape, name=tensor.name, base_dir=data.parent)
     return end
 
 
-def _lay_out(model: ir.Model) -> tuple[dict[Place, int], int]:
+def _lay_out(tensors: Iterable[ir.ExternalTensor]) -> tuple[dict[Place, int], int]:
     """Where each stored tensor goes in the copy, and how long that is."""
     places: dict[Place, int] = {}
     end = 0
-    for tensor in external_tensors(model):
+    for tensor in tensors:
         if _place(tensor) not in places:
             places[_place(tensor)] = end + -end % ALIGNMENT
             end = places[_place(tensor)] + tensor.nbytes

@@ -9,14 +9,17 @@ import onnx_ir as ir
 
 from artifact.errors import FusionError
 from artifact.io_spec import OPSETS
+from graphs.foreign.lazy import load_lazily
 
 OPSET, NEWEST_OPSET = OPSETS["dynamic"], OPSETS["static"]
 """23, to which older graphs are raised; and 24, the newest whose operators are known here (TensorScatter)."""
 STANDARD = ("", "ai.onnx")
+MERGED = "use_cache_branch"
+"""Input of optimum's merged decoders."""
 
 
 def open_graph(path: Path) -> ir.Model:
-    """Read an ONNX file without its external data, and check that all of that data is there.
+    """Read an ONNX file without its weights, and check that all external data is there; weights in the file itself count as external data of its own.
 
     Raises:
         FusionError: no ONNX file, cut off, a newer opset than is known, control flow, or external data that is missing, too short or elsewhere.
@@ -24,7 +27,7 @@ def open_graph(path: Path) -> ir.Model:
     if not path.is_file():
         raise FusionError(f"there is no file {path}")
     try:
-        model = ir.load(path)
+        model = load_lazily(path)
     except Exception as error:  # protobuf and onnx-ir raise classes of their own, without a common base
         raise FusionError(
             f"{path} is not a readable ONNX file, or is cut off: {type(error).__name__}: {error}", hint="export or copy the file again"
@@ -32,6 +35,9 @@ def open_graph(path: Path) -> ir.Model:
     if not model.graph.num_nodes() or not model.graph.outputs:
         raise FusionError(f"{path} is not an ONNX model: its graph is empty", hint="export or copy the file again")
     _check_opset(model, path)
+    if any(value.name == MERGED for value in model.graph.inputs):
+        what = f"{path} is a merged decoder (input {MERGED}): two graphs behind an If"
+        raise FusionError(what, hint="export it unmerged: optimum-cli export onnx --no-post-process")
     for node in model.graph:
         if any(attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for attribute in node.attributes.values()):
             raise FusionError(

@@ -7,11 +7,13 @@ every spelling has (a mean, a soft-max), ``read`` walks from it over whatever wa
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import count
 from typing import Any, Protocol
 
 import onnx_ir as ir
 from onnx_ir.passes import common as common_passes
 
+from artifact.layout import MODULE_KEY
 from graphs.fusions._values import Shape, node_of, numbers, producer, scalar, sizes
 from graphs.rewriting import FusionResult, Refusal
 
@@ -60,32 +62,55 @@ class Tape:
     def __init__(self, graph: ir.Graph, replaced: ir.Value) -> None:
         self.graph, self.replaced = graph, replaced
         self.nodes: list[ir.Node] = []
-        self._constants = 0
 
     def add(
-        self, op_type: str, *inputs: ir.Value | Sequence[int] | None, like: ir.Value | None = None, shape: Shape | None = None, **attributes: Any
+        self,
+        op_type: str,
+        *inputs: ir.Value | Sequence[int] | None,
+        like: ir.Value | None = None,
+        dtype: ir.DataType | None = None,
+        shape: Shape | None = None,
+        **attributes: Any,
     ) -> ir.Value:
-        """The output of a new node; numbers among its inputs become int64 constants, and it is typed like another value."""
+        """The output of a new node; numbers among its inputs become int64 constants; it is typed by ``dtype``, or like another value."""
+        return self.add_all(op_type, *inputs, outputs=1, like=like, dtype=dtype, shape=shape, **attributes)[0]
+
+    def add_all(
+        self,
+        op_type: str,
+        *inputs: ir.Value | Sequence[int] | None,
+        outputs: int,
+        like: ir.Value | None = None,
+        dtype: ir.DataType | None = None,
+        shape: Shape | None = None,
+        **attributes: Any,
+    ) -> list[ir.Value]:
+        """As ``add``, all outputs of a node; they are of one dtype and shape."""
         name = f"{self.replaced.name}.{op_type}_{len(self.nodes)}"
         values = [one if one is None or isinstance(one, ir.Value) else self.constant(one) for one in inputs]
-        output = ir.Value(name=name, type=None if like is None else like.type, shape=None if shape is None else ir.Shape(shape))
-        self.nodes.append(ir.node(op_type, values, attributes, outputs=[output], name=name))
-        return output
+        type_ = ir.TensorType(dtype) if dtype is not None else None if like is None else like.type
+        names = [name if outputs == 1 else f"{name}.{index}" for index in range(outputs)]
+        made = [ir.Value(name=one, type=type_, shape=None if shape is None else ir.Shape(shape)) for one in names]
+        self.nodes.append(ir.node(op_type, values, attributes, outputs=made, name=name))
+        return made
 
     def constant(self, values: Any, dtype: ir.DataType | None = None) -> ir.Value:
         """A new initializer of few elements; of integers in int64, unless said otherwise."""
-        self._constants += 1
-        tensor = ir.tensor(values, dtype=dtype, name=f"{self.replaced.name}.constant_{self._constants}")
+        name = next(name for index in count(1) if (name := f"{self.replaced.name}.constant_{index}") not in self.graph.initializers)
+        tensor = ir.tensor(values, dtype=dtype, name=name)
         value = ir.Value(name=tensor.name, shape=ir.Shape(tensor.numpy().shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
         self.graph.register_initializer(value)
         return value
 
     def finish(self) -> None:
-        """Put the nodes in the place of the one behind the replaced value; the last one's output takes its uses and its name."""
+        """Put the nodes in the place of the one behind the replaced value, in its module; the last one's output takes its uses and its name."""
         old = self.replaced.producer()
         assert old is not None
         last = self.nodes[-1]
         last.name = old.name
+        if MODULE_KEY in old.metadata_props:
+            for node in self.nodes:
+                node.metadata_props[MODULE_KEY] = old.metadata_props[MODULE_KEY]
         ir.convenience.replace_nodes_and_values(self.graph, old, [old], self.nodes, [self.replaced], [last.outputs[0]])
 
 

@@ -54,6 +54,17 @@ def producer(value: ir.Value | None, op_type: str) -> ir.Node | None:
     return node if node is not None and node.op_type == op_type else None
 
 
+def axis_read(size: ir.Value | None) -> Size:
+    """The axis whose size Shape reads, if it is a single one."""
+    shape = producer(size, "Shape")
+    source = sizes(shape.inputs[0]) if shape is not None else None
+    if source is None:
+        return None
+    assert shape is not None
+    axes = source[shape.attributes.get_int("start", 0) : shape.attributes.get_int("end", len(source))]
+    return axes[0] if len(axes) == 1 else None
+
+
 def node_of(value: ir.Value) -> ir.Node:
     """The node that computes a value of which that is known: a pattern has matched it."""
     node = value.producer()

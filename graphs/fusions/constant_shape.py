@@ -14,7 +14,7 @@ import onnx_ir as ir
 from onnxscript.rewriter.pattern import RewriteRuleSet
 
 from graphs.fusions._rule import FusionRule, Objection
-from graphs.fusions._values import Size, in_module, module_of, numbers, producer, shape_constant, sizes
+from graphs.fusions._values import axis_read, in_module, module_of, numbers, producer, shape_constant, sizes
 
 KEEP = 0
 
@@ -53,19 +53,8 @@ def _concatenated(shape: ir.Value) -> list[ir.Value]:
 
 def _keeps_axis(x: ir.Value, axis: int, part: ir.Value) -> bool:
     """Whether a computed size is that of this axis of x: the same named axis, read from any value."""
-    read, wanted = _axis_read(part), (sizes(x) or ())[axis : axis + 1]
+    read, wanted = axis_read(part), (sizes(x) or ())[axis : axis + 1]
     return read is not None and wanted == (read,)
-
-
-def _axis_read(part: ir.Value) -> Size:
-    """The axis whose size is read by Shape, if it is a single one."""
-    shape = producer(part, "Shape")
-    source = sizes(shape.inputs[0]) if shape is not None else None
-    if source is None:
-        return None
-    assert shape is not None
-    axes = source[shape.attributes.get_int("start", 0) : shape.attributes.get_int("end", len(source))]
-    return axes[0] if len(axes) == 1 else None
 
 
 def is_candidate(node: ir.Node) -> bool:

@@ -4,7 +4,8 @@ Before:  MatMul(query·a, (key·b)ᵀ)·c ─ Add(bias) | Where(mask, ·, smalle
          ─ Where(IsNaN(·), 0, ·)? ─ Cast(back)? ─ MatMul(value)
          key, value [B, K, T, D], or each head repeated: Unsqueeze(2) ─ Expand ─ Reshape [B, H, T, D]
          or Attention(query, repeated key, repeated value, mask, scale), as torch's exporter writes it for opset 23
-After:   Attention(query·a·b·c [B, H, S, D], key, value, mask bool [B, 1, S, T], scale=1.0)
+         query and key may be float16, value float16 that is cast to float32 and the result float32, as optimum writes float16
+After:   Attention(query·a·b·c [B, H, S, D], key, value, mask bool [B, 1, S, T], scale=1.0) ─ Cast(float32)?
 
 The scale moves to the query: with another scale ONNX multiplies query and key by its root, and TensorRT then rescales the whole cache. The IsNaN
 guard goes: it answers fully masked rows, and the mask leaves none (graphs/fusions/_foreign_mask.py).
@@ -28,7 +29,7 @@ from graphs.fusions._foreign_mask import (
 )
 from graphs.fusions._reading import Refused, Tape, first, need, need_user, op_of, operands, scaled, shape_of, user
 from graphs.fusions._repeated_heads import unrepeated
-from graphs.fusions._values import cast_to, is_last_axis, last_size, node_of, producer, rank, scalar
+from graphs.fusions._values import cast_to, is_last_axis, last_size, node_of, producer, rank, scalar, sizes
 
 HEADS_RANK = 4
 ATTENTION_INPUTS = 4
@@ -84,7 +85,10 @@ def rewrite(graph: ir.Graph, found: Heads) -> None:
     tape, query = Tape(graph, found.attended), found.query
     if found.scale != 1:
         query = tape.add("Mul", query, tape.constant(found.scale, query.dtype), like=query)
-    tape.add("Attention", query, found.key, found.value, joined_mask(tape, found.conditions), scale=1.0)
+    mask, shape = joined_mask(tape, found.conditions), sizes(found.attended)
+    attended = tape.add("Attention", query, found.key, found.value, mask, scale=1.0, like=query, shape=shape)
+    if found.attended.dtype != query.dtype:
+        tape.add("Cast", attended, to=int(ir.DataType.FLOAT))
     tape.finish()
 
 
@@ -111,9 +115,16 @@ def _read_softmax(softmax: ir.Node) -> Heads:
     attended, value = product_with_values(weights)
     scores, conditions, factor = _unmasked(first(softmax))
     query, key, scale = _query_and_key(scores)
-    if value.dtype != query.dtype:
+    narrow = before_widening(value)
+    if query.dtype not in (value.dtype, narrow.dtype):
         raise Refused(f"the query is {query.dtype}, the value {value.dtype}")
-    return Heads(query, unrepeated(key), unrepeated(value), factor * scale, conditions, attended)
+    return Heads(query, unrepeated(key), unrepeated(value if value.dtype == query.dtype else narrow), factor * scale, conditions, attended)
+
+
+def before_widening(value: ir.Value) -> ir.Value:
+    """The float16 values behind a cast to float32; the value itself where there is none."""
+    (source,) = operands(value, "Cast") or (value,)
+    return source if (source.dtype, value.dtype) == (ir.DataType.FLOAT16, ir.DataType.FLOAT) else value
 
 
 def product_with_values(weights: ir.Value) -> tuple[ir.Value, ir.Value]:

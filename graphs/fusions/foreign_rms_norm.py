@@ -5,6 +5,8 @@ Before:  x ─ Cast(float32)? ─ Pow(2) | Mul(x, x) ─ ReduceMean(-1) ─ Add(
                                                                                      └ Div(x, ·)
          or Pow(-0.5) in the place of Sqrt and Reciprocal; every product in either order
 After:   x ─ RMSNormalization(weight, axis=-1, epsilon=eps, stash_type=FLOAT)
+         of a float32 x that is cast to float16 before a float16 weight (optimum's float16): x ─ RMSNormalization(Cast(weight)) ─ Cast(float16),
+         which rounds once where two roundings were
 Source:  https://onnx.ai/onnx/operators/onnx__RMSNormalization.html
 """
 
@@ -15,7 +17,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from graphs.fusions._reading import Refused, Tape, constants, first, need_user, operands, other, shape_of, through, user
-from graphs.fusions._values import is_last_axis, last_size, producer, scalar
+from graphs.fusions._values import Size, is_last_axis, last_size, producer, scalar, sizes
 
 NO_EPSILON = "no constant epsilon is added to the mean of squares"
 NOT_DIVIDED = "the values are not divided by the root of their variance"
@@ -49,16 +51,21 @@ def read(mean: ir.Node) -> Norm:
     x = squared
     if rounded is not None:
         x, normed = first(cast) if cast is not None else squared, rounded.outputs[0]
-    if normed.dtype != x.dtype:
+    if normed.dtype != x.dtype and (x.dtype, normed.dtype) != (ir.DataType.FLOAT, ir.DataType.FLOAT16):
         raise Refused(f"the result is {normed.dtype} when the weight is applied, the input is {x.dtype}")
-    weight, scaled = _weight(normed, x)
+    weight, scaled = _weight(normed, last_size(x))
     return Norm(x, weight, epsilon, scaled)
 
 
 def rewrite(graph: ir.Graph, found: Norm) -> None:
-    """One node in the place of the last multiplication."""
-    tape = Tape(graph, found.scaled)
-    tape.add("RMSNormalization", found.x, found.weight, axis=-1, epsilon=found.epsilon, stash_type=int(ir.DataType.FLOAT))
+    """One node in the place of the last multiplication; of a float32 input the result is rounded as it was, after the weight and not before it."""
+    tape, weight, narrowed = Tape(graph, found.scaled), found.weight, found.x.dtype != found.weight.dtype
+    if narrowed:
+        weight = tape.add("Cast", weight, to=int(ir.DataType.FLOAT), like=found.x, shape=sizes(weight))
+    stash = int(ir.DataType.FLOAT)
+    scaled = tape.add("RMSNormalization", found.x, weight, axis=-1, epsilon=found.epsilon, stash_type=stash, like=found.x, shape=sizes(found.x))
+    if narrowed:
+        tape.add("Cast", scaled, to=int(ir.DataType.FLOAT16))
     tape.finish()
 
 
@@ -109,13 +116,13 @@ def _times(inverse: ir.Value, x: ir.Value) -> ir.Value:
     return product.outputs[0]
 
 
-def _weight(normed: ir.Value, x: ir.Value) -> tuple[ir.Value, ir.Value]:
-    """The weight, and the product with it."""
+def _weight(normed: ir.Value, size: Size) -> tuple[ir.Value, ir.Value]:
+    """The weight, of the dtype that the values have now, and the product with it."""
     product = need_user(normed, "Mul", otherwise=NO_WEIGHT)
     weight = other(product, normed)
     assert weight is not None
-    if shape_of(weight) != (last_size(x),) or not through(weight, "Cast").is_initializer():
+    if shape_of(weight) != (size,) or not through(weight, "Cast").is_initializer():
         raise Refused(NO_WEIGHT)
-    if weight.dtype != x.dtype:
-        raise Refused(f"the weight is {weight.dtype}, the input is {x.dtype}")
+    if weight.dtype != normed.dtype:
+        raise Refused(f"the weight is {weight.dtype}, what it is applied to is {normed.dtype}")
     return weight, product.outputs[0]

@@ -2,6 +2,7 @@
 
 Before:  x ─ MatMul(Transpose(weight float [out, in]))
 After:   x ─ MatMul(Transpose(DequantizeLinear(weight_int8 [out, in], weight_scale [out], axis=0)))
+         The casts of a linear that adds up in float32 stay where they are.
 
 The linears of the layers are quantised; embedding and lm_head keep their precision. Weights are read and written one tensor at a time, in
 blocks of rows.
@@ -24,6 +25,8 @@ from artifact.graph_file import load_graph
 from artifact.layout import MODULE_KEY, layer_of
 from artifact.steps import StepContext, require
 from artifact.tensor_file import StoredTensor, checksums_json, plan_tensors, write_tensors
+from graphs.fusions._reading import through
+from graphs.fusions._values import producer
 
 Floats = NDArray[np.float32]
 CHECKSUMS = "weights/int8-checksums.json"
@@ -88,12 +91,12 @@ def quantize_int8(step: StepContext) -> dict[str, Any]:
 
 
 def find_linears(graph: ir.Graph) -> Iterator[Linear]:
-    """Every MatMul whose second operand is a transposed initializer, in topological order."""
+    """Every MatMul whose second operand is a transposed initializer, cast or not, in topological order."""
     for node in graph:
         if node.op_type != "MatMul" or node.inputs[1] is None:
             continue
-        transpose = node.inputs[1].producer()
-        if transpose is None or transpose.op_type != "Transpose":
+        transpose = producer(through(node.inputs[1], "Cast"), "Transpose")
+        if transpose is None:
             continue
         weight = transpose.inputs[0]
         if weight is not None and weight.is_initializer():

@@ -40,11 +40,22 @@ def test_a_person_sees_the_rules(tmp_path: Path) -> None:
     shown = fuse("--graph", PINNED / "optimum-18.onnx", "--out", out).stdout
     assert "fused.onnx:621→116nodes" in "".join(shown.split())
     assert "5 of 5" in shown
+    assert "layers 0–1 (2 alike): RMSNormalization 2" in shown
+    assert "needs TensorRT ≥ 10.15 because of RMSNormalization, RotaryEmbedding" in shown
+
+
+def test_an_older_release_is_served_and_an_unknown_one_is_a_usage_error(tmp_path: Path) -> None:
+    arguments = ("--graph", PINNED / "optimum-18.onnx", "--out", tmp_path / "fused.onnx", "--min-tensorrt")
+    shown = fuse(*arguments, "10.0").stdout
+    assert "needs TensorRT ≥ 10.0; written in older operators: RMSNormalization 5, RotaryEmbedding 4, Attention 2" in shown
+    assert "it knows: 10.0, 10.1, " in fuse(*arguments, "9.3", code=2).stderr
 
 
 def test_a_graph_that_is_fused_already_says_so(tmp_path: Path) -> None:
     arguments = ("--graph", PINNED / "genai.onnx", "--out", tmp_path / "out.onnx")
-    assert "nothing to do: attention is com.microsoft::GroupQueryAttention already" in fuse(*arguments).stdout
+    shown = fuse(*arguments).stdout
+    assert "nothing to do: attention is com.microsoft::GroupQueryAttention already" in shown
+    assert "no known TensorRT release takes SimplifiedLayerNormalization, com.microsoft::GroupQueryAttention" in shown
     assert json.loads(fuse(*arguments, "--json").stdout)["rules"] == []
     assert list(tmp_path.iterdir()) == []
 

@@ -15,6 +15,7 @@ from artifact.errors import ArtifactError, ValidationError
 from commands.export import ExportOptions, export
 from commands.generate import generate
 from commands.graphs import fuse, quantize
+from engines.engine_graph import write_engine_graph
 from exporter.checkpoints import CheckpointRequest
 
 WORDS = [f"w{index}" for index in range(64)]
@@ -52,6 +53,48 @@ def test_generate_says_what_a_loop_without_cache_says(artifact: Path, stage: str
     assert report["text"].split() == [WORDS[token] for token in expected]
     assert "".join(pieces) == report["text"]
     assert (report["prompt_tokens"], report["new_tokens"], report["finished"]) == (3, 12, False)
+
+
+@pytest.fixture(scope="module")
+def static_artifact(artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same model with a static cache, and the engine graph of its fused stage, built for 20 slots."""
+    checkpoint = artifact.parent / "checkpoint"
+    out, _ = export(CheckpointRequest(str(checkpoint)), tmp_path_factory.mktemp("generate") / "static", ExportOptions(kv_cache="static"))
+    fuse(out)
+    quantize(out)
+    write_engine_graph(out / "fused.onnx", out / "fused-engine.onnx", capacity=20)
+    return out
+
+
+@pytest.mark.trace
+@pytest.mark.parametrize("stage", ["traced", "fused", "int8"])
+def test_generate_says_the_same_from_a_static_cache(artifact: Path, static_artifact: Path, stage: str) -> None:
+    dynamic, static = (generate(each, "w3 w1 w4", stage=stage, max_new_tokens=12) for each in (artifact, static_artifact))
+    assert static["text"] == dynamic["text"]
+    assert (dynamic["kv_cache"], dynamic["capacity"]) == ("dynamic", None)
+    assert (static["kv_cache"], static["capacity"]) == ("static", 15)
+    assert generate(static_artifact, "w3 w1 w4", stage=stage, max_new_tokens=12, capacity=90)["text"] == dynamic["text"]
+
+
+@pytest.mark.trace
+def test_generate_runs_a_static_engine_graph_with_its_own_capacity(artifact: Path, static_artifact: Path) -> None:
+    report = generate(static_artifact, "w3 w1 w4", stage="fused-engine", max_new_tokens=12)
+    assert report["capacity"] == 20
+    assert report["text"] == generate(artifact, "w3 w1 w4", max_new_tokens=12)["text"]
+
+
+@pytest.mark.trace
+def test_generate_refuses_a_capacity_that_does_not_fit(artifact: Path, static_artifact: Path) -> None:
+    with pytest.raises(ValidationError, match="the prompt has 3 tokens, and 12 more are asked for; the cache has 14 slots") as caught:
+        generate(static_artifact, "w3 w1 w4", max_new_tokens=12, capacity=14)
+    assert caught.value.hint == "--max-new-tokens 11"
+    with pytest.raises(ValidationError, match="the cache has 2 slots") as caught:
+        generate(static_artifact, "w3 w1 w4", capacity=2)
+    assert caught.value.hint == "--capacity 35"
+    with pytest.raises(ValidationError, match=r"--capacity 30: fused-engine\.onnx was built for 20"):
+        generate(static_artifact, "w3 w1 w4", stage="fused-engine", max_new_tokens=12, capacity=30)
+    with pytest.raises(ValidationError, match=r"--capacity 30 is for a static cache; fused\.onnx has a dynamic one"):
+        generate(artifact, "w3 w1 w4", capacity=30)
 
 
 @pytest.mark.trace

@@ -112,7 +112,7 @@ def test_moved_and_changed_checkpoints_are_noticed(first: tuple[Path, dict[str, 
 
 
 @pytest.mark.parametrize(
-    ("option", "value", "words"), [("--weights", "none", "needs the weights"), ("--kv-cache", "static", "not fused or built yet")]
+    ("option", "value", "words"), [("--weights", "none", "needs the weights"), ("--kv-cache", "static", "static form goes step by step")]
 )
 def test_run_refuses_at_once_what_a_later_step_would_refuse(checkpoint: Path, tmp_path: Path, option: str, value: str, words: str) -> None:
     command = [sys.executable, ROOT / "cli.py", "run", "--checkpoint", checkpoint, "--out", tmp_path / "a", option, value]

@@ -11,10 +11,12 @@ import onnx_ir as ir
 import pytest
 
 from artifact.progress import silent
-from engines.audit import ATTENTION_KERNELS, LAYER_TEXT, PLAN_LIMIT, PLAN_TEXT, audit_plan, plan_bytes
+from engines.audit import LAYER_TEXT, PLAN_LIMIT, PLAN_TEXT, audit_plan, plan_bytes
 from engines.backends.protocol import BuildRequest
 from engines.backends.tensorrt_rtx import TensorRTRTX
 from engines.kernel_source import read_kernel_sources
+from engines.layer_checks import ATTENTION_KERNELS
+from engines.plan_sums import float16_sums
 from engines.profiles import Profile, make_profiles
 from engines.targets import find_target
 
@@ -22,8 +24,7 @@ Built = Callable[..., tuple[Any, Path]]
 
 
 def audit(stage: Any, plan: Path, precision: str = "fp16") -> dict[str, Any]:
-    layers = stage.config.num_hidden_layers
-    return audit_plan(plan, stage.engine_graph, precision=precision, profiles=["prefill", "decode"], layers=layers)
+    return audit_plan(plan, stage.engine_graph, precision=precision, profiles=["prefill", "decode"], config=stage.config)
 
 
 def check(result: dict[str, Any], name: str) -> dict[str, Any]:
@@ -44,6 +45,8 @@ def test_passes_what_the_fusions_make(built: Built, precision: str, per_weight: 
     assert result["bytes_per_weight"] == pytest.approx(per_weight, abs=0.02)
     assert (result["kernels"]["_gemv_mha_v1"], result["kernels"]["_gemm_mha_v2"]) == (2, 2)
     assert "_gemv_mha_v1" not in result["kernels_by_profile"]["prefill"]
+    gemms = [kernel for group in result["kernels_by_layer"]["decode"]["layers"] for kernel in group["kernels"] if kernel["kind"] == "gemm"]
+    assert {kernel["weight"] for kernel in gemms} == {"int8" if precision == "int8" else "half"}
 
 
 def test_finds_weights_that_are_stored_twice(built: Built) -> None:
@@ -53,6 +56,23 @@ def test_finds_weights_that_are_stored_twice(built: Built) -> None:
     assert failures(result) == ["weights_stored_twice", "bytes_per_weight", "constant_bytes_per_weight_byte"]
     assert check(result, "weights_stored_twice")["where"] == "l0_gate_up_weight and 1 more"
     assert result["bytes_per_weight"] > 2.2
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_finds_linears_that_add_up_in_float16(built: Built, precision: str) -> None:
+    stage, plan = built(2, precision, half_sums=True)
+    result = audit(stage, plan, precision)
+    assert failures(result) == ["float16_sums"]
+    assert (check(result, "float16_sums")["value"], check(result, "float16_sums")["where"]) == (9, "node_logits")  # 4 a layer, and lm_head
+
+
+def test_a_plan_that_says_nothing_of_sums_fails(built: Built) -> None:
+    stage, plan = built(2)
+    assert float16_sums(plan, ["node_l0_qkv"]) == (0, None)
+    assert float16_sums(plan, ["node_l0_nowhere"]) == (None, None)
+    other = stage.path.with_name("silent.plan")
+    other.write_bytes(plan.read_bytes().replace(b"accumulation_type=", b"accumulation_mode="))
+    assert failures(audit(stage, other)) == ["float16_sums"]
 
 
 def test_finds_int8_that_became_float16(built: Built) -> None:
@@ -70,9 +90,12 @@ def test_finds_int8_that_decode_writes_out_first(built: Built, tmp_path: Path) -
     plan = tmp_path / "one-row.plan"
     profiles = tuple(make_profiles(stage.config, "fp16", max_batch=1, max_length=256))
     TensorRTRTX().build(BuildRequest(stage.engine_graph, plan, find_target("a100"), profiles), silent)
-    written = check(audit(stage, plan, "int8"), "weights_written_out")
+    result = audit(stage, plan, "int8")
+    written = check(result, "weights_written_out")
     assert written["passed"] is False
     assert written["where"] is not None
+    gemms = check(result, "quantized_gemms_decode")  # the other linears are sums of products, which read int8 themselves
+    assert (gemms["value"], gemms["limit"], gemms["where"]) == (6, 8, "l0_gate_up_int8 and 1 more")
 
 
 def test_names_a_weight_that_is_not_in_the_plan(built: Built, tmp_path: Path) -> None:
@@ -95,9 +118,74 @@ def test_finds_a_decode_profile_without_its_attention_kernel(built: Built, tmp_p
     request = BuildRequest(stage.engine_graph, plan, find_target("a100"), (prefill, Profile("decode", prefill.axes, prefill.shapes)))
     TensorRTRTX().build(request, silent)
     result = audit(stage, plan)
-    assert failures(result) == ["fused_attention_decode"]
+    by_layer = ("kernels", "copies", "copied_caches")
+    assert failures(result) == ["fused_attention_decode", *(f"{what}_per_layer_decode" for what in by_layer)]  # what prefill needs beside it
     wrong = check(result, "fused_attention_decode")
     assert (wrong["value"], wrong["limit"], wrong["where"]) == (0, 2, "layer 0: 0 and 1 more")
+
+
+@pytest.mark.parametrize(
+    ("form", "expected"),
+    [
+        ({"attention": "rescaled"}, {"copied_caches_per_layer_decode": 1}),
+        ({"attention": "repeated"}, {"repeated_caches_per_layer_prefill": 2, "repeated_caches_per_layer_decode": 2}),
+        (
+            {"attention": "grouped"},
+            {
+                "fused_attention_prefill": 0,
+                "fused_attention_decode": 0,
+                "kernels_per_layer_prefill": 16,
+                "kernels_per_layer_decode": 15,
+                "copies_per_layer_prefill": 4,
+                "copies_per_layer_decode": 3,
+                "copied_caches_per_layer_prefill": 3,
+                "copied_caches_per_layer_decode": 3,
+            },
+        ),
+        (
+            {"bfloat_output": True},  # its weight is stored as bfloat16, and so not found
+            {"weights_missing": 2, "casts_per_layer_prefill": 1, "casts_per_layer_decode": 1, "kernels_per_layer_decode": 11},
+        ),
+    ],
+    ids=["keys are multiplied at each step", "keys are repeated", "attention is products", "a linear in bfloat16"],
+)
+def test_finds_what_a_layer_should_not_hold(built: Built, form: dict[str, Any], expected: dict[str, int]) -> None:
+    result = audit(*built(2, "fp16", **form))
+    assert {name: check(result, name)["value"] for name in failures(result)} == expected
+    assert all(check(result, name)["where"] for name in expected)
+
+
+def test_finds_logits_of_every_position(built: Built, tmp_path: Path) -> None:
+    """A plan of the stage itself, where lm_head reads the whole prompt."""
+    stage, _ = built(2)
+    plan = tmp_path / "all-positions.plan"
+    profiles = tuple(make_profiles(stage.config, "fp16", max_batch=2, max_length=256))
+    TensorRTRTX().build(BuildRequest(stage.path, plan, find_target("a100"), profiles), silent)
+    result = audit(stage, plan)
+    assert failures(result) == ["logits_positions_prefill"]  # in decode there is one position
+    assert check(result, "logits_positions_prefill")["value"] > 1
+
+
+def test_finds_a_quantised_linear_that_no_int8_gemm_computes(built: Built) -> None:
+    """The float16 plan, audited as the int8 engine: eight linears, of which none reads int8."""
+    stage, _ = built(2, "int8")
+    _, plan = built(2, "fp16")
+    found = check(audit(stage, plan, "int8"), "quantized_gemms_decode")
+    assert (found["value"], found["limit"], found["passed"]) == (0, 8, False)
+    assert found["where"] == "l0_down_int8 and 7 more"
+
+
+def test_says_that_layers_cannot_be_read(built: Built) -> None:
+    stage, plan = built(1)
+    model = ir.load(stage.engine_graph)
+    for number, node in enumerate(model.graph):
+        node.name = f"n{number}"
+        node.metadata_props.clear()
+    nameless = stage.path.with_name("nameless.onnx")
+    ir.save(model, nameless)
+    result = audit_plan(plan, nameless, precision="fp16", profiles=["prefill", "decode"], config=stage.config)
+    wrong = check(result, "kernels_per_layer_decode")
+    assert (wrong["value"], wrong["passed"], wrong["where"]) == (None, False, "no kernel says to which layer it belongs")
 
 
 def test_float32_is_measured_and_not_gated(built: Built) -> None:

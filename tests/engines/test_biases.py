@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from artifact.config import LlamaConfig
 from artifact.progress import silent
 from artifact.steps import run_step
 from engines.audit import audit_plan
@@ -40,9 +41,13 @@ def engine_graph(make_checkpoint: Callable[..., Path], tmp_path_factory: pytest.
 
 
 @pytest.fixture(scope="module")
-def plan(engine_graph: Path) -> Path:
+def config(engine_graph: Path) -> LlamaConfig:
+    return open_checkpoint(str(engine_graph.parent.parent / "checkpoint")).config
+
+
+@pytest.fixture(scope="module")
+def plan(engine_graph: Path, config: LlamaConfig) -> Path:
     pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx-cu12 is not installed")
-    config = open_checkpoint(str(engine_graph.parent.parent / "checkpoint")).config
     path = engine_graph.with_name("model.plan")
     profiles = make_profiles(config, "fp16", max_batch=2, max_length=256)
     TensorRTRTX().build(BuildRequest(engine_graph, path, find_target("a100"), tuple(profiles)), silent)
@@ -62,19 +67,19 @@ def test_a_bias_of_zeros_is_not_asked_for(engine_graph: Path) -> None:
     assert BIAS not in [bias.name for bias in find_biases(graph)]
 
 
-def test_a_plan_holds_packed_weights_once_and_every_bias(engine_graph: Path, plan: Path) -> None:
-    result = audit_plan(plan, engine_graph, precision="fp16", profiles=["prefill", "decode"], layers=LAYERS)
+def test_a_plan_holds_packed_weights_once_and_every_bias(engine_graph: Path, plan: Path, config: LlamaConfig) -> None:
+    result = audit_plan(plan, engine_graph, precision="fp16", profiles=["prefill", "decode"], config=config)
     assert [check for check in result["audit"]["checks"] if check["passed"] is False] == []
     assert result["bytes_per_weight"] == pytest.approx(2.0, abs=0.02)
 
 
-def test_a_bias_that_is_not_in_the_plan_is_named(engine_graph: Path, plan: Path, tmp_path: Path) -> None:
+def test_a_bias_that_is_not_in_the_plan_is_named(engine_graph: Path, plan: Path, config: LlamaConfig, tmp_path: Path) -> None:
     stored = ir.load(engine_graph).graph.initializers[BIAS].const_value.tobytes()
     content = plan.read_bytes()
     assert content.count(stored) == 1
     other = tmp_path / "other.plan"
     other.write_bytes(content.replace(stored, np.random.default_rng(3).bytes(len(stored))))
-    result = audit_plan(other, engine_graph, precision="fp16", profiles=["prefill", "decode"], layers=LAYERS)
+    result = audit_plan(other, engine_graph, precision="fp16", profiles=["prefill", "decode"], config=config)
     assert [(check["check"], check["where"]) for check in result["audit"]["checks"] if check["passed"] is False] == [("weights_missing", BIAS)]
 
 

@@ -9,20 +9,23 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import onnx_ir as ir
 import pytest
 
 from artifact.errors import ArtifactError, EngineError
 from artifact.hashing import sha256_of
 from artifact.manifest import write_manifest
 from artifact.steps import StepContext
+from commands.summary import summarize
 from engines.build import build_engine, choose_backend
 
 Make = Callable[..., Any]
 
 
-def artifact_of(make_stage: Make, folder: Path, precision: str, *, split_last: bool = False) -> StepContext:
-    stage = make_stage(folder, 1, precision, split_last=split_last)
+def artifact_of(make_stage: Make, folder: Path, precision: str, *, split_last: bool = False, kv_cache: str = "dynamic") -> StepContext:
+    stage = make_stage(folder, 1, precision, split_last=split_last, kv_cache=kv_cache)
     model = {"name": "tiny", "source": "random", "format": "random", "fingerprint": "0", "dtype": "fp16", "config": asdict(stage.config)}
+    model["kv_cache"] = kv_cache
     write_manifest(folder, {"format": 1, "model": model, "steps": {}})
     return StepContext(folder)
 
@@ -45,6 +48,10 @@ def test_build_engine_writes_graph_plan_and_record(make_stage: Make, tmp_path: P
     assert engine["profiles"]["decode"]["sequence_length"] == (1, 1, 1)
     assert engine["peak_anonymous_mb"] < engine["peak_rss_mb"] < 2000
     assert {"Building engine", "auditing the plan"} <= set(told)
+    assert engine["network_layers"] > 50
+    layers = next(sheet for sheet in summarize("build", report) if sheet.columns[:2] == ("profile", "where"))
+    assert layers.rows[2][:3] == ("decode", "layer 0", "9")
+    assert ("gemm int8" if precision == "int8" else "gemm half") in layers.rows[2][3]
 
 
 def test_int8_for_one_row_is_built_for_two_and_says_so(make_stage: Make, tmp_path: Path) -> None:
@@ -55,6 +62,44 @@ def test_int8_for_one_row_is_built_for_two_and_says_so(make_stage: Make, tmp_pat
     assert all(axes["batch_size"] == (1, 1, 2) for axes in engine["profiles"].values())
     assert len(engine["notes"]) == 1
     assert "admit 2 rows" in engine["notes"][0]
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_a_static_cache_is_built_at_its_capacity_and_written_in_place(make_stage: Make, tmp_path: Path, precision: str) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx-cu12 is not installed")
+    step = artifact_of(make_stage, tmp_path, precision, kv_cache="static")
+    report = build_engine(step, precision=precision, target="a100", max_batch=3, capacity=96)
+    assert report["passed"] is True
+    (engine,) = report["engines"]
+    recorded = json.loads((tmp_path / engine["file"]).with_name("build.json").read_text())["engines"][0]
+    row = 1 * 2 * 2 * 96 * 64 * 2  # one layer's keys and values, heads, slots, head_dim, float16
+    expected = {"kv_cache": "static", "capacity": 96, "kv_cache_bytes_per_row": row, "kv_cache_bytes": 3 * row, "max_length": 96}
+    assert {key: recorded[key] for key in expected} == expected
+    assert (recorded["attention_by_lengths"], recorded["caches_in_place"]) == (1, 2)
+    assert {name: axes["cache_capacity"] for name, axes in engine["profiles"].items()} == {"prefill": (96,) * 3, "decode": (96,) * 3}
+    assert engine["profiles"]["prefill"]["sequence_length"] == (1, 96, 96)
+    assert [kernels.get("_gemm_mha_v2", 0) + kernels.get("_gemv_mha_v1", 0) for kernels in engine["kernels_by_profile"].values()] == [1, 1]
+    caches = [value for value in ir.load(tmp_path / engine["graph"]).graph.inputs if value.name.startswith("past")]
+    assert [str(value.shape) for value in caches] == ["[batch_size,2,96,64]"] * 2
+
+
+@pytest.mark.parametrize(
+    ("kv_cache", "options", "words", "hint"),
+    [
+        ("static", {}, "a static cache needs --capacity", "--capacity 256"),
+        ("static", {"capacity": 64, "max_length": 128}, "--max-length is for a dynamic cache", "--capacity 128"),
+        ("static", {"capacity": 257}, "--capacity must be between 2 and the model's 256 positions, got 257", "--capacity 256"),
+        ("dynamic", {"capacity": 64}, "--capacity is for a static cache; the cache of this artifact is dynamic", "--max-length 64"),
+    ],
+)
+def test_each_cache_form_has_its_own_bound(make_stage: Make, tmp_path: Path, kv_cache: str, options: dict[str, Any], words: str, hint: str) -> None:
+    step = artifact_of(make_stage, tmp_path, "fp16", kv_cache=kv_cache)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(EngineError, match=words) as error:
+        build_engine(step, precision="fp16", target="a100", **options)
+    assert error.value.hint is not None
+    assert hint in error.value.hint
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_a_failed_audit_is_not_passed(make_stage: Make, tmp_path: Path) -> None:

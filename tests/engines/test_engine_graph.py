@@ -13,8 +13,9 @@ import onnxruntime as ort
 import pytest
 
 from artifact.errors import EngineError
+from artifact.io_spec import graph_inputs
 from artifact.layout import MODULE_KEY
-from engines.engine_graph import gather_last_position
+from engines.engine_graph import gather_last_position, write_engine_graph
 from graphs.diff import compare_graphs
 
 Make = Callable[..., Any]
@@ -27,6 +28,16 @@ def feeds(layers: int, *, sequence: int, past: int) -> dict[str, np.ndarray]:
     mask[1, 0] = 0
     positions = np.tile(np.arange(past, past + sequence), (2, 1))
     return {"input_ids": rng.integers(0, 512, (2, sequence)), "attention_mask": mask, "position_ids": positions, **cache}
+
+
+def static_feeds(layers: int, *, starts: list[int], sequence: int, last: list[int] | None = None) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(1)
+    shape = (2, 2, 128, 64)
+    cache = {f"past_key_values.{i}.{kind}": rng.normal(0, 1, shape).astype(np.float16) for i in range(layers) for kind in ("key", "value")}
+    indices = np.array(starts)
+    tokens = {"input_ids": rng.integers(0, 512, (2, sequence)), "position_ids": indices[:, None] + np.arange(sequence)}
+    rows = {"cache_write_indices": indices, "key_value_lengths": indices + sequence, **({"last_token_indices": np.array(last)} if last else {})}
+    return tokens | rows | cache
 
 
 def run(path: Path, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
@@ -49,12 +60,67 @@ def test_logits_are_the_stages_at_the_last_position(make_stage: Make, tmp_path: 
         np.testing.assert_array_equal(ours, theirs)
 
 
+@pytest.mark.parametrize(("starts", "sequence", "last"), [([0, 0], 9, [8, 3]), ([9, 4], 1, [0, 0]), ([9, 4], 5, [1, 4])])
+def test_static_logits_are_the_stages_at_the_position_of_each_row(make_stage: Make, tmp_path: Path, starts, sequence, last) -> None:
+    stage = make_stage(tmp_path, 1, "fp16", kv_cache="static")
+    whole = run(stage.path, static_feeds(1, starts=starts, sequence=sequence))
+    engine = run(stage.engine_graph, static_feeds(1, starts=starts, sequence=sequence, last=last))
+    assert engine[0].shape == (2, 1, 512)
+    one_step = 2**-8  # of float16 below 8: a MatMul of another row count may sum in another order
+    np.testing.assert_allclose(engine[0][:, 0], whole[0][np.arange(2), last], rtol=0, atol=one_step)
+    for ours, theirs in zip(engine[1:], whole[1:], strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_capacity_is_a_number_in_every_shape(make_stage: Make, tmp_path: Path) -> None:
+    stage = make_stage(tmp_path, 2, "fp16", kv_cache="static")
+    before, after = ir.load(stage.path), ir.load(stage.engine_graph)
+    shapes = [str(value.shape) for value in (*before.graph.inputs, *before.graph.outputs)]
+    assert sum("cache_capacity" in shape for shape in shapes) == 8
+    expected = [shape.replace("cache_capacity", "128") for shape in shapes]
+    names = [value.name for value in after.graph.inputs]
+    expected.insert(names.index("key_value_lengths") + 1, "[batch_size]")
+    expected[len(names)] = "[batch_size,1,512]"
+    assert [str(value.shape) for value in (*after.graph.inputs, *after.graph.outputs)] == expected
+    assert [(value.name, str(value.shape)) for value in after.graph.inputs] == [
+        (spec.name, f"[{','.join(map(str, spec.shape))}]".replace("cache_capacity", "128"))
+        for spec in graph_inputs(stage.config, "fp16", "static", one_position=True)
+    ]
+    assert "cache_capacity" not in " ".join(str(output.shape) for node in after.graph for output in node.outputs)
+    onnx.checker.check_model(stage.engine_graph, full_check=True)
+
+
+def test_nothing_else_differs_in_a_static_graph(make_stage: Make, tmp_path: Path) -> None:
+    stage = make_stage(tmp_path, 2, "fp16", kv_cache="static")
+    difference = compare_graphs(ir.load(stage.path), ir.load(stage.engine_graph))
+    assert difference.outputs == ["logits"]
+    assert len(difference.only_left) == 3  # lm_head, the cast of what it multiplies and that of its sums
+    assert len(difference.only_right) == 5  # the index's new axes, the gather, and these behind it
+
+
+@pytest.mark.parametrize(("kv_cache", "capacity", "words"), [("static", None, "needs a capacity"), ("dynamic", 128, "has no capacity")])
+def test_a_capacity_is_for_static_caches(make_stage: Make, tmp_path: Path, kv_cache: str, capacity: int | None, words: str) -> None:
+    stage = make_stage(tmp_path, 1, "fp16", kv_cache=kv_cache)
+    with pytest.raises(EngineError, match=words):
+        write_engine_graph(stage.path, tmp_path / "engine.onnx", capacity=capacity)
+    assert not (tmp_path / "engine.onnx").exists()
+
+
 def test_nothing_else_differs(make_stage: Make, tmp_path: Path) -> None:
     stage = make_stage(tmp_path, 2, "fp16")
     difference = compare_graphs(ir.load(stage.path), ir.load(stage.engine_graph))
     assert difference.outputs == ["logits"]
-    assert len(difference.only_left) == 1  # lm_head
-    assert len(difference.only_right) == 2  # the gather, and lm_head behind it
+    assert len(difference.only_left) == 3  # lm_head, the cast of what it multiplies and that of its sums
+    assert len(difference.only_right) == 4  # the gather, and these behind it
+
+
+def test_one_position_is_gathered_before_it_is_cast(make_stage: Make, tmp_path: Path) -> None:
+    model = ir.load(make_stage(tmp_path, 1, "fp16").engine_graph)
+    gather = next(node for node in model.graph if node.name == "last_position")
+    cast = gather.outputs[0].consumers()[0]
+    assert gather.inputs[0].producer().op_type == "RMSNormalization"
+    assert (cast.op_type, cast.outputs[0].consumers()[0].name) == ("Cast", "node_logits")
+    assert cast.outputs[0].dtype == ir.DataType.FLOAT
 
 
 def test_shapes_and_module_say_what_was_added(make_stage: Make, tmp_path: Path) -> None:

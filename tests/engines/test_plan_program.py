@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from artifact.errors import EngineError
-from engines.plan_program import parse_program, read_programs
+from engines.plan_program import interface_name, parse_program, read_programs
 
 Built = Callable[..., tuple[Any, Path]]
 
@@ -95,3 +95,12 @@ def test_refuses_a_plan_that_is_cut_off(built: Built, tmp_path: Path) -> None:
     cut.write_bytes(content[: content.find(b"header {\n  version = 5") + 1000])
     with pytest.raises(EngineError, match="cut off"):
         read_programs(cut)
+
+
+def test_says_what_is_read_and_written_at_the_callers_addresses(built: Built) -> None:
+    for form, past in (("dynamic", "past_key_values"), ("static", "present")):
+        _, plan = built(1, **({"kv_cache": "static"} if form == "static" else {}))
+        for program in read_programs(plan):
+            inputs, outputs = ({interface_name(name) for name in names} for names in (program.inputs, program.outputs))
+            assert {"input_ids", "position_ids", f"{past}.0.key", f"{past}.0.value"} <= inputs
+            assert {"present.0.key", "present.0.value"} <= outputs

@@ -63,3 +63,20 @@ def test_refuses_what_the_model_cannot_serve(options: tuple[int, int], words: st
 @pytest.mark.parametrize(("positions", "expected"), [(1024, 1024), (8192, 4096)])
 def test_default_length_is_the_models_up_to_4096(positions: int, expected: int) -> None:
     assert default_length(replace(CONFIG, max_position_embeddings=positions)) == expected
+
+
+def test_a_static_cache_has_one_size_and_every_input_of_its_engine_graph() -> None:
+    prefill, decode = make_profiles(CONFIG, "fp16", "static", max_batch=4, max_length=768)
+    for profile in (prefill, decode):
+        assert list(profile.shapes) == [value.name for value in graph_inputs(CONFIG, "fp16", "static", one_position=True)]
+        assert profile.shapes["past_key_values.1.value"] == ((1, 2, 768, 64), (1, 2, 768, 64), (4, 2, 768, 64))
+        assert profile.shapes["last_token_indices"] == profile.shapes["key_value_lengths"] == ((1,), (1,), (4,))
+    assert prefill.shapes["input_ids"] == ((1, 1), (1, 512), (4, 768))
+    assert decode.shapes["input_ids"] == ((1, 1), (1, 1), (4, 1))
+
+
+@pytest.mark.parametrize("capacity", [1, 1025])
+def test_refuses_a_capacity_that_the_model_cannot_serve(capacity: int) -> None:
+    with pytest.raises(EngineError, match=f"--capacity must be between 2 and the model's 1024 positions, got {capacity}") as error:
+        make_profiles(CONFIG, "fp16", "static", max_batch=1, max_length=capacity)
+    assert error.value.hint == "--capacity 1024"

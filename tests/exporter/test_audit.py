@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -137,7 +138,15 @@ def test_one_changed_bit_is_found_and_measured(artifact: Path, tiny_checkpoint: 
         return changed
 
     change(artifact, Q1, flip)
-    assert "correlation 1.0000, norm × 1" in reasons(audit(artifact, tiny_checkpoint))[Q1]
+    words = reasons(audit(artifact, tiny_checkpoint))[Q1]
+    found = re.fullmatch(
+        r"differs from the checkpoint: correlation 1 − (\S+), norm × \(1 ([+-]\S+)\), 1 of 1,024 values, the largest by (\S+)", words
+    )
+    assert found, words
+    off, longer, largest = map(float, found.groups())
+    assert 0 <= off < 1e-6
+    assert 0 < abs(longer) < 1e-5
+    assert 0 < largest < 1e-2
 
 
 def rewrite_layer(artifact: Path, wide: str) -> dict[str, StoredTensor]:
@@ -311,7 +320,10 @@ class TestVerify:
         assert report["audit"]["compared"] == 0
         assert "compared with nothing" in report["not_verified"][0]
         assert "no such file or folder" in report["not_verified"][0]
-        assert any(("passed", "nothing is broken; not all could be checked") in sheet.rows for sheet in summarize("inspect", report | ABOUT))
+        assert report["verified"] == report["checked"]
+        first, *_, last = summarize("inspect", report | ABOUT)
+        assert last.title == f"not all could be verified: {report['words']}"
+        assert first.title.endswith(last.title)
         (artifact / "fused.onnx").unlink()
         assert verify_artifact(artifact, manifest, lambda *_: None)["passed"] is False
 

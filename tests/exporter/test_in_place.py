@@ -271,7 +271,9 @@ def test_graph_alone_refuses_what_needs_weights_and_carries_on(folder: Path, tmp
         with pytest.raises(ArtifactError, match=r"holds the graph alone \(--weights none\)") as caught:
             step()
         assert caught.value.hint == f"python cli.py export --checkpoint {folder} --out {out} --dtype fp16"
-    assert verify_artifact(out, read_manifest(out), lambda *_: None)["passed"] is True
+    verified = verify_artifact(out, read_manifest(out), lambda *_: None)
+    assert (verified["passed"], verified["audit"], verified["broken"]) == (None, None, [])
+    assert "compared with nothing: this folder holds the graph alone (--weights none)" in verified["words"]
     use(folder, COPY, out)
     assert (out / "traced.onnx").read_bytes() == graph
     assert fuse(out).up_to_date
@@ -287,3 +289,13 @@ def test_graph_alone_never_removes_weights_unasked(folder: Path, tmp_path: Path)
     shutil.copytree(out, tmp_path / "copy")
     use(folder, NONE, out, force=True)
     assert not list((out / "weights").glob("*"))
+
+
+@pytest.mark.trace
+def test_fuse_names_a_shard_that_is_cut_off_and_who_owns_it(folder: Path) -> None:
+    use(folder)
+    shard = folder / "model.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-2])
+    with pytest.raises(ArtifactError, match=r"model\.safetensors has .* bytes, and must have at least") as caught:
+        fuse(folder)
+    assert caught.value.hint == "it is the checkpoint's own file: put it back as it was"

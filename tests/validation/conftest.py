@@ -13,14 +13,64 @@ import pytest
 
 from artifact import io_spec
 from artifact.config import LlamaConfig
+from artifact.hashing import sha256_of
 from artifact.layout import MODULE_KEY
 from artifact.manifest import fingerprint, read_manifest, write_manifest
 from artifact.steps import StepContext, run_step
 from exporter.checkpoints import Checkpoint, open_checkpoint
 from exporter.export import export_checkpoint
+from graphs.pipeline import fuse_artifact
+from graphs.quantize.int8 import quantize_int8
 from validation.parity import validate_artifact
 
 Validate = Callable[[Path], dict[str, Any]]
+
+
+class Editor:
+    """Small integer arithmetic put before everything else in a graph, and fed to whatever used a value."""
+
+    def __init__(self, model: ir.Model) -> None:
+        self.graph = model.graph
+        self.made: list[ir.Node] = []
+
+    def number(self, *values: int) -> ir.Value:
+        name = f"saboteur.{len(self.graph.initializers)}"
+        value = ir.Value(name=name, const_value=ir.tensor(np.array(values, np.int64), name=name))
+        self.graph.initializers.add(value)
+        return value
+
+    def op(self, name: str, *inputs: ir.Value, **attributes: int) -> ir.Value:
+        node = ir.Node("", name, inputs, [ir.AttrInt64(key, value) for key, value in attributes.items()])
+        self.made.append(node)
+        return node.outputs[0]
+
+    def cast(self, value: ir.Value) -> ir.Value:
+        return self.op("Cast", value, to=int(ir.DataType.INT64))
+
+    def single(self) -> ir.Value:
+        """[1] int64: 1 in calls of one token, 0 in others."""
+        length = self.op("Shape", self.input(io_spec.INPUT_IDS), start=1, end=2)
+        return self.cast(self.op("Equal", length, self.number(1)))
+
+    def is_padded(self) -> ir.Value:
+        """[B, 1] int64: 1 in rows with padding."""
+        return self.op("Sub", self.number(1), self.op("ReduceMin", self.input(io_spec.ATTENTION_MASK), self.number(1), keepdims=1))
+
+    def input(self, name: str) -> ir.Value:
+        return next(value for value in self.graph.inputs if value.name == name)
+
+    def replace(self, value: ir.Value, make: Callable[[], ir.Value]) -> None:
+        users = list(value.uses())
+        new = make()
+        new.type, new.shape = value.type, value.shape
+        for node, index in users:
+            node.replace_input_with(index, new)
+        self.graph.extend(self.made)
+        self.made = []
+        self.graph.sort()
+
+
+Edit = Callable[[Editor], None]
 
 
 @pytest.fixture(scope="session")
@@ -43,6 +93,16 @@ def sound_artifact(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFact
     """An exported fp16 artifact; not to be changed."""
     artifact = tmp_path_factory.mktemp("artifacts") / "tiny"
     run_step(artifact, "export", {}, lambda step: export_checkpoint(step, checkpoint, dtype="fp16"))
+    return artifact
+
+
+@pytest.fixture(scope="session")
+def static_artifact(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An exported fp16 artifact with a static cache, fused and quantised; not to be changed."""
+    artifact = tmp_path_factory.mktemp("artifacts") / "static"
+    run_step(artifact, "export", {}, lambda step: export_checkpoint(step, checkpoint, dtype="fp16", kv_cache="static"))
+    run_step(artifact, "fuse", {}, fuse_artifact)
+    run_step(artifact, "quantize-int8", {}, quantize_int8)
     return artifact
 
 
@@ -86,10 +146,44 @@ def overflow_around() -> Callable[[ir.Model, str, float], None]:
     return _overflow_around
 
 
+@pytest.fixture(scope="session")
+def sabotage() -> Callable[[Path, Path, str, Edit], Path]:
+    """``sabotage(artifact, to, stage, edit)``: a copy with one graph edited, as a bug of the step that made it would: recorded as its output."""
+    return _sabotage
+
+
+@pytest.fixture(scope="session")
+def measure(checkpoint: Checkpoint) -> Callable[[Path, str], tuple[dict[str, Any], dict[str, str | None]]]:
+    """``measure(artifact, stage)``: the report of one stage, and check → where of what failed."""
+    return lambda artifact, stage: _measure(artifact, checkpoint, stage)
+
+
+def _sabotage(stages: Path, to: Path, stage: str, edit: Edit) -> Path:
+    artifact = Path(shutil.copytree(stages, to))
+    graph = artifact / f"{stage}.onnx"
+    model = ir.load(graph)
+    edit(Editor(model))
+    ir.save(model, graph)
+    manifest = read_manifest(artifact)
+    for step in manifest["steps"].values():
+        for files in (step["inputs"], step["outputs"]):
+            if graph.name in files:
+                files[graph.name] = fingerprint(graph) if files is step["outputs"] else sha256_of(graph)
+    write_manifest(artifact, manifest)
+    return artifact
+
+
+def _measure(artifact: Path, checkpoint: Checkpoint, stage: str) -> tuple[dict[str, Any], dict[str, str | None]]:
+    report = validate_artifact(StepContext(artifact), checkpoint=checkpoint, stages=[stage], text=None, tokens=None)
+    (entry,) = report["stages"]
+    return report, {check["check"]: check["where"] for check in entry["checks"] if check["passed"] is False}
+
+
 def _overflow_around(model: ir.Model, module: str, factor: float) -> None:
     linear = next(node for node in model.graph if node.op_type == "MatMul" and node.metadata_props.get(MODULE_KEY) == module)
-    _insert_factor(model.graph, linear, factor, entering=True)
-    _insert_factor(model.graph, linear, 1 / factor, entering=False)
+    before, after = linear.inputs[0].producer(), linear.outputs[0].consumers()
+    _insert_factor(model.graph, before if before.op_type == "Cast" else linear, factor, entering=True)
+    _insert_factor(model.graph, after[0] if after and after[0].op_type == "Cast" else linear, 1 / factor, entering=False)
 
 
 def _insert_factor(graph: ir.Graph, linear: ir.Node, factor: float, *, entering: bool) -> None:

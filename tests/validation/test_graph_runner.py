@@ -12,7 +12,8 @@ import pytest
 from artifact.config import LlamaConfig
 from artifact.errors import ValidationError
 from exporter.checkpoints import Checkpoint
-from validation.graph_runner import PROVIDERS, SESSION_ENTRIES, GraphRunner
+from validation.graph_interface import PROVIDERS, SESSION_ENTRIES
+from validation.graph_runner import GraphRunner
 from validation.reference import Reference
 from validation.scenarios import Scenario, make_scenarios, split_sequences, tokens_needed
 

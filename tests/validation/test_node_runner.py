@@ -12,6 +12,7 @@ import pytest
 
 from artifact.errors import ValidationError
 from exporter.checkpoints import Checkpoint
+from validation.calls import left_padded
 from validation.graph_runner import call_feeds
 from validation.node_runner import load_constant, run_nodes
 from validation.node_sessions import NodeSessions
@@ -53,7 +54,7 @@ def feeds(**other: np.ndarray) -> dict[str, np.ndarray]:
 
 def prefill(checkpoint: Checkpoint) -> tuple[dict[str, np.ndarray], ReferenceRun]:
     ids = np.arange(TOKENS) * 7 % checkpoint.config.vocab_size
-    call = next(Scenario("prefill", (ids,), (0,), (TOKENS,)).calls())
+    call = next(left_padded(Scenario("prefill", (ids,), (0,), (TOKENS,)).turns()))
     run = Reference(checkpoint.config, checkpoint.read).run([ids], keep_hidden=[0])[0]
     return call_feeds(checkpoint.config, "fp16", call), run
 

@@ -20,6 +20,7 @@ from exporter.checkpoints import open_checkpoint
 from exporter.export import export_checkpoint
 from graphs.pipeline import fuse_artifact
 from graphs.quantize.int8 import quantize_int8
+from validation.calls import left_padded
 from validation.graph_runner import call_feeds
 from validation.local_ratio import float16_layer_errors, local_ratios
 from validation.ranges import audit_ranges
@@ -73,13 +74,14 @@ def subject(make_checkpoint: Callable[..., Path], tmp_path_factory: pytest.TempP
     reference = Reference(checkpoint.config, checkpoint.read)
     run = reference.run([ids], keep_hidden=[0])[0]
     assert run.hidden is not None
-    feeds = call_feeds(checkpoint.config, "fp16", next(Scenario("prefill", (ids,), (0,), (TOKENS,)).calls()))
+    feeds = call_feeds(checkpoint.config, "fp16", next(left_padded(Scenario("prefill", (ids,), (0,), (TOKENS,)).turns())))
     return Subject(artifact, run.hidden, float16_layer_errors(reference, run.hidden), run.logits(), feeds)
 
 
 def scale_linear(model: ir.Model, module: str, factor: float, *, entering: bool = False) -> None:
     """Multiply what leaves a linear (or what enters it) by a constant, in a node of its own."""
-    linear = next(node for node in model.graph if node.op_type == "MatMul" and node.metadata_props.get(MODULE_KEY) == module)
+    product = next(node for node in model.graph if node.op_type == "MatMul" and node.metadata_props.get(MODULE_KEY) == module)
+    linear = beside_casts(product)[0 if entering else 1]
     value = linear.inputs[0] if entering else linear.outputs[0]
     assert value is not None
     name = f"saboteur_{factor}"
@@ -91,6 +93,12 @@ def scale_linear(model: ir.Model, module: str, factor: float, *, entering: bool 
     for node, index in users:
         node.replace_input_with(index, scaled.outputs[0])
     (model.graph.insert_before if entering else model.graph.insert_after)(linear, scaled)
+
+
+def beside_casts(product: ir.Node) -> tuple[ir.Node, ir.Node]:
+    """Where float16 enters and leaves a product that adds up in float32: its casts; the product itself where it has none."""
+    before, after = product.inputs[0].producer(), product.outputs[0].consumers()[0]
+    return before if before.op_type == "Cast" else product, after if after.op_type == "Cast" else product
 
 
 def load(subject: Subject, stage: str) -> ir.Model:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from validation.floor import Floor, no_floor
-from validation.graph_runner import RowResult
+from validation.row_result import RowResult
 from validation.scenario_errors import Alone, compare_scenario, ratio
 from validation.scenarios import Scenario
 

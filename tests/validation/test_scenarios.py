@@ -26,26 +26,13 @@ def test_scenarios_are_those_of_the_design(scenarios: dict[str, Scenario]) -> No
 
 
 @pytest.mark.parametrize("name", ["prefill", "decode", "chunked", "padded"])
-def test_calls_cover_every_token_once_with_its_own_position(name: str, scenarios: dict[str, Scenario]) -> None:
+def test_turns_bring_every_token_once_in_order(name: str, scenarios: dict[str, Scenario]) -> None:
     scenario = scenarios[name]
-    calls = list(scenario.calls())
-    ids, positions = (np.concatenate([getattr(call, key) for call in calls], axis=1) for key in ("input_ids", "position_ids"))
-    mask = calls[-1].attention_mask
-    for row, (tokens, pad) in enumerate(zip(scenario.rows, scenario.pads, strict=True)):
-        assert ids[row, pad:].tolist() == tokens.tolist()
-        assert positions[row, pad:].tolist() == list(range(len(tokens)))
-        assert mask[row].tolist() == [0] * pad + [1] * len(tokens)
-
-
-def test_each_call_has_a_mask_over_everything_so_far(scenarios: dict[str, Scenario]) -> None:
-    assert [call.attention_mask.shape for call in scenarios["chunked"].calls()] == [(1, 100), (1, 256), (1, 320)]
-
-
-def test_padding_is_masked_on_the_left_at_position_zero(scenarios: dict[str, Scenario]) -> None:
-    first = next(scenarios["padded"].calls())
-    assert first.attention_mask.sum(axis=1).tolist() == [256, 152]
-    assert first.position_ids[1, :105].tolist() == [0] * 105
-    assert first.input_ids[1, :104].tolist() == [0] * 104
+    turns = list(scenario.turns())
+    assert tuple(turn.width for turn in turns) == scenario.chunks
+    for row, tokens in enumerate(scenario.rows):
+        assert np.concatenate([turn.new[row] for turn in turns]).tolist() == tokens.tolist()
+        assert [turn.past[row] for turn in turns] == [0, *np.cumsum([len(turn.new[row]) for turn in turns])[:-1]]
 
 
 def test_last_positions_are_what_an_engine_graph_gathers(scenarios: dict[str, Scenario]) -> None:

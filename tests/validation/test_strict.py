@@ -11,6 +11,7 @@ import pytest
 
 from artifact.layout import MODULE_KEY
 from exporter.checkpoints import Checkpoint
+from validation.calls import left_padded
 from validation.floor import streamed_logits
 from validation.graph_runner import call_feeds
 from validation.reference import Reference
@@ -163,7 +164,7 @@ def test_real_trace_has_the_error_of_float16_in_pytorch(sound_artifact: Path, ch
     ids = np.arange(64) * 7 % checkpoint.config.vocab_size
     reference = Reference(checkpoint.config, checkpoint.read)
     truth = reference.run([ids])[0].logits()
-    feeds = call_feeds(checkpoint.config, "fp16", next(Scenario("prefill", (ids,), (0,), (64,)).calls()))
+    feeds = call_feeds(checkpoint.config, "fp16", next(left_padded(Scenario("prefill", (ids,), (0,), (64,)).turns())))
     floor = np.abs(streamed_logits(reference, [ids])[0] - truth).mean()
     run = run_strict(sound_artifact / "traced.onnx", feeds)
     assert run.first_nonfinite is None

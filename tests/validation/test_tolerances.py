@@ -5,14 +5,14 @@ from typing import get_args
 import pytest
 
 from validation.measurement import NUMBERS
-from validation.tolerances import COMPARE, LIMITS, NO_FLOOR, Kind, Limit, gated_value, judge, kind_of, limits_of, table, verdict
+from validation.tolerances import COMPARE, LIMITS, NO_FLOOR, STATIC, Kind, Limit, gated_value, judge, kind_of, limits_of, table, verdict
 
 ROW = Limit("float16", "noise_ratio", "<=", 1.0, "because")
 
 
 def test_every_limit_has_a_reason_and_is_measured() -> None:
     measured = {*NUMBERS, "engine_difference", "engine_structure", "reference_kl"}
-    for row in (*LIMITS, *NO_FLOOR):
+    for row in (*LIMITS, *NO_FLOOR, *STATIC):
         assert row.reason
         assert row.check in measured
         assert row.kind in get_args(Kind)
@@ -20,7 +20,7 @@ def test_every_limit_has_a_reason_and_is_measured() -> None:
 
 
 def test_no_check_has_two_limits() -> None:
-    keys = [(row.kind, row.check) for row in (*LIMITS, *NO_FLOOR)]
+    keys = [(row.kind, row.check) for row in (*LIMITS, *NO_FLOOR, *STATIC)]
     assert len(keys) == len(set(keys))
 
 
@@ -29,12 +29,18 @@ def test_limits_are_those_of_the_design() -> None:
     assert limits["float32", "max_abs_relative"] == 1e-4
     assert limits["float16", "noise_ratio"] == 1.0
     assert limits["float16", "part_noise_ratio"] == 2.0
-    assert limits["float16", "self_consistency"] == limits["int8", "self_consistency"] == 1.0
+    assert limits["float16", "self_consistency"] == limits["int8", "self_consistency"] == 2.0
     assert limits["float16", "strict_noise_ratio"] == 1.25
     assert limits["float16", "worst_local_ratio"] == 2.0
     assert limits["float16", "decisive_disagreements"] == 0
     assert limits["int8", "perplexity_increase_pct"] == limits["int8-smoothquant", "perplexity_increase_pct"] == 1.0
     assert limits["int8", "mean_kl"] == 0.01
+
+
+def test_static_caches_are_judged_where_there_are_any() -> None:
+    for kind in ("float32", "float16", "int8", "engine"):
+        static = [row.check for row in limits_of(kind, kv_cache="static")]
+        assert static == [*(row.check for row in limits_of(kind)), "stray_slots"]
 
 
 @pytest.mark.parametrize(("value", "passed"), [(0.9, True), (1.0, True), (1.0001, False), (float("nan"), False), (float("inf"), False), (None, None)])

@@ -15,11 +15,11 @@ from validation.render.html import render_html
 from validation.render.junit import render_junit
 from validation.render.markdown import render_markdown
 
-__all__ = ["render_html", "render_json", "render_junit", "render_markdown", "write_reports"]
+__all__ = ["render_all", "render_html", "render_json", "render_junit", "render_markdown", "write_reports"]
 
 KEYS = (
-    "schema", "created", "artifact", "passed", "verdict", "headline", "seconds", "model", "text", "floor", "stages", "not_run", "engines",
-    "checksums", "tolerances", "versions", "machine", "hashes",
+    "schema", "created", "artifact", "passed", "verdict", "headline", "seconds", "model", "cache", "text", "floor", "stages", "not_run", "fusion",
+    "engines", "checksums", "tolerances", "versions", "machine", "hashes",
 )  # fmt: skip
 """Top-level keys as they stand in the file, the verdict first; others follow by name, so that two reports differ only where they differ."""
 
@@ -30,10 +30,18 @@ def write_reports(step: StepContext, report: Report) -> None:
     Raises:
         ValueError: a number of the report is NaN or infinite.
     """
-    texts = {"json": render_json(report), "md": render_markdown(report), "html": render_html(report), "xml": render_junit(report)}
-    for suffix, text in texts.items():
+    for suffix, text in render_all(report).items():
         with step.write(f"reports/parity.{suffix}") as path:
             path.write_text(text, encoding="utf-8", newline="\n")
+
+
+def render_all(report: Report) -> dict[str, str]:
+    """Suffix of the file → its text.
+
+    Raises:
+        ValueError: a number of the report is NaN or infinite.
+    """
+    return {"json": render_json(report), "md": render_markdown(report), "html": render_html(report), "xml": render_junit(report)}
 
 
 def render_json(report: Report) -> str:

@@ -13,9 +13,12 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from engines.plan_words import layer_lines
 from validation.render import wording
 from validation.render.bars import interval, range_bar, range_state
 from validation.render.charts import NARROW, WIDE, LineChart, Reference, Series, swatch
+from validation.render.fusion import COLUMNS as FUSION_COLUMNS
+from validation.render.fusion import view_fusion
 from validation.render.gates import METRICS, Metric, Report, counts, failing, gate_of, gate_text, groups, value_text
 
 TONES = {True: "good", False: "bad", None: "none"}
@@ -48,7 +51,7 @@ def _environment() -> Environment:
         "marks": wording.MARKS, "words": wording.WORDS, "tones": TONES, "heads": [f">{column.label}" for column in METRICS],
         "definitions": [(column.label, column.explanation) for column in METRICS],
         "scenario_columns": SCENARIO_COLUMNS, "scenario_heads": [f">{name}" for _, name in SCENARIO_COLUMNS],
-        "part_columns": PART_COLUMNS, "part_heads": [f">{name}" for _, name in PART_COLUMNS],
+        "fusion_columns": FUSION_COLUMNS, "part_columns": PART_COLUMNS, "part_heads": [f">{name}" for _, name in PART_COLUMNS],
     }  # fmt: skip
     return environment
 
@@ -66,10 +69,12 @@ def _view(report: Report) -> dict[str, Any]:
     stages, model = lists["stages"], report.get("model") or {}
     return {
         **lists, **{key: report.get(key) for key in ("verdict", "headline", "passed")}, "model": {key: model.get(key) for key in ("name", "dtype")},
-        "facts": _facts(report), "failing": failing(report), "groups": groups(report), "rows": [_row(stage) for stage in stages],
+        "cache": wording.cache_form(report), "facts": _facts(report), "failing": failing(report), "groups": groups(report),
+        "rows": [_row(stage) for stage in stages],
         "charts": _charts(stages, report.get("floor") or {}), "ranges": _ranges(stages), "intervals": _intervals(stages),
         "warnings": [(stage["stage"], text) for stage in stages for text in stage.get("warnings") or ()],
-        "engines": [_engine(engine) for engine in report.get("engines") or ()], "configuration": _flat(model.get("config") or {}),
+        "fusion": view_fusion(report), "engines": [_engine(engine) for engine in report.get("engines") or ()],
+        "configuration": _flat(model.get("config") or {}),
         "versions": _flat(report.get("versions") or {}), "machine": _flat(report.get("machine") or {}), "provenance": _provenance(report),
     }  # fmt: skip
 
@@ -182,6 +187,7 @@ def _engine(engine: Report) -> dict[str, Any]:
     memory, audit = engine.get("peak_rss_mb"), engine.get("audit") or {}
     return {
         "file": engine["file"], "passed": audit.get("passed"), "kernels": kernels, "profiles": _flat(engine.get("profiles") or {}),
+        "layers": layer_lines(engine.get("kernels_by_layer") or {}),
         "cells": [
             *((name.capitalize(), engine.get(name), "any") for name in ("precision", "target", "backend")),
             ("Size", wording.size(engine.get("bytes")), "n"), ("Bytes per weight", wording.number(engine.get("bytes_per_weight")), "n"),
@@ -193,7 +199,8 @@ def _engine(engine: Report) -> dict[str, Any]:
 def _provenance(report: Report) -> list[tuple[str, str]]:
     model, text = report.get("model") or {}, report.get("text") or {}
     named = {"artifact": report.get("artifact"), "model fingerprint": model.get("fingerprint"), "model format": model.get("format")}
-    return _flat(named | {"text": text.get("sha256")}) + _flat(report.get("hashes") or {})
+    graph = {key: value for key, value in (report.get("graph") or {}).items() if key != "hashes"}
+    return _flat(named | {"text": text.get("sha256")}) + _flat(graph, "graph") + _flat(report.get("hashes") or {})
 
 
 def _flat(value: Any, path: str = "") -> list[tuple[str, str]]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from xml.etree import ElementTree as ET
 
 from validation.render.gates import Check, Group, Report, groups
-from validation.render.wording import clean, label, limit, metric
+from validation.render.wording import cache_form, clean, label, limit, metric
 
 COUNTED = ("tests", "failures", "errors", "skipped")
 
@@ -33,6 +33,9 @@ def _suite(group: Group, report: Report) -> ET.Element:
     suite = _with_counts(group.name, cases)
     suite.set("time", f"{group.seconds or 0:.3f}")
     suite.set("timestamp", clean(report.get("created") or ""))
+    properties = ET.Element("properties")
+    ET.SubElement(properties, "property", name="kv_cache", value=cache_form(report))
+    suite.insert(0, properties)
     return suite
 
 

@@ -6,24 +6,29 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from validation.render.fusion import COLUMNS as FUSION_COLUMNS
+from validation.render.fusion import view_fusion
 from validation.render.gates import METRICS, Check, Metric, Report, counts, failing, gate_of, gate_text, value_text
-from validation.render.wording import DASH, MARKS, count, duration, label, limit, metric, number, shorten, size
+from validation.render.wording import DASH, MARKS, cache_form, count, duration, label, limit, metric, number, shorten, size
 
 ICONS = {True: "✅", False: "❌", None: "⚪"}
+
+LONGEST_LAYER = 1000
+"""Characters of one line of operators."""
 
 # A character reference is text and never structure (CommonMark §2.5), in a table cell too, where a backslash is not enough everywhere.
 # Underscores and tildes inside a word, hyphens and dots are plain text already.
 _MARKUP = re.compile(r"[&<>|`*\[\]{}\\!#$@]|(?<!\w)_|_(?!\w)|~|:(?=//)|\.(?<=www\.)|^[-+=]|(?<=^\d)[.)]", re.IGNORECASE)
 
 
-def escape(text: object) -> str:
-    """A stranger's string as one line of plain Markdown text, at most 120 characters."""
-    return _MARKUP.sub(lambda match: f"&#{ord(match[0])};", shorten(text))
+def escape(text: object, limit: int = 120) -> str:
+    """A stranger's string as one line of plain Markdown text, at most ``limit`` characters."""
+    return _MARKUP.sub(lambda match: f"&#{ord(match[0])};", shorten(text, limit))
 
 
 def render_markdown(report: Report) -> str:
     """Markdown with GitHub tables; strings are escaped, so that a name can't break a table or bring in HTML."""
-    blocks = [_head(report), _failing(report), _stages(report), _warnings(report), _engines(report), _not_run(report), _foot(report)]
+    blocks = [_head(report), _failing(report), _stages(report), _warnings(report), _fusion(report), _engines(report), _not_run(report), _foot(report)]
     return "\n\n".join(block for block in blocks if block) + "\n"
 
 
@@ -31,11 +36,13 @@ def _head(report: Report) -> str:
     model, text, floor = (report.get(key) or {} for key in ("model", "text", "floor"))
     tally = counts(report)
     facts = [
-        f"**{escape(model.get('name'))}** ({count(model.get('parameters'))} parameters, {escape(model.get('dtype'))})",
+        f"**{escape(model.get('name'))}** ({count(model.get('parameters'))} parameters, {escape(model.get('dtype'))}, {escape(cache_form(report))})",
         f"text {escape(text.get('name'))}, {number(text.get('scored_tokens'))} scored tokens",
         f"float16 floor {number(floor.get('mean_abs'))}" + (f" ({escape(floor['reason'])})" if floor.get("reason") else ""),
         f"{tally[True]} checks passed, {tally[False]} failed",
     ]
+    if graph := report.get("graph"):
+        facts.append(f"judged as {escape(graph['precision'])}: {escape(graph['precision_found'])}")
     return f"## {ICONS[report.get('passed')]} Parity {escape(report.get('verdict'))}\n\n{escape(report.get('headline'))}\n\n" + " · ".join(facts)
 
 
@@ -70,6 +77,15 @@ def _stage(stage: Report) -> tuple[str, ...]:
 def _cell(stage: Report, column: Metric) -> str:
     gate, value = gate_of(stage, column), _safe(value_text(stage, column), stage.get(column.key))
     return f"{value} {MARKS[gate['passed']]} {_safe(gate_text(gate, column), gate.get('limit'))}" if gate else value
+
+
+def _fusion(report: Report) -> str:
+    view = view_fusion(report)
+    if view is None:
+        return ""
+    rows = [(f"{MARKS[passed]} {escape(name)}", *map(escape, cells)) for passed, (name, *cells) in view.rules]
+    layers = "\n".join(f"- {escape(line, LONGEST_LAYER)}" for line in view.layers)
+    return _section("Fusion", "\n\n".join(filter(None, (escape(view.summary), _table(FUSION_COLUMNS, rows) if rows else "", layers))))
 
 
 def _engines(report: Report) -> str:

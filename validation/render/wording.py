@@ -6,6 +6,7 @@ Every string of the report may come from a stranger (model names, tensor names, 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from math import floor, isfinite, log10
 from typing import Any
 
@@ -143,6 +144,15 @@ def count(value: Any) -> str:
         if value >= scale:
             return f"{significant(value / scale)}{SPACE}{unit}"
     return number(value)
+
+
+def cache_form(report: Mapping[str, Any]) -> str:
+    """``dynamic cache``, ``static cache of 328 slots``; a dash where the report does not say."""
+    cache = report.get("cache")
+    if not cache:
+        return DASH
+    slots = f" of {number(cache['capacity'])} slots" if cache.get("capacity") is not None else ""
+    return f"{clean(cache.get('form'))} cache{slots}"
 
 
 def label(name: object) -> str:

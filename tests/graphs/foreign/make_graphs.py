@@ -2,6 +2,7 @@
 
     python tests/graphs/foreign/make_graphs.py dynamo      torch 2.13.0, transformers 5.23.0, onnxscript 0.7.2
     python tests/graphs/foreign/make_graphs.py bare        the same
+    python tests/graphs/foreign/make_graphs.py checkpoint  the same; what they were exported from, as Hugging Face stores it
     python tests/graphs/foreign/make_graphs.py optimum     optimum-onnx 0.1.0 (TorchScript), torch 2.13.0, transformers 4.57.6
     python tests/graphs/foreign/make_graphs.py genai       onnxruntime-genai 0.18.0
     python tests/graphs/foreign/make_graphs.py pairs       torch 2.13.0, transformers 5.23.0, onnxscript 0.7.2
@@ -13,6 +14,7 @@ Each in an environment of its own. Metadata and stack traces are stripped: they 
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -29,6 +31,9 @@ SHAPE = {
     "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
     "vocab_size": 32, "max_position_embeddings": 64, "tie_word_embeddings": False,
 }  # fmt: skip
+WIDER = {"head_dim": 32}
+"""ONNX Runtime's GroupQueryAttention takes multiples of 16; and the builder takes a linear as wide as the vocabulary for the lm_head."""
+UNGROUPED = {"num_key_value_heads": 4}
 DYNAMO = [(18, "eager", torch.float32), (18, "sdpa", torch.float32), (23, "sdpa", torch.float32), (18, "eager", torch.float16)]
 
 
@@ -91,7 +96,7 @@ def dynamo(folder, variants=DYNAMO, named="dynamo-{}-{}-{}".format):
 
 def bare(folder):
     """No cache, no positions, attention without groups: what a first try at torch.onnx.export gives."""
-    model, tokens = llama(num_key_value_heads=4), {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
+    model, tokens = llama(**UNGROUPED), {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
     model.config.use_cache = False
     inputs = {"input_ids": torch.zeros(2, 5, dtype=torch.int64), "attention_mask": torch.ones(2, 5, dtype=torch.int64)}
     torch.onnx.export(
@@ -101,14 +106,22 @@ def bare(folder):
     keep(folder / "model.onnx", "dynamo-18-bare")
 
 
+def checkpoint(folder):
+    for name, options in {"checkpoint": {}, "checkpoint-32": WIDER, "checkpoint-bare": UNGROUPED}.items():
+        llama(**options).save_pretrained(folder)
+        (FOLDER / name).mkdir(parents=True, exist_ok=True)
+        for file in ("config.json", "model.safetensors"):
+            shutil.copyfile(folder / file, FOLDER / name / file)
+
+
 def optimum(folder):
     from optimum.exporters.onnx import main_export
 
     llama().save_pretrained(folder / "checkpoint")
-    for opset in (14, 18):
-        options = {"task": "text-generation-with-past", "library_name": "transformers", "do_validation": False, "opset": opset}
-        main_export(str(folder / "checkpoint"), output=folder / str(opset), **options)
-        keep(folder / str(opset) / "model.onnx", f"optimum-{opset}")
+    for name, options in {"optimum-14": {"opset": 14}, "optimum-18": {"opset": 18}, "optimum-18-float16": {"opset": 18, "dtype": "fp16"}}.items():
+        options |= {"task": "text-generation-with-past", "library_name": "transformers", "do_validation": False}
+        main_export(str(folder / "checkpoint"), output=folder / name, **options)
+        keep(folder / name / "model.onnx", name)
 
 
 def rotate_pairs(q, k, cos, sin, unsqueeze_dim=1):
@@ -178,7 +191,7 @@ def genai(folder):
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast
 
-    llama().save_pretrained(folder / "checkpoint")
+    shutil.copytree(FOLDER / "checkpoint-32", folder / "checkpoint")
     words = Tokenizer(models.WordLevel({"<unk>": 0}, unk_token="<unk>"))  # the builder copies one
     PreTrainedTokenizerFast(tokenizer_object=words).save_pretrained(folder / "checkpoint")
     command = "-m onnxruntime_genai.models.builder -i checkpoint -o out -p fp32 -e cpu -c cache"
@@ -188,4 +201,5 @@ def genai(folder):
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
-        {"dynamo": dynamo, "bare": bare, "optimum": optimum, "genai": genai, "pairs": pairs, "old": old}[sys.argv[1]](Path(folder))
+        made = {"dynamo": dynamo, "bare": bare, "checkpoint": checkpoint, "optimum": optimum, "genai": genai, "pairs": pairs, "old": old}
+        made[sys.argv[1]](Path(folder))

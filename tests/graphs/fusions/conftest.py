@@ -20,8 +20,8 @@ Runner = Callable[[ir.Model, Arrays], list[np.ndarray[Any, Any]]]
 def graph(tmp_path: Path) -> GraphMaker:
     """Text → model; inputs named in ``constants`` become initializers, those in ``stored`` lie in one file from byte 16, ``gap`` bytes apart."""
 
-    def make(text: str, constants: Arrays | None = None, stored: Arrays | None = None, gap: int = 0) -> ir.Model:
-        model = ir.from_onnx_text(f'<ir_version: 11, opset_import: ["" : 23]>\n{text}')
+    def make(text: str, constants: Arrays | None = None, stored: Arrays | None = None, gap: int = 0, opset: int = 23) -> ir.Model:
+        model = ir.from_onnx_text(f'<ir_version: 11, opset_import: ["" : {opset}]>\n{text}')
         tensors: dict[str, Any] = {name: ir.tensor(array, name=name) for name, array in (constants or {}).items()}
         offset, file = 16, tmp_path / "weights.bin"
         with file.open("wb") as out:

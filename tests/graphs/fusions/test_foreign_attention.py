@@ -303,6 +303,34 @@ def test_attention_without_a_scale_gets_one_over_the_root_of_head_dim(attention,
     np.testing.assert_allclose(run(model, given)[0], unfused_y, rtol=1e-5, atol=1e-6)
 
 
+HALF_HEAD = HEAD.replace(" float[2,", " float16[2,").replace("(float[2,", "(float16[2,", 1)
+HALF = HALF_HEAD + KEYS + VALUES + TURN + "raw = MatMul(query, turned)\n wide = Cast<to=1>(raw)\n scores = Mul(wide, scale)\n" + BIAS
+WIDE_VALUES = "[softmax] weights = Softmax<axis=-1>(masked)\n wide_values = Cast<to=1>(values)\n y = MatMul(weights, wide_values)\n}"
+
+
+def test_float16_values_that_are_widened_for_the_product_are_read_as_they_are(attention, run, given) -> None:
+    half = {name: array if array.dtype == bool else array.astype(np.float16) for name, array in given.items()}
+    model = attention(HALF + WIDE_VALUES)
+    unfused_y = run(model, half)[0]
+    result = fuse(model)
+    assert (result.fired, result.refused) == (1, [])
+    (node,) = (node for node in model.graph if node.op_type == "Attention")
+    assert [value.name for value in node.inputs[1:3]] == ["key", "value"]
+    assert [value.dtype for value in (*node.inputs[:3], *node.outputs)] == [10, 10, 10, 10]
+    (widened,) = (use.node for use in node.outputs[0].uses())
+    assert (widened.op_type, widened.attributes["to"].value, widened.outputs[0].name) == ("Cast", 1, "y")
+    fused_y = run(model, half)[0]
+    assert (fused_y.dtype, unfused_y.dtype) == (np.float32, np.float32)
+    np.testing.assert_allclose(fused_y, unfused_y, rtol=2**-8, atol=2**-9)
+
+
+def test_refuses_values_that_are_widened_from_another_dtype(attention) -> None:
+    narrowed = WIDE_VALUES.replace("wide_values = Cast<to=1>(values)", "long = Cast<to=11>(values)\n wide_values = Cast<to=1>(long)")
+    result = fuse(attention(HALF + narrowed))
+    assert result.fired == 0
+    assert result.refused[0].reason == "the query is FLOAT16, the value FLOAT"
+
+
 @pytest.mark.parametrize(
     ("inputs", "candidate"),
     [

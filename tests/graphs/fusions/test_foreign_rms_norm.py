@@ -127,6 +127,35 @@ def test_refuses_float16_without_upcast(graph, random) -> None:
     assert "it computes in FLOAT16 without a cast to FLOAT" in result.refused[0].reason
 
 
+WIDE_INPUT = HEAD.replace("float[8] weight", "float16[8] weight").replace("(float[B,S,8] y)", "(float16[B,S,8] y)") + CONSTANTS + START
+WIDE_INPUT += "root = Sqrt(variance)\n normed = Div(x, root)\n rounded = Cast<to=10>(normed)\n y = Mul(weight, rounded) }"
+
+
+def test_a_float32_input_of_a_float16_weight_is_rounded_once(norm, run, random) -> None:
+    model = norm(WIDE_INPUT, np.float16)
+    weight = model.graph.initializers["weight"].const_value.numpy().astype(np.float64)
+    x = 300 * random(2, 5, 8)
+    unfused_y = run(model, {"x": x})[0]
+    result = fuse(model)
+    assert (result.fired, result.refused) == (1, [])
+    widened, node, narrowed = model.graph
+    assert (widened.op_type, widened.inputs[0].name, widened.outputs[0].dtype, widened.outputs[0].shape) == ("Cast", "weight", 1, [8])
+    assert {name: attribute.value for name, attribute in node.attributes.items()} == {"axis": -1, "epsilon": pytest.approx(0.001), "stash_type": 1}
+    assert [value.name for value in node.inputs] == ["x", widened.outputs[0].name]
+    assert (node.outputs[0].dtype, narrowed.op_type, narrowed.attributes["to"].value, narrowed.outputs[0].name) == (1, "Cast", 10, "y")
+    fused_y = run(model, {"x": x})[0]
+    assert (fused_y.dtype, unfused_y.dtype) == (np.float16, np.float16)
+    exact = x * weight / np.sqrt(np.mean(x.astype(np.float64) ** 2, axis=-1, keepdims=True) + 0.001)
+    assert np.abs(fused_y - exact).mean() <= np.abs(unfused_y - exact).mean()
+
+
+def test_refuses_a_float32_input_that_is_rounded_to_another_dtype(norm) -> None:
+    text = WIDE_INPUT.replace("to=10", "to=16").replace("float16[8]", "bfloat16[8]").replace("(float16[B,S,8] y)", "(bfloat16[B,S,8] y)")
+    result = fuse(common_passes.ShapeInferencePass()(norm(text.replace("bfloat16[8] weight)", "bfloat16[8] weight )"))).model)
+    assert result.fired == 0
+    assert "the result is BFLOAT16 when the weight is applied, the input is FLOAT" in result.refused[0].reason
+
+
 IN_FLOAT32 = FLOAT16.replace("rounded = Cast<to=10>(normed)", "scaled = Mul(weight, normed)").replace(
     "y = Mul(weight, rounded)", "y = Cast<to=10>(scaled)"
 )
@@ -150,7 +179,7 @@ def test_a_weight_that_is_applied_in_float32_stays_in_float32(graph, run, random
     ("text", "reason"),
     [
         (FLOAT16.replace("Cast<to=10>(normed)", "Cast<to=16>(normed)"), "the result is BFLOAT16 when the weight is applied, the input is FLOAT16"),
-        (IN_FLOAT32, "the weight is FLOAT16, the input is FLOAT"),
+        (IN_FLOAT32, "the weight is FLOAT16, what it is applied to is FLOAT"),
     ],
 )
 def test_refuses_other_dtypes(graph, random, text, reason) -> None:

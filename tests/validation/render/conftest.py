@@ -99,7 +99,24 @@ def make_engine(precision: str) -> Report:
         "profiles": {"prefill": {"batch_size": [1, 1, 4], "sequence_length": [1, 512, 4096]},
                      "decode": {"batch_size": [1, 1, 4], "sequence_length": [1, 1, 1]}},
         "kernels": {"_gemm_mha_v2": 60, "sm80_xmma_gemm_f16f16_f16f32": 120, "__myl_MulSumAddSqrtDivMul": 61},
+        "kernels_by_layer": {"decode": {"outside": [], "layers": [{"first": 0, "last": 29, "kernels": [
+            {"kernel": "fully_connected", "kind": "gemm", "weight": "half", "writes": []},
+            {"kernel": "_gemv_mha_v1", "kind": "attention", "weight": None, "writes": []}]}]}},
         "audit": {"checks": [*audit, check("fused_attention_decode", 30, 30, "==")], "passed": True},
+    }  # fmt: skip
+
+
+def make_fusion(layers: int) -> Report:
+    """As ``fuse`` reports it, one rule refused once."""
+    refused = [{"node": "model.layers.1.self_attn.Softmax", "reason": "the softmax is not over the last axis, the keys"}]
+    rules = [("rms_norm", 2 * layers + 1, []), ("attention", layers - 1, refused)]
+    return {
+        "nodes_before": 2348, "nodes_after": 1040, "target": "tensorrt", "passed": False, "seconds": 1.2,
+        "rules": [{"rule": rule, "fired": fired, "expected": fired + len(nodes), "refused": nodes} for rule, fired, nodes in rules],
+        "ops_before": {"Pow": 61}, "ops_after": {"RMSNormalization": 61},
+        "layer_operators": {"known_by": "module names", "groups": [], "outside": {},
+                            "lines": [f"layers 0–{layers - 1} ({layers} alike): RMSNormalization 2, MatMul 4", "outside layers: Gather 1"]},
+        "needs_tensorrt": {"release": "10.15", "because": ["RMSNormalization"], "words": "needs TensorRT ≥ 10.15 because of RMSNormalization"},
     }  # fmt: skip
 
 
@@ -120,8 +137,10 @@ def make_report(stages: int = 5, layers: int = 30, broken_layer: int | None = No
             "parameters": 134_515_008, "dtype": "fp16",
             "config": {"hidden_size": 576, "num_hidden_layers": layers, "rope_theta": 100000.0, "tie_word_embeddings": True},
         },
+        "cache": {"form": "dynamic", "capacity": None},
         "text": {"name": "default.txt", "sha256": "c0ffee" * 10 + "0123", "scored_tokens": 2048, "kind": "text"},
         "floor": {"mean_abs": 0.0123, "max_abs": 0.131, "source": "transformers 5.23 LlamaForCausalLM float16", "reason": None},
+        "fusion": make_fusion(layers),
         "stages": made,
         "not_run": [{"stage": f"engine a100-80gb-{p}", "reason": "no GPU: a plan for sm80 can't run on this machine"} for p in ("fp16", "int8")],
         "engines": [make_engine("fp16"), make_engine("int8")],

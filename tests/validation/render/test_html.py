@@ -59,6 +59,7 @@ def replaced(value: Any, text: str, *, keep: tuple[str, ...] = ("comparison",)) 
     """The report with every string, and every key a stranger chooses, replaced by ``text``."""
     if isinstance(value, dict):
         free = not value.keys() & {"schema", "name", "stage", "check", "file", "scenario", "mean_abs", "verified", "audit", "sha256", "checks"}
+        free &= not value.keys() & {"outside", "first", "kind"}  # a plan's layers
         return {(f"{text}{index}" if free else key): item if key in keep else replaced(item, text) for index, (key, item) in enumerate(value.items())}
     if isinstance(value, list):
         return [replaced(item, text) for item in value]
@@ -153,6 +154,13 @@ def test_page_shows_kernels_profiles_and_hashes(report: dict[str, Any]) -> None:
     assert "prefill sequence_length 1, 512, 4096" in text
     assert f"fused.onnx {'1a' * 32}" in text
     assert "gpu –" in text
+
+
+def test_page_shows_what_each_layer_of_a_plan_runs(report: dict[str, Any]) -> None:
+    assert "decode layers 0–29 (30 alike) 2 gemm half · attention" in Page(render_html(report)).text
+    for engine in report["engines"]:
+        del engine["kernels_by_layer"]  # as older builds left it
+    assert "the kernels of one pass" not in Page(render_html(report)).text
 
 
 def test_page_writes_shapes_of_named_records_on_one_line(report: dict[str, Any]) -> None:

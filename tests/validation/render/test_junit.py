@@ -17,7 +17,8 @@ def test_junit_has_a_suite_a_stage_and_a_case_a_check(report: dict[str, Any]) ->
     for stage in report["stages"]:
         assert len(found[stage["stage"]].findall("testcase")) == len(stage["checks"])
     assert found["fused"].get("time") == "41.700"
-    assert {case.get("classname") for case in found["fused"]} == {"parity.fused"}
+    assert {case.get("classname") for case in found["fused"].iter("testcase")} == {"parity.fused"}
+    assert [(each.get("name"), each.get("value")) for each in found["fused"].iter("property")] == [("kv_cache", "dynamic cache")]
 
 
 def test_junit_counts_are_those_of_its_cases(build_report: Any) -> None:

@@ -35,7 +35,7 @@ def test_markdown_has_the_verdict_on_top_then_what_failed(build_report: Any) -> 
     lines = render_markdown(build_report(broken_layer=15)).splitlines()
     assert lines[0] == "## ❌ Parity failed: 5 of 7 stages ran, 2 not run"
     headings = [line for line in lines if line.startswith("#")]
-    assert headings[1:] == ["### Failing checks", "### Stages", "### Warnings", "### Engines", "### Not run"]
+    assert headings[1:] == ["### Failing checks", "### Stages", "### Warnings", "### Fusion", "### Engines", "### Not run"]
     (row,) = [line for line in lines if line.startswith("| fused | worst local ratio")]
     assert row.startswith("| fused | worst local ratio | layer 15 | 15.2 | ≤ 2 | a layer may add twice what rounding it adds")
 
@@ -89,6 +89,6 @@ def test_hostile_names_break_no_table(build_report: Any, text: str) -> None:
     for check in report["stages"][1]["checks"]:
         check |= {"where": text, "reason": text, "passed": False}
     rendered = render_markdown(report)
-    assert [sorted(set(widths)) for widths in tables(rendered)] == [[6], [12], [7]]
+    assert [sorted(set(widths)) for widths in tables(rendered)] == [[6], [12], [5], [7]]
     assert not {"html_block", "html_inline", "link_open", "image", "code_inline", "fence"} & {token.type for token in parse(rendered)}
     rendered.encode()

@@ -86,6 +86,18 @@ def test_sizes_durations_and_counts_are_said_as_people_say_them() -> None:
     assert [text.replace(wording.SPACE, " ") for text in said] == ["283 MB", "512 B", "3 min 35 s", "0.420 s", "135 M", "–"]
 
 
+@pytest.mark.parametrize(
+    ("cache", "expected"),
+    [
+        ({"form": "static", "capacity": 1328}, "static cache of 1,328 slots"),
+        ({"form": "dynamic", "capacity": None}, "dynamic cache"),
+        (None, "–"),
+    ],
+)
+def test_cache_form_is_said_with_its_slots(cache: dict[str, Any] | None, expected: str) -> None:
+    assert wording.cache_form({"cache": cache}) == expected
+
+
 def test_clean_takes_out_what_no_format_can_carry() -> None:
     assert wording.clean("a\x00b\x1b[31m\ud800\u202ec\n🦙👩‍💻") == "ab[31mc\n🦙👩‍💻"
 

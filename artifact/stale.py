@@ -1,0 +1,67 @@
+"""Which recorded steps were made from files that have been written anew since: what they wrote is of another model, or of an older form of it."""
+
+from __future__ import annotations
+
+import shlex
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from artifact.manifest import Manifest
+
+
+@dataclass(frozen=True)
+class Stale:
+    """A step that must be done again.
+
+    Attributes:
+        step: its id.
+        file: the input that is another one now, or is stale itself.
+        command: does the step again.
+    """
+
+    step: str
+    file: str
+    command: str
+
+    @property
+    def words(self) -> str:
+        """``fuse is stale: it was made from another traced.onnx; python cli.py fuse ART``."""
+        return f"{self.step} is stale: it was made from another {self.file}; {self.command}"
+
+
+def stale_steps(artifact: Path, manifest: Manifest) -> dict[str, Stale]:
+    """Step id → why it is stale, by what the manifest records; no file is read."""
+    steps: Mapping[str, Mapping[str, Any]] = manifest["steps"]
+    found: dict[str, Stale] = {}
+    for _ in steps:  # what a stale step wrote makes its readers stale: as many rounds as there are steps are enough
+        now = _current_hashes(steps, found)
+        for name, step in steps.items():
+            changed = next((file for file, sha256 in step["inputs"].items() if name not in found and sha256 not in now.get(file, {sha256})), None)
+            if changed is not None:
+                found[name] = Stale(name, changed, command_of(artifact, name, step["options"]))
+    return found
+
+
+def stale_maker(artifact: Path, manifest: Manifest, file: str) -> Stale | None:
+    """Why a file is stale; None where a step that is not stale wrote it, or none did."""
+    makers = [name for name, step in manifest["steps"].items() if file in step["outputs"]]
+    stale = stale_steps(artifact, manifest)
+    return stale[makers[0]] if makers and all(name in stale for name in makers) else None
+
+
+def command_of(artifact: Path, step_id: str, options: Mapping[str, Any]) -> str:
+    """The command that does a recorded step again: its options are those of the command line."""
+    flags = [word for key, value in options.items() if value not in (None, False) for word in (f"--{key.replace('_', '-')}", str(value))]
+    return shlex.join(["python", "cli.py", step_id.split("-", maxsplit=1)[0], str(artifact), *(word for word in flags if word != "True")])
+
+
+def _current_hashes(steps: Mapping[str, Mapping[str, Any]], stale: Mapping[str, Stale]) -> dict[str, set[str]]:
+    """File → the hashes that steps recorded for it (two builds may write one engine graph); none for what only stale steps wrote."""
+    hashes: dict[str, set[str]] = defaultdict(set)
+    for name, step in steps.items():
+        for file, record in step["outputs"].items():
+            hashes[file] |= set() if name in stale else {record["sha256"]}
+    return dict(hashes)

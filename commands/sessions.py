@@ -1,0 +1,96 @@
+"""A batch of sequences on a stage, call after call: its graph on the CPU, or the plan that was built from it on the GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from artifact.config import LlamaConfig
+from artifact.errors import EngineError
+from artifact.io_spec import KvCache
+from artifact.manifest import kv_cache_of, read_manifest
+from artifact.steps import require
+from engines import device as devices
+from engines.runner import Array, Plan, PlanSession
+from validation.calls import AnyCall
+from validation.engines import engine_entries
+from validation.graph_runner import GraphRunner
+from validation.greedy import Decoder
+
+ENGINE = "-engine"
+
+
+class PlanDecoder:
+    """``Decoder`` of a plan: one batch, whose caches stay on the GPU."""
+
+    def __init__(self, session: PlanSession, plan: Plan) -> None:
+        self.name = plan.name
+        self.kv_cache: KvCache = "static" if plan.capacity else "dynamic"
+        self.capacity = plan.capacity or None
+        self._session = session
+
+    def new_cache(self, batch: int, capacity: int = 0) -> list[Array]:
+        """Empty the caches; the batch and the capacity are the session's."""
+        self._session.restart()
+        return []
+
+    def call(self, call: AnyCall, cache: list[Array] | None) -> list[Array]:
+        """New tokens → logits [B, 1, V] alone."""
+        return [self._session.call(call.inputs())]
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A stage that can be called, who runs it (``onnxruntime-cpu``, or the runtime and its version), on what device, and from which file."""
+
+    decoder: Decoder
+    backend: str
+    device: str
+    file: str
+
+
+@contextmanager
+def open_session(artifact: Path, stage: str, device: str, *, batch: int, length: int) -> Iterator[Opened]:
+    """A stage, ready to be called; what it holds on the GPU is given back at the end.
+
+    Args:
+        artifact: the folder.
+        stage: which graph; on the GPU, the plan that was built from it.
+        device: ``cpu`` runs the graph in ONNX Runtime, ``cuda`` the plan.
+        batch: rows.
+        length: positions that will be used.
+
+    Raises:
+        ArtifactError: no such stage.
+        EngineError: no GPU, no plan of this stage that runs here, or the plan admits fewer rows or positions.
+    """
+    model = read_manifest(artifact)["model"]
+    config, dtype = LlamaConfig(**model["config"]), model["dtype"]
+    if device == "cpu":
+        graph = require(artifact, f"{stage}.onnx")
+        runner = GraphRunner(graph, config, dtype, kv_cache_of(model), one_position=stage.endswith(ENGINE))
+        yield Opened(runner, "onnxruntime-cpu", "cpu", graph.name)
+        return
+    gpu = devices.read_device()
+    plan, backend = open_plan(artifact, stage.removesuffix(ENGINE), gpu)
+    with PlanSession(plan, config, dtype, batch=batch, length=length) as session:
+        yield Opened(PlanDecoder(session, plan), backend, gpu.name, plan.name)
+
+
+def open_plan(artifact: Path, stage: str, gpu: devices.Device) -> tuple[Plan, str]:
+    """The first plan of a stage that runs on this GPU, and the runtime with its version.
+
+    Raises:
+        EngineError: there is none; with the reason of each that there is.
+    """
+    entries = [entry for entry in engine_entries(artifact) if entry["graph"] == f"{stage}{ENGINE}.onnx"]
+    reasons = []
+    for entry in entries:
+        try:
+            return Plan(artifact, entry, gpu), f"{entry['backend']} {entry['tensorrt_version']}"
+        except EngineError as error:
+            reasons.append(str(error))
+    why = "; ".join(reasons) or f"{artifact} has no plan of {stage}"
+    raise EngineError(why, hint=f"python cli.py build {artifact} --precision PRECISION --target GPU; `doctor` says which targets run here")

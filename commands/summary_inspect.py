@@ -1,0 +1,56 @@
+"""`inspect` as a person reads it: what it is, what it holds, and the verdict, said first and last."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from commands.sheet import Report, Sheet
+
+ABOUT = ("path", "kind", "passed", "words", "graphs", "layer_operators", "needs_tensorrt")
+"""Keys that have lines of their own."""
+
+
+def sheets_of_inspect(report: Report) -> Iterable[Sheet]:
+    """The verdict; plain facts, then tables by name; what graphs compute; the verdict again, because a terminal shows the end."""
+    verdict = _verdict(report)
+    yield Sheet(f"{report['path']}: {report['kind']}{f': {verdict}' if verdict else ''}")
+    others = {key: value for key, value in report.items() if key not in ABOUT}
+    plain = tuple((key, _plain(value)) for key, value in others.items() if not isinstance(value, (dict, list)))
+    if plain:
+        yield Sheet("", (), plain)
+    for key, value in others.items():
+        if isinstance(value, dict) and value:
+            yield Sheet(key, (), tuple((str(name), _plain(item)) for name, item in value.items()))
+        elif isinstance(value, list) and value:
+            yield Sheet(key, (), tuple((_plain(item),) for item in value))
+    yield from _graphs(report)
+    if verdict:
+        yield Sheet(verdict)
+
+
+def _verdict(report: Report) -> str:
+    """Of what can be verified, and was."""
+    if "passed" not in report:
+        return ""
+    word = {True: "verified", False: "FAILED", None: "not all could be verified"}[report["passed"]]
+    return f"{word}: {report['words']}" if "words" in report else word
+
+
+def _graphs(report: Report) -> Iterator[Sheet]:
+    """What each graph computes its layers with, and what it needs of TensorRT."""
+    graphs = report.get("graphs", {report["path"]: report} if "layer_operators" in report else {})
+    for file, graph in graphs.items():
+        if "unreadable" in graph:
+            yield Sheet(f"{file}: {graph['unreadable']}")
+            continue
+        needs = graph["needs_tensorrt"]["words"]
+        yield Sheet(f"{file}: {graph['nodes']:,} nodes; {needs}")
+        yield from (Sheet(f"  {line}") for line in graph["layer_operators"]["lines"])
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_plain(item)}" for name, item in value.items())
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(_plain, value))
+    return "–" if value is None else f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

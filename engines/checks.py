@@ -1,0 +1,21 @@
+"""One line of a plan's audit: what was found, what may be, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+Check = dict[str, Any]
+
+
+def check(name: str, value: float | None, limit: float | None, comparison: str, reason: str, *, where: str | None = None) -> Check:
+    """The line; without a limit the value is shown and not gated, without a value the check fails."""
+    passed = None if limit is None else value is not None and (value <= limit if comparison == "<=" else value == limit)
+    return {"check": name, "value": value, "limit": limit, "comparison": comparison, "passed": passed, "reason": reason, "where": where}
+
+
+def first(items: Sequence[str]) -> str | None:
+    """The first of them, and how many more."""
+    if not items:
+        return None
+    return items[0] if len(items) == 1 else f"{items[0]} and {len(items) - 1} more"

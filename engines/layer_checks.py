@@ -1,0 +1,139 @@
+"""Gates on what a plan's layers hold: attention fused, no needless kernel, copy or cast, keys and values as they are, logits of one position.
+
+The limits are what the fused and packed graph gives in TensorRT-RTX 1.7.1 at every width that was measured (docs/kernels.md); one more is a fusion
+that no longer reaches the hardware.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from engines.checks import Check, check, first
+from engines.graph_weights import Weight
+from engines.plan_kinds import ATTENTION, CAST, COPIED, COPY, REPEATED
+from engines.plan_layers import Launch, layers_of
+
+ATTENTION_KERNELS = {"prefill": "_gemm_mha_v2", "decode": "_gemv_mha_v1"}
+"""Profile → the kernel that fused attention must be: tiles over a prompt, one query row a step in decode."""
+
+
+@dataclass(frozen=True)
+class LayerLimit:
+    """How much of something a layer may hold.
+
+    Attributes:
+        check: name, to which the profile is added.
+        count: how much a launch holds of it.
+        limits: profile → the most that one layer may hold.
+        reason: why.
+    """
+
+    check: str
+    count: Callable[[Launch], int]
+    limits: Mapping[str, int]
+    reason: str
+
+
+LIMITS = (
+    LayerLimit(
+        "kernels_per_layer",
+        lambda launch: 1,
+        {"prefill": 11, "decode": 10},
+        "four GEMMs, attention, two norms, SiLU, the cache with its keys' rotation, the query's rotation; prefill turns attention's result besides",
+    ),
+    LayerLimit(
+        "copies_per_layer",
+        lambda launch: launch.kind == COPY,
+        {"prefill": 1, "decode": 0},
+        "a kernel that only moves values; prefill's attention gives [B, H, S, D] and the next GEMM reads it turned, in decode that is the same",
+    ),
+    LayerLimit(
+        "casts_per_layer",
+        lambda launch: launch.kind == CAST,
+        {"prefill": 0, "decode": 0},
+        "a kernel that only casts; every cast has arithmetic beside it to go with",
+    ),
+    LayerLimit(
+        "repeated_caches_per_layer",
+        lambda launch: launch.writes.count(REPEATED),
+        {"prefill": 0, "decode": 0},
+        "keys or values written once for every query head, H / K times the memory traffic",
+    ),
+    LayerLimit(
+        "copied_caches_per_layer",
+        lambda launch: launch.writes.count(COPIED),
+        {"prefill": 2, "decode": 0},
+        "keys or values written a second time; prefill's attention kernel reads its own layout of both",
+    ),
+)
+
+UNPACKED_LIMITS = (
+    LayerLimit(
+        "kernels_per_layer",
+        lambda launch: 1,
+        {"prefill": 12, "decode": 11},
+        "query, key and value, and gate and up, are GEMMs of their own where weights lie as the checkpoint stores them",
+    ),
+    *LIMITS[1:],
+)
+"""The same for a graph whose linears could not be packed (``--weights reference``; docs/kernels.md)."""
+
+STATIC_LIMITS = (
+    LayerLimit(
+        "kernels_per_layer",
+        lambda launch: 1,
+        {"prefill": 12, "decode": 9},
+        "four GEMMs, attention, two norms, SiLU, the cache with both rotations; in prefill the three copies besides",
+    ),
+    LayerLimit(
+        "copies_per_layer",
+        lambda launch: launch.kind == COPY,
+        {"prefill": 3, "decode": 0},
+        "a kernel that only moves values; prefill's attention reads its own layout of keys and values, and its result is turned for the next GEMM",
+    ),
+    *LIMITS[2:],
+)
+"""The same for a static cache, whose kernels write slots in the place of joining tensors (docs/adr/009)."""
+
+
+def layer_checks(launches: Sequence[Launch], profile: str, *, gated: bool, limits: Sequence[LayerLimit] = LIMITS) -> list[Check]:
+    """One check a limit: the worst layer's count; without layers there is no value, and a gated check fails."""
+    layers = layers_of(launches)
+    checks = []
+    for limit in limits:
+        counts = Counter({layer: 0 for layer in layers})
+        for launch in launches:
+            if launch.layer is not None:
+                counts[launch.layer] += limit.count(launch)
+        allowed = limit.limits[profile]
+        over = [f"layer {layer}: {counts[layer]}" for layer in layers if counts[layer] > allowed]
+        where = first(over) if layers else "no kernel says to which layer it belongs"
+        worst = max(counts.values(), default=None)
+        checks.append(check(f"{limit.check}_{profile}", worst, allowed if gated else None, "<=", limit.reason, where=where))
+    return checks
+
+
+def attention_check(launches: Sequence[Launch], profile: str, layers: int, *, gated: bool) -> Check:
+    """In how many layers exactly one kernel computes attention, and it is the profile's."""
+    wanted = ATTENTION_KERNELS[profile]
+    found = Counter(launch.layer for launch in launches if launch.kind == ATTENTION and launch.kernel.name == wanted)
+    wrong = [f"layer {layer}: {found[layer]}" for layer in range(layers) if found[layer] != 1]
+    reason = f"one {wanted} a layer" if gated else "shown, not asked for: in float32 TensorRT fuses the attention of decode alone"
+    return check(f"fused_attention_{profile}", layers - len(wrong), layers if gated else None, "==", reason, where=first(wrong))
+
+
+def logits_check(positions: int | None, profile: str, *, gated: bool) -> Check:
+    """Of how many positions a row the plan gives logits."""
+    reason = "one position a row is gathered before lm_head; logits of a whole prompt are megabytes that nobody reads"
+    return check(f"logits_positions_{profile}", positions, 1 if gated else None, "==", reason)
+
+
+def quantized_check(launches: Sequence[Launch], weights: Sequence[Weight], profile: str) -> Check:
+    """How many quantised linears a GEMM computes that reads their int8 weight itself."""
+    linears = {name: weight.name for weight in weights if weight.quantized for name in weight.linears}
+    read = {linears[label] for launch in launches if launch.weight == "int8" for label in launch.kernel.layers if label in linears}
+    missing = sorted(set(linears.values()) - read)
+    reason = "a GEMM for every quantised linear, which reads the int8 weight itself"
+    return check(f"quantized_gemms_{profile}", len(read), len(set(linears.values())), "==", reason, where=first(missing))

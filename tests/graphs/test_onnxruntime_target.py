@@ -1,0 +1,163 @@
+"""The onnxruntime target on graphs that the real exporter made: counts, form, numbers, quantised stages and what validate says of them."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+
+from artifact import io_spec
+from artifact.config import LlamaConfig
+from artifact.errors import FusionError, QuantizationError
+from artifact.layout import MODULE_KEY, layer_of
+from artifact.manifest import read_manifest
+from artifact.steps import StepContext, run_step
+from commands import graphs
+from exporter.checkpoints import open_checkpoint
+from exporter.export import export_checkpoint
+from graphs.foreign.fuse import fuse_graph
+from graphs.partition import cut_layer, cut_shared, cut_tail, part_boundaries
+from validation.node_runner import run_nodes
+from validation.parity import validate_artifact
+
+pytestmark = pytest.mark.trace
+LAYERS = 2
+EXPECTED = {
+    "rms_norm": 2 * LAYERS + 1,
+    "rotary": 2 * LAYERS,
+    "attention": LAYERS,
+    "constant_shape": 4 * LAYERS,
+    "group_query_attention": LAYERS,
+    "pack_rotated_qkv": LAYERS,
+    "skip_rms_norm": 2 * LAYERS,
+}
+VARIANTS = {
+    "grouped-tied-fp16": ({"tie_word_embeddings": True}, "fp16"),
+    "multi-head-wide-biased-fp32": ({"num_key_value_heads": 4, "head_dim": 16, "attention_bias": True, "mlp_bias": True}, "fp32"),
+}
+LAYER_FORM = Counter(
+    {"MatMul": 5, "Transpose": 5, "Split": 2, "RotaryEmbedding": 1, "GroupQueryAttention": 1, "SkipSimplifiedLayerNormalization": 2}
+    | {"Sigmoid": 1, "Mul": 2}
+)
+BIASES = Counter({"Add": 5})
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, make_checkpoint):
+    """Variant → (checkpoint, artifact with all stages of the target, report of fuse); each is made once."""
+    known = {}
+
+    def make(variant):
+        if variant not in known:
+            fields, dtype = VARIANTS[variant]
+            folder = tmp_path_factory.mktemp(variant)
+            checkpoint = open_checkpoint(str(make_checkpoint(folder / "checkpoint", num_hidden_layers=LAYERS, **fields)))
+            artifact = folder / "artifact"
+            run_step(artifact, "export", {}, lambda step: export_checkpoint(step, checkpoint, dtype=dtype))
+            report = graphs.fuse(artifact, target="onnxruntime").report
+            for scheme in ("int8", "int4"):
+                graphs.quantize(artifact, scheme=scheme, target="onnxruntime")
+            known[variant] = checkpoint, artifact, report
+        return known[variant]
+
+    return make
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_rule_fires_and_every_layer_has_the_form(made, variant):
+    _, artifact, report = made(variant)
+    assert {rule["rule"]: (rule["fired"], rule["expected"]) for rule in report["rules"]} == {rule: (n, n) for rule, n in EXPECTED.items()}
+    graph = ir.load(artifact / "fused-onnxruntime.onnx").graph
+    form = LAYER_FORM + (BIASES if "biased" in variant else Counter())
+    for layer in range(LAYERS):
+        found = Counter(node.op_type for node in graph if layer_of(node.metadata_props[MODULE_KEY]) == layer)
+        begins = Counter({"RMSNormalization": 1, "SkipSimplifiedLayerNormalization": -1}) if layer == 0 else Counter()
+        expected = form.copy()
+        expected.update(begins)  # the first norm reads no sum
+        assert found == expected
+    assert [value.name for value in graph.inputs][:3] == ["input_ids", "attention_mask", "position_ids"]
+    assert sum(node.op_type == "Where" for node in graph) == 1
+
+
+def test_steps_of_both_targets_stand_beside_each_other(made):
+    _, artifact, _ = made("grouped-tied-fp16")
+    graphs.fuse(artifact)
+    assert graphs.fuse(artifact, target="onnxruntime").up_to_date
+    assert graphs.quantize(artifact, scheme="int8", target="onnxruntime").up_to_date
+    assert {"fuse", "fuse-onnxruntime", "quantize-int8-onnxruntime", "quantize-int4-onnxruntime"} <= read_manifest(artifact)["steps"].keys()
+    (artifact / "fused.onnx").unlink()
+
+
+def test_scheme_that_a_target_has_not_is_refused(made, tmp_path):
+    _, artifact, _ = made("grouped-tied-fp16")
+    with pytest.raises(QuantizationError, match=r"no scheme 'int4' for target 'tensorrt'; there are: tensorrt: int8; onnxruntime: int8, int4"):
+        graphs.quantize(artifact, scheme="int4")
+    with pytest.raises(FusionError, match="no fusions of foreign graphs for target 'onnxruntime'"):
+        fuse_graph(artifact / "traced.onnx", tmp_path / "out.onnx", target="onnxruntime")
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_validate_measures_and_passes_every_stage(made, variant):
+    checkpoint, artifact, _ = made(variant)
+    report = validate_artifact(StepContext(artifact), checkpoint=checkpoint, stages=None, text=None, tokens=None)
+    stages = {stage["stage"]: stage for stage in report["stages"]}
+    assert list(stages) == ["traced", "fused-onnxruntime", "int8-onnxruntime", "int4-onnxruntime"]
+    failed = [(name, check["check"], check["value"]) for name, stage in stages.items() for check in stage["checks"] if check["passed"] is False]
+    assert failed == []
+    assert stages["fused-onnxruntime"]["passed"] is True
+    if "fp16" in variant:
+        before, after = (stages[name]["strict_noise_ratio"] for name in ("traced", "fused-onnxruntime"))
+        assert after <= 1.1 * before
+        assert len(stages["fused-onnxruntime"]["local_ratios"]) == LAYERS
+
+
+def test_past_and_present_in_one_buffer_give_the_same_tokens(made):
+    """Bound in place, with room for more than is there, step by step."""
+    _, artifact, _ = made("multi-head-wide-biased-fp32")
+    config = LlamaConfig(**read_manifest(artifact)["model"]["config"])
+    session = ort.InferenceSession(artifact / "fused-onnxruntime.onnx", providers=["CPUExecutionProvider"])
+    ids, capacity, calls = np.arange(12)[None] % config.vocab_size, 20, (6, 1, 1, 4)
+    shape = (1, config.num_key_value_heads, 0, config.head_dim)
+    pasts = [value.name for value in io_spec.graph_inputs(config, "fp32")[3:]]
+    presents = [value.name for value in io_spec.graph_outputs(config, "fp32")[1:]]
+    grown = {name: np.zeros(shape, np.float32) for name in pasts}
+    binding = session.io_binding()
+    for past, present in zip(pasts, presents, strict=True):
+        buffer = ort.OrtValue.ortvalue_from_numpy(np.zeros((*shape[:2], capacity, shape[3]), np.float32))
+        binding.bind_ortvalue_input(past, buffer)
+        binding.bind_ortvalue_output(present, buffer)
+    start = 0
+    for new in calls:
+        end = start + new
+        fed = {"input_ids": ids[:, start:end], "attention_mask": np.ones((1, end), np.int64), "position_ids": np.arange(start, end)[None]}
+        expected, *caches = session.run(["logits", *presents], fed | grown)
+        grown = dict(zip(pasts, caches, strict=True))
+        for name, array in fed.items():
+            binding.bind_cpu_input(name, np.ascontiguousarray(array))
+        binding.bind_output("logits")
+        session.run_with_iobinding(binding)
+        np.testing.assert_allclose(binding.get_outputs()[-1].numpy(), expected, rtol=1e-5, atol=1e-6)
+        start = end
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_boundaries_are_parted_where_the_graph_is_cut(made, variant):
+    _, artifact, _ = made(variant)
+    dtype = VARIANTS[variant][1]
+    model = ir.load(artifact / "fused-onnxruntime.onnx")
+    config = LlamaConfig(**read_manifest(artifact)["model"]["config"])
+    feeds = {"input_ids": np.arange(5)[None], "attention_mask": np.ones((1, 5), np.int64), "position_ids": np.arange(5)[None]}
+    empty = np.zeros((1, config.num_key_value_heads, 0, config.head_dim), np.float16 if dtype == "fp16" else np.float32)
+    feeds |= {value.name: empty for value in io_spec.graph_inputs(config, dtype)[3:]}
+    whole = run_nodes(model, feeds)
+    assert part_boundaries(model) == LAYERS  # between two layers, and before the tail
+    assert part_boundaries(model) == 0
+    values = feeds | run_nodes(cut_shared(model), feeds)
+    for cut in (*(cut_layer(model, layer) for layer in range(LAYERS)), cut_tail(model)):
+        values |= run_nodes(cut, values)
+    tolerance = 2e-3 if dtype == "fp16" else 1e-5
+    for name, array in whole.items():
+        np.testing.assert_allclose(values[name].astype(np.float32), array.astype(np.float32), rtol=tolerance, atol=tolerance)

@@ -1,0 +1,140 @@
+"""Plans as stages of the report: run by ONNX Runtime in the place of the GPU's runtime, so that what is judged is what a plan's kernels would be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from artifact.config import LlamaConfig
+from artifact.steps import StepContext
+from engines.device import Device
+from engines.engine_graph import gather_last_position
+from engines.profiles import make_profiles
+from engines.runner import Plan
+from exporter.checkpoints import Checkpoint
+from validation import tolerances
+from validation.graph_runner import GraphRunner
+from validation.parity import validate_artifact
+from validation.plan_runner import PlanRunner
+from validation.scenarios import make_scenarios, split_sequences, tokens_needed
+
+pytestmark = pytest.mark.parity
+Report = dict[str, Any]
+STAGE = "engine a100-80gb-fp16"
+
+
+@pytest.fixture
+def write_plan(artifact: Path, config: LlamaConfig, plan_on_cpu: ModuleType, rewrite_graph: Callable[..., None]) -> Callable[..., Report]:
+    """Gather the last position of traced.onnx, damage it, and say that a plan was built of it."""
+
+    def write(edit: Callable[[ir.Model], None] = lambda model: None, **entry: Any) -> Report:
+        def gather(model: ir.Model) -> None:
+            edit(model)
+            gather_last_position(model.graph, "traced.onnx")
+
+        rewrite_graph(artifact, gather, to="traced-engine.onnx")
+        profiles = make_profiles(config, "fp16", max_batch=2, max_length=config.max_position_embeddings)
+        made: Report = plan_on_cpu.write_plan(artifact, "traced-engine.onnx", {profile.name: dict(profile.axes) for profile in profiles}, **entry)
+        return made
+
+    return write
+
+
+@pytest.fixture
+def validate_on(artifact: Path, checkpoint: Checkpoint) -> Callable[[Device | str | None], Report]:
+    def run(device: Device | str | None) -> Report:
+        return validate_artifact(
+            StepContext(artifact), checkpoint=checkpoint, stages=["traced", "traced-engine"], text=None, tokens=None, device=device
+        )
+
+    return run
+
+
+def stage_of(report: Report) -> Report:
+    found: Report = next(entry for entry in report["stages"] if entry["stage"] == STAGE)
+    return found
+
+
+def failing(report: Report) -> set[str]:
+    return {check["check"] for check in stage_of(report)["checks"] if check["passed"] is False}
+
+
+def test_runner_gives_what_the_engine_graph_gives(artifact: Path, config: LlamaConfig, write_plan: Any, runtime: Any, a100: Device) -> None:
+    plan = Plan(artifact, write_plan(), a100)
+    graph = GraphRunner(artifact / "traced-engine.onnx", config, "fp16", one_position=True)
+    main, short = split_sequences(config, np.random.default_rng(0).integers(0, config.vocab_size, tokens_needed(config)), None)
+    for scenario in make_scenarios(config, main, short):
+        for ours, theirs in zip(PlanRunner(plan, config, "fp16").run(scenario), graph.run(scenario), strict=True):
+            np.testing.assert_array_equal(ours.positions, theirs.positions)
+            np.testing.assert_array_equal(ours.logits, theirs.logits)
+            np.testing.assert_array_equal(np.stack([*ours.keys, *ours.values]), np.stack([*theirs.keys, *theirs.values]))
+    assert runtime.memory.owned == {}
+
+
+def test_a_sound_plan_passes_and_says_what_ran_it(write_plan: Any, validate_on: Any, runtime: Any, a100: Device) -> None:
+    write_plan()
+    report = validate_on(a100)
+    stage = stage_of(report)
+    assert (report["passed"], stage["passed"], failing(report)) == (True, True, set())
+    assert stage["backend"] == "tensorrt-rtx 1.7.1.116, NVIDIA A100-SXM4-80GB"
+    assert [check["check"] for check in stage["checks"]] == [row.check for row in tolerances.limits_of("plan")]
+    assert 0 < stage["noise_ratio"] < 1.25
+    assert 0 < stage["cache_error"] < 0.02
+    assert report["not_run"] == []
+    assert report["verdict"] == "passed: 3 of 3 stages ran"
+    assert {profile for profile, _ in runtime.ran} == {"prefill", "decode"}
+    assert runtime.memory.owned == {}
+
+
+def test_a_plan_whose_decode_is_wrong_fails(write_plan: Any, validate_on: Any, shift_decode_positions: Any, runtime: Any, a100: Device) -> None:
+    write_plan(shift_decode_positions)
+    report = validate_on(a100)
+    assert report["passed"] is False
+    assert "noise_ratio" in failing(report)
+    assert next(entry for entry in report["stages"] if entry["stage"] == "traced")["passed"] is True
+
+
+def test_a_plan_with_another_layers_weights_fails(write_plan: Any, validate_on: Any, runtime: Any, a100: Device) -> None:
+    def swap(model: ir.Model) -> None:
+        first, second = (model.graph.initializers[f"model.layers.{layer}.self_attn.v_proj.weight"] for layer in (0, 1))
+        first.const_value, second.const_value = second.const_value, first.const_value
+
+    write_plan(swap)
+    assert {"noise_ratio", "cache_error"} <= failing(validate_on(a100))
+
+
+@pytest.mark.parametrize("at", ["load", "run"])
+def test_a_plan_that_the_runtime_refuses_is_a_stage_that_failed(write_plan: Any, validate_on: Any, runtime: Any, a100: Device, at: str) -> None:
+    write_plan()
+    runtime.broken = at
+    report = validate_on(a100)
+    assert (report["passed"], stage_of(report)["passed"]) == (False, False)
+    assert any(f"broken at {at}" in str(check) for check in stage_of(report)["checks"])
+
+
+def test_a_plan_for_another_gpu_is_not_run_and_never_passed(write_plan: Any, validate_on: Any, runtime: Any, a100: Device) -> None:
+    write_plan(compute_capability="8.9", target="l4")
+    report = validate_on(a100)
+    assert [entry["stage"] for entry in report["stages"]] == ["traced", "traced-engine"]
+    (other,) = report["not_run"]
+    assert (other["stage"], "built for compute capability 8.9 (l4)" in other["reason"]) == (STAGE, True)
+    assert report["verdict"] == "passed: 2 of 3 stages ran, 1 not run"
+    assert runtime.ran == []
+
+
+def test_without_a_gpu_the_reason_is_in_the_report(write_plan: Any, validate_on: Any, runtime: Any) -> None:
+    write_plan()
+    (other,) = validate_on("no NVIDIA driver here: libcuda.so.1")["not_run"]
+    assert other == {"stage": STAGE, "reason": "no NVIDIA driver here: libcuda.so.1; the plan's ONNX graph was checked instead"}
+
+
+@pytest.mark.parametrize(("precision", "kind"), [("fp16", "plan"), ("fp32", "plan-fp32"), ("int8", "plan-int8")])
+def test_every_precision_has_rows_that_judge_its_plan(precision: str, kind: str) -> None:
+    assert tolerances.plan_kind(precision) == kind
+    assert {"cache_error"} < {row.check for row in tolerances.limits_of(tolerances.plan_kind(precision))}
