@@ -81,9 +81,13 @@ def _is_float32_norm(node: ir.Node) -> bool:
     return last and rank(node.inputs[1]) == 1 and node.attributes.get_int("stash_type", 1) == int(ir.DataType.FLOAT)
 
 
-def _is_half_split_rotation(node: ir.Node) -> bool:
+def _rotates_by_own_dtype(node: ir.Node) -> bool:
     x, *tables = (value for value in node.inputs[:3] if value is not None)
-    return all(table.dtype in (None, x.dtype) for table in tables) and node.attributes.get_int("interleaved", 0) == 0
+    return all(table.dtype in (None, x.dtype) for table in tables)
+
+
+def _is_half_split_rotation(node: ir.Node) -> bool:
+    return _rotates_by_own_dtype(node) and node.attributes.get_int("interleaved", 0) == 0
 
 
 def _is_plain_attention(node: ir.Node) -> bool:
@@ -142,6 +146,7 @@ CONNECTED = every("every operand is an input, an initializer or another node's",
 TYPED = every("every value has a dtype and a shape", lambda node: all(value.dtype and sizes(value) is not None for value in node.outputs))
 NORMS_IN_FLOAT32 = every("a norm is over the last axis, weighted, and computes in float32", _is_float32_norm, "RMSNormalization")
 ROTATIONS_BY_TABLE = every("a rotation is of halves, by tables of the dtype of what it rotates", _is_half_split_rotation, "RotaryEmbedding")
+ROTATIONS_TYPED = every("a rotation, of halves or of pairs, is by tables of the dtype of what it rotates", _rotates_by_own_dtype, "RotaryEmbedding")
 ATTENTION_PLAIN = every("attention has scale 1, no past, no softcap and one output", _is_plain_attention, "Attention")
 MASKS_BOOLEAN = every("attention has a boolean mask or none", _has_boolean_mask, "Attention")
 MASKED_BY_LENGTHS = every("attention is causal up to lengths, without a mask", _is_masked_by_lengths, "Attention")

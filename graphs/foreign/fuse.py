@@ -42,7 +42,7 @@ FUSIONS = (
         foreign_rotary,
         lambda shape: 2 * shape.num_hidden_layers,
         requires=(contract.OPSET_23,),
-        ensures=(contract.ROTATIONS_BY_TABLE,),
+        ensures=(contract.ROTATIONS_TYPED,),
         makes="RotaryEmbedding",
     ),
     Fusion(

@@ -26,6 +26,11 @@ CASES = {
     "norm-axis": (contract.NORMS_IN_FLOAT32, NORM.format(axis=-1, stash=1), NORM.format(axis=1, stash=1)),
     "norm-stash": (contract.NORMS_IN_FLOAT32, NORM.format(axis=2, stash=1), NORM.format(axis=-1, stash=10)),
     "table-dtype": (contract.ROTATIONS_BY_TABLE, ROTATION.format(table="float16", form=""), ROTATION.format(table="float", form="")),
+    "table-dtype-of-pairs": (
+        contract.ROTATIONS_TYPED,
+        ROTATION.format(table="float16", form="<interleaved=1>"),
+        ROTATION.format(table="float", form="<interleaved=1>"),
+    ),
     "interleaved": (
         contract.ROTATIONS_BY_TABLE,
         ROTATION.format(table="float16", form="<interleaved=0>"),

@@ -37,7 +37,8 @@ def fused(tmp_path_factory):
 @pytest.mark.parametrize("name", [*FLOAT32, *FLOAT16])
 def test_every_rule_fires_and_nothing_is_expanded(pinned, fused, name) -> None:
     out, report = fused(pinned(name))
-    assert {rule["rule"]: (rule["fired"], rule["expected"]) for rule in report["rules"]} == {rule: (count, count) for rule, count in FIRED.items()}
+    wanted = FIRED | {"accumulate": 7 * LAYERS + 1 if name in FLOAT16 else 0}
+    assert {rule["rule"]: (rule["fired"], rule["expected"]) for rule in report["rules"]} == {rule: (count, count) for rule, count in wanted.items()}
     graph = ir.load(out).graph
     assert not {"Softmax", "Pow", "ReduceMean", "Neg"} & {node.op_type for node in graph}
     kinds = Counter(node.op_type for node in graph)
