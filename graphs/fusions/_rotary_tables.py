@@ -40,7 +40,7 @@ def once(tape: Tape, value: ir.Value, n_angles: int, paired: bool, by_position: 
     if source is not None:
         return source
     if node is None:
-        end, step = (shape_of(value)[-1], 2) if paired else (n_angles, 1)
+        end, step = (last_size(value), 2) if paired else (n_angles, 1)
         assert isinstance(end, int)
         return tape.add("Slice", value, [0], [end], [-1], [step], like=value, shape=(*shape_of(value)[:-1], n_angles))
     if by_position and node.op_type == "Slice" and constants(node, 1) == (0,) and constants(node, 4, (1,)) == (1,):

@@ -147,6 +147,7 @@ def test_computes_each_angle_once(made, run, text, operators, shape, paired) -> 
     half = once(tape, y, 4, paired)
     assert {node.op_type for node in tape.nodes} == operators
     assert len(tape.nodes) == len(operators)
+    assert {str(node.outputs[0].shape) for node in tape.nodes if node.op_type == "Slice"} <= {"[16,4]"}
     assert (half.dtype, list(half.shape)) == (ir.DataType.FLOAT, shape)
     model.graph.extend(tape.nodes)
     model.graph.outputs.append(half)

@@ -132,6 +132,7 @@ def test_keeps_the_module_and_the_cache_as_outputs(graph) -> None:
             "are repeated to ['B', 2, 3, 'T', 8] and ['B', 'T', 6, 8]: more than the heads changes",
         ),
         (GROUPED_FLOAT16, {"[B,2,3,T,8] key_repeated": "[B,2,G,T,8] key_repeated"}, "more than the heads changes"),
+        (GROUPED_FLOAT16, {"[B,6,T,8] key_heads": "[B,6,U,8] key_heads"}, "more than the heads changes"),
         (GROUPED_FLOAT16, {"[B,2,3,T,8] key_repeated": "[B,2,4,T,8] key_repeated"}, "more than the heads changes"),
         (GROUPED_FLOAT16, {"float16[B,2,T,8] key": "float16[B,K,T,8] key"}, "more than the heads changes"),
         (GROUPED_FLOAT16, {"float16[B,2,T,8] key": "float16[2,T,8] key"}, "heads are not repeated on a new axis behind their own"),
