@@ -13,6 +13,7 @@ from artifact.errors import UsageError
 from artifact.hashing import sha256_of
 from exporter.checkpoints import open_checkpoint
 from graphs.foreign.fuse import fuse_graph
+from graphs.foreign.precision import Precision
 from validation.lone.limits import GROUPED
 from validation.lone.report import reports_folder, validate_graph
 
@@ -157,3 +158,11 @@ def test_reports_go_beside_the_graph_and_never_over_an_artifacts_own(tmp_path) -
     assert reports_folder(tmp_path / "fused.onnx", None) == tmp_path / "reports" / "fused"
     with pytest.raises(UsageError, match="holds the reports of an artifact"):
         reports_folder(tmp_path / "fused.onnx", tmp_path / "reports")
+
+
+def test_int4_may_fail_and_never_passes(damaged, judge, monkeypatch) -> None:
+    monkeypatch.setattr("validation.lone.graph.read_precision", lambda *_: Precision("int4", "float32", "said so"))
+    sound = judge(damaged("optimum-18", lambda model: None))
+    assert (sound["passed"], sound["stages"][0]["passed"]) == (None, None)
+    assert sound["headline"] == "damaged.onnx: measured, not judged: int4 has no limit for quality"
+    assert judge(damaged("optimum-18", drop_mask))["passed"] is False
