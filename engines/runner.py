@@ -110,8 +110,8 @@ class Plan:
         """Kernels for any shape, not ones that are compiled anew in the background for each length of a growing cache: what ran is what is there."""
         config = self._engine.create_runtime_config()
         if hasattr(config, "dynamic_shapes_kernel_specialization_strategy"):  # TensorRT-RTX
-            strategies = self._trt.DynamicShapesKernelSpecializationStrategy
-            config.dynamic_shapes_kernel_specialization_strategy = strategies.NONE
+            config.dynamic_shapes_kernel_specialization_strategy = self._trt.DynamicShapesKernelSpecializationStrategy.NONE
+            config.cuda_graph_strategy = self._trt.CudaGraphStrategy.DISABLED
         return config
 
     def failed(self, what: str) -> EngineError:

@@ -144,7 +144,7 @@ def test_finds_a_decode_profile_without_its_attention_kernel(built: Built, tmp_p
         ),
         (
             {"bfloat_output": True},  # its weight is stored as bfloat16, and so not found
-            {"weights_missing": 2, "casts_per_layer_prefill": 1, "casts_per_layer_decode": 1, "kernels_per_layer_decode": 11},
+            {"weights_missing": 2, "casts_per_layer_prefill": 1, "casts_per_layer_decode": 1, "kernels_per_layer_decode": 11, "float16_sums": 2},
         ),
     ],
     ids=["keys are multiplied at each step", "keys are repeated", "attention is products", "a linear in bfloat16"],
