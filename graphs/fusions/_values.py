@@ -20,7 +20,7 @@ def numbers(value: ir.Value | None) -> tuple[float | int, ...] | None:
     tensor = ir.convenience.get_const_tensor(value) if value is not None else None
     if tensor is None or isinstance(tensor, ir.ExternalTensor) or tensor.size > SMALL_CONSTANT:
         return None
-    return tuple(tensor.numpy().reshape(-1).tolist())
+    return tuple(tensor.numpy().ravel().tolist())
 
 
 def scalar(value: ir.Value | None) -> float | int | None:

@@ -213,7 +213,10 @@ def _turned_on_three(turned: ir.Value) -> ir.Value | None:
     """[B, H, T, D] → [B·H, T, D] → turned → [B, H, D, T]: each head is one matrix on the way. None for other ways."""
     inner = producer(first(node_of(turned)), "Transpose")
     flat = producer(first(inner), "Reshape") if inner is not None else None
-    if inner is None or flat is None or tuple(inner.attributes.get_ints("perm", ())) != (0, 2, 1):
+    if flat is None:
+        return None
+    assert inner is not None
+    if tuple(inner.attributes.get_ints("perm", ())) != (0, 2, 1):
         return None
     source = first(flat)
     before, between = shape_of(source), shape_of(flat.outputs[0])  # the product with the query leaves one way to four axes again

@@ -30,7 +30,11 @@ class ConstantShape:
 
 def is_candidate(node: ir.Node) -> bool:
     """Every Reshape of [B, S, …] to [B, S, …] whose shape is computed."""
-    if node.op_type != "Reshape" or node.inputs[1] is None or node.inputs[1].const_value is not None:
+    if node.op_type != "Reshape":
+        return False
+    target = node.inputs[1]
+    assert target is not None
+    if target.const_value is not None:
         return False
     before, after = sizes(node.inputs[0]), sizes(node.outputs[0])
     return before is not None and after is not None and len(before) > 2 and before[:2] == after[:2]

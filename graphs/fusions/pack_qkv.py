@@ -163,7 +163,7 @@ def sibling_heads(node: ir.Node) -> list[tuple[ir.Value, ir.Node]]:
         return []
     read, found = linear.inputs[0], []
     assert read is not None
-    for user in (use.node for use in read.uses() if use.node.op_type == "MatMul" and use.idx == 0):
+    for user in (use.node for use in read.uses() if use.node.op_type == "MatMul"):
         weight, heads = _weight(user), _heads(user)
         if weight is not None and heads is not None:
             found.append((weight, heads))

@@ -178,6 +178,12 @@ def test_refuses_a_fill_that_is_fed(graph) -> None:
     assert apply_fusion(graph(FLOAT32), attention.RULES, attention.is_candidate).fired == 0
 
 
+def test_heads_of_a_known_number_of_keys_are_fused(graph) -> None:
+    """Where all sizes are numbers, those of the heads are still the ones that are compared."""
+    model = graph(GROUPED_FLOAT16.replace(",T,", ",5,").replace(",T]", ",5]"), constants=SMALLEST[np.float16])
+    assert apply_fusion(model, attention.RULES, attention.is_candidate).fired == 1
+
+
 def test_a_softmax_is_over_the_last_axis_if_nothing_is_said(graph) -> None:
     model = graph(FLOAT32.replace("Softmax<axis=-1>", "Softmax"), constants=SMALLEST[np.float32])
     assert apply_fusion(model, attention.RULES, attention.is_candidate).fired == 1

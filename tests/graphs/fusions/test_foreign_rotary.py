@@ -357,17 +357,16 @@ def test_a_cosine_that_is_fed_may_come_first(rotation, run, random) -> None:
     np.testing.assert_allclose(run(model, given)[0], unfused_y, rtol=1e-6, atol=1e-6)
 
 
-def test_a_cosine_without_a_batch_gets_its_axis_and_is_repeated(rotation, run, random) -> None:
-    """[S, D] behind Unsqueeze(0, 1): it is not [B, S, D] before the axis of the heads was put in."""
-    text = (
-        BY_HALVES.replace("float[B,S,1] positions", "float[S,1] positions")
-        .replace("Sin(twice)", "Sin(twice)")
-        .replace("int64[1] one = {1},", "int64[2] one = {0, 1},")
-    )
-    model = rotation(text)
-    given = {"x": random(2, 3, 5, 8), "positions": np.arange(5, dtype=np.float32).reshape(5, 1)}
+@pytest.mark.parametrize(("batch", "new"), [("B", "S"), (1, 1)])
+def test_a_cosine_without_a_batch_gets_its_axis_and_is_repeated(rotation, run, random, batch, new) -> None:
+    """[S, D] behind Unsqueeze(0, 1): it is not [B, S, D] before the axis of the heads was put in, not even for one token."""
+    text = BY_HALVES.replace("float[B,S,1] positions", f"float[{new},1] positions").replace("[B,3,S,8]", f"[{batch},3,{new},8]")
+    model = rotation(text.replace("int64[1] one = {1},", "int64[2] one = {0, 1},"))
+    n_batch, n_new = (2, 5) if batch == "B" else (1, 1)
+    given = {"x": random(n_batch, 3, n_new, 8), "positions": 1 + np.arange(n_new, dtype=np.float32).reshape(n_new, 1)}
     unfused_y = run(model, given)[0]
     assert fuse(model).fired == 1
+    assert "Squeeze" in {node.op_type for node in model.graph}  # to [1, S, D/2], of three axes
     np.testing.assert_allclose(run(model, given)[0], unfused_y, rtol=1e-6, atol=1e-6)
 
 

@@ -298,6 +298,12 @@ def test_what_is_multiplied_from_the_left_is_no_sibling(projections) -> None:
     assert fuse(projections(text[: text.rindex("}")] + more)).fired == 1
 
 
+def test_a_weight_that_is_computed_is_no_sibling(projections) -> None:
+    text = TEXT.replace("    v_turned = Transpose<perm=[1,0]>(w_v)", "    moved = Neg(w_v)\n    v_turned = Transpose<perm=[1,0]>(moved)")
+    (refusal,) = fuse(projections(text)).refused
+    assert "2 linears reshaped to heads read this input" in refusal.reason
+
+
 def test_one_linear_alone_is_no_candidate(graph, random) -> None:
     text = "agraph (float[B,S,6] x, float[8,6] w) => (y)\n<int64[4] heads = {0, 0, 4, 2}>\n{ turned = Transpose<perm=[1,0]>(w)\n"
     text += " linear = MatMul(x, turned)\n by_head = Reshape(linear, heads)\n y = Transpose<perm=[0,2,1,3]>(by_head) }"
