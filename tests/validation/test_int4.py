@@ -31,7 +31,6 @@ def test_sound_int4_is_judged_by_its_structure_and_never_passes(stages: Path, sa
     report, _ = measure(sabotage(stages, tmp_path / "tiny", STAGE, lambda editor: None), STAGE)
     (stage,) = report["stages"]
     checks = {check["check"]: check["passed"] for check in stage["checks"]}
-    print({k:c["value"] for c in stage["checks"] for k in [c["check"]]})
     assert (checks["scenario_spread"], checks["self_consistency"]) == (True, None)
     assert (report["passed"], stage["passed"]) == (None, None)
     assert report["headline"] == f"{STAGE}: measured, not judged: int4 has no limit for quality"
@@ -45,6 +44,5 @@ def test_int4_whose_decode_is_wrong_fails_without_a_floor(stages: Path, sabotage
         editor.replace(positions, lambda: editor.op("Sub", positions, editor.single()))
 
     report, failed = measure(sabotage(stages, tmp_path / "tiny", STAGE, shift_decode), STAGE)
-    print({k:c["value"] for c in report["stages"][0]["checks"] for k in [c["check"]]})
     assert report["passed"] is False
     assert failed["scenario_spread"].endswith("steps")
