@@ -180,6 +180,10 @@ def quality_unproven(report: dict[str, Any], *, random_weights: bool) -> str | N
         return "random weights"
     if report["text"]["kind"] == "random ids":
         return "random token ids, because there is no tokenizer"
+    for stage in report["stages"]:
+        for check in stage.get("checks") or ():
+            if check["check"] == "mean_kl" and check["passed"] is None:
+                return f"{stage['stage']}: {check['reason']}"
     return tolerances.too_few_tokens(report["text"]["scored_tokens"])
 
 

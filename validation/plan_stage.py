@@ -22,8 +22,8 @@ from validation.scenarios import Scenario
 from validation.stage import stage_entry
 from validation.structure import score_text, summarise, summarise_parts, worst_cache
 
-SCENARIO_CHECKS = ("noise_ratio", "max_abs_relative", "mean_kl", "cache_error", "decisive_disagreements")
-"""What is measured on the scenarios."""
+TEXT_CHECKS = ("mean_kl", "perplexity_increase_pct")
+ALL_CHECKS = ("noise_ratio", "decode_noise_ratio", "max_abs_relative", "cache_error", "decisive_disagreements", *TEXT_CHECKS)
 DECODED = "the main sequence, decoded token by token"
 NOT_FILLED = "a plan's cache can't be filled beforehand, so a slot that was never written can't be told from one that was"
 
@@ -62,8 +62,10 @@ def _measure(oracle: Oracle, runner: PlanRunner, measured: StageMeasurement) -> 
     if runner.capacity:
         measured.numbers["cache_capacity"] = runner.capacity
         measured.missing["stray_slots"] = NOT_FILLED
-    if scenarios := _fitting(oracle, runner, measured):
-        _run_scenarios(oracle, runner, scenarios, measured)
+    scenarios = _fitting(oracle, runner, measured)
+    if not scenarios:
+        return
+    _run_scenarios(oracle, runner, scenarios, measured)
     main = token_by_token(next(scenario.rows[0] for scenario in oracle.scenarios if scenario.sequences == (MAIN,)))
     if _admitted(runner, [main], DECODED, ("decode_noise_ratio",), measured):
         errors, _ = metrics.absolute_errors(runner.run(main)[0].logits, oracle.logits[MAIN])
@@ -71,18 +73,18 @@ def _measure(oracle: Oracle, runner: PlanRunner, measured: StageMeasurement) -> 
         measured.where["decode_noise_ratio"] = DECODED
         against_floor(oracle, measured, "decode_noise_ratio", float(errors.mean()))
     windows = [token_by_token(window.inputs) for window in oracle.windows]
-    if _admitted(runner, windows, "the text's windows", ("perplexity_increase_pct",), measured):
+    if _admitted(runner, windows, "the text's windows", TEXT_CHECKS, measured):
         score_text(oracle, runner, measured)
 
 
 def _fitting(oracle: Oracle, runner: PlanRunner, measured: StageMeasurement) -> list[Scenario]:
-    """The scenarios that the plan has rows and positions for; where there are none, nothing that is measured on them is judged."""
+    """The scenarios that the plan has rows and positions for; where there are none, nothing is judged."""
     fitting = [scenario for scenario in oracle.scenarios if runner.admits(scenario)]
     if left_out := ", ".join(scenario.name for scenario in oracle.scenarios if scenario not in fitting):
         reason = runner.too_small_for(left_out)
         measured.warnings.append(f"not run on all scenarios: {reason}")
         if not fitting:
-            measured.missing |= dict.fromkeys(SCENARIO_CHECKS, reason)
+            measured.missing |= dict.fromkeys(ALL_CHECKS, reason)
     return fitting
 
 
@@ -92,6 +94,7 @@ def _admitted(runner: PlanRunner, sequences: list[Scenario], what: str, checks: 
         return True
     reason = runner.too_small_for(what)
     measured.warnings.append(f"not run: {reason}")
+    measured.numbers |= dict.fromkeys(checks)  # mean_kl of a few scenario positions is none of the text
     measured.missing |= dict.fromkeys(checks, reason)
     return False
 

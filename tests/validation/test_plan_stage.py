@@ -158,11 +158,13 @@ def test_text_whose_windows_do_not_fit_is_not_scored(write_plan: Any, artifact: 
     tokenizer.save(str(artifact / "tokenizer.json"))
     text = artifact.parent / "numbers.txt"
     text.write_text(" ".join(str(number * number % 64) for number in range(400)))
-    entry = write_plan(max_length=80) | {"folder": "a100-80gb-fp16"}
-    oracle = prepare_oracle(StepContext(artifact), checkpoint, "fp16", text=text, tokens=90)
-    stage = measure_plan(oracle, entry, a100, silent)
-    assert stage["perplexity"] is None
-    assert "not run: built for 2 rows of 80 positions, too few for the text's windows" in stage["warnings"]
+    write_plan(max_length=80)
+    chosen: Any = {"checkpoint": checkpoint, "stages": ["traced"], "text": text, "tokens": 90, "device": a100}
+    report = validate_artifact(StepContext(artifact), **chosen)
+    stage, small = stage_of(report), "built for 2 rows of 80 positions, too few for the text's windows"
+    assert (stage["passed"], stage["perplexity"], stage["mean_kl"]) == (True, None, None)
+    assert f"not run: {small}" in stage["warnings"]
+    assert report["headline"] == f"structure proven for traced, {STAGE}, quality not: {STAGE}: not judged: {small}; 1 graph not run"
 
 
 def test_the_slots_of_a_static_plan_are_not_judged_and_say_why(
