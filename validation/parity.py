@@ -83,7 +83,10 @@ def validate_artifact(
         "not_run": [*not_run, *unknown],
         "engines": engines,
         "checksums": stored.as_report(),
-        "tolerances": tolerances.table(chosen, dtype, has_floor=oracle.floor.mean_abs is not None, kv_cache=oracle.kv_cache),
+        "tolerances": [
+            *tolerances.table(chosen, dtype, has_floor=oracle.floor.mean_abs is not None, kv_cache=oracle.kv_cache),
+            *(row for engine in runnable for row in tolerances.plan_rows(engine, kv_cache=oracle.kv_cache)),
+        ],
         "versions": machine.versions(),
         "machine": machine.machine(),
         "hashes": {f"{stage}.onnx": sha256_of(step.artifact / f"{stage}.onnx") for stage in chosen},
@@ -163,7 +166,8 @@ def headline(report: dict[str, Any], *, random_weights: bool, left_out: int = 0)
         return mismatch
     unjudged = [stage["stage"] for stage in report["stages"] if stage["passed"] is None]
     if unjudged:
-        return f"{', '.join(unjudged)}: measured, not judged"
+        unlimited = all(tolerances.is_ungated(stage) for stage in unjudged)
+        return f"{', '.join(unjudged)}: measured, not judged" + (f": {tolerances.NO_QUALITY_LIMIT}" if unlimited else "")
     unproven = quality_unproven(report, random_weights=random_weights)
     subject = f" for {', '.join(stage['stage'] for stage in report['stages'])}" if left_out else ""
     proven = f"structure proven{subject}, quality not: {unproven}" if unproven else f"structure and quality proven{subject}"
@@ -176,6 +180,10 @@ def quality_unproven(report: dict[str, Any], *, random_weights: bool) -> str | N
         return "random weights"
     if report["text"]["kind"] == "random ids":
         return "random token ids, because there is no tokenizer"
+    for stage in report["stages"]:
+        for check in stage.get("checks") or ():
+            if check["check"] == "mean_kl" and check["passed"] is None:
+                return f"{stage['stage']}: {check['reason']}"
     return tolerances.too_few_tokens(report["text"]["scored_tokens"])
 
 
