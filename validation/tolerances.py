@@ -75,7 +75,6 @@ LIMITS = (
     Limit("int8-smoothquant", "scenario_spread", "<=", 1.5, SPREAD),
     Limit("int8-smoothquant", "strict_nonfinite", "==", 0, FINITE),
     Limit("int8-smoothquant", "range_peak", "<", 1.0, RANGE),
-    Limit("int4", "self_consistency", "<=", 2.0, CONSISTENT),
     Limit("int4", "scenario_spread", "<=", 1.1, SPREAD),
     Limit("int4", "strict_nonfinite", "==", 0, FINITE),
     Limit("int4", "range_peak", "<", 1.0, RANGE),
