@@ -11,7 +11,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from artifact.errors import ValidationError
+from artifact.errors import UsageError, ValidationError
 from artifact.hashing import sha256_of
 from artifact.io_spec import Dtype
 from artifact.layout import parameter_count
@@ -115,12 +115,13 @@ def choose_stages(artifact: Path, wanted: list[str] | None, dtype: Dtype) -> tup
     """The stages to measure in the order they are made, each before its engine graph; and what is there and is not measured, with the reason.
 
     Raises:
-        ValidationError: a wanted stage is not there or not known, or there is none at all.
+        UsageError: a wanted stage is not known.
+        ValidationError: a wanted stage is not there, or there is none at all.
     """
     there = [path.stem for path in artifact.glob("*.onnx")]
     for stage in wanted or ():
         if tolerances.kind_of(stage, dtype) is None:
-            raise ValidationError(f"{stage!r} is not a stage; stages: {', '.join(tolerances.STAGE_ORDER)}, and each with {tolerances.ENGINE}")
+            raise UsageError(f"{stage!r} is not a stage; stages: {', '.join(tolerances.STAGE_ORDER)}, and each with {tolerances.ENGINE}")
         if stage not in there:
             hint = MADE_BY.get(f"{stage}.onnx", "python cli.py build {artifact}").format(artifact=artifact)
             raise ValidationError(f"{artifact} has no {stage}.onnx", hint=hint)

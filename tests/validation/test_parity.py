@@ -11,7 +11,7 @@ import onnx_ir as ir
 import pytest
 
 from artifact import io_spec
-from artifact.errors import ValidationError
+from artifact.errors import UsageError, ValidationError
 from artifact.steps import StepContext, run_step
 from exporter.checkpoints import Checkpoint
 from exporter.export import export_checkpoint
@@ -207,7 +207,7 @@ def test_choose_stages_refuses_what_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(ValidationError, match=r"has no fused\.onnx") as caught:
         choose_stages(tmp_path, ["fused"], "fp16")
     assert "cli.py fuse" in str(caught.value.hint)
-    with pytest.raises(ValidationError, match="'nonsense' is not a stage; stages: traced, fused"):
+    with pytest.raises(UsageError, match="'nonsense' is not a stage; stages: traced, fused"):
         choose_stages(tmp_path, ["nonsense"], "fp16")
 
 
