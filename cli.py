@@ -193,7 +193,7 @@ def export(
 @app.command()
 def fuse(
     artifact: Annotated[Path | None, typer.Argument(help="Artifact folder; or give --graph and --out.", metavar="[ART]")] = None,
-    graph: Annotated[Path | None, typer.Option(help="Any decoder's ONNX file, ours or not, in the place of an artifact.", metavar="FILE")] = None,
+    graph: Annotated[Path | None, typer.Option(help="A decoder's ONNX file, ours or not, in the place of an artifact.", metavar="FILE")] = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="Where the fused graph goes, its weights beside it; with --graph.", metavar="FILE")
     ] = None,
@@ -206,8 +206,8 @@ def fuse(
     """traced.onnx → fused.onnx: `cli.py fuse artifacts/llama-2-7b`; any graph: `cli.py fuse --graph model.onnx --out fused.onnx`."""
     from commands import graphs
 
-    if (artifact is None) == (graph is None) or (graph is None) != (out is None):
-        raise typer.BadParameter("give an artifact folder, or --graph FILE and --out FILE")
+    if (artifact is None) == (graph is None) or (graph is None) != (out is None) or (force and graph is not None):
+        raise typer.BadParameter("give an artifact folder, or --graph FILE and --out FILE, which is always done anew: without --force")
     with _Watched() as progress:
         if graph is not None and out is not None:
             report = graphs.fuse_file(graph, out, target=target.value, allow_partial=allow_partial, min_tensorrt=min_tensorrt, progress=progress)
@@ -265,7 +265,7 @@ def build(
 @app.command()
 def validate(
     artifact: Annotated[Path | None, typer.Argument(help="Artifact folder; or give --graph and --checkpoint.", metavar="[ART]")] = None,
-    graph: Annotated[Path | None, typer.Option(help="Any decoder's ONNX file, ours or not, in the place of an artifact.", metavar="FILE")] = None,
+    graph: Annotated[Path | None, typer.Option(help="A decoder's ONNX file, ours or not, in the place of an artifact.", metavar="FILE")] = None,
     stage: Annotated[list[str] | None, typer.Option(help="Stage to check; may repeat. Default: all there.")] = None,
     text: TextFile = None,
     tokens: Tokens = None,

@@ -15,7 +15,7 @@ from artifact.config import LlamaConfig
 from artifact.errors import ValidationError
 from artifact.manifest import require_artifact
 from artifact.memory import peak_rss_mb
-from commands.sessions import open_session
+from commands.sessions import check_stage, open_session
 from validation.calls import FORMS, AnyCall, Turn
 from validation.greedy import Decoder
 from validation.row_result import Array
@@ -57,11 +57,13 @@ def bench(artifact: Path, options: BenchOptions, *, stage: str = "fused", device
         host and the next token chosen.
 
     Raises:
-        ArtifactError: no such stage.
+        UsageError: no stage has this name.
+        ArtifactError: the stage is not there yet.
         EngineError: no GPU, or no plan of this stage that runs here.
         ValidationError: prompt and new tokens are more than the model's positions.
     """
     config = LlamaConfig(**require_artifact(artifact, "bench", weights=True)["model"]["config"])
+    check_stage(artifact, stage)
     if options.positions > config.max_position_embeddings:
         raise ValidationError(
             f"{options.positions} positions are needed ({WARM_UP} of them to warm up), the model has {config.max_position_embeddings}",

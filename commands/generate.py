@@ -10,12 +10,11 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from artifact.config import LlamaConfig
-from artifact.errors import ArtifactError, UsageError, ValidationError
+from artifact.errors import ArtifactError, ValidationError
 from artifact.manifest import require_artifact
 from artifact.steps import require
-from commands.sessions import open_session
+from commands.sessions import check_stage, open_session
 from validation.greedy import Decoder, greedy
-from validation.tolerances import ENGINE, STAGE_ORDER
 
 Report = dict[str, Any]
 
@@ -53,7 +52,7 @@ def generate(
             a dynamic cache.
     """
     config = LlamaConfig(**require_artifact(artifact, "generate", weights=True)["model"]["config"])
-    _check_stage(artifact, stage)
+    check_stage(artifact, stage)
     if device == "cpu":
         require(artifact, f"{stage}.onnx")
     tokenizer = _tokenizer(artifact)
@@ -86,13 +85,6 @@ def generate(
         "time_to_first_token_ms": round(1000 * (first - start), 1),
         "decode_tokens_per_s": round((len(tokens) - 1) / decode_s, 1) if len(tokens) > 1 else None,
     }
-
-
-def _check_stage(artifact: Path, stage: str) -> None:
-    """What is no stage at all is told from what is not there yet."""
-    if stage.removesuffix(ENGINE) not in STAGE_ORDER:
-        there = [name for base in STAGE_ORDER for name in (base, base + ENGINE) if (artifact / f"{name}.onnx").is_file()]
-        raise UsageError(f"--stage {stage!r} is not a stage; {artifact} has: {', '.join(there) or 'none'}")
 
 
 def _say_new(text: str, shown: str, say: Callable[[str], None]) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from artifact.config import LlamaConfig
-from artifact.errors import EngineError
+from artifact.errors import EngineError, ToolkitError, UsageError
 from artifact.io_spec import KvCache
 from artifact.manifest import kv_cache_of, read_manifest
 from artifact.steps import require
@@ -18,8 +18,7 @@ from validation.calls import AnyCall
 from validation.engines import engine_entries
 from validation.graph_runner import GraphRunner
 from validation.greedy import Decoder
-
-ENGINE = "-engine"
+from validation.tolerances import ENGINE, STAGE_ORDER
 
 
 class PlanDecoder:
@@ -49,6 +48,17 @@ class Opened:
     backend: str
     device: str
     file: str
+
+
+def check_stage(artifact: Path, stage: str) -> None:
+    """Tell what is no stage at all from what is not there yet.
+
+    Raises:
+        UsageError: no stage has this name; with those that are there.
+    """
+    if stage.removesuffix(ENGINE) not in STAGE_ORDER:
+        there = [name for base in STAGE_ORDER for name in (base, base + ENGINE) if (artifact / f"{name}.onnx").is_file()]
+        raise UsageError(f"--stage {stage!r} is not a stage; {artifact} has: {', '.join(there) or 'none'}")
 
 
 @contextmanager
@@ -89,8 +99,9 @@ def open_plan(artifact: Path, stage: str, gpu: devices.Device) -> tuple[Plan, st
     reasons = []
     for entry in entries:
         try:
+            require(artifact, entry["file"])  # what was made from another graph than there is now is refused
             return Plan(artifact, entry, gpu), f"{entry['backend']} {entry['tensorrt_version']}"
-        except EngineError as error:
+        except ToolkitError as error:
             reasons.append(str(error))
     why = "; ".join(reasons) or f"{artifact} has no plan of {stage}"
     raise EngineError(why, hint=f"python cli.py build {artifact} --precision PRECISION --target GPU; `doctor` says which targets run here")

@@ -58,8 +58,11 @@ def validate(artifact: Path, options: ValidateOptions, *, force: bool = True, pr
 
 def validate_file(graph: Path, options: ValidateOptions, *, out: Path | None = None, progress: Progress = silent) -> Report:
     """Compare any decoder's ONNX file with the checkpoint that it was exported from; no artifact is needed."""
-    if options.checkpoint is None or options.stages:
-        raise UsageError("--graph FILE is checked against a checkpoint, and is its only stage", hint="--graph FILE --checkpoint SRC, without --stage")
+    if options.checkpoint is None or options.stages or options.device != "cpu":
+        raise UsageError(
+            "--graph FILE is checked against a checkpoint on the CPU, and is its only stage",
+            hint="--graph FILE --checkpoint SRC, without --stage and --device",
+        )
     _check_text(options.text)
     from validation.lone.report import validate_graph
 

@@ -7,8 +7,6 @@ from math import prod
 
 import onnx_ir as ir
 
-from artifact.layout import MODULE_KEY, layer_of
-
 PASSED_THROUGH = ("Transpose", "DequantizeLinear", "Cast", "Identity")
 """Operators between a stored weight and the linear that uses it."""
 
@@ -38,12 +36,6 @@ class Weight:
 def node_label(node: ir.Node) -> str:
     """A node's name as TensorRT prints it."""
     return node.name or f"node_of_{node.outputs[0].name}"
-
-
-def layer_by_label(graph: ir.Graph) -> dict[str, int]:
-    """Node label → layer, for nodes that belong to one."""
-    layers = {node_label(node): layer_of(node.metadata_props.get(MODULE_KEY)) for node in graph}
-    return {label: layer for label, layer in layers.items() if layer is not None}
 
 
 def weights_bytes(graph: ir.Graph) -> int:

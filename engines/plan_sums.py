@@ -29,15 +29,16 @@ def float16_sums(plan: Path, linears: Iterable[str]) -> tuple[int | None, str | 
         linears: labels of the linears' nodes.
 
     Returns:
-        Their number; None where no GEMM of any of them is found.
+        Their number; None, and one that was not found, where more than one linear has no GEMM (lm_head has none where it multiplies one row).
     """
     sums: dict[str, set[bytes]] = {label: set() for label in linears}
     with plan.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         for kind, labels in _sums(content):
             for label in labels & sums.keys():
                 sums[label].add(kind)
-    if not any(sums.values()):
-        return None, None
+    missing = [label for label, kinds in sums.items() if not kinds]
+    if len(missing) > 1 or len(missing) == len(sums):
+        return None, missing[0] if missing else None
     half = [label for label, kinds in sums.items() if HALF in kinds]
     return len(half), half[0] if half else None
 

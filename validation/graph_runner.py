@@ -1,7 +1,7 @@
 """Run a whole graph in ONNX Runtime on the CPU, call by call, with its caches fed back.
 
 It proves structure: wiring, masks, cache and positions. It does not prove float16: ONNX Runtime computes most of a float16 graph in float32
-(design §4; strict.py rounds).
+(docs/adr/006; strict.py rounds).
 
 A static cache is written in place, as an engine does it: past and present are one buffer.
 Letters: B batch, S new tokens of a call, L real tokens of a row, P past, C capacity, K kv heads, D head_dim, V vocab.

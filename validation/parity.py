@@ -11,7 +11,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from artifact.errors import ValidationError
+from artifact.errors import UsageError, ValidationError
 from artifact.hashing import sha256_of
 from artifact.io_spec import Dtype
 from artifact.layout import parameter_count
@@ -83,7 +83,10 @@ def validate_artifact(
         "not_run": [*not_run, *unknown],
         "engines": engines,
         "checksums": stored.as_report(),
-        "tolerances": tolerances.table(chosen, dtype, has_floor=oracle.floor.mean_abs is not None, kv_cache=oracle.kv_cache),
+        "tolerances": [
+            *tolerances.table(chosen, dtype, has_floor=oracle.floor.mean_abs is not None, kv_cache=oracle.kv_cache),
+            *(row for engine in runnable for row in tolerances.plan_rows(engine, kv_cache=oracle.kv_cache)),
+        ],
         "versions": machine.versions(),
         "machine": machine.machine(),
         "hashes": {f"{stage}.onnx": sha256_of(step.artifact / f"{stage}.onnx") for stage in chosen},
@@ -112,12 +115,13 @@ def choose_stages(artifact: Path, wanted: list[str] | None, dtype: Dtype) -> tup
     """The stages to measure in the order they are made, each before its engine graph; and what is there and is not measured, with the reason.
 
     Raises:
-        ValidationError: a wanted stage is not there or not known, or there is none at all.
+        UsageError: a wanted stage is not known.
+        ValidationError: a wanted stage is not there, or there is none at all.
     """
     there = [path.stem for path in artifact.glob("*.onnx")]
     for stage in wanted or ():
         if tolerances.kind_of(stage, dtype) is None:
-            raise ValidationError(f"{stage!r} is not a stage; stages: {', '.join(tolerances.STAGE_ORDER)}, and each with {tolerances.ENGINE}")
+            raise UsageError(f"{stage!r} is not a stage; stages: {', '.join(tolerances.STAGE_ORDER)}, and each with {tolerances.ENGINE}")
         if stage not in there:
             hint = MADE_BY.get(f"{stage}.onnx", "python cli.py build {artifact}").format(artifact=artifact)
             raise ValidationError(f"{artifact} has no {stage}.onnx", hint=hint)
@@ -163,7 +167,8 @@ def headline(report: dict[str, Any], *, random_weights: bool, left_out: int = 0)
         return mismatch
     unjudged = [stage["stage"] for stage in report["stages"] if stage["passed"] is None]
     if unjudged:
-        return f"{', '.join(unjudged)}: measured, not judged"
+        unlimited = all(tolerances.is_ungated(stage) for stage in unjudged)
+        return f"{', '.join(unjudged)}: measured, not judged" + (f": {tolerances.NO_QUALITY_LIMIT}" if unlimited else "")
     unproven = quality_unproven(report, random_weights=random_weights)
     subject = f" for {', '.join(stage['stage'] for stage in report['stages'])}" if left_out else ""
     proven = f"structure proven{subject}, quality not: {unproven}" if unproven else f"structure and quality proven{subject}"
@@ -176,6 +181,10 @@ def quality_unproven(report: dict[str, Any], *, random_weights: bool) -> str | N
         return "random weights"
     if report["text"]["kind"] == "random ids":
         return "random token ids, because there is no tokenizer"
+    for stage in report["stages"]:
+        for check in stage.get("checks") or ():
+            if check["check"] == "mean_kl" and check["passed"] is None:
+                return f"{stage['stage']}: {check['reason']}"
     return tolerances.too_few_tokens(report["text"]["scored_tokens"])
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from artifact import io_spec
 from artifact.config import LlamaConfig
 from artifact.io_spec import Dtype
 from engines.runner import Plan, PlanSession
@@ -30,6 +31,17 @@ class PlanRunner:
         self.name = plan.name
         self._form = FORMS["static" if plan.capacity else "dynamic"]
         self._plan, self._config, self._dtype = plan, config, dtype
+        ranges = plan.axes["prefill"]
+        self.rows, self.capacity = ranges[io_spec.BATCH][2], plan.capacity
+        self.positions = plan.capacity or ranges[io_spec.TOTAL][2]
+
+    def admits(self, scenario: Scenario) -> bool:
+        """Whether the plan's profiles have rows and positions enough."""
+        return len(scenario.rows) <= self.rows and scenario.width <= self.positions
+
+    def too_small_for(self, what: str) -> str:
+        """Why something is left out that the plan does not admit."""
+        return f"built for {self.rows} row{'s' if self.rows > 1 else ''} of {self.positions} positions, too few for {what}"
 
     def run(self, scenario: Scenario) -> list[RowResult]:
         """All calls of a scenario; one result per row, with the caches.
@@ -46,5 +58,9 @@ class PlanRunner:
 
     def logits(self, ids: NDArray[np.int64]) -> Array:
         """Logits [L, V] of one sequence, one decode step a token: the only way to have all of them from a plan."""
-        steps = Scenario("window", (ids,), (0,), (1,) * len(ids))
-        return self.run(steps)[0].logits
+        return self.run(token_by_token(ids))[0].logits
+
+
+def token_by_token(ids: NDArray[np.int64]) -> Scenario:
+    """One sequence, one token a call."""
+    return Scenario("window", (ids,), (0,), (1,) * len(ids))

@@ -1,7 +1,7 @@
 """Measure a plan on the GPU: its own kernels against the reference, with the caches that they leave.
 
 A plan gives one position a call. So the scenarios are judged at the last position of each call, and the text and the whole main sequence are run
-token by token, which is what decoding does.
+token by token, which is what decoding does. What a plan was not built for, in rows or in positions, is left out, and said.
 """
 
 from __future__ import annotations
@@ -16,10 +16,16 @@ from engines.runner import Plan
 from validation import metrics, tolerances
 from validation.measurement import StageMeasurement, against_floor
 from validation.oracle import MAIN, Oracle
-from validation.plan_runner import PlanRunner
+from validation.plan_runner import PlanRunner, token_by_token
 from validation.scenario_errors import cache_errors, compare_scenario
+from validation.scenarios import Scenario
 from validation.stage import stage_entry
 from validation.structure import score_text, summarise, summarise_parts, worst_cache
+
+TEXT_CHECKS = ("mean_kl", "perplexity_increase_pct")
+ALL_CHECKS = ("noise_ratio", "decode_noise_ratio", "max_abs_relative", "cache_error", "decisive_disagreements", *TEXT_CHECKS)
+DECODED = "the main sequence, decoded token by token"
+NOT_FILLED = "a plan's cache can't be filled beforehand, so a slot that was never written can't be told from one that was"
 
 
 def measure_plan(oracle: Oracle, engine: dict[str, Any], device: Device, progress: Progress) -> dict[str, Any]:
@@ -33,35 +39,72 @@ def measure_plan(oracle: Oracle, engine: dict[str, Any], device: Device, progres
 
     Returns:
         The stage's entry of the report; a plan that can't be run is an entry that failed and says why.
+
+    Raises:
+        ValidationError: there are no limits for the plan's precision.
     """
-    start = time.perf_counter()
-    stage = f"engine {engine['folder']}"
+    start, kind = time.perf_counter(), tolerances.plan_kind(engine["precision"])
+    stage = tolerances.plan_stage(engine)
     progress(f"{stage}: on the GPU", 0, 1)
     measured, checks = StageMeasurement(), []
     try:
         _measure(oracle, PlanRunner(Plan(oracle.artifact, engine, device), oracle.config, oracle.dtype), measured)
     except ToolkitError as error:
         checks.append(tolerances.failed_to_run(str(error)))
-    for row in tolerances.limits_of(tolerances.plan_kind(engine["precision"])):
+    for row in tolerances.limits_of(kind, kv_cache=oracle.kv_cache):
         value = tolerances.gated_value(row.check, measured.numbers, oracle.scored_tokens)
         checks.append(tolerances.judge(row, value, where=measured.where.get(row.check), missing=measured.missing.get(row.check)))
     backend = f"{engine['backend']} {engine['tensorrt_version']}, {device.name}"
-    return stage_entry(stage, measured, checks, time.perf_counter() - start, backend=backend)
+    return stage_entry(stage, kind, measured, checks, time.perf_counter() - start, backend=backend)
 
 
 def _measure(oracle: Oracle, runner: PlanRunner, measured: StageMeasurement) -> None:
+    if runner.capacity:
+        measured.numbers["cache_capacity"] = runner.capacity
+        measured.missing["stray_slots"] = NOT_FILLED
+    scenarios = _fitting(oracle, runner, measured)
+    if not scenarios:
+        return
+    _run_scenarios(oracle, runner, scenarios, measured)
+    main = token_by_token(next(scenario.rows[0] for scenario in oracle.scenarios if scenario.sequences == (MAIN,)))
+    if _admitted(runner, [main], DECODED, ("decode_noise_ratio",), measured):
+        errors, _ = metrics.absolute_errors(runner.run(main)[0].logits, oracle.logits[MAIN])
+        measured.decode_errors = errors.tolist()
+        measured.where["decode_noise_ratio"] = DECODED
+        against_floor(oracle, measured, "decode_noise_ratio", float(errors.mean()))
+    windows = [token_by_token(window.inputs) for window in oracle.windows]
+    if _admitted(runner, windows, "the text's windows", TEXT_CHECKS, measured):
+        score_text(oracle, runner, measured)
+
+
+def _fitting(oracle: Oracle, runner: PlanRunner, measured: StageMeasurement) -> list[Scenario]:
+    """The scenarios that the plan has rows and positions for; where there are none, nothing is judged."""
+    fitting = [scenario for scenario in oracle.scenarios if runner.admits(scenario)]
+    if left_out := ", ".join(scenario.name for scenario in oracle.scenarios if scenario not in fitting):
+        reason = runner.too_small_for(left_out)
+        measured.warnings.append(f"not run on all scenarios: {reason}")
+        if not fitting:
+            measured.missing |= dict.fromkeys(ALL_CHECKS, reason)
+    return fitting
+
+
+def _admitted(runner: PlanRunner, sequences: list[Scenario], what: str, checks: tuple[str, ...], measured: StageMeasurement) -> bool:
+    """Whether the plan has positions for all of some sequences; where it has not, what would be measured on them is missing, and why."""
+    if all(map(runner.admits, sequences)):
+        return True
+    reason = runner.too_small_for(what)
+    measured.warnings.append(f"not run: {reason}")
+    measured.numbers |= dict.fromkeys(checks)  # mean_kl of a few scenario positions is none of the text
+    measured.missing |= dict.fromkeys(checks, reason)
+    return False
+
+
+def _run_scenarios(oracle: Oracle, runner: PlanRunner, scenarios: list[Scenario], measured: StageMeasurement) -> None:
     caches = []
-    for scenario in oracle.scenarios:
+    for scenario in scenarios:
         rows = runner.run(scenario)
         measured.scenarios.append(compare_scenario(oracle, scenario, rows))
         caches.append(cache_errors(oracle, scenario, rows))
     summarise(oracle, measured)
     worst_cache(measured, caches)
     summarise_parts(oracle, measured)
-    main = next(scenario.rows[0] for scenario in oracle.scenarios if scenario.sequences == (MAIN,))
-    errors, _ = metrics.absolute_errors(runner.logits(main), oracle.logits[MAIN])
-    measured.decode_errors = errors.tolist()
-    measured.numbers["mean_abs"] = float(errors.mean())
-    measured.where["noise_ratio"] = "the main sequence, decoded token by token"
-    against_floor(oracle, measured, "noise_ratio", float(errors.mean()))
-    score_text(oracle, runner, measured)

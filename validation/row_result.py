@@ -35,10 +35,6 @@ class RowResult:
     values: list[Array] = field(default_factory=list)
     strays: list[str] = field(default_factory=list)
 
-    def without_caches(self) -> RowResult:
-        """The logits alone."""
-        return RowResult(self.positions, self.logits)
-
     def gathered(self, positions: NDArray[np.int64]) -> RowResult:
         """Some positions alone, copied, without the caches."""
         at = np.searchsorted(self.positions, positions)

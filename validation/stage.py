@@ -44,16 +44,18 @@ def measure_stage(oracle: Oracle, stage: str, progress: Progress) -> tuple[dict[
     for row in tolerances.limits_of(kind, has_floor=oracle.floor.mean_abs is not None, kv_cache=oracle.kv_cache):
         value = tolerances.gated_value(row.check, measured.numbers, oracle.scored_tokens)
         checks.append(tolerances.judge(row, value, where=measured.where.get(row.check), missing=measured.missing.get(row.check)))
-    return stage_entry(stage, measured, checks, time.perf_counter() - start), measured.last_rows
+    return stage_entry(stage, kind, measured, checks, time.perf_counter() - start), measured.last_rows
 
 
-def stage_entry(stage: str, measured: StageMeasurement, checks: list[dict[str, Any]], seconds: float, *, backend: str = BACKEND) -> dict[str, Any]:
-    """One entry of the report's ``stages``."""
+def stage_entry(
+    stage: str, kind: tolerances.Kind, measured: StageMeasurement, checks: list[dict[str, Any]], seconds: float, *, backend: str = BACKEND
+) -> dict[str, Any]:
+    """One entry of the report's ``stages``; ``kind`` is that of its weights: int4 is never said to have passed."""
     return {
         "stage": stage,
         "backend": backend,
         **measured.numbers,
-        "passed": tolerances.verdict(checks),
+        "passed": tolerances.verdict(checks, kind),
         "seconds": round(seconds, 2),
         "seconds_by_part": measured.seconds,
         "checks": checks,

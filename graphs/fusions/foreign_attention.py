@@ -162,7 +162,7 @@ def _unmasked(scores: ir.Value) -> tuple[ir.Value, tuple[Condition, ...], float]
             raise Refused("the soft-max is not of a product of query and key")
         if node.op_type == "MatMul":
             return scores, tuple(conditions), scale
-        if factor != 1 and node.op_type in ("Add", "Where"):
+        if scale != 1 and node.op_type in ("Add", "Where"):
             raise Refused("masked scores are scaled: the mask would be scaled too")
         inputs = [value for value in node.inputs if value is not None]
         if cast_to(scores) == ir.DataType.FLOAT:

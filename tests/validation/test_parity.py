@@ -11,7 +11,7 @@ import onnx_ir as ir
 import pytest
 
 from artifact import io_spec
-from artifact.errors import ValidationError
+from artifact.errors import UsageError, ValidationError
 from artifact.steps import StepContext, run_step
 from exporter.checkpoints import Checkpoint
 from exporter.export import export_checkpoint
@@ -75,8 +75,8 @@ def test_validate_passes_an_undamaged_artifact(sound_artifact: Path, sound_repor
 def test_validate_measures_every_number_of_a_float16_stage(sound_report: Report) -> None:
     stage = sound_report["stages"][0]
     text_only = {"perplexity", "perplexity_increase_pct", "perplexity_se_pct"}
-    static_only = {"stray_slots", "cache_capacity"}
-    assert {key for key, value in stage.items() if value is None} == text_only | static_only
+    static_only, plans_only = {"stray_slots", "cache_capacity"}, {"decode_noise_ratio"}
+    assert {key for key, value in stage.items() if value is None} == text_only | static_only | plans_only
     assert sound_report["cache"] == {"form": "dynamic", "capacity": None}
     assert [entry["scenario"] for entry in stage["scenarios"]] == ["prefill", "decode", "chunked", "padded"]
     assert len(stage["decode_errors"]) == 96 - 48
@@ -207,7 +207,7 @@ def test_choose_stages_refuses_what_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(ValidationError, match=r"has no fused\.onnx") as caught:
         choose_stages(tmp_path, ["fused"], "fp16")
     assert "cli.py fuse" in str(caught.value.hint)
-    with pytest.raises(ValidationError, match="'nonsense' is not a stage; stages: traced, fused"):
+    with pytest.raises(UsageError, match="'nonsense' is not a stage; stages: traced, fused"):
         choose_stages(tmp_path, ["nonsense"], "fp16")
 
 

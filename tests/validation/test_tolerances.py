@@ -74,6 +74,12 @@ def test_verdict_needs_one_pass_and_no_failure(outcomes: list[bool | None], expe
     assert verdict([{"passed": outcome} for outcome in outcomes]) is expected
 
 
+def test_verdict_never_says_that_int4_passed() -> None:
+    checks = {outcome: [{"passed": None}, {"passed": outcome}] for outcome in (True, False, None)}
+    assert [verdict(checks[outcome], "int4") for outcome in (True, False, None)] == [None, False, None]
+    assert verdict(checks[True], "int8") is True
+
+
 @pytest.mark.parametrize(
     ("stage", "dtype", "kind"),
     [

@@ -38,7 +38,7 @@ def measure_graph(oracle: Oracle, graph: LoneGraph, plan: Plan, progress: Progre
     for row in tolerances.limits_of(graph.precision.kind, has_floor=oracle.floor.mean_abs is not None):
         value = tolerances.gated_value(row.check, measured.numbers, oracle.scored_tokens)
         checks.append(tolerances.judge(row, value, where=measured.where.get(row.check), missing=measured.missing.get(row.check)))
-    return stage_entry(graph.path.name, measured, checks, time.perf_counter() - start)
+    return stage_entry(graph.path.name, graph.precision.kind, measured, checks, time.perf_counter() - start)
 
 
 def _measure(oracle: Oracle, graph: LoneGraph, plan: Plan, measured: StageMeasurement, progress: Progress) -> list[str]:

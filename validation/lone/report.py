@@ -27,8 +27,6 @@ from validation.structure import ONE_POSITION
 from validation.text import TOKENIZER
 
 REPORTS = "reports"
-UNGATED = "int4"
-"""Judged by structure alone: a graph with other weights would hold those limits too, so it may fail, and never passes."""
 
 
 def validate_graph(
@@ -112,8 +110,6 @@ def _report(graph: LoneGraph, checkpoint: Checkpoint, oracle: Oracle, plan: Plan
     }
     if any(check["check"] == LOCAL and check["passed"] is None for check in entry["checks"]) and not graph.names_layers:
         report["not_run"].append({"stage": f"{name}, local ratios", "reason": UNCUT})
-    if kind == UNGATED and entry["passed"]:
-        entry["passed"] = None
     report["passed"] = False if report["floor"]["check"]["passed"] is False else entry["passed"]
     return report | {"verdict": _verdict(report, plan), "headline": _headline(report, plan, checkpoint)}
 

@@ -203,6 +203,12 @@ def test_a_fully_masked_row_attends_to_itself(attention, run, given, softmax) ->
         ),
         (
             TEXT,
+            BIAS,
+            SUMMED.replace("masked = Max", "late = Max") + "masked = Mul(late, scale)\n",
+            "masked scores are scaled: the mask would be scaled too",
+        ),
+        (
+            TEXT,
             TURN,
             "late = Transpose<perm=[0,2,1,3]>(keys)\n turned = Transpose<perm=[0,2,3,1]>(late)\n",
             "the key is transposed otherwise than on its last two axes",

@@ -160,9 +160,23 @@ def test_reports_go_beside_the_graph_and_never_over_an_artifacts_own(tmp_path) -
         reports_folder(tmp_path / "fused.onnx", tmp_path / "reports")
 
 
+def round_weights(model: ir.Model) -> None:
+    """To 15 levels, as int4 does: errors that no order of summation changes."""
+    for value in model.graph.initializers.values():
+        weight = value.const_value.numpy()
+        if weight.ndim == 2 and weight.dtype == np.float32:
+            scale = np.abs(weight).max() / 7
+            value.const_value = ir.tensor((np.rint(weight / scale) * scale).astype(np.float32), name=value.name)
+
+
+def round_weights_and_drop_mask(model: ir.Model) -> None:
+    round_weights(model)
+    drop_mask(model)
+
+
 def test_int4_may_fail_and_never_passes(damaged, judge, monkeypatch) -> None:
     monkeypatch.setattr("validation.lone.graph.read_precision", lambda *_: Precision("int4", "float32", "said so"))
-    sound = judge(damaged("optimum-18", lambda model: None))
+    sound = judge(damaged("optimum-18", round_weights))
     assert (sound["passed"], sound["stages"][0]["passed"]) == (None, None)
     assert sound["headline"] == "damaged.onnx: measured, not judged: int4 has no limit for quality"
-    assert judge(damaged("optimum-18", drop_mask))["passed"] is False
+    assert "scenario_spread" in failed(judge(damaged("optimum-18", round_weights_and_drop_mask)))
