@@ -83,10 +83,7 @@ def validate_artifact(
         "not_run": [*not_run, *unknown],
         "engines": engines,
         "checksums": stored.as_report(),
-        "tolerances": [
-            *tolerances.table(chosen, dtype, has_floor=oracle.floor.mean_abs is not None, kv_cache=oracle.kv_cache),
-            *(row for engine in runnable for row in tolerances.plan_rows(engine, kv_cache=oracle.kv_cache)),
-        ],
+        "tolerances": _limits(oracle, chosen, runnable),
         "versions": machine.versions(),
         "machine": machine.machine(),
         "hashes": {f"{stage}.onnx": sha256_of(step.artifact / f"{stage}.onnx") for stage in chosen},
@@ -97,6 +94,12 @@ def validate_artifact(
     finite: dict[str, Any] = without_nonfinite(report)
     write_reports(step, finite)
     return finite
+
+
+def _limits(oracle: Oracle, stages: list[str], plans: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows that judge what was run: stages and plans."""
+    rows = tolerances.table(stages, oracle.dtype, has_floor=oracle.floor.mean_abs is not None, kv_cache=oracle.kv_cache)
+    return [*rows, *(row for plan in plans for row in tolerances.plan_rows(plan, kv_cache=oracle.kv_cache))]
 
 
 def measure_stages(oracle: Oracle, stages: list[str], progress: Progress) -> list[dict[str, Any]]:
