@@ -31,7 +31,8 @@ def test_sound_int4_is_judged_by_its_structure_and_never_passes(stages: Path, sa
     report, _ = measure(sabotage(stages, tmp_path / "tiny", STAGE, lambda editor: None), STAGE)
     (stage,) = report["stages"]
     checks = {check["check"]: check["passed"] for check in stage["checks"]}
-    assert (checks["scenario_spread"], checks["self_consistency"]) == (True, None)
+    assert checks["scenario_spread"] is True
+    assert "self_consistency" not in checks  # a step rounds otherwise than a prompt in the 4-bit kernel
     assert (report["passed"], stage["passed"]) == (None, None)
     assert report["headline"] == f"{STAGE}: measured, not judged: int4 has no limit for quality"
     assert report["verdict"].startswith("not judged: ")
