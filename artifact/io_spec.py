@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
+
+import numpy as np
 
 from artifact.config import LlamaConfig
 
 BATCH, SEQUENCE, PAST, TOTAL = "batch_size", "sequence_length", "past_sequence_length", "total_sequence_length"
 CAPACITY = "cache_capacity"
 Dtype = Literal["fp16", "fp32"]
+NUMPY_DTYPES: dict[Dtype, Any] = {"fp16": np.float16, "fp32": np.float32}
 DTYPE_BYTES: dict[Dtype, int] = {"fp16": 2, "fp32": 4}
 KvCache = Literal["dynamic", "static"]
 OPSETS: dict[KvCache, int] = {"dynamic": 23, "static": 24}
@@ -52,6 +55,12 @@ def past_name(layer: int, kind: str) -> str:
 def present_name(layer: int, kind: str) -> str:
     """Graph output of a layer's cache; kind is ``key`` or ``value``."""
     return f"present.{layer}.{kind}"
+
+
+def cache_names(config: LlamaConfig) -> list[tuple[str, str]]:
+    """(past, present): input and output of keys and values of each layer in turn."""
+    slots = [(layer, kind) for layer in range(config.num_hidden_layers) for kind in CACHE_KINDS]
+    return [(past_name(*slot), present_name(*slot)) for slot in slots]
 
 
 def graph_inputs(config: LlamaConfig, dtype: Dtype, kv_cache: KvCache = "dynamic", *, one_position: bool = False) -> list[GraphValue]:

@@ -14,9 +14,8 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import torch
-from export_dynamo import BATCH, NEW, PAST, Flat
+from export_dynamo import Flat, example
 from onnxscript import optimizer
-from torch.export import Dim
 from transformers import AutoConfig, AutoModelForCausalLM
 
 HOLES, LARGE_BYTES = "holes.data", 1024
@@ -49,20 +48,10 @@ def main() -> None:
 
 def export(model: torch.nn.Module, dtype: torch.dtype, opset: int, *, optimize: bool) -> torch.onnx.ONNXProgram:
     """The graph of a model with dynamic batch, tokens and past."""
-    config = model.config
-    shape = (BATCH, config.num_key_value_heads, PAST, getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
-    layers = config.num_hidden_layers
-    tokens, cache = {0: Dim.DYNAMIC, 1: Dim.DYNAMIC}, {0: Dim.DYNAMIC, 2: Dim.DYNAMIC}
-    inputs = {
-        "input_ids": torch.zeros(BATCH, NEW, dtype=torch.int64),
-        "attention_mask": torch.ones(BATCH, PAST + NEW, dtype=torch.int64),
-        "position_ids": torch.arange(PAST, PAST + NEW)[None].repeat(BATCH, 1),
-        "past": [(torch.zeros(shape, dtype=dtype), torch.zeros(shape, dtype=dtype)) for _ in range(layers)],
-    }
+    inputs, axes = example(model.config, dtype)
     program = torch.onnx.export(
-        Flat(model).eval(), (), kwargs=inputs, dynamo=True, opset_version=opset, verbose=False, optimize=optimize,
-        dynamic_shapes={"input_ids": tokens, "attention_mask": tokens, "position_ids": tokens, "past": [(cache, cache)] * layers},
-    )  # fmt: skip
+        Flat(model).eval(), (), kwargs=inputs, dynamo=True, opset_version=opset, verbose=False, optimize=optimize, dynamic_shapes=axes
+    )
     assert program is not None
     return program
 

@@ -8,6 +8,7 @@ Needs transformers; all else is the exporter's default.
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import torch
 from torch.export import Dim
@@ -33,22 +34,27 @@ class Flat(torch.nn.Module):
         return found.logits, [(layer.keys, layer.values) for layer in found.past_key_values.layers]
 
 
-def main(checkpoint: str, out: str) -> None:
-    """Load, trace, save."""
-    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float16).eval()
-    config = model.config
-    layers, shape = config.num_hidden_layers, (BATCH, config.num_key_value_heads, PAST, config.hidden_size // config.num_attention_heads)
+def example(config: Any, dtype: torch.dtype) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A call of ``Flat`` to trace, and its dynamic axes: batch, tokens and past."""
+    layers, width = config.num_hidden_layers, getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    shape = (BATCH, config.num_key_value_heads, PAST, width)
     tokens, cache = {0: Dim.DYNAMIC, 1: Dim.DYNAMIC}, {0: Dim.DYNAMIC, 2: Dim.DYNAMIC}
     inputs = {
         "input_ids": torch.zeros(BATCH, NEW, dtype=torch.int64),
         "attention_mask": torch.ones(BATCH, PAST + NEW, dtype=torch.int64),
         "position_ids": torch.arange(PAST, PAST + NEW)[None].repeat(BATCH, 1),
-        "past": [(torch.randn(shape).half(), torch.randn(shape).half()) for _ in range(layers)],
+        "past": [(torch.zeros(shape, dtype=dtype), torch.zeros(shape, dtype=dtype)) for _ in range(layers)],
     }
-    names = [f"{layer}.{kind}" for layer in range(layers) for kind in ("key", "value")]
+    return inputs, {"input_ids": tokens, "attention_mask": tokens, "position_ids": tokens, "past": [(cache, cache)] * layers}
+
+
+def main(checkpoint: str, out: str) -> None:
+    """Load, trace, save."""
+    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float16).eval()
+    inputs, axes = example(model.config, torch.float16)
+    names = [f"{layer}.{kind}" for layer in range(model.config.num_hidden_layers) for kind in ("key", "value")]
     torch.onnx.export(
-        Flat(model), (), out, kwargs=inputs, dynamo=True, external_data=True, verbose=False,
-        dynamic_shapes={"input_ids": tokens, "attention_mask": tokens, "position_ids": tokens, "past": [(cache, cache)] * layers},
+        Flat(model), (), out, kwargs=inputs, dynamo=True, external_data=True, verbose=False, dynamic_shapes=axes,
         input_names=[*list(inputs)[:3], *(f"past_key_values.{name}" for name in names)],
         output_names=["logits", *(f"present.{name}" for name in names)],
     )  # fmt: skip

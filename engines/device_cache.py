@@ -5,7 +5,7 @@ Letters: B batch, P past, C capacity, K kv heads, D head_dim.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,8 +16,8 @@ from engines import device_memory
 
 Bind = Callable[[str, int, tuple[int, ...] | None], None]
 """Name, address and, for an input, shape."""
-CacheNames = tuple[list[str], list[str]]
-"""Names of the inputs and of the outputs that are caches, layer by layer."""
+CacheNames = Sequence[tuple[str, str]]
+"""Of ``io_spec.cache_names``."""
 Feeds = Mapping[str, NDArray[np.int64]]
 
 
@@ -44,7 +44,7 @@ class GrowingCache:
 
     def bind(self, bind: Bind, names: CacheNames) -> None:
         """Give a call its buffers."""
-        for past, present, read, written in zip(*names, self._read, self._written, strict=True):
+        for (past, present), read, written in zip(names, self._read, self._written, strict=True):
             bind(past, read.ptr, self.shape())
             bind(present, written.ptr, None)
 
@@ -89,7 +89,7 @@ class FixedCache:
 
     def bind(self, bind: Bind, names: CacheNames) -> None:
         """Give a call its buffers: past and present are one."""
-        for past, present, buffer in zip(*names, self._buffers, strict=True):
+        for (past, present), buffer in zip(names, self._buffers, strict=True):
             bind(past, buffer.ptr, self._shape)
             bind(present, buffer.ptr, None)
 

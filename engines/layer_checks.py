@@ -36,19 +36,23 @@ class LayerLimit:
     reason: str
 
 
+def _kernels(prefill: int, decode: int, reason: str) -> LayerLimit:
+    return LayerLimit("kernels_per_layer", lambda launch: 1, {"prefill": prefill, "decode": decode}, reason)
+
+
+def _copies(prefill: int, reason: str) -> LayerLimit:
+    return LayerLimit(
+        "copies_per_layer", lambda launch: launch.kind == COPY, {"prefill": prefill, "decode": 0}, f"a kernel that only moves values; {reason}"
+    )
+
+
 LIMITS = (
-    LayerLimit(
-        "kernels_per_layer",
-        lambda launch: 1,
-        {"prefill": 11, "decode": 10},
+    _kernels(
+        11,
+        10,
         "four GEMMs, attention, two norms, SiLU, the cache with its keys' rotation, the query's rotation; prefill turns attention's result besides",
     ),
-    LayerLimit(
-        "copies_per_layer",
-        lambda launch: launch.kind == COPY,
-        {"prefill": 1, "decode": 0},
-        "a kernel that only moves values; prefill's attention gives [B, H, S, D] and the next GEMM reads it turned, in decode that is the same",
-    ),
+    _copies(1, "prefill's attention gives [B, H, S, D] and the next GEMM reads it turned, in decode that is the same"),
     LayerLimit(
         "casts_per_layer",
         lambda launch: launch.kind == CAST,
@@ -70,10 +74,9 @@ LIMITS = (
 )
 
 UNPACKED_LIMITS = (
-    LayerLimit(
-        "kernels_per_layer",
-        lambda launch: 1,
-        {"prefill": 12, "decode": 11},
+    _kernels(
+        12,
+        11,
         "query, key and value, and gate and up, are GEMMs of their own where weights lie as the checkpoint stores them",
     ),
     *LIMITS[1:],
@@ -81,18 +84,12 @@ UNPACKED_LIMITS = (
 """The same for a graph whose linears could not be packed (``--weights reference``; docs/kernels.md)."""
 
 STATIC_LIMITS = (
-    LayerLimit(
-        "kernels_per_layer",
-        lambda launch: 1,
-        {"prefill": 12, "decode": 9},
+    _kernels(
+        12,
+        9,
         "four GEMMs, attention, two norms, SiLU, the cache with both rotations; in prefill the three copies besides",
     ),
-    LayerLimit(
-        "copies_per_layer",
-        lambda launch: launch.kind == COPY,
-        {"prefill": 3, "decode": 0},
-        "a kernel that only moves values; prefill's attention reads its own layout of keys and values, and its result is turned for the next GEMM",
-    ),
+    _copies(3, "prefill's attention reads its own layout of keys and values, and its result is turned for the next GEMM"),
     *LIMITS[2:],
 )
 """The same for a static cache, whose kernels write slots in the place of joining tensors (docs/adr/009)."""

@@ -22,13 +22,12 @@ from artifact.hashing import sha256_of
 from artifact.io_spec import Dtype
 from engines import device_memory
 from engines.device import Device
-from engines.device_cache import CacheNames, Feeds, FixedCache, GrowingCache
+from engines.device_cache import Feeds, FixedCache, GrowingCache
 
 logger = logging.getLogger(__name__)
 Array = NDArray[Any]
 MODULES = {"tensorrt-rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}
 """Backend → the Python module of its runtime."""
-DTYPES: dict[Dtype, Any] = {"fp16": np.float16, "fp32": np.float32}
 PROFILES = ("prefill", "decode")
 BUILD_LARGER = "python cli.py build ART --max-batch ROWS --max-length POSITIONS"
 
@@ -136,14 +135,14 @@ class PlanSession:
         rows, positions = plan.axes["prefill"][io_spec.BATCH][2], plan.capacity or plan.axes["prefill"][io_spec.TOTAL][2]
         if batch > rows or length > positions:
             raise EngineError(f"{plan.name} admits {rows} rows of {positions} positions, asked for {batch} of {length}", hint=BUILD_LARGER)
-        self._plan, self._dtype, self._batch = plan, DTYPES[dtype], batch
+        self._plan, self._dtype, self._batch = plan, io_spec.NUMPY_DTYPES[dtype], batch
         self._room = plan.capacity or length
         self._stream = device_memory.open_stream()
         shape = (batch, config.num_key_value_heads, self._room, config.head_dim)
         self._cache = (FixedCache if plan.capacity else GrowingCache)(shape, self._dtype, config.num_hidden_layers)
         self._inputs: dict[str, Any] = {}
         self._logits = device_memory.allocate((batch, 1, config.vocab_size), self._dtype)[0]
-        self._names = _cache_names(config)
+        self._names = io_spec.cache_names(config)
         self.restart()
 
     def restart(self) -> None:
@@ -218,11 +217,6 @@ class PlanSession:
             buffer.view(shape).copy_to(host, self._stream)
         self._stream.synchronize()
         return copies
-
-
-def _cache_names(config: LlamaConfig) -> CacheNames:
-    slots = [(layer, kind) for layer in range(config.num_hidden_layers) for kind in io_spec.CACHE_KINDS]
-    return [io_spec.past_name(*slot) for slot in slots], [io_spec.present_name(*slot) for slot in slots]
 
 
 def _runtime(backend: str) -> ModuleType:

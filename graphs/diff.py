@@ -86,10 +86,11 @@ def graph_digests(graph: ir.Graph, *, replace: Callable[[ir.Value], str | None] 
 
 def _lacking(model: ir.Model, own: dict[ir.Value, str], others: dict[ir.Value, str]) -> list[str]:
     known = set(others.values())
-    return [_describe(node) for node in model.graph if not known.issuperset(own[value] for value in node.outputs)]
+    return [describe_node(node) for node in model.graph if not known.issuperset(own[value] for value in node.outputs)]
 
 
-def _describe(node: ir.Node) -> str:
+def describe_node(node: ir.Node) -> str:
+    """``name (operator, module)``."""
     module = node.metadata_props.get(MODULE_KEY)
     return f"{node.name or '?'} ({node.op_type}{', ' + module if module else ''})"
 

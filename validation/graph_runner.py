@@ -10,7 +10,6 @@ Letters: B batch, S new tokens of a call, L real tokens of a row, P past, C capa
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -25,8 +24,6 @@ from validation.graph_interface import check_contract, fixed_capacity, load_sess
 from validation.row_result import Array, RowResult, row_results
 from validation.scenarios import Scenario
 from validation.stray_slots import UNWRITTEN, stray_slots
-
-DTYPES: dict[str, Any] = {"fp16": np.float16, "fp32": np.float32}
 
 
 class GraphRunner:
@@ -124,7 +121,7 @@ class GraphRunner:
         feeds = {name: np.ascontiguousarray(array) for name, array in self._feeds(call, cache).items()}
         binding = self._session.io_binding()
         binding.bind_output(io_spec.LOGITS)
-        for past, present in _cache_names(self.config):
+        for past, present in io_spec.cache_names(self.config):
             buffer = onnxruntime.OrtValue.ortvalue_from_numpy(feeds.pop(past))
             binding.bind_ortvalue_input(past, buffer)
             binding.bind_ortvalue_output(present, buffer)
@@ -159,17 +156,11 @@ def call_feeds(config: LlamaConfig, dtype: Dtype, call: AnyCall, cache: list[Arr
     """
     kv_cache: KvCache = "static" if isinstance(call, StaticCall) else "dynamic"
     cache = filled_caches(config, dtype, len(call.input_ids), call.empty_length) if cache is None else cache
-    known: dict[str, Array] = {**call.inputs(), **dict(zip((past for past, _ in _cache_names(config)), cache, strict=True))}
+    known: dict[str, Array] = {**call.inputs(), **dict(zip((past for past, _ in io_spec.cache_names(config)), cache, strict=True))}
     return {value.name: known[value.name] for value in io_spec.graph_inputs(config, dtype, kv_cache, one_position=one_position)}
 
 
 def filled_caches(config: LlamaConfig, dtype: Dtype, batch: int, length: int, fill: float = 0.0) -> list[Array]:
     """Keys and values of each layer in turn, [B, K, length, D], all of one value."""
     shape = (batch, config.num_key_value_heads, length, config.head_dim)
-    return [np.full(shape, fill, DTYPES[dtype]) for _ in range(len(io_spec.CACHE_KINDS) * config.num_hidden_layers)]
-
-
-def _cache_names(config: LlamaConfig) -> list[tuple[str, str]]:
-    """(past, present) of keys and values of each layer in turn."""
-    kinds = [(layer, kind) for layer in range(config.num_hidden_layers) for kind in io_spec.CACHE_KINDS]
-    return [(io_spec.past_name(*kind), io_spec.present_name(*kind)) for kind in kinds]
+    return [np.full(shape, fill, io_spec.NUMPY_DTYPES[dtype]) for _ in range(len(io_spec.CACHE_KINDS) * config.num_hidden_layers)]

@@ -21,7 +21,8 @@ import onnx_ir as ir
 from artifact.errors import ValidationError
 from artifact.layout import MODULE_KEY, layer_of
 from artifact.progress import Progress, silent
-from validation.node_sessions import NodeSessions, Operand, describe_node, first_line
+from graphs.diff import describe_node
+from validation.node_sessions import NodeSessions, Operand, first_line
 
 Array = npt.NDArray[Any]
 Observe = Callable[[ir.Node, ir.Value, ir.DataType, Array], None]

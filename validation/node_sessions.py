@@ -13,7 +13,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from artifact.errors import ValidationError
-from artifact.layout import MODULE_KEY
+from graphs.diff import describe_node
 
 Operand = tuple[ir.DataType, int] | None
 """Dtype and rank of a node's input; None where an optional input is left out."""
@@ -80,12 +80,6 @@ class NodeSessions:
             return ort.InferenceSession(data, _options(node.op_type), providers=["CPUExecutionProvider"])
         except Exception as error:  # its exceptions have no common parent
             raise ValidationError(f"ONNX Runtime can't run {describe_node(node)} alone: {first_line(error)}") from error
-
-
-def describe_node(node: ir.Node) -> str:
-    """``name (operator, module)``."""
-    module = node.metadata_props.get(MODULE_KEY)
-    return f"{node.name or '?'} ({node.op_type}{', ' + module if module else ''})"
 
 
 def first_line(error: Exception) -> str:

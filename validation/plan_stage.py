@@ -19,7 +19,7 @@ from validation.oracle import MAIN, Oracle
 from validation.plan_runner import PlanRunner, token_by_token
 from validation.scenario_errors import cache_errors, compare_scenario
 from validation.scenarios import Scenario
-from validation.stage import stage_entry
+from validation.stage import judged, stage_entry
 from validation.structure import score_text, summarise, summarise_parts, worst_cache
 
 TEXT_CHECKS = ("mean_kl", "perplexity_increase_pct")
@@ -51,9 +51,7 @@ def measure_plan(oracle: Oracle, engine: dict[str, Any], device: Device, progres
         _measure(oracle, PlanRunner(Plan(oracle.artifact, engine, device), oracle.config, oracle.dtype), measured)
     except ToolkitError as error:
         checks.append(tolerances.failed_to_run(str(error)))
-    for row in tolerances.limits_of(kind, kv_cache=oracle.kv_cache):
-        value = tolerances.gated_value(row.check, measured.numbers, oracle.scored_tokens)
-        checks.append(tolerances.judge(row, value, where=measured.where.get(row.check), missing=measured.missing.get(row.check)))
+    checks += judged(oracle, measured, tolerances.limits_of(kind, kv_cache=oracle.kv_cache))
     backend = f"{engine['backend']} {engine['tensorrt_version']}, {device.name}"
     return stage_entry(stage, kind, measured, checks, time.perf_counter() - start, backend=backend)
 

@@ -6,6 +6,8 @@ Letters: N layers.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from validation.graph_runner import call_feeds, filled_caches
 from validation.local_ratio import local_ratios
 from validation.measurement import LastRows, StageMeasurement, against_floor
 from validation.oracle import MAIN, Oracle
-from validation.ranges import audit_ranges
+from validation.ranges import RangeAudit, audit_ranges
 from validation.strict import run_strict
 from validation.structure import measure_structure
 
@@ -41,10 +43,31 @@ def measure_stage(oracle: Oracle, stage: str, progress: Progress) -> tuple[dict[
     assert kind is not None, stage
     measured = StageMeasurement()
     checks = [tolerances.failed_to_run(message) for message in _measure(oracle, graph, measured, progress)]
-    for row in tolerances.limits_of(kind, has_floor=oracle.floor.mean_abs is not None, kv_cache=oracle.kv_cache):
-        value = tolerances.gated_value(row.check, measured.numbers, oracle.scored_tokens)
-        checks.append(tolerances.judge(row, value, where=measured.where.get(row.check), missing=measured.missing.get(row.check)))
+    checks += judged(oracle, measured, tolerances.limits_of(kind, has_floor=oracle.floor.mean_abs is not None, kv_cache=oracle.kv_cache))
     return stage_entry(stage, kind, measured, checks, time.perf_counter() - start), measured.last_rows
+
+
+def judged(oracle: Oracle, measured: StageMeasurement, limits: list[tolerances.Limit]) -> list[dict[str, Any]]:
+    """The checks of what was measured, one a limit."""
+    values = [(row, tolerances.gated_value(row.check, measured.numbers, oracle.scored_tokens)) for row in limits]
+    return [tolerances.judge(row, value, where=measured.where.get(row.check), missing=measured.missing.get(row.check)) for row, value in values]
+
+
+def run_parts(name: str, parts: Mapping[str, Callable[[], None]], measured: StageMeasurement, progress: Progress) -> list[str]:
+    """Carry out parts in turn, and time them; a part that can't be run is the last: nothing after that says anything true.
+
+    Returns:
+        What could not be run, and why; empty where all was.
+    """
+    for number, (part, measure) in enumerate(parts.items()):
+        progress(f"{name}: {part}", number, len(parts))
+        start = time.perf_counter()
+        try:
+            measure()
+        except ToolkitError as error:
+            return [str(error)]
+        measured.seconds[part] = round(time.perf_counter() - start, 2)
+    return []
 
 
 def stage_entry(
@@ -67,25 +90,13 @@ def stage_entry(
 
 
 def _measure(oracle: Oracle, graph: Path, measured: StageMeasurement, progress: Progress) -> list[str]:
-    """What the artifact's dtype asks for, quantised stages too; a graph that breaks the contract says nothing true after that.
-
-    Returns:
-        What could not be run, and why; empty where all was.
-    """
+    """What the artifact's dtype asks for, quantised stages too; what could not be run, and why."""
     parts = {"scenarios and perplexity": measure_structure}
     if oracle.dtype == "fp16":
         parts |= {"strict mode": measure_strict, "range audit": measure_ranges, "local ratios": measure_local}
     else:
         measured.missing |= dict.fromkeys(("strict_nonfinite", "range_peak"), "an fp32 artifact")
-    for number, (name, part) in enumerate(parts.items()):
-        progress(f"{graph.stem}: {name}", number, len(parts))
-        start = time.perf_counter()
-        try:
-            part(oracle, graph, measured)
-        except ToolkitError as error:
-            return [str(error)]
-        measured.seconds[name] = round(time.perf_counter() - start, 2)
-    return []
+    return run_parts(graph.stem, {name: partial(part, oracle, graph, measured) for name, part in parts.items()}, measured, progress)
 
 
 def measure_strict(oracle: Oracle, graph: Path, measured: StageMeasurement) -> None:
@@ -102,7 +113,11 @@ def measure_strict(oracle: Oracle, graph: Path, measured: StageMeasurement) -> N
 
 def measure_ranges(oracle: Oracle, graph: Path, measured: StageMeasurement) -> None:
     """Largest value of every float16 tensor, prefill in float32."""
-    audit = audit_ranges(graph, _prefill_feeds(oracle))
+    record_ranges(audit_ranges(graph, _prefill_feeds(oracle)), measured)
+
+
+def record_ranges(audit: RangeAudit, measured: StageMeasurement) -> None:
+    """The numbers and warnings of an audit."""
     measured.numbers |= {"range_peak": audit.peak_fraction, "range_tensor": audit.tensor}
     measured.where["range_peak"] = audit.tensor
     measured.warnings += audit.warnings

@@ -16,9 +16,9 @@ import onnx_ir as ir
 
 from artifact.layout import MODULE_KEY, layer_of
 from artifact.progress import Progress, silent
+from graphs.diff import describe_node
 from validation.masks import FLOATS, find_masks
 from validation.node_runner import Array, run_nodes
-from validation.node_sessions import describe_node
 from validation.ranges import peak
 
 

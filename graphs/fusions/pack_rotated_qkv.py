@@ -19,8 +19,8 @@ from graphs.fusions._contrib import CONTRIB, Recorder, place
 from graphs.fusions._packing import TURNED, packed_linear, packing_objections
 from graphs.fusions._reading import Refused
 from graphs.fusions._values import in_module, last_size, module_of, only_user, producer, shape_constant, sizes
+from graphs.fusions.pack_qkv import PACKED_NAME
 
-PACKED_NAME = "self_attn.qkv_proj"
 PARTS, LAST_AXIS = ("query", "key", "value"), 2
 
 

@@ -26,13 +26,12 @@ from artifact.layout import MODULE_KEY, layer_of
 from artifact.steps import StepContext, require
 from artifact.tensor_file import StoredTensor, checksums_json, plan_tensors, write_tensors
 from graphs.fusions._contrib import CONTRIB, CONTRIB_VERSION
-from graphs.quantize.int8 import Linear, find_linears
+from graphs.quantize.int8 import SAFETENSORS, Linear, find_linears
 from graphs.quantize.rounding import Format, Round, pack, round_to_nearest
 
 SOURCE = "fused-onnxruntime.onnx"
 ROW_BLOCK_VALUES = 1 << 22
 LEVEL_4 = 4
-_SAFETENSORS = {ir.DataType.FLOAT16: "F16", ir.DataType.FLOAT: "F32"}
 
 
 @dataclass(frozen=True)
@@ -127,7 +126,7 @@ class _Writer:
             form, (rows, columns) = SCHEMES[self.scheme].of(module_of(linear)), _shape(linear)
             blocks = form.blocks(columns)
             shapes[_name(linear, "levels")] = ("U8", (rows, blocks, form.block_size * form.bits // 8))
-            shapes[_name(linear, "scales")] = (_SAFETENSORS[linear.weight.dtype or ir.DataType.FLOAT], (rows, blocks))
+            shapes[_name(linear, "scales")] = (SAFETENSORS[linear.weight.dtype or ir.DataType.FLOAT], (rows, blocks))
         return shapes
 
     def _data(self, linears: list[Linear]) -> Iterator[memoryview]:

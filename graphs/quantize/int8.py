@@ -33,7 +33,7 @@ CHECKSUMS = "weights/int8-checksums.json"
 LEVELS = 127
 """Symmetric: −127 … 127, so that a weight and its negative quantise alike."""
 ROW_BLOCK_VALUES = 1 << 24
-_SAFETENSORS = {ir.DataType.FLOAT16: "F16", ir.DataType.FLOAT: "F32"}
+SAFETENSORS = {ir.DataType.FLOAT16: "F16", ir.DataType.FLOAT: "F32"}
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ def _shapes(linears: list[Linear]) -> dict[str, tuple[str, tuple[int, ...]]]:
         assert linear.weight.shape is not None
         rows, columns = linear.weight.shape.numpy()
         shapes[f"{linear.weight.name}_int8"] = ("I8", (rows, columns))
-        shapes[f"{linear.weight.name}_scale"] = (_SAFETENSORS[linear.weight.dtype or ir.DataType.FLOAT16], (rows,))
+        shapes[f"{linear.weight.name}_scale"] = (SAFETENSORS[linear.weight.dtype or ir.DataType.FLOAT16], (rows,))
     return shapes
 
 

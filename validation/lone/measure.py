@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from artifact.errors import ToolkitError
 from artifact.progress import Progress
 from validation import metrics, tolerances
 from validation.calls import left_padded
@@ -16,7 +15,7 @@ from validation.lone.runner import LoneRunner, lone_feeds
 from validation.measurement import StageMeasurement, against_floor
 from validation.oracle import MAIN, Oracle
 from validation.ranges import audit_ranges
-from validation.stage import measure_local, stage_entry
+from validation.stage import judged, measure_local, record_ranges, run_parts, stage_entry
 from validation.strict import run_strict
 from validation.structure import ONE_POSITION, measure_scenarios
 
@@ -34,25 +33,10 @@ def measure_graph(oracle: Oracle, graph: LoneGraph, plan: Plan, progress: Progre
     """
     start = time.perf_counter()
     measured = StageMeasurement()
-    checks = [tolerances.failed_to_run(message) for message in _measure(oracle, graph, plan, measured, progress)]
-    for row in tolerances.limits_of(graph.precision.kind, has_floor=oracle.floor.mean_abs is not None):
-        value = tolerances.gated_value(row.check, measured.numbers, oracle.scored_tokens)
-        checks.append(tolerances.judge(row, value, where=measured.where.get(row.check), missing=measured.missing.get(row.check)))
+    failed = run_parts(graph.path.name, _parts(oracle, graph, plan, measured), measured, progress)
+    checks = [tolerances.failed_to_run(message) for message in failed]
+    checks += judged(oracle, measured, tolerances.limits_of(graph.precision.kind, has_floor=oracle.floor.mean_abs is not None))
     return stage_entry(graph.path.name, graph.precision.kind, measured, checks, time.perf_counter() - start)
-
-
-def _measure(oracle: Oracle, graph: LoneGraph, plan: Plan, measured: StageMeasurement, progress: Progress) -> list[str]:
-    """All parts in turn; what could not be run, and why: nothing after that says anything true."""
-    parts = _parts(oracle, graph, plan, measured)
-    for number, (name, part) in enumerate(parts.items()):
-        progress(f"{graph.path.name}: {name}", number, len(parts))
-        start = time.perf_counter()
-        try:
-            part()
-        except ToolkitError as error:
-            return [str(error)]
-        measured.seconds[name] = round(time.perf_counter() - start, 2)
-    return []
 
 
 def _parts(oracle: Oracle, graph: LoneGraph, plan: Plan, measured: StageMeasurement) -> dict[str, Callable[[], None]]:
@@ -85,10 +69,7 @@ def _measure_strict(oracle: Oracle, graph: LoneGraph, measured: StageMeasurement
 
 def _measure_ranges(oracle: Oracle, graph: LoneGraph, measured: StageMeasurement) -> None:
     """Largest value of every float16 tensor, prefill in float32."""
-    audit = audit_ranges(graph.model, _prefill_feeds(oracle, graph))
-    measured.numbers |= {"range_peak": audit.peak_fraction, "range_tensor": audit.tensor}
-    measured.where["range_peak"] = audit.tensor
-    measured.warnings += audit.warnings
+    record_ranges(audit_ranges(graph.model, _prefill_feeds(oracle, graph)), measured)
 
 
 def _prefill_feeds(oracle: Oracle, graph: LoneGraph) -> dict[str, Any]:

@@ -12,6 +12,8 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 
+from graphs.foreign.fuse import fuse_graph
+
 Array = np.ndarray[Any, Any]
 PINNED = Path(__file__).parent / "pinned"
 
@@ -34,6 +36,20 @@ SCENARIOS = {
     "left-padded": Scenario(2, 12, 0, padding=5),
     "left-padded-decode": Scenario(2, 1, 12, padding=5),
 }
+
+
+@pytest.fixture(scope="session")
+def fused(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], tuple[Path, dict[str, Any]]]:
+    """A pinned graph → (file, report); each is fused once."""
+    made: dict[Path, tuple[Path, dict[str, Any]]] = {}
+
+    def make(path: Path) -> tuple[Path, dict[str, Any]]:
+        if path not in made:
+            out = tmp_path_factory.mktemp(path.stem) / "fused.onnx"
+            made[path] = out, fuse_graph(path, out)
+        return made[path]
+
+    return make
 
 
 @pytest.fixture

@@ -38,20 +38,6 @@ HALF_FUSED = "dynamo-23-sdpa-float32"
 SCENARIOS = ["prefill", "batch", "decode", "chunk", "left-padded", "left-padded-decode"]
 
 
-@pytest.fixture(scope="module")
-def fused(tmp_path_factory):
-    """Name of a pinned graph → (file, report); each is fused once."""
-    made = {}
-
-    def make(path):
-        if path not in made:
-            out = tmp_path_factory.mktemp(path.stem) / "fused.onnx"
-            made[path] = out, fuse_graph(path, out)
-        return made[path]
-
-    return make
-
-
 @pytest.mark.parametrize("name", [*FLOAT32, *FLOAT16])
 def test_every_rule_fires_as_often_as_the_graph_says(pinned, fused, name) -> None:
     out, report = fused(pinned(name))

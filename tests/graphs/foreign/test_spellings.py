@@ -9,7 +9,6 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 
-from graphs.foreign.fuse import fuse_graph
 from validation.node_runner import run_nodes
 from validation.strict import run_strict
 
@@ -18,20 +17,6 @@ FIRED = {"rms_norm": 2 * LAYERS + 1, "rotary": 2 * LAYERS, "attention": LAYERS, 
 FLOAT32 = ("pairs-18-float32", "torchscript-4.36-float32")
 FLOAT16 = ("pairs-18-repeated-float16", "torchscript-4.30-float16", "torchscript-4.46-float16")
 SCENARIOS = ["prefill", "batch", "decode", "chunk", "left-padded", "left-padded-decode"]
-
-
-@pytest.fixture(scope="module")
-def fused(tmp_path_factory):
-    """Name of a pinned graph → (file, report); each is fused once."""
-    made = {}
-
-    def make(path):
-        if path not in made:
-            out = tmp_path_factory.mktemp(path.stem) / "fused.onnx"
-            made[path] = out, fuse_graph(path, out)
-        return made[path]
-
-    return make
 
 
 @pytest.mark.parametrize("name", [*FLOAT32, *FLOAT16])
