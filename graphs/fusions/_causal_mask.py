@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from graphs.fusions._reading import Refused
+from graphs.fusions._reading import Refused, operands
 from graphs.fusions._values import module_of, numbers, producer, scalar, sizes
 
 MASK_RANK = 4
@@ -33,14 +33,15 @@ class CausalMask:
 
 def read_mask(mask: ir.Value) -> CausalMask:
     """The parts of a mask; raises Refused unless it is the exporter's."""
-    parts = _of(mask, "Or")
+    parts = operands(mask, "Or")
     for seen, itself in (parts, parts[::-1]) if parts else ():
-        own, before = _of(itself, "Equal"), _of(seen, "And")
+        own, before = operands(itself, "Equal"), operands(seen, "And")
         if own is None or before is None:
             continue
         for earlier, padding in (before, before[::-1]):
-            if _of(earlier, "Less") == own:
-                return _checked(padding, *own, module_of(mask))
+            if operands(earlier, "Less") == own:
+                columns, rows = own
+                return _checked(padding, columns, rows, module_of(mask))
     raise Refused("the mask is not: (column < row and the column holds a token) or column = row")
 
 
@@ -48,7 +49,7 @@ def _checked(padding: ir.Value, columns: ir.Value, rows: ir.Value, module: str) 
     shape = sizes(padding)
     if padding.dtype != ir.DataType.BOOL or shape is None or len(shape) != MASK_RANK or shape[1:3] != (1, 1):
         raise Refused(f"which columns hold tokens is {padding.dtype} {shape}, not bool [B, 1, 1, T]")
-    shifted = _of(rows, "Add")
+    shifted = operands(rows, "Add")
     turned = producer(shifted[0], "Unsqueeze") if shifted else None
     total, new = _limit(columns), _limit(turned.inputs[0]) if turned is not None and numbers(turned.inputs[1]) == (1,) else None
     if total is None or new is None:
@@ -60,10 +61,3 @@ def _limit(counted: ir.Value | None) -> ir.Value | None:
     """N of Range(0, n, 1)."""
     node = producer(counted, "Range")
     return node.inputs[1] if node is not None and (scalar(node.inputs[0]), scalar(node.inputs[2])) == (0, 1) else None
-
-
-def _of(value: ir.Value, op_type: str) -> tuple[ir.Value, ir.Value] | None:
-    node = producer(value, op_type)
-    if node is None or node.inputs[0] is None or node.inputs[1] is None:
-        return None
-    return node.inputs[0], node.inputs[1]
