@@ -26,7 +26,8 @@ from artifact.layout import MODULE_KEY, layer_of
 from artifact.steps import StepContext, require
 from artifact.tensor_file import StoredTensor, checksums_json, plan_tensors, write_tensors
 from graphs.fusions._contrib import CONTRIB, CONTRIB_VERSION
-from graphs.quantize.int8 import SAFETENSORS, Linear, find_linears
+from graphs.quantize.int8 import SAFETENSORS
+from graphs.quantize.linears import Linear, find_linears
 from graphs.quantize.rounding import Format, Round, pack, round_to_nearest
 
 SOURCE = "fused-onnxruntime.onnx"

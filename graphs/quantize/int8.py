@@ -12,7 +12,6 @@ Source: https://onnx.ai/onnx/operators/onnx__DequantizeLinear.html
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
@@ -25,8 +24,7 @@ from artifact.graph_file import load_graph
 from artifact.layout import MODULE_KEY, layer_of
 from artifact.steps import StepContext, require
 from artifact.tensor_file import StoredTensor, checksums_json, plan_tensors, write_tensors
-from graphs.fusions._reading import through
-from graphs.fusions._values import producer
+from graphs.quantize.linears import Linear, find_linears
 
 Floats = NDArray[np.float32]
 CHECKSUMS = "weights/int8-checksums.json"
@@ -34,20 +32,6 @@ LEVELS = 127
 """Symmetric: −127 … 127, so that a weight and its negative quantise alike."""
 ROW_BLOCK_VALUES = 1 << 24
 SAFETENSORS = {ir.DataType.FLOAT16: "F16", ir.DataType.FLOAT: "F32"}
-
-
-@dataclass(frozen=True)
-class Linear:
-    """A MatMul by a transposed constant weight [out, in]."""
-
-    matmul: ir.Node
-    transpose: ir.Node
-    weight: ir.Value
-
-    @property
-    def name(self) -> str:
-        """The weight's name without `.weight`: the module path."""
-        return str(self.weight.name).removesuffix(".weight")
 
 
 def quantize_int8(step: StepContext) -> dict[str, Any]:
@@ -88,19 +72,6 @@ def quantize_int8(step: StepContext) -> dict[str, Any]:
         "nodes": model.graph.num_nodes(),
         "weight_error": {"worst": worst, "worst_rms": errors[worst], "mean_rms": sum(errors.values()) / len(errors)},
     }
-
-
-def find_linears(graph: ir.Graph) -> Iterator[Linear]:
-    """Every MatMul whose second operand is a transposed initializer, cast or not, in topological order."""
-    for node in graph:
-        if node.op_type != "MatMul" or node.inputs[1] is None:
-            continue
-        transpose = producer(through(node.inputs[1], "Cast"), "Transpose")
-        if transpose is None:
-            continue
-        weight = transpose.inputs[0]
-        if weight is not None and weight.is_initializer():
-            yield Linear(node, transpose, weight)
 
 
 def quantize_rows(weight: NDArray[Any], scale_dtype: np.dtype[Any]) -> tuple[NDArray[np.int8], NDArray[Any]]:

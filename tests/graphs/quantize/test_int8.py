@@ -15,7 +15,8 @@ from artifact.errors import QuantizationError
 from artifact.layout import MODULE_KEY
 from artifact.steps import StepContext
 from artifact.tensor_file import plan_tensors, write_tensors
-from graphs.quantize.int8 import LEVELS, find_linears, quantize_int8, quantize_rows
+from graphs.quantize.int8 import LEVELS, quantize_int8, quantize_rows
+from graphs.quantize.linears import find_linears
 
 GRAPH = """<ir_version: 10, opset_import: ["" : 23]>
 g (float16[B,8] x) => (float16[B,6] y)

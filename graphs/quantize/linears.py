@@ -1,0 +1,50 @@
+"""The linears of a graph, and the sites where their inputs are measured: q·k·v read one input, gate and up read one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from artifact.layout import PACKED, layer_of, layer_prefix
+from graphs.fusions._reading import through
+from graphs.fusions._values import producer
+
+PACKED_OF = {member: packed for packed, members in PACKED.items() for member in members}
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A MatMul by a transposed constant weight [out, in]."""
+
+    matmul: ir.Node
+    transpose: ir.Node
+    weight: ir.Value
+
+    @property
+    def name(self) -> str:
+        """The weight's name without `.weight`: the module path."""
+        return str(self.weight.name).removesuffix(".weight")
+
+
+def find_linears(graph: ir.Graph) -> Iterator[Linear]:
+    """Every MatMul whose second operand is a transposed initializer, cast or not, in topological order."""
+    for node in graph:
+        if node.op_type != "MatMul" or node.inputs[1] is None:
+            continue
+        transpose = producer(through(node.inputs[1], "Cast"), "Transpose")
+        if transpose is None:
+            continue
+        weight = transpose.inputs[0]
+        if weight is not None and weight.is_initializer():
+            yield Linear(node, transpose, weight)
+
+
+def site_of(module: str) -> str:
+    """The site whose input a linear reads, named by the packed projection: `…layers.3.self_attn.k_proj` → `…layers.3.self_attn.qkv_proj`."""
+    layer = layer_of(module)
+    if layer is None:
+        return module
+    name = module.removeprefix(prefix := f"{layer_prefix(layer)}.")
+    return prefix + PACKED_OF.get(name, name)

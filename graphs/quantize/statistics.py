@@ -1,0 +1,68 @@
+"""What calibration measured of the inputs of linears, read from ``calibration.safetensors``; validation/calibration.py writes it.
+
+A site is an input that one or more linears read, named by the packed projection (`model.layers.3.self_attn.qkv_proj`). Of each the file holds
+
+    <site>.absmax       [in] float32: largest |value| of every channel, at all positions
+    <site>.mean_square  [in] float32: mean of squares of every channel, position 0 left out
+    <site>.samples      [n, in] float16: rows drawn by a seed from all positions but 0, the same ones at every site
+    <site>.first        [m, in] float16: the rows at position 0 of the sequences (massive activations live there), one where all start with BOS
+
+Letters: n sampled rows, m sequences.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+
+from artifact.errors import QuantizationError
+
+FILE = "calibration.safetensors"
+FIELDS = ("absmax", "mean_square", "samples", "first")
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class SiteStatistics:
+    """One site's, in float32."""
+
+    absmax: Floats
+    mean_square: Floats
+    samples: Floats
+    first: Floats
+
+
+class Statistics:
+    """An open file; a site is read when it is asked for.
+
+    Raises:
+        QuantizationError: the file is missing or is no safetensors file.
+    """
+
+    def __init__(self, path: Path, hint: str | None = None) -> None:
+        self.path, self._file = path, _open(path, hint)
+        self.metadata: dict[str, str] = dict(self._file.metadata() or {})
+
+    def of(self, site: str) -> SiteStatistics:
+        """The statistics of one site.
+
+        Raises:
+            QuantizationError: the file has none of that name.
+        """
+        try:
+            return SiteStatistics(*(self._file.get_tensor(f"{site}.{field}").astype(np.float32) for field in FIELDS))
+        except SafetensorError as error:
+            raise QuantizationError(f"{self.path} has no statistics of {site}: it was made for another model") from error
+
+
+def _open(path: Path, hint: str | None) -> Any:
+    """The library's handle, whose stubs have no types."""
+    try:
+        return safe_open(str(path), framework="numpy")
+    except (OSError, SafetensorError) as error:
+        raise QuantizationError(f"{path} can't be read as calibration statistics: {error}", hint=hint) from error
