@@ -25,6 +25,7 @@ from artifact.layout import MODULE_KEY, layer_of
 from artifact.steps import StepContext, require
 from artifact.tensor_file import StoredTensor, checksums_json, plan_tensors, write_tensors
 from graphs.quantize.linears import Linear, find_linears
+from graphs.quantize.statistics import Statistics
 
 Floats = NDArray[np.float32]
 CHECKSUMS = "weights/int8-checksums.json"
@@ -34,8 +35,12 @@ ROW_BLOCK_VALUES = 1 << 24
 SAFETENSORS = {ir.DataType.FLOAT16: "F16", ir.DataType.FLOAT: "F32"}
 
 
-def quantize_int8(step: StepContext) -> dict[str, Any]:
+def quantize_int8(step: StepContext, statistics: Statistics | None = None) -> dict[str, Any]:
     """Write ``int8.onnx`` and ``weights/int8-*.safetensors`` from ``fused.onnx``.
+
+    Args:
+        step: the artifact.
+        statistics: what calibration measured of activations; None rounds plainly.
 
     Returns:
         scheme, linears, quantized, kept, bytes, nodes, weight_error (root mean square, relative to the weights').
