@@ -72,5 +72,6 @@ MADE_BY = {
     **{"fused.onnx": "python cli.py fuse {artifact}", "fused-onnxruntime.onnx": "python cli.py fuse {artifact} --target onnxruntime"},
     **{"int8.onnx": _QUANTIZE + "int8", **{f"{one}-onnxruntime.onnx": f"{_QUANTIZE}{one} --target onnxruntime" for one in ("int8", "int4")}},
     CALIBRATION: "python cli.py quantize {artifact}",
+    **{f"scores-{one}.json": _QUANTIZE + one for one in ("int8", "int8-smoothquant")},
 }
 """File → the command that makes it."""

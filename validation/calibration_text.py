@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import codecs
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,6 +41,7 @@ class CalibrationText:
         bos: the id that starts each, or None.
         name, sha256: of the file.
         documents: how many were read.
+        rest: the pieces that were not chosen, likewise from all over the text: something to try what was made of the others on.
     """
 
     sequences: tuple[Ids, ...]
@@ -48,6 +49,7 @@ class CalibrationText:
     name: str
     sha256: str
     documents: int
+    rest: tuple[Ids, ...] = ()
 
     @property
     def tokens(self) -> int:
@@ -85,7 +87,8 @@ def load_sequences(
         found = f"token {largest}, the model's vocabulary has {config.vocab_size}"
         raise QuantizationError(f"{artifact / TOKENIZER} gives {found}: it belongs to another model", hint="export the checkpoint again")
     pieces = [piece for ids in encoded for piece in _cut(ids, size, bos)]
-    return CalibrationText(tuple(_take(pieces, wanted, path.name)), bos, path.name, sha256_of(path), len(documents))
+    chosen, rest = _take(pieces, wanted, path.name)
+    return CalibrationText(chosen, bos, path.name, sha256_of(path), len(documents), rest)
 
 
 def read_documents(path: Path) -> list[str]:
@@ -137,19 +140,20 @@ def _cut(ids: Ids, length: int, bos: int | None) -> Iterator[Ids]:
             yield piece
 
 
-def _take(pieces: list[Ids], tokens: int, name: str) -> Iterable[Ids]:
-    """Pieces from all over the text that have ``tokens`` tokens together, in its order; the last one chosen is cut."""
+def _take(pieces: list[Ids], tokens: int, name: str) -> tuple[tuple[Ids, ...], tuple[Ids, ...]]:
+    """Pieces from all over the text that have ``tokens`` tokens together, in its order, the last one chosen cut; and the others."""
     total = sum(map(len, pieces))
     if total < tokens:
         hint = f"give a longer text, or --calibration-tokens {total}" if total >= SHORTEST else "give a longer text"
         raise QuantizationError(f"{name} has {total} tokens, {tokens} are needed for calibration", hint=hint)
     chosen: dict[int, Ids] = {}
-    for index in _spread(len(pieces)):
+    order = list(_spread(len(pieces)))
+    for index in order:
         chosen[index] = pieces[index][:tokens]
         tokens -= len(chosen[index])
         if not tokens:
             break
-    return [chosen[index] for index in sorted(chosen)]
+    return tuple(chosen[index] for index in sorted(chosen)), tuple(pieces[index] for index in order[len(chosen) :])
 
 
 def _spread(count: int) -> Iterator[int]:

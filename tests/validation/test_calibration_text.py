@@ -59,7 +59,10 @@ def test_pieces_come_from_all_over_the_text_and_the_last_one_is_cut(tmp_path: Pa
     assert starts[0] < 10
     assert starts[-1] > 24
     assert max(np.diff(starts)) <= 20
-    assert len({token for ids in text.sequences for token in ids.tolist()}) == 15
+    chosen, rest = ({token for ids in part for token in ids.tolist()} for part in (text.sequences, text.rest))
+    assert len(chosen) == 15
+    assert not chosen & rest
+    assert len(rest) == 24  # ten pieces of four, and one of four is cut
 
 
 @pytest.mark.parametrize("count", [1, 2, 7, 100])
