@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from artifact.errors import QuantizationError, UsageError
@@ -13,6 +15,7 @@ from artifact.steps import Outcome, Report, StepContext, forget_step, require, r
 from artifact.tensor_file import read_checksums
 from artifact.weight_files import check_weight_files
 from commands.calibrate import CalibrationOptions, calibrate, why_plain
+from commands.placement import Model, OpenModel, PlacementOptions, check_placeable, decide, score
 
 SCHEMES: dict[str, tuple[str, ...]] = {"tensorrt": ("int8",), "onnxruntime": ("int8", "int4")}
 """Target → what it can be quantised to."""
@@ -63,6 +66,7 @@ def quantize(
     scheme: str = "int8",
     target: str = "tensorrt",
     calibration: CalibrationOptions | None = None,
+    placement: PlacementOptions | None = None,
     force: bool = False,
     progress: Progress = silent,
 ) -> Outcome:
@@ -71,43 +75,64 @@ def quantize(
     if scheme not in SCHEMES.get(target, ()):
         known = "; ".join(f"{name}: {', '.join(schemes)}" for name, schemes in SCHEMES.items())
         raise QuantizationError(f"no scheme {scheme!r} for target {target!r}; there are: {known}")
+    wanted, placing = calibration or CalibrationOptions(), placement or PlacementOptions()
     options = {"scheme": scheme} if target == "tensorrt" else {"scheme": scheme, "target": target}
-    step_id = _step_id(f"quantize-{scheme}", target)
+    step_id, graph = _step_id(f"quantize-{scheme}", target), SOURCES[target]
     if (target, scheme) not in CALIBRATED:
-        if calibration is not None and calibration.given:
-            raise UsageError(f"{scheme} for {target} is not calibrated", hint=f"leave out {calibration.given}")
-        return run_step(artifact, step_id, options, _work(scheme, target, None), inputs=(SOURCES[target],), force=force, progress=progress)
+        if given := wanted.given or placing.given:
+            raise UsageError(f"{scheme} for {target} is not calibrated", hint=f"leave out {given}")
+        return run_step(artifact, step_id, options, _work(_Plan(scheme, target)), inputs=(graph,), force=force, progress=progress)
     with locked(artifact):
-        wanted = calibration or CalibrationOptions()
-        plainly = why_plain(artifact, wanted)
-        require(artifact, SOURCES[target])
-        if plainly is None:
+        require(artifact, graph)
+        open_model = cache(lambda: Model.open(artifact, scheme, graph))  # once, and when its statistics are there
+        plan = _Plan(scheme, target, why_plain(artifact, wanted), placing.limit_pct(scheme), open_model)
+        inputs = [graph]
+        if plan.limit_pct is not None:
+            check_placeable(scheme, plan.plainly)
+        if plan.plainly is None:
             calibrate(artifact, wanted, force=force, progress=progress)
-        inputs = (SOURCES[target],) if plainly is not None else (SOURCES[target], CALIBRATION)
-        outcome = run_step(
-            artifact, step_id, options | wanted.recorded(), _work(scheme, target, plainly), inputs=inputs, force=force, progress=progress
-        )
-        forget_step(artifact, "calibrate")
+            inputs.append(CALIBRATION)
+        if plan.limit_pct is not None:
+            scored = score(artifact, scheme, graph, open_model, placing, wanted, force=force, progress=progress)
+            inputs.append(scored.report["file"])
+        options |= wanted.recorded() | placing.recorded(plan.limit_pct)
+        outcome = run_step(artifact, step_id, options, _work(plan), inputs=tuple(inputs), force=force, progress=progress)
+        for unread in (f"sensitivity-{scheme}", "calibrate"):
+            forget_step(artifact, unread)
     return outcome
 
 
-def _work(scheme: str, target: str, plainly: str | None) -> Callable[[StepContext], Report]:
+@dataclass(frozen=True)
+class _Plan:
+    """How to quantise: why not calibrated, if not; and within which limit, if any."""
+
+    scheme: str
+    target: str
+    plainly: str | None = None
+    limit_pct: float | None = None
+    open_model: OpenModel | None = None
+
+
+def _work(plan: _Plan) -> Callable[[StepContext], Report]:
     """What writes a quantised graph; where it is calibrated, the report says on what, or why not."""
 
     def work(step: StepContext) -> Report:
         for file in sorted({tensor.file for tensor in read_checksums(step.artifact).values()}):
             require(step.artifact, file)
-        if target == "onnxruntime":
+        if plan.target == "onnxruntime":
             from graphs.quantize.blocks import quantize_blocks
 
-            return quantize_blocks(step, scheme)
+            return quantize_blocks(step, plan.scheme)
         from graphs.quantize.int8 import quantize_int8
         from graphs.quantize.statistics import Statistics
 
-        if plainly is not None:
-            return quantize_int8(step, None) | {"calibration": {"text": None, "reason": plainly}}
-        measured = read_manifest(step.artifact)["steps"]["calibrate"]["report"]
-        return quantize_int8(step, Statistics(step.artifact / CALIBRATION)) | {"calibration": measured}
+        if plan.plainly is not None:
+            return quantize_int8(step, None) | {"calibration": {"text": None, "reason": plan.plainly}}
+        about = {"calibration": read_manifest(step.artifact)["steps"]["calibrate"]["report"]}
+        kept: dict[str, str] = {}
+        if plan.limit_pct is not None and plan.open_model is not None:
+            kept, about["placement"] = decide(step, plan.scheme, plan.open_model(), plan.limit_pct)
+        return quantize_int8(step, Statistics(step.artifact / CALIBRATION), kept) | about
 
     return work
 

@@ -11,7 +11,7 @@ Source: https://onnx.ai/onnx/operators/onnx__DequantizeLinear.html
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -31,12 +31,13 @@ LEVELS = 127
 """Symmetric: −127 … 127, so that a weight and its negative quantise alike."""
 
 
-def quantize_int8(step: StepContext, statistics: Statistics | None = None) -> dict[str, Any]:
+def quantize_int8(step: StepContext, statistics: Statistics | None = None, kept: Mapping[str, str] | None = None) -> dict[str, Any]:
     """Write ``int8.onnx`` and ``weights/int8-*.safetensors`` from ``fused.onnx``.
 
     Args:
         step: the artifact.
         statistics: what calibration measured of activations; None rounds plainly.
+        kept: linears of the layers that keep their precision → why.
 
     Returns:
         scheme, linears, quantized, kept, bytes, nodes, weight_error (root mean square, relative to the weights').
@@ -48,7 +49,8 @@ def quantize_int8(step: StepContext, statistics: Statistics | None = None) -> di
     if any(node.op_type in ("DequantizeLinear", "QuantizeLinear") for node in model.graph):
         raise QuantizationError("fused.onnx is quantised already", hint=f"python cli.py fuse {step.artifact} --force")
     linears = list(find_linears(model.graph))
-    chosen = [linear for linear in linears if layer_of(linear.name) is not None]
+    kept = kept or {}
+    chosen = [linear for linear in linears if layer_of(linear.name) is not None and linear.name not in kept]
     if not chosen:
         hint = f"python cli.py inspect {step.artifact}/fused.onnx"
         raise QuantizationError("fused.onnx holds no MatMul by a constant weight [out, in] in a decoder layer", hint=hint)
@@ -59,8 +61,8 @@ def quantize_int8(step: StepContext, statistics: Statistics | None = None) -> di
     with step.write("int8.onnx") as temporary:
         ir.save(model, temporary)
     worst = max(errors, key=lambda name: errors[name])
-    kept = [
-        {"name": linear.matmul.metadata_props.get(MODULE_KEY, linear.name), "reason": "the output layer keeps its precision"}
+    left = [
+        {"name": linear.matmul.metadata_props.get(MODULE_KEY, linear.name), "reason": kept.get(linear.name, "the output layer keeps its precision")}
         for linear in linears
         if linear not in chosen
     ]
@@ -68,7 +70,7 @@ def quantize_int8(step: StepContext, statistics: Statistics | None = None) -> di
         "scheme": "int8",
         "linears": len(linears),
         "quantized": len(chosen),
-        "kept": [{"name": "model.embed_tokens", "reason": "the embedding is looked up, not multiplied"}, *kept],
+        "kept": [{"name": "model.embed_tokens", "reason": "the embedding is looked up, not multiplied"}, *left],
         "bytes": sum(tensor.length for tensor in stored.values()),
         "nodes": model.graph.num_nodes(),
         "weight_error": {"worst": worst, "worst_rms": errors[worst], "mean_rms": sum(errors.values()) / len(errors)},

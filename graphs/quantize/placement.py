@@ -86,8 +86,8 @@ class Placement:
 
     @property
     def nearest(self) -> Try:
-        """The chosen one, or else the one that cost least."""
-        return self.chosen or min(self.tries, key=lambda one: one.measured.kl)
+        """The chosen one; or else the one that cost least, with something quantised where that was tried."""
+        return self.chosen or min(self.tries[1:] or self.tries, key=lambda one: one.measured.kl)
 
 
 def nats_of(limit_pct: float) -> float:
@@ -117,8 +117,9 @@ def place(candidates: Sequence[Candidate], limit_pct: float, measure: Callable[[
     tries = [nothing]
     allowed = nats_of(limit_pct) - nothing.measured.kl
     budget = allowed
-    while budget > 0 and nothing.measured.holds(limit_pct) and len(tries) <= TRIES:
-        chosen = choose(candidates, budget)
+    cheapest = frozenset({min(candidates, key=lambda one: one.cost).name})
+    while nothing.measured.holds(limit_pct) and len(tries) <= TRIES:
+        chosen = choose(candidates, budget) or cheapest
         if any(one.quantised == chosen for one in tries):
             break
         tries.append(Try(chosen, budget, measure(chosen)))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from artifact.errors import QuantizationError
@@ -54,19 +55,19 @@ def write_scores(step: StepContext, scheme: str, scores: Iterable[LinearScore], 
     _write(step, scores_file(scheme), {"scheme": scheme, **about, "linears": [asdict(score) for score in scores]})
 
 
-def read_scores(step: StepContext, scheme: str) -> tuple[list[LinearScore], dict[str, Any]]:
+def read_scores(artifact: Path, scheme: str) -> tuple[list[LinearScore], dict[str, Any]]:
     """What was measured, and on what.
 
     Raises:
         ArtifactError: nothing was, or of other weights.
         QuantizationError: the file is not one of scores.
     """
-    path = require(step.artifact, scores_file(scheme))
+    path = require(artifact, scores_file(scheme))
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         return [LinearScore(**linear) for linear in content.pop("linears")], content
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        hint = f"python cli.py quantize {step.artifact} --scheme {scheme} --force"
+        hint = f"python cli.py quantize {artifact} --scheme {scheme} --force"
         raise QuantizationError(f"{path} can't be read as scores: {error}", hint=hint) from error
 
 

@@ -42,7 +42,7 @@ def test_scores_are_of_text_that_was_not_calibrated_on(step: StepContext, checkp
     reference, statistics = Reference(checkpoint.config, checkpoint.read), Statistics(step.artifact / "calibration.safetensors")
     report = score_artifact(step, "int8-smoothquant", reference, FORMS, text(rest=3), statistics, tokens=40)
     assert (report["tokens"], report["held_out"], report["linears"]) == (48, True, 4)
-    scores, about = read_scores(step, "int8-smoothquant")
+    scores, about = read_scores(step.artifact, "int8-smoothquant")
     assert about == {"scheme": "int8-smoothquant", "text": "t.txt", "sha256": "abc", "tokens": 48, "held_out": True}
     expected = score_linears(reference, np.stack(text(rest=3).rest[1:]), FORMS)
     assert {score.name: score.mean_kl for score in scores} == {name: score.kl for name, score in expected.items()}
@@ -52,7 +52,7 @@ def test_scores_are_of_text_that_was_not_calibrated_on(step: StepContext, checkp
 def test_scores_say_what_a_linear_saves_and_how_its_input_peaks(step: StepContext, checkpoint: Checkpoint) -> None:
     statistics = Statistics(step.artifact / "calibration.safetensors")
     score_artifact(step, "int8-smoothquant", Reference(checkpoint.config, checkpoint.read), FORMS, text(rest=3), statistics)
-    scores, _ = read_scores(step, "int8-smoothquant")
+    scores, _ = read_scores(step.artifact, "int8-smoothquant")
     packed, down = scores[0], scores[3]
     assert (packed.layer, packed.kind, down.layer, down.kind) == (0, "qkv_proj", 1, "down_proj")
     assert packed.bytes_saved == (32 + 16 + 16) * 32 - 4 * (32 + 16 + 16)  # float16 − int8 − a float32 scale for each row
@@ -69,18 +69,18 @@ def test_sequences_are_whole_and_fresh_as_far_as_there_are_any(rest: int, tokens
 
 def test_scores_that_are_missing_or_none_are_refused(step: StepContext) -> None:
     with pytest.raises(ArtifactError, match=r"has no scores-int8\.json") as missing:
-        read_scores(step, "int8")
+        read_scores(step.artifact, "int8")
     assert missing.value.hint == f"python cli.py quantize {step.artifact} --scheme int8"
     (step.artifact / "scores-int8.json").write_text('{"linears": [{"name": 1}]}')
     with pytest.raises(QuantizationError, match="can't be read as scores") as caught:
-        read_scores(step, "int8")
+        read_scores(step.artifact, "int8")
     assert caught.value.hint == f"python cli.py quantize {step.artifact} --scheme int8 --force"
 
 
 def test_the_report_of_a_placement_names_every_linear_and_every_try(step: StepContext, checkpoint: Checkpoint) -> None:
     statistics = Statistics(step.artifact / "calibration.safetensors")
     score_artifact(step, "int8", Reference(checkpoint.config, checkpoint.read), FORMS, text(rest=3), statistics)
-    scores, about = read_scores(step, "int8")
+    scores, about = read_scores(step.artifact, "int8")
     write_sensitivities(step, "int8", scores, {NAMES[3]: "too dear"}, {"tokens": about["tokens"]})
     content = json.loads((step.artifact / "sensitivity-int8.json").read_text())
     assert [(linear["name"], linear["kept"], linear["reason"]) for linear in content["linears"]] == [

@@ -62,10 +62,17 @@ def test_what_is_paid_anyway_is_taken_off_the_budget() -> None:
 
 
 @pytest.mark.parametrize("measure", [measuring(paid=0.01), measuring(noise_pct=3.0)], ids=["too dear already", "perplexity alone"])
-def test_a_limit_that_nothing_keeps_is_not_met_and_says_what_came_nearest(measure: Callable[[frozenset[str]], Measured]) -> None:
+def test_a_limit_that_is_broken_with_nothing_quantised_is_not_met(measure: Callable[[frozenset[str]], Measured]) -> None:
     placement = place(CANDIDATES, 0.4, measure)
     assert placement.chosen is None
-    assert placement.nearest.quantised == frozenset()
+    assert [tried.quantised for tried in placement.tries] == [placement.nearest.quantised] == [frozenset()]
+
+
+def test_a_limit_that_the_cheapest_linear_breaks_is_not_met_and_that_one_came_nearest() -> None:
+    placement = place(CANDIDATES, 1e-4, measuring())
+    assert placement.chosen is None
+    assert placement.nearest.quantised == {"linear-0"}
+    assert placement.nearest.measured.kl == pytest.approx(1e-5)
 
 
 def test_the_cheapest_by_byte_come_first_and_what_is_too_dear_is_passed_over() -> None:
