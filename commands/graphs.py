@@ -11,7 +11,7 @@ from artifact.steps import Outcome, Report, StepContext, require, run_step
 from artifact.tensor_file import read_checksums
 from artifact.weight_files import check_weight_files
 
-SCHEMES: dict[str, tuple[str, ...]] = {"tensorrt": ("int8",), "onnxruntime": ("int8", "int4")}
+SCHEMES: dict[str, tuple[str, ...]] = {"tensorrt": ("int8", "int8-smoothquant"), "onnxruntime": ("int8", "int4")}
 """Target → what it can be quantised to."""
 SOURCES = {"tensorrt": "fused.onnx", "onnxruntime": "fused-onnxruntime.onnx"}
 
