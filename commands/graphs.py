@@ -16,8 +16,10 @@ from commands.calibrate import CalibrationOptions, calibrate, why_plain
 
 SCHEMES: dict[str, tuple[str, ...]] = {"tensorrt": ("int8", "int8-smoothquant"), "onnxruntime": ("int8", "int4")}
 """Target → what it can be quantised to."""
-CALIBRATED = {("tensorrt", "int8")}
+CALIBRATED = {("tensorrt", "int8"), ("tensorrt", "int8-smoothquant")}
 """(target, scheme) that look at activations before they round."""
+NEEDS_ACTIVATIONS = ("int8-smoothquant",)
+"""Schemes that can't do without."""
 SOURCES = {"tensorrt": "fused.onnx", "onnxruntime": "fused-onnxruntime.onnx"}
 
 
@@ -80,6 +82,8 @@ def quantize(
     with locked(artifact):
         wanted = calibration or CalibrationOptions()
         plainly = why_plain(artifact, wanted)
+        if plainly is not None and scheme in NEEDS_ACTIVATIONS:
+            raise QuantizationError(f"{scheme} rounds activations by scales that are measured: {plainly}", hint="--scheme int8 is weight-only")
         require(artifact, SOURCES[target])
         if plainly is None:
             calibrate(artifact, wanted, force=force, progress=progress)
@@ -102,12 +106,14 @@ def _work(scheme: str, target: str, plainly: str | None) -> Callable[[StepContex
 
             return quantize_blocks(step, scheme)
         from graphs.quantize.int8 import quantize_int8
+        from graphs.quantize.int8_smoothquant import quantize_int8_smoothquant
         from graphs.quantize.statistics import Statistics
 
         if plainly is not None:
             return quantize_int8(step, None) | {"calibration": {"text": None, "reason": plainly}}
         measured = read_manifest(step.artifact)["steps"]["calibrate"]["report"]
-        return quantize_int8(step, Statistics(step.artifact / CALIBRATION)) | {"calibration": measured}
+        quantizer = quantize_int8 if scheme == "int8" else quantize_int8_smoothquant
+        return quantizer(step, Statistics(step.artifact / CALIBRATION)) | {"calibration": measured}
 
     return work
 
