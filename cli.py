@@ -55,6 +55,7 @@ class Precision(StrEnum):
 
     fp16 = "fp16"
     int8 = "int8"
+    int8_smoothquant = "int8-smoothquant"
     fp32 = "fp32"
 
 
@@ -62,6 +63,7 @@ class Scheme(StrEnum):
     """Quantisation scheme."""
 
     int8 = "int8"
+    int8_smoothquant = "int8-smoothquant"
     int4 = "int4"
 
 

@@ -17,10 +17,12 @@ from artifact.weight_files import check_weight_files
 from commands.calibrate import CalibrationOptions, calibrate, why_plain
 from commands.placement import Model, OpenModel, PlacementOptions, check_placeable, decide, score
 
-SCHEMES: dict[str, tuple[str, ...]] = {"tensorrt": ("int8",), "onnxruntime": ("int8", "int4")}
+SCHEMES: dict[str, tuple[str, ...]] = {"tensorrt": ("int8", "int8-smoothquant"), "onnxruntime": ("int8", "int4")}
 """Target → what it can be quantised to."""
-CALIBRATED = {("tensorrt", "int8")}
+CALIBRATED = {("tensorrt", "int8"), ("tensorrt", "int8-smoothquant")}
 """(target, scheme) that look at activations before they round."""
+NEEDS_ACTIVATIONS = ("int8-smoothquant",)
+"""Schemes that can't do without."""
 SOURCES = {"tensorrt": "fused.onnx", "onnxruntime": "fused-onnxruntime.onnx"}
 
 
@@ -84,9 +86,12 @@ def quantize(
         return run_step(artifact, step_id, options, _work(_Plan(scheme, target)), inputs=(graph,), force=force, progress=progress)
     with locked(artifact):
         require(artifact, graph)
-        open_model = cache(lambda: Model.open(artifact, scheme, graph))  # once, and when its statistics are there
+        open_model = cache(lambda: Model.open(artifact, scheme, graph, progress))  # once, and when its statistics are there
         plan = _Plan(scheme, target, why_plain(artifact, wanted), placing.limit_pct(scheme), open_model)
         inputs = [graph]
+        if plan.plainly is not None and scheme in NEEDS_ACTIVATIONS:
+            short = f"{scheme} rounds activations by scales that are measured: {plan.plainly}"
+            raise QuantizationError(short, hint="--scheme int8 is weight-only")
         if plan.limit_pct is not None:
             check_placeable(scheme, plan.plainly)
         if plan.plainly is None:
@@ -124,15 +129,22 @@ def _work(plan: _Plan) -> Callable[[StepContext], Report]:
 
             return quantize_blocks(step, plan.scheme)
         from graphs.quantize.int8 import quantize_int8
+        from graphs.quantize.int8_smoothquant import quantize_int8_smoothquant
         from graphs.quantize.statistics import Statistics
 
         if plan.plainly is not None:
             return quantize_int8(step, None) | {"calibration": {"text": None, "reason": plan.plainly}}
+        statistics = Statistics(step.artifact / CALIBRATION)
         about = {"calibration": read_manifest(step.artifact)["steps"]["calibrate"]["report"]}
         kept: dict[str, str] = {}
+        smoothing = None
         if plan.limit_pct is not None and plan.open_model is not None:
-            kept, about["placement"] = decide(step, plan.scheme, plan.open_model(), plan.limit_pct)
-        return quantize_int8(step, Statistics(step.artifact / CALIBRATION), kept) | about
+            model = plan.open_model()
+            kept, about["placement"] = decide(step, plan.scheme, model, plan.limit_pct)
+            smoothing = model.forms.smoothing
+        if plan.scheme == "int8":
+            return quantize_int8(step, statistics, kept) | about
+        return quantize_int8_smoothquant(step, statistics, kept=kept, found=smoothing) | about
 
     return work
 

@@ -16,10 +16,12 @@ from engines.kernel_source import read_kernel_sources, source_bytes
 from engines.layer_checks import (
     ATTENTION_KERNELS,
     LIMITS,
+    SMOOTHQUANT_LIMITS,
     STATIC_LIMITS,
     UNPACKED_LIMITS,
     LayerLimit,
     attention_check,
+    integers_check,
     layer_checks,
     logits_check,
     quantized_check,
@@ -30,10 +32,15 @@ from engines.plan_sums import REASON, float16_sums
 from engines.static_checks import is_static, static_checks
 from engines.weight_search import Copies, count_copies
 
-BYTES_PER_WEIGHT = {"int8": (1.05, "int8 and its scales; 2 would be float16"), "fp16": (2.1, "float16, once; a second layout would show as 4")}
+QUANTIZED = ("int8", "int8-smoothquant")
+BYTES_PER_WEIGHT = {
+    **dict.fromkeys(QUANTIZED, (1.05, "int8 and its scales; 2 would be float16")),
+    "fp16": (2.1, "float16, once; a second layout would show as 4"),
+}
 """Precision → limit over all linears of that precision, and why."""
 APART = ".k_proj."
 """In the name of a weight that no other was packed with."""
+FLOAT_BYTES = 4
 PLAN_LIMIT = 1.06
 PLAN_TEXT, LAYER_TEXT = 3_500_000, 400_000
 """What TensorRT-RTX 1.7.1 adds in text (programs and CUDA source), whatever the width: in any case, and for each layer. SmolLM2: 14.1 MB."""
@@ -47,7 +54,8 @@ def audit_plan(plan: Path, graph_file: Path, *, precision: str, profiles: Sequen
     Args:
         plan: TensorRT-RTX plan.
         graph_file: ``<stage>-engine.onnx``.
-        precision: ``fp16``, ``int8`` or ``fp32``; fp32 comes from the unpacked graph, so of it only the weights' presence is asked.
+        precision: ``fp16``, ``int8``, ``int8-smoothquant`` or ``fp32``; fp32 comes from the unpacked graph, so of it only the weights' presence is
+            asked.
         profiles: their names, in the plan's order.
         config: of the model.
 
@@ -62,15 +70,16 @@ def audit_plan(plan: Path, graph_file: Path, *, precision: str, profiles: Sequen
     programs, weights = read_programs(plan), find_weights(graph)
     reader, gated, static = PlanReader(graph, config), precision != "fp32", is_static(graph)
     launches = {name: _launches(programs, index, reader) for index, name in enumerate(profiles)}
-    per_weight, worst = bytes_per_weight(programs, weights, quantized=precision == "int8")
-    limits = STATIC_LIMITS if static else UNPACKED_LIMITS if any(APART in weight.name for weight in weights) else LIMITS
+    per_weight, worst = bytes_per_weight(programs, weights, quantized=precision in QUANTIZED)
+    limits = _limits(weights, static=static)
     checks = [*_weight_checks(plan, graph, weights, gated), *_kernel_checks(programs, launches, reader, config, gated=gated, limits=limits)]
-    if precision == "int8":
-        checks += [*(quantized_check(found, weights, name) for name, found in launches.items()), _read_quantized(programs, weights)]
+    if precision in QUANTIZED:
+        checks += [of(found, weights, name) for of in (quantized_check, integers_check) for name, found in launches.items()]
+        checks.append(_read_quantized(programs, weights))
     if precision in BYTES_PER_WEIGHT:
         limit, reason = BYTES_PER_WEIGHT[precision]
         checks.append(check("bytes_per_weight", per_weight, limit, "<=", reason, where=worst))
-    half, where = float16_sums(plan, [label for weight in weights for label in weight.linears])
+    half, where = float16_sums(plan, [label for weight in weights if not weight.integer for label in weight.linears])
     checks.append(check("float16_sums", half, 0 if gated else None, "==", REASON, where=where))
     if static:
         checks += static_checks(programs, profiles, config.num_hidden_layers)
@@ -84,6 +93,15 @@ def audit_plan(plan: Path, graph_file: Path, *, precision: str, profiles: Sequen
         "bytes_per_weight": per_weight,
         "audit": {"passed": all(line["passed"] is not False for line in checks), "checks": checks},
     }
+
+
+def _limits(weights: Sequence[Weight], *, static: bool) -> Sequence[LayerLimit]:
+    """What a layer may hold, by the form of its graph."""
+    if static:
+        return STATIC_LIMITS
+    if any(APART in weight.name for weight in weights):
+        return UNPACKED_LIMITS
+    return SMOOTHQUANT_LIMITS if any(weight.integer for weight in weights) else LIMITS
 
 
 def _launches(programs: Sequence[Program], profile: int, reader: PlanReader) -> list[Launch]:
@@ -120,7 +138,7 @@ def bytes_per_weight(programs: Sequence[Program], weights: Sequence[Weight], *, 
     A weight that two profiles keep in different layouts counts twice, as it is stored twice.
     """
     linears = [weight for weight in weights if weight.linears and weight.quantized == quantized]
-    stored = {weight.name: _constants(programs, weight.linears) for weight in linears}
+    stored = {weight.name: _constants_of(programs, weight) for weight in linears}
     parameters = sum(weight.parameters for weight in linears)
     if not parameters or not all(stored.values()):
         return None, next((name for name, constants in stored.items() if not constants), None)
@@ -132,6 +150,16 @@ def bytes_per_weight(programs: Sequence[Program], weights: Sequence[Weight], *, 
 def _constants(programs: Sequence[Program], labels: Sequence[str]) -> set[Constant]:
     kernels = (kernel for program in programs for kernel in program.kernels if not set(labels).isdisjoint(kernel.layers))
     return {constant for kernel in kernels for constant in kernel.constants}
+
+
+def _constants_of(programs: Sequence[Program], weight: Weight) -> set[Constant]:
+    """What the kernels of a weight read of it.
+
+    Behind a GEMM of int8 by int8 the scales are a vector of the kernel that goes on with its sums, which may read rotary tables and more: that is not
+    the weight's.
+    """
+    constants, rows = _constants(programs, weight.linears), weight.tensor.shape.numpy()[0]
+    return {constant for constant in constants if not weight.integer or constant.dtype == "int8" or constant.size_bytes <= FLOAT_BYTES * rows}
 
 
 def _all_found(copies: Sequence[Copies]) -> Check:

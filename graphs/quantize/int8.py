@@ -45,36 +45,48 @@ def quantize_int8(step: StepContext, statistics: Statistics | None = None, kept:
     Raises:
         QuantizationError: the graph is quantised already, has no linears, or a weight holds NaN or Inf.
     """
-    model = load_graph(require(step.artifact, "fused.onnx"))
-    if any(node.op_type in ("DequantizeLinear", "QuantizeLinear") for node in model.graph):
-        raise QuantizationError("fused.onnx is quantised already", hint=f"python cli.py fuse {step.artifact} --force")
-    linears = list(find_linears(model.graph))
-    kept = kept or {}
-    chosen = [linear for linear in linears if layer_of(linear.name) is not None and linear.name not in kept]
-    if not chosen:
-        hint = f"python cli.py inspect {step.artifact}/fused.onnx"
-        raise QuantizationError("fused.onnx holds no MatMul by a constant weight [out, in] in a decoder layer", hint=hint)
+    model, linears, every = open_fused(step)
+    chosen = [linear for linear in every if linear.name not in (kept or {})]
     errors: dict[str, float] = {}
     stored = write_pieces(step, "int8", [_piece(step, linear, errors) for linear in chosen])
     for linear in chosen:
-        _dequantize(model.graph, linear, stored)
+        dequantize(model.graph, linear, stored)
     with step.write("int8.onnx") as temporary:
         ir.save(model, temporary)
     worst = max(errors, key=lambda name: errors[name])
-    left = [
-        {"name": linear.matmul.metadata_props.get(MODULE_KEY, linear.name), "reason": kept.get(linear.name, "the output layer keeps its precision")}
-        for linear in linears
-        if linear not in chosen
-    ]
     return {
         "scheme": "int8",
         "linears": len(linears),
         "quantized": len(chosen),
-        "kept": [{"name": "model.embed_tokens", "reason": "the embedding is looked up, not multiplied"}, *left],
+        "kept": [*kept_always(linears, every), *({"name": name, "reason": reason} for name, reason in (kept or {}).items())],
         "bytes": sum(tensor.length for tensor in stored.values()),
         "nodes": model.graph.num_nodes(),
         "weight_error": {"worst": worst, "worst_rms": errors[worst], "mean_rms": sum(errors.values()) / len(errors)},
     }
+
+
+def open_fused(step: StepContext) -> tuple[ir.Model, list[Linear], list[Linear]]:
+    """``fused.onnx``, its linears, and those of the layers.
+
+    Raises:
+        QuantizationError: the graph is quantised already, or has no linears in its layers.
+    """
+    model = load_graph(require(step.artifact, "fused.onnx"))
+    if any(node.op_type in ("DequantizeLinear", "QuantizeLinear") for node in model.graph):
+        raise QuantizationError("fused.onnx is quantised already", hint=f"python cli.py fuse {step.artifact} --force")
+    linears = list(find_linears(model.graph))
+    chosen = [linear for linear in linears if layer_of(linear.name) is not None]
+    if not chosen:
+        hint = f"python cli.py inspect {step.artifact}/fused.onnx"
+        raise QuantizationError("fused.onnx holds no MatMul by a constant weight [out, in] in a decoder layer", hint=hint)
+    return model, linears, chosen
+
+
+def kept_always(linears: list[Linear], chosen: list[Linear]) -> list[dict[str, str]]:
+    """What no scheme for TensorRT quantises, and why."""
+    outside = [linear.matmul.metadata_props.get(MODULE_KEY, linear.name) for linear in linears if linear not in chosen]
+    embedding = {"name": "model.embed_tokens", "reason": "the embedding is looked up, not multiplied"}
+    return [embedding, *({"name": name, "reason": "the output layer keeps its precision"} for name in outside)]
 
 
 def quantize_rows(weight: NDArray[Any], scale_dtype: np.dtype[Any]) -> tuple[NDArray[np.int8], NDArray[Any]]:
@@ -115,7 +127,7 @@ def _round_rows(weight: NDArray[Any], name: str) -> tuple[NDArray[np.int8], NDAr
     return levels, scale, (squared / total) ** 0.5 if total else 0.0
 
 
-def _dequantize(graph: ir.Graph, linear: Linear, stored: dict[str, StoredTensor]) -> None:
+def dequantize(graph: ir.Graph, linear: Linear, stored: Mapping[str, StoredTensor]) -> None:
     """Put DequantizeLinear between the stored int8 weight and the transpose."""
     dtypes = {"int8": ir.DataType.INT8, "scale": linear.weight.dtype or ir.DataType.FLOAT16}
     operands = [add_initializer(graph, stored[f"{linear.name}.weight_{suffix}"], dtype) for suffix, dtype in dtypes.items()]
