@@ -126,7 +126,7 @@ Calibration = Annotated[
         metavar="FILE|none",
     ),
 ]
-CalibrationTokens = Annotated[int | None, typer.Option(min=64, help="Tokens to calibrate on; default 2,048.")]
+CalibrationTokens = Annotated[int | None, typer.Option(min=64, help="Tokens to calibrate on; default 8,192.")]
 CalibrationLength = Annotated[int | None, typer.Option(min=8, help="Tokens of each calibration sequence; default 256.")]
 MaxIncrease = Annotated[
     float | None,

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from math import ceil, expm1
+from math import ceil, expm1, inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from artifact.config import LlamaConfig
-from artifact.errors import ParityMismatch, QuantizationError
+from artifact.errors import ParityMismatch, QuantizationError, UsageError
 from artifact.graph_file import load_graph
 from artifact.layout import layer_of
 from artifact.manifest import read_manifest
@@ -41,6 +41,11 @@ class PlacementOptions:
     max_perplexity_increase: float | None = None
     sensitivity_tokens: int | None = None
 
+    def __post_init__(self) -> None:
+        limit = self.max_perplexity_increase
+        if limit is not None and not 0 <= limit < inf:
+            raise UsageError(f"--max-perplexity-increase {limit}: a limit is a number of per cent, from 0", hint="--max-perplexity-increase 1")
+
     @property
     def given(self) -> str | None:
         """The first option that was given, as on the command line."""
@@ -64,7 +69,7 @@ class Model:
     forms: SchemeForms
 
     @classmethod
-    def open(cls, artifact: Path, scheme: str, graph: str) -> Model:
+    def open(cls, artifact: Path, scheme: str, graph: str, progress: Progress = silent) -> Model:
         """Read what is needed of an artifact; its weights stay on the disk."""
         from graphs.quantize.linears import find_linears
         from graphs.quantize.statistics import Statistics
@@ -76,7 +81,7 @@ class Model:
         reference = Reference(LlamaConfig(**model["config"]), artifact_reader(artifact))
         statistics = Statistics(artifact / CALIBRATION)
         names = [linear.name for linear in find_linears(load_graph(require(artifact, graph)).graph) if layer_of(linear.name) is not None]
-        return cls(reference, statistics, FORMS[scheme](reference, statistics, names, model["dtype"]))
+        return cls(reference, statistics, FORMS[scheme](reference, statistics, names, model["dtype"], progress))
 
 
 OpenModel = Callable[[], Model]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,11 +24,13 @@ from validation.text import TOKENIZER, bos_of, open_tokenizer
 
 Ids = NDArray[np.int64]
 DEFAULT = Path(__file__).parent / "texts" / "calibration.jsonl"
-TOKENS, LENGTH = 2048, 256
+TOKENS, LENGTH = 8192, 256
 SHORTEST = 2
 """Tokens of a sequence: one at position 0, and one that is not."""
 READ_BYTES = 1 << 22
 """What is read of a long text, from its start."""
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+"""JSON may escape what UTF-8 can't hold."""
 GOLDEN = (5**0.5 - 1) / 2
 FORMS = '--calibration FILE takes a UTF-8 text, or a .jsonl file of lines like {"text": "…"}'
 
@@ -66,7 +69,7 @@ def load_sequences(
         artifact: its ``tokenizer.json`` is used.
         config: for the vocabulary, BOS and the longest sequence.
         source: a UTF-8 text or a .jsonl file; None is the text that comes with this package.
-        tokens: of all sequences together; None is 2,048.
+        tokens: of all sequences together; None is 8,192.
         length: of a sequence; None is 256, or what the model can read.
 
     Raises:
@@ -127,6 +130,8 @@ def _lines(path: Path, text: str) -> Iterator[str]:
         document = record.get("text") if isinstance(record, dict) else None
         if not isinstance(document, str):
             raise QuantizationError(f'{path.name}, line {number} has no "text" that is a string', hint=FORMS)
+        if _LONE_SURROGATE.search(document):
+            raise QuantizationError(f"{path.name}, line {number} escapes half a character, which is not UTF-8", hint=FORMS)
         yield document
 
 

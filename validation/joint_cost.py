@@ -53,7 +53,7 @@ class JointCost:
         states = self._reference.embed([window.inputs for window in self._windows])
         tables = rotary_tables(config, torch.float32)
         for number in range(config.num_hidden_layers):
-            self._progress(f"measuring {len(forms)} quantised linears together", number, config.num_hidden_layers)
+            self._progress("measuring a set of quantised linears, whole", number, config.num_hidden_layers)
             layer = self._reference.decoder_layer(number)
             with quantised(layer, {name: form for name, form in forms.items() if layer_of(name) == number}):
                 states = [self._reference.advance(layer, state, tables)[0] for state in states]

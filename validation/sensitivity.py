@@ -31,6 +31,8 @@ STATE_BYTES = 1 << 30
 BLOCK = 128
 """Positions whose logits are held at a time."""
 FLOAT_BYTES = 4
+LARGEST_EXPONENT = 80.0
+"""e⁸⁰ is a float32; what diverges so far is no model anyway."""
 
 
 @dataclass(frozen=True)
@@ -122,18 +124,27 @@ def divergences(reference: Reference, exact: Tensor, states: Mapping[str, Tensor
     for start in range(0, positions, BLOCK):
         progress(f"comparing {len(states)} models with one linear quantised", start, positions)
         rows = slice(start, start + BLOCK)
-        log_p = torch.log_softmax(F.linear(norm(exact.flatten(0, 1)[rows]), head), dim=-1)
-        p = log_p.exp()
+        logits = F.linear(norm(exact.flatten(0, 1)[rows]), head)
+        p = torch.softmax(logits, dim=-1)
         for name, state in states.items():
-            log_q = torch.log_softmax(F.linear(norm(state.flatten(0, 1)[rows]), head), dim=-1)
-            found[name].append(divergence(p, log_p, log_q))
+            found[name].append(divergence(p, logits, F.linear(norm(state.flatten(0, 1)[rows]), head)))
     return {name: torch.cat(parts).double() for name, parts in found.items()}
 
 
-def divergence(p: Tensor, log_p: Tensor, log_q: Tensor) -> Tensor:
-    """KL(p ‖ q) of every row [n, V] → [n], nats; no term below 0, so that small ones do not drown in rounding."""
-    difference = log_p - log_q
-    return (p * (difference + torch.expm1(-difference))).sum(dim=-1)
+def divergence(p: Tensor, exact: Tensor, varied: Tensor) -> Tensor:
+    """KL(p ‖ q) of every row [n, V] → [n], nats.
+
+    With d = varied − exact and its mean under p taken off, it is ln(1 + Σ p·(eᵈ − 1 − d)): no term is below 0, so that small ones do not drown in
+    rounding, and only one exponential is taken.
+
+    Args:
+        p: probabilities of the exact model.
+        exact, varied: logits of both, or their logarithms of probabilities.
+    """
+    d = varied - exact
+    d -= (p * d).sum(dim=-1, keepdim=True)
+    d.clamp_(max=LARGEST_EXPONENT)
+    return (p * (torch.expm1(d) - d)).sum(dim=-1).log1p()
 
 
 @dataclass

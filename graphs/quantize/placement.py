@@ -118,7 +118,7 @@ def place(candidates: Sequence[Candidate], limit_pct: float, measure: Callable[[
     allowed = nats_of(limit_pct) - nothing.measured.kl
     budget = allowed
     cheapest = frozenset({min(candidates, key=lambda one: one.cost).name})
-    while nothing.measured.holds(limit_pct) and len(tries) <= TRIES:
+    while nothing.measured.holds(limit_pct) and len(tries) <= TRIES and (budget > 0 or tries == [nothing]):
         chosen = choose(candidates, budget) or cheapest
         if any(one.quantised == chosen for one in tries):
             break

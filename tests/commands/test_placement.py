@@ -141,6 +141,13 @@ def test_without_calibration_there_is_nothing_to_place_by(artifact: Path) -> Non
     assert caught.value.hint
 
 
+@pytest.mark.parametrize("limit", [float("nan"), float("inf"), -1.0])
+def test_a_limit_is_a_number(limit: float) -> None:
+    with pytest.raises(UsageError, match="a limit is a number of per cent") as caught:
+        PlacementOptions(limit)
+    assert caught.value.hint
+
+
 def test_a_scheme_without_forms_has_no_limit(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match="int4 for onnxruntime is not calibrated") as caught:
         quantize(artifact, scheme="int4", target="onnxruntime", placement=PlacementOptions(1.0))

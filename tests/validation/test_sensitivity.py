@@ -70,6 +70,21 @@ def test_each_linear_alone_costs_what_the_whole_model_says(
         assert score.kl > 1e-6
 
 
+@pytest.mark.parametrize("spread", [1e-3, 0.3, 4.0])
+def test_divergence_is_that_of_the_metrics_however_small_or_large(spread: float) -> None:
+    generator = np.random.default_rng(3)
+    exact = (4 * generator.standard_normal((9, 500))).astype(np.float32)
+    varied = exact + (spread * generator.standard_normal((9, 500))).astype(np.float32)
+    p = np.exp(exact.astype(np.float64))
+    p /= p.sum(axis=1, keepdims=True)
+    q = np.exp(varied.astype(np.float64))
+    expected = (p * (np.log(p) - np.log(q / q.sum(axis=1, keepdims=True)))).sum(axis=1)
+    found = sensitivity.divergence(torch.from_numpy(p.astype(np.float32)), torch.from_numpy(exact), torch.from_numpy(varied))
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-3)
+    log_p, log_q = (torch.log_softmax(torch.from_numpy(each), dim=-1) for each in (exact, varied))
+    np.testing.assert_allclose(sensitivity.divergence(log_p.exp(), log_p, log_q).numpy(), expected, rtol=1e-3)
+
+
 def test_weights_are_read_once_a_pass(checkpoint: Checkpoint) -> None:
     read: list[str] = []
     reference = Reference(checkpoint.config, lambda name: (read.append(name), checkpoint.read(name))[1])

@@ -45,6 +45,7 @@ def test_chooses_nearly_the_largest_set_that_holds(power: float) -> None:
     assert placement.chosen.measured.holds(limit_pct)
     assert size(placement.chosen.quantised) >= 0.9 * best(measure, limit_pct)
     assert len(placement.tries) <= TRIES + 1
+    assert all(tried.budget > 0 for tried in placement.tries[1:])
 
 
 def test_takes_everything_where_everything_holds() -> None:
