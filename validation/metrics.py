@@ -14,6 +14,8 @@ Array = NDArray[Any]
 Floats = NDArray[np.float64]
 BLOCK = 64
 """Positions handled at a time: [64, V] in float64 is 25 MB at V = 49,152."""
+TOP = 5
+"""Best tokens of the reference among which a stage's best is looked for."""
 _nan_stays = np.errstate(invalid="ignore", over="ignore")
 """What is not finite is a result here, not a warning."""
 
@@ -54,13 +56,20 @@ def negative_log_likelihoods(logits: Array, targets: NDArray[np.int64]) -> Float
     return result
 
 
-def token_scores(logits: Array, reference: Array, targets: NDArray[np.int64]) -> tuple[Floats, Floats]:
-    """``negative_log_likelihoods`` and ``kl_divergence`` in one pass: most of the time is the softmax of [n, V]."""
-    nll, kl = np.empty(len(logits)), np.empty(len(logits))
+def token_scores(logits: Array, reference: Array, targets: NDArray[np.int64]) -> tuple[Floats, Floats, Floats, Floats]:
+    """All that is asked of scored tokens, in one pass: most of the time is the softmax of [n, V].
+
+    Returns:
+        ``negative_log_likelihoods`` and ``kl_divergence``; then 1 where the best token is the reference's, and 1 where it is among the
+        reference's ``TOP`` best, else 0; four times [n].
+    """
+    nll, kl, best, among = np.empty((4, len(logits)))
     for block in _blocks(len(logits)):
-        log_q = log_softmax(logits[block])
-        nll[block], kl[block] = _nll(log_q, targets[block]), _kl(log_q, log_softmax(reference[block]))
-    return nll, kl
+        log_q, log_p = log_softmax(logits[block]), log_softmax(reference[block])
+        nll[block], kl[block] = _nll(log_q, targets[block]), _kl(log_q, log_p)
+        rank = _rank(reference[block], logits[block].argmax(axis=-1))
+        best[block], among[block] = rank == 0, rank < TOP
+    return nll, kl, best, among
 
 
 def top1_agreement(logits: Array, reference: Array) -> float:
@@ -98,6 +107,11 @@ def _kl(log_q: Array, log_p: Array) -> Floats:
     """Sum of p·(d + e⁻ᵈ − 1), d = log p − log q: that of p·d with no term below 0: small divergences do not drown in rounding."""
     d = np.maximum(log_p - log_q, -80)  # e⁸⁰ is a float32; beyond that the divergence is tens of nats anyway
     return np.asarray((np.exp(log_p) * (d + np.expm1(-d))).sum(axis=-1, dtype=np.float64))
+
+
+def _rank(scores: Array, chosen: NDArray[np.int64]) -> NDArray[np.int64]:
+    """How many tokens have more than the chosen one: [n, V], [n] → [n]."""
+    return np.asarray((scores > scores[np.arange(len(scores)), chosen][:, None]).sum(axis=-1))
 
 
 def _nll(log_q: Array, targets: NDArray[np.int64]) -> Floats:

@@ -115,6 +115,10 @@ class Reference:
         lm_head = self._lm_head.to(dtype)
         return [ReferenceRun(norm(state)[0], lm_head, *caches[index], hidden.get(index)) for index, state in enumerate(states)]
 
+    def ends(self) -> tuple[Tensor, RMSNorm, Tensor]:
+        """Embedding [V, E], final norm and lm_head [V, E] in float32."""
+        return self._embedding, self._final_norm(torch.float32), self._lm_head
+
     def _advance(self, layer: DecoderLayer, state: Tensor, tables: tuple[Tensor, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         length = state.shape[1]
         cos, sin = (table[None, None, :length] for table in tables)  # [1, 1, L, D/2]

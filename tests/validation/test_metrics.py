@@ -62,12 +62,15 @@ def test_negative_log_likelihood_is_of_the_target() -> None:
     assert metrics.negative_log_likelihoods(LOGITS, np.array([0, 1])) == pytest.approx([-log(0.75), -log(0.25)])
 
 
-def test_token_scores_are_both_in_one_pass() -> None:
+def test_token_scores_are_all_in_one_pass() -> None:
     rng = np.random.default_rng(0)
     logits, reference, targets = rng.normal(size=(100, 7)), rng.normal(size=(100, 7)), rng.integers(0, 7, 100)
-    nll, kl = metrics.token_scores(logits, reference, targets)
+    nll, kl, best, among = metrics.token_scores(logits, reference, targets)
     assert np.array_equal(nll, metrics.negative_log_likelihoods(logits, targets))
     assert np.array_equal(kl, metrics.kl_divergence(logits, reference))
+    assert best.mean() == metrics.top1_agreement(logits, reference)
+    in_order = np.argsort(reference, axis=1)[:, ::-1]
+    assert among.tolist() == [float(ours.argmax() in row[: metrics.TOP]) for ours, row in zip(logits, in_order, strict=True)]
 
 
 def test_top1_agreement_counts_positions() -> None:

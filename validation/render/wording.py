@@ -22,7 +22,7 @@ WORDS = {True: "passed", False: "failed", None: "not judged"}
 
 COMPARISONS = {"<=": "≤", ">=": "≥", "==": "=", "!=": "≠"}
 
-SHARES = frozenset({"range_peak", "top1_agreement"})
+SHARES = frozenset({"range_peak", "top1_agreement", "top5_agreement"})
 """Metrics stored as a fraction (of 65504, of all positions) and shown in per cent."""
 
 SPACE = "\N{NARROW NO-BREAK SPACE}"
