@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
@@ -15,7 +16,7 @@ Floats = NDArray[np.float64]
 BLOCK = 64
 """Positions handled at a time: [64, V] in float64 is 25 MB at V = 49,152."""
 TOP = 5
-"""Best tokens of the reference among which a stage's best is looked for."""
+"""Best tokens that are compared as a set."""
 _nan_stays = np.errstate(invalid="ignore", over="ignore")
 """What is not finite is a result here, not a warning."""
 
@@ -60,16 +61,17 @@ def token_scores(logits: Array, reference: Array, targets: NDArray[np.int64]) ->
     """All that is asked of scored tokens, in one pass: most of the time is the softmax of [n, V].
 
     Returns:
-        ``negative_log_likelihoods`` and ``kl_divergence``; then 1 where the best token is the reference's, and 1 where it is among the
-        reference's ``TOP`` best, else 0; four times [n].
+        ``negative_log_likelihoods`` and ``kl_divergence``; then 1 where the best token is the reference's, else 0, and the share of the
+        reference's ``TOP`` best tokens that are among the ``TOP`` best; four times [n].
     """
-    nll, kl, best, among = np.empty((4, len(logits)))
+    nll, kl, best, shared = np.empty((4, len(logits)))
     for block in _blocks(len(logits)):
         log_q, log_p = log_softmax(logits[block]), log_softmax(reference[block])
         nll[block], kl[block] = _nll(log_q, targets[block]), _kl(log_q, log_p)
-        rank = _rank(reference[block], logits[block].argmax(axis=-1))
-        best[block], among[block] = rank == 0, rank < TOP
-    return nll, kl, best, among
+        ours, theirs = _best_tokens(logits[block]), _best_tokens(reference[block])
+        best[block] = ours[:, 0] == theirs[:, 0]
+        shared[block] = (ours[:, :, None] == theirs[:, None]).any(axis=2).mean(axis=1)
+    return nll, kl, best, shared
 
 
 def top1_agreement(logits: Array, reference: Array) -> float:
@@ -109,9 +111,10 @@ def _kl(log_q: Array, log_p: Array) -> Floats:
     return np.asarray((np.exp(log_p) * (d + np.expm1(-d))).sum(axis=-1, dtype=np.float64))
 
 
-def _rank(scores: Array, chosen: NDArray[np.int64]) -> NDArray[np.int64]:
-    """How many tokens have more than the chosen one: [n, V], [n] → [n]."""
-    return np.asarray((scores > scores[np.arange(len(scores)), chosen][:, None]).sum(axis=-1))
+def _best_tokens(logits: Array) -> NDArray[np.int64]:
+    """[n, V] → [n, TOP], the best first; fewer where V is smaller. PyTorch's, because numpy's partition takes ten times as long."""
+    found: NDArray[np.int64] = torch.from_numpy(logits.astype(np.float32)).topk(min(TOP, logits.shape[1])).indices.numpy()
+    return found
 
 
 def _nll(log_q: Array, targets: NDArray[np.int64]) -> Floats:

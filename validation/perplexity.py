@@ -1,7 +1,7 @@
 """Scores of every token of some texts: its likelihood, and how far the prediction is from the reference's.
 
-A window slides over the text by half its size. The first scores all its tokens, a later one the second half, so that every token but the text's
-first has at least half a window before it: predictions at the start of a window would measure the window, not the model.
+A window slides over the text by half its size. The first scores all its tokens, a later one the second half, so that whatever is not at the text's
+own beginning has at least half a window before it: predictions at the start of a window would measure the window, not the model.
 
       text     BOS a b c d e f g h i j        a model without BOS reads the text's first token, and does not score it
       window   BOS a b c                      scores a b c d
@@ -50,15 +50,15 @@ class TokenScores:
 
     Attributes:
         nll: negative log-likelihood, nats.
-        kl: divergence from the reference, nats; like the next two 0 or 1 of the reference itself.
+        kl: divergence from the reference, nats; of the reference itself 0, and the next two 1.
         best: 1 where the best token is the reference's.
-        among: 1 where it is among the reference's ``metrics.TOP`` best.
+        shared: share of the reference's ``metrics.TOP`` best tokens that are among this model's.
     """
 
     nll: Floats
     kl: Floats
     best: Floats
-    among: Floats
+    shared: Floats
 
 
 def default_tokens(texts: int) -> int:

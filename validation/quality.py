@@ -84,7 +84,7 @@ class Judge:
             "p99_kl": float(np.quantile(scores.kl[part], TAIL)),
             "top1_agreement": best["value"],
             "top1_interval": best["interval"],
-            "top5_agreement": float(scores.among[part].mean()),
+            "top5_agreement": float(scores.shared[part].mean()),
             "against_float16": self._against_float16(scores, text),
         }
 

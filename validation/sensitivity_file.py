@@ -20,7 +20,7 @@ def read_sensitivities(artifact: Path) -> list[dict[str, Any]]:
     Raises:
         ValidationError: a file is not what ``quantize`` writes; the message says where.
     """
-    return [_read(path, artifact) for path in sorted(artifact.glob(PATTERN))]
+    return [_read(path, artifact) for path in sorted(artifact.glob(PATTERN), key=lambda path: path.stem)]
 
 
 def _read(path: Path, artifact: Path) -> dict[str, Any]:

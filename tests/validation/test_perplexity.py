@@ -58,7 +58,7 @@ def test_score_takes_windows_in_order_and_compares_with_the_reference() -> None:
     assert scores.kl[0] > 0.1
     assert scores.kl[1] == pytest.approx(0)
     itself = score(windows, even.__getitem__)
-    assert (itself.kl.tolist(), itself.best.tolist(), itself.among.tolist()) == ([0] * 3, [1] * 3, [1] * 3)
+    assert (itself.kl.tolist(), itself.best.tolist(), itself.shared.tolist()) == ([0] * 3, [1] * 3, [1] * 3)
 
 
 def test_score_leaves_out_what_a_window_only_reads() -> None:
@@ -68,12 +68,12 @@ def test_score_leaves_out_what_a_window_only_reads() -> None:
     assert whole.nll.tolist() == last.nll.tolist() == pytest.approx([np.log(2)])
 
 
-def test_best_and_fifth_best_tokens_are_told_apart() -> None:
+def test_the_best_token_and_the_five_best_are_told_apart() -> None:
     reference = np.array([[6.0, 5, 4, 3, 2, 1]] * 3)
-    ours = np.array([[9.0, 0, 0, 0, 0, 0], [0, 0, 0, 0, 9.0, 0], [0, 0, 0, 0, 0, 9.0]])
+    ours = np.array([[9.0, 4, 5, 2, 3, 0], [1, 2, 3, 4, 5.0, 0], [0, 1, 2, 3, 4, 9.0]])
     scores = score([Window(np.zeros(3, np.int64), np.zeros(3, np.int64))], lambda _: ours, lambda _: reference)
     assert scores.best.tolist() == [1, 0, 0]
-    assert scores.among.tolist() == [1, 1, 0]
+    assert scores.shared.tolist() == pytest.approx([1, 1, 0.8])
 
 
 def test_tokens_are_shared_by_the_texts() -> None:

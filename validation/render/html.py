@@ -118,7 +118,7 @@ def _charts(report: Report, stages: list[Report]) -> list[dict[str, Any]]:
     """The line charts that have something to show, each in two widths, with its numbers as a table."""
     floor, float16 = report.get("floor") or {}, report.get("float16") or {}
     own = (Series(FLOAT16, float16["hidden_errors"]),) if float16.get("hidden_errors") else ()
-    hidden = LineChart("hidden", "Error carried from layer to layer", "layer", (*own, *_series(stages, "hidden_errors")), mark_worst=False)
+    hidden = LineChart("hidden", "Error carried from layer to layer", "layer", (*_series(stages, "hidden_errors"), *own), mark_worst=False)
     lines = _series(stages, "local_ratios")
     local = LineChart("local", "Error each layer adds", "layer", lines, _references(lines))
     floors = (Reference("float16 floor", floor["mean_abs"]),) if floor.get("mean_abs") is not None else ()

@@ -11,7 +11,7 @@ from validation.render.fusion import view_fusion
 from validation.render.gates import METRICS, Check, Metric, Report, counts, failing, gate_of, gate_text, value_text
 from validation.render.quality import QualityTable, view_quality
 from validation.render.sensitivity import COLUMNS as SENSITIVITY_COLUMNS
-from validation.render.sensitivity import view_sensitivity
+from validation.render.sensitivity import NUMERIC, view_sensitivity
 from validation.render.wording import DASH, MARKS, cache_form, count, duration, label, limit, metric, number, shorten, size
 
 ICONS = {True: "✅", False: "❌", None: "⚪"}
@@ -104,7 +104,7 @@ def _sensitivity(report: Report) -> str:
     """What stands out by scheme, and the linears that were kept; the others are in the JSON and on the page."""
     blocks = []
     for view in view_sensitivity(report):
-        kept = [tuple(map(escape, cells)) for is_kept, cells in view.rows if is_kept]
+        kept = [tuple(cell if index in NUMERIC else escape(cell) for index, cell in enumerate(cells)) for is_kept, cells in view.rows if is_kept]
         blocks += [escape(view.summary, LONGEST_LAYER), *([_table(SENSITIVITY_COLUMNS, kept)] if kept else [])]
     return _section("Sensitivity", "\n\n".join(blocks)) if blocks else ""
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from validation.quality import INSIDE
 from validation.render.gates import Report
-from validation.render.wording import DASH, SPACE, metric, number
+from validation.render.wording import DASH, metric, number, places, plus_minus, shorten
 
 FLOAT16 = "float16"
 Scope = dict[str, Any]
@@ -72,13 +72,13 @@ def view_quality(report: Report) -> QualityView | None:
     if any(quality.get("greedy") for quality in qualities):
         tables[0].rows.append(("Greedy tokens as float32’s", [_greedy(quality.get("greedy")) for quality in qualities]))
     words = [(name, describe(quality["all"])) for name, quality in measured if name != FLOAT16]
-    return QualityView([name for name, _ in measured], tables, words, _how(report.get("text") or {}, qualities))
+    return QualityView([shorten(name, 40) for name, _ in measured], tables, words, _how(report.get("text") or {}, qualities))
 
 
 def describe(scope: Scope) -> str:
-    """``perplexity +0.29 % (95 %: +0.05 % to +0.53 %), beyond noise; mean KL 0.0049, above float16’s own, beyond noise; top-1 …``."""
-    increase = f"perplexity {_pct(scope['perplexity_increase_pct'])} (95{SPACE}%: {_between(scope['perplexity_interval_pct'], _pct)})"
-    parts = [increase + (f", {scope['perplexity_noise']}" if scope["perplexity_noise"] else "")]
+    """``perplexity +0.29 ± 0.12 %, beyond noise; mean KL 0.0049, above float16’s own, beyond noise; top-1 …``."""
+    increase = plus_minus(scope["perplexity_increase_pct"], scope["perplexity_se_pct"])
+    parts = [f"perplexity {increase}" + (f", {scope['perplexity_noise']}" if scope["perplexity_noise"] else "")]
     against = scope.get("against_float16") or {}
     for key, name in (("mean_kl", "mean KL"), ("top1_agreement", "top-1")):
         parts.append(f"{name} {metric(key, scope[key])}" + _beside_float16(against.get(key)))
@@ -100,8 +100,8 @@ def _table(name: str, scopes: Sequence[Scope]) -> QualityTable:
 
 
 def _increase(scope: Scope) -> Cell:
-    notes = [_between(scope["perplexity_interval_pct"], _pct), scope["perplexity_noise"]]
-    return Cell(_pct(scope["perplexity_increase_pct"]), tuple(filter(None, notes)))
+    notes = [_between(scope["perplexity_interval_pct"], lambda end: places(end, scope["perplexity_se_pct"])), scope["perplexity_noise"]]
+    return Cell(plus_minus(scope["perplexity_increase_pct"], scope["perplexity_se_pct"]), tuple(filter(None, notes)))
 
 
 def _plain(key: str) -> Callable[[Scope], Cell]:
@@ -138,18 +138,14 @@ def _how(text: Report, qualities: Sequence[dict[str, Any]]) -> str:
     """Windows, BOS, intervals and prompts, in a sentence each."""
     window, stride = number(text.get("window")), number(text.get("stride"))
     start = "each begun with BOS" if text.get("bos") is not None else "without BOS, which this model’s tokenizer does not put first"
-    lines = [f"Windows of {window} tokens that slide by {stride}, {start}: every token but the first of a text has that much before it."]
+    lines = [f"Windows of {window} tokens that slide by {stride}, {start}: after a text’s first window every token has that much before it."]
     lines += ["Intervals hold 95 % of 2,000 draws of blocks of tokens; a difference whose interval holds zero is inside noise."]
-    lines += ["Top-5: the best token is among float32’s five best."]
+    lines += ["Top-5: share of float32’s five best tokens that are among the five best."]
     missing = next((quality["greedy_missing"] for quality in qualities if quality.get("greedy_missing")), None)
     prompts = next((quality["greedy"] for quality in qualities if quality.get("greedy")), None)
     if prompts:
         lines.append(f"Greedy: {len(prompts)} fixed prompts, {prompts[0]['tokens']} tokens each, until the first that float32 would not say.")
     return " ".join([*lines, f"Greedy continuations were not compared: {missing}." if missing else ""]).strip()
-
-
-def _pct(value: Any) -> str:
-    return metric("_pct", value)
 
 
 def _between(ends: Sequence[Any], write: Callable[[Any], str]) -> str:

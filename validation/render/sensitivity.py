@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from validation.render.gates import Report
 from validation.render.heatmap import Field, HeatMap, sample
-from validation.render.wording import DASH, number, size
+from validation.render.wording import DASH, metric, number, size
 
 KINDS = ("qkv_proj", "o_proj", "gate_up_proj", "down_proj")
 COLUMNS = ("Linear", "Scheme", "KL alone", "± s.e.", "Weight error", "Activation peak", "Bytes saved", "Reason")
@@ -94,6 +94,8 @@ def _said(linear: Linear, scheme: str) -> str:
 
 
 def _row(linear: Linear, scheme: str) -> tuple[str, ...]:
-    numbers = (number(linear[key]) for key in ("mean_kl", "kl_se", "weight_error", "activation_peak"))
+    numbers = (
+        metric(key, linear[key] if isinstance(linear[key], int | float) else None) for key in ("mean_kl", "kl_se", "weight_error", "activation_peak")
+    )
     saved = size(0 if linear["kept"] else linear["bytes_saved"])
     return (linear["name"], "kept" if linear["kept"] else scheme, *numbers, saved, linear["reason"] or DASH)

@@ -96,6 +96,15 @@ def plus_minus(value: Any, error: Any) -> str:
     return f"{value:+.{places}f} ± {error:.{places}f}{SPACE}%".replace("-", "−")
 
 
+def places(value: Any, error: Any) -> str:
+    """A percentage to the place of a standard error: what ``plus_minus`` writes of it."""
+    return (
+        metric("_pct", value)
+        if not (_is_number(value) and _is_number(error) and error > 0)
+        else plus_minus(value, error).split(" ± ")[0] + f"{SPACE}%"
+    )
+
+
 def limit(name: str, check: dict[str, Any]) -> str:
     """The gate of a check: ``≤ 1.25``; ``no limit`` for what is only shown."""
     value = check.get("limit")
