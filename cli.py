@@ -114,6 +114,7 @@ Force = Annotated[bool, typer.Option("--force", help="Do it even where it is up 
 Target = Annotated[str, typer.Option(help="GPU to build for: a100 (= a100-80gb), a100-40gb, a10, l4 …")]
 BackendOption = Annotated[Backend, typer.Option(help="Who builds the engine.")]
 MaxBatch = Annotated[int, typer.Option(min=1, help="Largest batch of the engine.")]
+Capacity = Annotated[int | None, typer.Option(min=2, help="Tokens that a static cache holds, prompt and answer together; of it alone.")]
 MaxLength = Annotated[int | None, typer.Option(min=2, help="Largest number of tokens, past included; default the model's, at most 4096.")]
 TextFile = Annotated[Path | None, typer.Option(help="UTF-8 text for perplexity and parity; default: a committed one.")]
 Tokens = Annotated[int | None, typer.Option(min=64, help="How many tokens of the text to score.")]
@@ -142,6 +143,7 @@ def run(
     backend: BackendOption = Backend.auto,
     max_batch: MaxBatch = 4,
     max_length: MaxLength = None,
+    capacity: Capacity = None,
     text: TextFile = None,
     tokens: Tokens = None,
     force: Force = False,
@@ -155,7 +157,7 @@ def run(
 
     request = CheckpointRequest(checkpoint, size, revision, config, lora)
     export_options = ExportOptions(dtype.value, kv_cache.value, weights.value)
-    build_options = build.BuildOptions(target, backend.value, max_batch, max_length)
+    build_options = build.BuildOptions(target, backend.value, max_batch, max_length, capacity)
     validate_options = validate.ValidateOptions(text=text, tokens=tokens)
     with _Watched() as progress:
         report = command.run(
@@ -249,7 +251,7 @@ def build(
     backend: BackendOption = Backend.auto,
     max_batch: MaxBatch = 4,
     max_length: MaxLength = None,
-    capacity: Annotated[int | None, typer.Option(min=2, help="Tokens that a static cache holds, prompt and answer together; of it alone.")] = None,
+    capacity: Capacity = None,
     force: Force = False,
     as_json: Json = False,
 ) -> None:

@@ -14,6 +14,7 @@ from commands.build import BuildOptions, build, check_precision
 from commands.export import ExportOptions, export_into, resolve
 from commands.graphs import SCHEMES, fuse, quantize
 from commands.validate import ValidateOptions, validate
+from engines.cache_form import longest
 from exporter.checkpoints import CheckpointRequest, pin_request
 
 
@@ -42,15 +43,21 @@ def run(
 
     Returns:
         artifact, passed, seconds, steps [{step, done, reason, seconds}], and each step's own report under its name.
+
+    Raises:
+        UsageError: there is nothing to build from.
+        EngineError: a bound of the other cache form, or a static cache without its capacity; before anything is exported.
+        ToolkitError: as each step.
     """
     start = time.perf_counter()
-    exported = export_options or ExportOptions()
+    exported, built = export_options or ExportOptions(), build_options or BuildOptions()
     _check_runnable(exported)
     wanted = tuple(dict.fromkeys(precisions)) or (exported.dtype,)
     for precision in wanted:
         check_precision(exported.dtype, precision)
     request = pin_request(request, progress=progress)
     checkpoint, artifact = resolve(request, out, exported, force=force, progress=progress)
+    longest(exported.kv_cache, checkpoint.config, built.max_length, built.capacity)
     with locked(artifact):
         outcomes = {"export": export_into(artifact, checkpoint, request, exported, force=force, progress=progress)}
         outcomes["fuse"] = fuse(artifact, force=force, progress=progress)
@@ -58,7 +65,7 @@ def run(
             if precision in SCHEMES["tensorrt"]:
                 outcomes[f"quantize-{precision}"] = quantize(artifact, scheme=precision, force=force, progress=progress)
         for precision in wanted:
-            outcomes[f"build-{precision}"] = build(artifact, precision, build_options or BuildOptions(), force=force, progress=progress)
+            outcomes[f"build-{precision}"] = build(artifact, precision, built, force=force, progress=progress)
         outcomes["validate"] = validate(
             artifact, replace(validate_options or ValidateOptions(), checkpoint=request.source), force=force, progress=progress
         )
@@ -75,12 +82,10 @@ def _check_runnable(options: ExportOptions) -> None:
     """Refuse before anything is read what a later step would refuse.
 
     Raises:
-        UsageError: a form that not all steps know, or nothing to build from.
+        UsageError: there is nothing to build from.
     """
     if options.weights == "none":
         raise UsageError("run needs the weights; --weights none writes the graph alone", hint="python cli.py export … --weights none")
-    if options.kv_cache == "static":
-        raise UsageError("run knows --kv-cache dynamic; the static form goes step by step", hint="python cli.py export … --kv-cache static")
 
 
 def _passed(outcomes: dict[str, Outcome]) -> bool | None:
