@@ -6,11 +6,13 @@ import onnx_ir as ir
 
 from artifact.errors import FusionError
 from graphs.fusions._values import Size, sizes
+from graphs.tensorrt_releases import first_release
 
 
 def refuse(node: ir.Node, reason: str) -> FusionError:
     """An operator in a form that no rule of ours makes."""
-    return FusionError(f"{node.name} ({node.op_type}) can't be written in older operators: {reason}")
+    hint = f"--min-tensorrt {first_release(node.op_type)}, the first release that takes the operator itself"
+    return FusionError(f"{node.name} ({node.op_type}) can't be written in older operators: {reason}", hint=hint)
 
 
 def check_plain(node: ir.Node, **allowed: float) -> None:
