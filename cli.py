@@ -114,6 +114,7 @@ Force = Annotated[bool, typer.Option("--force", help="Do it even where it is up 
 Target = Annotated[str, typer.Option(help="GPU to build for: a100 (= a100-80gb), a100-40gb, a10, l4 …")]
 BackendOption = Annotated[Backend, typer.Option(help="Who builds the engine.")]
 MaxBatch = Annotated[int, typer.Option(min=1, help="Largest batch of the engine.")]
+Capacity = Annotated[int | None, typer.Option(min=2, help="Tokens that a static cache holds, prompt and answer together; of it alone.")]
 MaxLength = Annotated[int | None, typer.Option(min=2, help="Largest number of tokens, past included; default the model's, at most 4096.")]
 TextFile = Annotated[Path | None, typer.Option(help="UTF-8 text for perplexity and parity; default: a committed one.")]
 Tokens = Annotated[int | None, typer.Option(min=64, help="How many tokens of the text to score.")]
@@ -151,6 +152,7 @@ def run(
     backend: BackendOption = Backend.auto,
     max_batch: MaxBatch = 4,
     max_length: MaxLength = None,
+    capacity: Capacity = None,
     calibration: Calibration = None,
     calibration_tokens: CalibrationTokens = None,
     calibration_length: CalibrationLength = None,
@@ -170,7 +172,7 @@ def run(
     options = command.RunOptions(
         ExportOptions(dtype.value, kv_cache.value, weights.value),
         CalibrationOptions(calibration, calibration_tokens, calibration_length),
-        build.BuildOptions(target, backend.value, max_batch, max_length),
+        build.BuildOptions(target, backend.value, max_batch, max_length, capacity),
         validate.ValidateOptions(text=text, tokens=tokens),
     )
     with _Watched() as progress:
@@ -267,7 +269,7 @@ def build(
     backend: BackendOption = Backend.auto,
     max_batch: MaxBatch = 4,
     max_length: MaxLength = None,
-    capacity: Annotated[int | None, typer.Option(min=2, help="Tokens that a static cache holds, prompt and answer together; of it alone.")] = None,
+    capacity: Capacity = None,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
