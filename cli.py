@@ -114,11 +114,21 @@ Force = Annotated[bool, typer.Option("--force", help="Do it even where it is up 
 Target = Annotated[str, typer.Option(help="GPU to build for: a100 (= a100-80gb), a100-40gb, a10, l4 …")]
 BackendOption = Annotated[Backend, typer.Option(help="Who builds the engine.")]
 MaxBatch = Annotated[int, typer.Option(min=1, help="Largest batch of the engine.")]
+Capacity = Annotated[int | None, typer.Option(min=2, help="Tokens that a static cache holds, prompt and answer together; of it alone.")]
 MaxLength = Annotated[int | None, typer.Option(min=2, help="Largest number of tokens, past included; default the model's, at most 4096.")]
 TextFiles = Annotated[
     list[Path] | None, typer.Option(help="UTF-8 text for perplexity and parity; may repeat: each is judged. Default: two committed ones.")
 ]
 Tokens = Annotated[int | None, typer.Option(min=64, help="How many tokens to score, of all texts together; default: 1,024 of each, at least 2,048.")]
+Calibration = Annotated[
+    str | None,
+    typer.Option(
+        help='UTF-8 text, or .jsonl of {"text": …}, that activations are measured on; default: a committed one. none: round plainly.',
+        metavar="FILE|none",
+    ),
+]
+CalibrationTokens = Annotated[int | None, typer.Option(min=64, help="Tokens to calibrate on; default 2,048.")]
+CalibrationLength = Annotated[int | None, typer.Option(min=8, help="Tokens of each calibration sequence; default 256.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the report as one JSON object, and nothing else, on stdout.")]
 
 
@@ -144,6 +154,10 @@ def run(
     backend: BackendOption = Backend.auto,
     max_batch: MaxBatch = 4,
     max_length: MaxLength = None,
+    capacity: Capacity = None,
+    calibration: Calibration = None,
+    calibration_tokens: CalibrationTokens = None,
+    calibration_length: CalibrationLength = None,
     text: TextFiles = None,
     tokens: Tokens = None,
     force: Force = False,
@@ -152,18 +166,19 @@ def run(
     """All steps, resumable: `cli.py run --checkpoint demo --precision fp16 --precision int8`."""
     from commands import build, validate
     from commands import run as command
+    from commands.calibrate import CalibrationOptions
     from commands.export import ExportOptions
     from exporter.checkpoints.request import CheckpointRequest
 
     request = CheckpointRequest(checkpoint, size, revision, config, lora)
-    export_options = ExportOptions(dtype.value, kv_cache.value, weights.value)
-    build_options = build.BuildOptions(target, backend.value, max_batch, max_length)
-    validate_options = validate.ValidateOptions(texts=tuple(text or ()), tokens=tokens)
+    options = command.RunOptions(
+        ExportOptions(dtype.value, kv_cache.value, weights.value),
+        CalibrationOptions(calibration, calibration_tokens, calibration_length),
+        build.BuildOptions(target, backend.value, max_batch, max_length, capacity),
+        validate.ValidateOptions(texts=tuple(text or ()), tokens=tokens),
+    )
     with _Watched() as progress:
-        report = command.run(
-            request, out, tuple(one.value for one in precision or ()), export_options=export_options,
-            build_options=build_options, validate_options=validate_options, force=force, progress=progress,
-        )  # fmt: skip
+        report = command.run(request, out, tuple(one.value for one in precision or ()), options, force=force, progress=progress)
     _show("run", report, as_json=as_json)
 
 
@@ -232,14 +247,19 @@ def quantize(
     target: Annotated[
         FuseTarget, typer.Option(help="Whose fused graph, and whose operators; onnxruntime: one scale per block.")
     ] = FuseTarget.tensorrt,
+    calibration: Calibration = None,
+    calibration_tokens: CalibrationTokens = None,
+    calibration_length: CalibrationLength = None,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
     """fused.onnx → int8.onnx, or int8-onnxruntime.onnx: `cli.py quantize artifacts/llama-2-7b --scheme int8`."""
     from commands import graphs
+    from commands.calibrate import CalibrationOptions
 
+    options = CalibrationOptions(calibration, calibration_tokens, calibration_length)
     with _Watched() as progress:
-        outcome = graphs.quantize(artifact, scheme=scheme.value, target=target.value, force=force, progress=progress)
+        outcome = graphs.quantize(artifact, scheme=scheme.value, target=target.value, calibration=options, force=force, progress=progress)
     _show("quantize", outcome.report, as_json=as_json, up_to_date=outcome.up_to_date)
 
 
@@ -251,7 +271,7 @@ def build(
     backend: BackendOption = Backend.auto,
     max_batch: MaxBatch = 4,
     max_length: MaxLength = None,
-    capacity: Annotated[int | None, typer.Option(min=2, help="Tokens that a static cache holds, prompt and answer together; of it alone.")] = None,
+    capacity: Capacity = None,
     force: Force = False,
     as_json: Json = False,
 ) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from artifact.errors import UsageError
@@ -11,20 +11,30 @@ from artifact.manifest import locked
 from artifact.progress import Progress, silent
 from artifact.steps import Outcome, Report
 from commands.build import BuildOptions, build, check_precision
+from commands.calibrate import CalibrationOptions
 from commands.export import ExportOptions, export_into, resolve
 from commands.graphs import SCHEMES, fuse, quantize
 from commands.validate import ValidateOptions, validate
+from engines.cache_form import longest
 from exporter.checkpoints import CheckpointRequest, pin_request
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Of the artifact, of the precisions that look at activations, of every engine, and of the report."""
+
+    export: ExportOptions = field(default_factory=ExportOptions)
+    calibration: CalibrationOptions = field(default_factory=CalibrationOptions)
+    build: BuildOptions = field(default_factory=BuildOptions)
+    validate: ValidateOptions = field(default_factory=ValidateOptions)
 
 
 def run(
     request: CheckpointRequest,
     out: Path | None,
     precisions: tuple[str, ...],
+    options: RunOptions | None = None,
     *,
-    export_options: ExportOptions | None = None,
-    build_options: BuildOptions | None = None,
-    validate_options: ValidateOptions | None = None,
     force: bool = False,
     progress: Progress = silent,
 ) -> Report:
@@ -34,34 +44,37 @@ def run(
         request: the checkpoint.
         out: the artifact folder; None means `artifacts/<name>`.
         precisions: engines to build; empty means the artifact's own dtype.
-        export_options: of the artifact.
-        build_options: of every engine.
-        validate_options: of the report.
+        options: of the steps.
         force: do every step, up to date or not.
         progress: told what is being done.
 
     Returns:
         artifact, passed, seconds, steps [{step, done, reason, seconds}], and each step's own report under its name.
+
+    Raises:
+        UsageError: there is nothing to build from.
+        EngineError: a bound of the other cache form, or a static cache without its capacity; before anything is exported.
+        ToolkitError: as each step.
     """
     start = time.perf_counter()
-    exported = export_options or ExportOptions()
+    options = options or RunOptions()
+    exported, built = options.export, options.build
     _check_runnable(exported)
     wanted = tuple(dict.fromkeys(precisions)) or (exported.dtype,)
     for precision in wanted:
         check_precision(exported.dtype, precision)
     request = pin_request(request, progress=progress)
     checkpoint, artifact = resolve(request, out, exported, force=force, progress=progress)
+    longest(exported.kv_cache, checkpoint.config, built.max_length, built.capacity)
     with locked(artifact):
         outcomes = {"export": export_into(artifact, checkpoint, request, exported, force=force, progress=progress)}
         outcomes["fuse"] = fuse(artifact, force=force, progress=progress)
+        for scheme in (one for one in wanted if one in SCHEMES["tensorrt"]):
+            quantized = quantize(artifact, scheme=scheme, calibration=options.calibration, force=force, progress=progress)
+            outcomes[f"quantize-{scheme}"] = quantized
         for precision in wanted:
-            if precision in SCHEMES["tensorrt"]:
-                outcomes[f"quantize-{precision}"] = quantize(artifact, scheme=precision, force=force, progress=progress)
-        for precision in wanted:
-            outcomes[f"build-{precision}"] = build(artifact, precision, build_options or BuildOptions(), force=force, progress=progress)
-        outcomes["validate"] = validate(
-            artifact, replace(validate_options or ValidateOptions(), checkpoint=request.source), force=force, progress=progress
-        )
+            outcomes[f"build-{precision}"] = build(artifact, precision, built, force=force, progress=progress)
+        outcomes["validate"] = validate(artifact, replace(options.validate, checkpoint=request.source), force=force, progress=progress)
     return {
         "artifact": str(artifact),
         "passed": _passed(outcomes),
@@ -75,12 +88,10 @@ def _check_runnable(options: ExportOptions) -> None:
     """Refuse before anything is read what a later step would refuse.
 
     Raises:
-        UsageError: a form that not all steps know, or nothing to build from.
+        UsageError: there is nothing to build from.
     """
     if options.weights == "none":
         raise UsageError("run needs the weights; --weights none writes the graph alone", hint="python cli.py export … --weights none")
-    if options.kv_cache == "static":
-        raise UsageError("run knows --kv-cache dynamic; the static form goes step by step", hint="python cli.py export … --kv-cache static")
 
 
 def _passed(outcomes: dict[str, Outcome]) -> bool | None:

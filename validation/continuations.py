@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from artifact.layout import parameter_count
+from artifact.layout import EMBEDDING, parameter_count
 from exporter.model import attention_allowed
 from exporter.rope import rotary_tables
 from validation.floor import STREAMED_ABOVE
@@ -94,14 +94,14 @@ def _decode(reference: Reference, ids: torch.Tensor, steps: int) -> tuple[torch.
     """Tokens and margins [B, N] after [B, P] ids."""
     config = reference.config
     layers = [reference.decoder_layer(index) for index in range(config.num_hidden_layers)]
-    embedding, norm, head = reference.ends()
+    embedding, norm, head = reference.read(EMBEDDING), reference.final_norm(torch.float32), reference.lm_head
     cos, sin = rotary_tables(config, torch.float32)
     empty = torch.empty(len(ids), config.num_key_value_heads, 0, config.head_dim)
     caches, new, past, found = [(empty, empty)] * len(layers), ids, 0, []
     for _ in range(steps):
         total = past + new.shape[1]
         mask = attention_allowed(torch.ones(len(ids), total, dtype=torch.int64), new.shape[1])
-        state = F.embedding(new, embedding)
+        state = F.embedding(new, embedding).float()  # [B, S, E]
         for index, layer in enumerate(layers):
             state, caches[index] = layer(state, cos[None, None, past:total], sin[None, None, past:total], mask, caches[index])
         best = F.linear(norm(state[:, -1]), head).topk(2)  # [B, 2]
