@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,9 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
+from typer.testing import CliRunner
 
+import cli
 from artifact import io_spec
 from artifact.errors import UsageError
 from artifact.steps import StepContext, run_step
@@ -128,3 +131,21 @@ def test_a_text_given_twice_is_refused(stages: Path, checkpoint: Checkpoint, tex
     with pytest.raises(UsageError, match=r"low\.txt is given twice") as caught:
         validate_artifact(StepContext(stages), checkpoint=checkpoint, stages=["int8"], text=[texts[0], texts[0]], tokens=2048)
     assert "--text FILE" in str(caught.value.hint)
+
+
+def test_the_option_repeats(stages: Path, texts: list[Path], tmp_path: Path) -> None:
+    artifact = shutil.copytree(stages, tmp_path / "tiny")
+    arguments = [
+        "validate",
+        str(artifact),
+        "--stage",
+        "int8",
+        *(part for text in texts for part in ("--text", str(text))),
+        "--tokens",
+        "1024",
+        "--json",
+    ]
+    result = CliRunner().invoke(cli.app, arguments)
+    report = json.loads(result.stdout)
+    assert [(text["name"], text["scored_tokens"]) for text in report["texts"]] == [("low.txt", 512), ("high.txt", 512)]
+    assert report["headline"].startswith("structure proven for int8, quality not: too few tokens for the gate (1,024 of 2,048)")

@@ -13,7 +13,7 @@ from validation.render.heatmap import Field, HeatMap, sample
 from validation.render.wording import DASH, metric, number, size
 
 KINDS = ("qkv_proj", "o_proj", "gate_up_proj", "down_proj")
-COLUMNS = ("Linear", "Scheme", "KL alone", "± s.e.", "Weight error", "Activation peak", "Bytes saved", "Reason")
+COLUMNS = ("Linear", "Scheme", "KL alone", "± s.e.", "Weight error", "Input peak ÷ median", "Bytes saved", "Reason")
 NUMERIC = range(2, 7)
 NAMED = 3
 """Worst linears that are named in words."""
