@@ -30,7 +30,7 @@ PROMPTS = (
     "Once upon a time there was a small dragon who",
 )
 """A fact, code, an explanation and a story: where a form of a model goes astray differs by kind."""
-LENGTH = 48
+LENGTH = 32
 """Tokens that follow, at most; fewer where the model is short."""
 TOO_LARGE = f"the reference is decoded in memory, up to {STREAMED_ABOVE / 1e9:.1f} B parameters"
 

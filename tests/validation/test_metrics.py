@@ -73,6 +73,15 @@ def test_token_scores_are_all_in_one_pass() -> None:
     assert shared.tolist() == pytest.approx([len(set(first) & set(second)) / 5 for first, second in zip(ours, theirs, strict=True)])
 
 
+def test_of_equal_logits_the_first_is_the_best() -> None:
+    logits = np.full((1, 50), -1, np.float16)
+    logits[0, [7, 20, 40]] = 2
+    for best, agrees in ((7, 1.0), (20, 0.0)):
+        reference = np.zeros((1, 50), np.float32)
+        reference[0, best] = 1
+        assert metrics.token_scores(logits, reference, np.array([0]))[2].tolist() == [agrees]
+
+
 def test_top1_agreement_counts_positions() -> None:
     assert metrics.top1_agreement(np.array([[1, 0], [0, 1], [1, 0], [1, 0]]), np.array([[1, 0], [1, 0], [3, 2], [9, 0]])) == 0.75
 
