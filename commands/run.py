@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from artifact.errors import UsageError
@@ -11,6 +11,7 @@ from artifact.manifest import locked
 from artifact.progress import Progress, silent
 from artifact.steps import Outcome, Report
 from commands.build import BuildOptions, build, check_precision
+from commands.calibrate import CalibrationOptions
 from commands.export import ExportOptions, export_into, resolve
 from commands.graphs import SCHEMES, fuse, quantize
 from commands.validate import ValidateOptions, validate
@@ -18,14 +19,22 @@ from engines.cache_form import longest
 from exporter.checkpoints import CheckpointRequest, pin_request
 
 
+@dataclass(frozen=True)
+class RunOptions:
+    """Of the artifact, of the precisions that look at activations, of every engine, and of the report."""
+
+    export: ExportOptions = field(default_factory=ExportOptions)
+    calibration: CalibrationOptions = field(default_factory=CalibrationOptions)
+    build: BuildOptions = field(default_factory=BuildOptions)
+    validate: ValidateOptions = field(default_factory=ValidateOptions)
+
+
 def run(
     request: CheckpointRequest,
     out: Path | None,
     precisions: tuple[str, ...],
+    options: RunOptions | None = None,
     *,
-    export_options: ExportOptions | None = None,
-    build_options: BuildOptions | None = None,
-    validate_options: ValidateOptions | None = None,
     force: bool = False,
     progress: Progress = silent,
 ) -> Report:
@@ -35,9 +44,7 @@ def run(
         request: the checkpoint.
         out: the artifact folder; None means `artifacts/<name>`.
         precisions: engines to build; empty means the artifact's own dtype.
-        export_options: of the artifact.
-        build_options: of every engine.
-        validate_options: of the report.
+        options: of the steps.
         force: do every step, up to date or not.
         progress: told what is being done.
 
@@ -50,7 +57,8 @@ def run(
         ToolkitError: as each step.
     """
     start = time.perf_counter()
-    exported, built = export_options or ExportOptions(), build_options or BuildOptions()
+    options = options or RunOptions()
+    exported, built = options.export, options.build
     _check_runnable(exported)
     wanted = tuple(dict.fromkeys(precisions)) or (exported.dtype,)
     for precision in wanted:
@@ -61,14 +69,12 @@ def run(
     with locked(artifact):
         outcomes = {"export": export_into(artifact, checkpoint, request, exported, force=force, progress=progress)}
         outcomes["fuse"] = fuse(artifact, force=force, progress=progress)
-        for precision in wanted:
-            if precision in SCHEMES["tensorrt"]:
-                outcomes[f"quantize-{precision}"] = quantize(artifact, scheme=precision, force=force, progress=progress)
+        for scheme in (one for one in wanted if one in SCHEMES["tensorrt"]):
+            quantized = quantize(artifact, scheme=scheme, calibration=options.calibration, force=force, progress=progress)
+            outcomes[f"quantize-{scheme}"] = quantized
         for precision in wanted:
             outcomes[f"build-{precision}"] = build(artifact, precision, built, force=force, progress=progress)
-        outcomes["validate"] = validate(
-            artifact, replace(validate_options or ValidateOptions(), checkpoint=request.source), force=force, progress=progress
-        )
+        outcomes["validate"] = validate(artifact, replace(options.validate, checkpoint=request.source), force=force, progress=progress)
     return {
         "artifact": str(artifact),
         "passed": _passed(outcomes),

@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -22,16 +21,15 @@ from numpy.typing import NDArray
 
 from artifact.errors import QuantizationError
 from artifact.graph_file import load_graph
-from artifact.layout import MODULE_KEY, layer_of
+from artifact.layout import MODULE_KEY
 from artifact.steps import StepContext, require
-from artifact.tensor_file import StoredTensor, checksums_json, plan_tensors, write_tensors
+from artifact.tensor_file import StoredTensor
 from graphs.fusions._contrib import CONTRIB, CONTRIB_VERSION
-from graphs.quantize.int8 import SAFETENSORS
 from graphs.quantize.linears import Linear, find_linears
 from graphs.quantize.rounding import Format, Round, pack, round_to_nearest
+from graphs.quantize.writer import SAFETENSORS, Piece, add_initializer, read_mapped, row_blocks, shape_of, write_pieces
 
 SOURCE = "fused-onnxruntime.onnx"
-ROW_BLOCK_VALUES = 1 << 22
 LEVEL_4 = 4
 
 
@@ -73,14 +71,14 @@ def quantize_blocks(step: StepContext, scheme: str, *, rounding: Round | None = 
     if not linears:
         hint = f"python cli.py inspect {step.artifact}/{SOURCE}"
         raise QuantizationError(f"{SOURCE} holds no MatMul by a constant weight [out, in]", hint=hint)
-    writer = _Writer(step, scheme, rounding or round_to_nearest)
-    stored = {tensor.name: tensor for tensor in writer.write(linears)}
+    errors: dict[str, float] = {}
+    stored = write_pieces(step, f"{scheme}-onnxruntime", [_piece(step, linear, scheme, rounding or round_to_nearest, errors) for linear in linears])
     for linear in linears:
         _replace(model.graph, linear, SCHEMES[scheme].of(module_of(linear)), stored)
     with step.write(f"{scheme}-onnxruntime.onnx") as temporary:
         ir.save(model, temporary)
     forms = Counter(SCHEMES[scheme].of(module_of(linear)) for linear in linears)
-    worst = max(writer.errors, key=lambda name: writer.errors[name])
+    worst = max(errors, key=lambda name: errors[name])
     return {
         "scheme": scheme,
         "target": "onnxruntime",
@@ -90,7 +88,7 @@ def quantize_blocks(step: StepContext, scheme: str, *, rounding: Round | None = 
         "formats": {f"{form.bits} bits, blocks of {form.block_size}": count for form, count in forms.items()},
         "bytes": sum(tensor.length for tensor in stored.values()),
         "nodes": model.graph.num_nodes(),
-        "weight_error": {"worst": worst, "worst_rms": writer.errors[worst], "mean_rms": sum(writer.errors.values()) / len(writer.errors)},
+        "weight_error": {"worst": worst, "worst_rms": errors[worst], "mean_rms": sum(errors.values()) / len(errors)},
     }
 
 
@@ -99,76 +97,37 @@ def module_of(linear: Linear) -> str:
     return linear.matmul.metadata_props.get(MODULE_KEY) or linear.name
 
 
-@dataclass
-class _Writer:
-    """Writes the weights of all linears, one linear and one file a layer at a time, and keeps each one's error."""
+def _piece(step: StepContext, linear: Linear, scheme: str, rounding: Round, errors: dict[str, float]) -> Piece:
+    """Bytes and scales of one linear; its relative root mean square error is added to ``errors``."""
+    module, (rows, columns) = module_of(linear), shape_of(linear.weight)
+    form = SCHEMES[scheme].of(module)
+    blocks = form.blocks(columns)
+    dtype = SAFETENSORS[linear.weight.dtype or ir.DataType.FLOAT]
+    shapes = {"levels": ("U8", (rows, blocks, form.block_size * form.bits // 8)), "scales": (dtype, (rows, blocks))}
 
-    step: StepContext
-    scheme: str
-    rounding: Round
-    errors: dict[str, float] = field(default_factory=dict)
+    def make() -> Iterator[NDArray[Any]]:
+        levels, scales, errors[module] = read_mapped(linear.weight, step.artifact, lambda weight: _round_blocks(weight, module, form, rounding))
+        yield levels
+        yield scales
 
-    def write(self, linears: list[Linear]) -> list[StoredTensor]:
-        stored: list[StoredTensor] = []
-        for layer, group in groupby(linears, key=lambda linear: layer_of(module_of(linear))):
-            part = "shared" if layer is None else f"layer-{layer:03d}"
-            self.step.progress(f"quantising {part}", len(self.errors), len(linears))
-            members, file = list(group), f"weights/{self.scheme}-onnxruntime-{part}.safetensors"
-            header, planned = plan_tensors(file, self._shapes(members))
-            with self.step.write(file) as temporary:
-                stored += write_tensors(temporary, header, planned, self._data(members))
-        with self.step.write(f"weights/{self.scheme}-onnxruntime-checksums.json") as temporary:
-            temporary.write_text(checksums_json(stored), encoding="utf-8")
-        return stored
-
-    def _shapes(self, linears: list[Linear]) -> dict[str, tuple[str, tuple[int, ...]]]:
-        shapes: dict[str, tuple[str, tuple[int, ...]]] = {}
-        for linear in linears:
-            form, (rows, columns) = SCHEMES[self.scheme].of(module_of(linear)), _shape(linear)
-            blocks = form.blocks(columns)
-            shapes[_name(linear, "levels")] = ("U8", (rows, blocks, form.block_size * form.bits // 8))
-            shapes[_name(linear, "scales")] = (SAFETENSORS[linear.weight.dtype or ir.DataType.FLOAT], (rows, blocks))
-        return shapes
-
-    def _data(self, linears: list[Linear]) -> Iterator[memoryview]:
-        for linear in linears:
-            tensor = linear.weight.const_value
-            assert tensor is not None
-            if isinstance(tensor, ir.ExternalTensor):
-                tensor.base_dir = self.step.artifact
-            levels, scales = self._quantized(tensor.numpy(), module_of(linear))
-            yield levels.data.cast("B")
-            yield scales.data.cast("B")
-            if isinstance(tensor, ir.ExternalTensor):
-                tensor.release()
-
-    def _quantized(self, weight: NDArray[Any], module: str) -> tuple[NDArray[np.uint8], NDArray[Any]]:
-        """Bytes and scales of one weight [out, in]; float32 copies of some rows at a time."""
-        form, (rows, columns) = SCHEMES[self.scheme].of(module), weight.shape
-        blocks = form.blocks(columns)
-        packed = np.empty((rows, blocks, form.block_size * form.bits // 8), np.uint8)
-        scales = np.empty((rows, blocks), weight.dtype)
-        squared = total = 0.0
-        for start in range(0, rows, height := max(1, ROW_BLOCK_VALUES // columns)):
-            some = slice(start, start + height)
-            exact = np.zeros((len(weight[some]), blocks * form.block_size), np.float32)
-            exact[:, :columns] = weight[some]
-            if not np.isfinite(exact).all():
-                raise QuantizationError(f"{module}.weight holds NaN or Inf in rows {start} … {start + len(exact) - 1}")
-            blocked = exact.reshape(-1, blocks, form.block_size)
-            levels, scale = self.rounding(blocked, form)
-            scales[some] = scale
-            packed[some] = pack(levels, form)
-            squared += float(np.square(levels * scales[some].astype(np.float32)[:, :, None] - blocked).sum())
-            total += float(np.square(exact).sum())
-        self.errors[module] = (squared / total) ** 0.5 if total else 0.0
-        return packed, scales
+    return Piece(module, {_name(linear, what): shape for what, shape in shapes.items()}, make)
 
 
-def _shape(linear: Linear) -> tuple[int, int]:
-    assert linear.weight.shape is not None
-    rows, columns = linear.weight.shape.numpy()
-    return int(rows), int(columns)
+def _round_blocks(weight: NDArray[Any], module: str, form: Format, rounding: Round) -> tuple[NDArray[np.uint8], NDArray[Any], float]:
+    """Bytes, scales and relative root mean square error of one weight [out, in]; float32 copies of some rows at a time."""
+    height, columns = weight.shape
+    blocks = form.blocks(columns)
+    packed = np.empty((height, blocks, form.block_size * form.bits // 8), np.uint8)
+    scales = np.empty((height, blocks), weight.dtype)
+    squared = total = 0.0
+    for rows, exact in row_blocks(weight, module):
+        padded = np.pad(exact, ((0, 0), (0, blocks * form.block_size - columns)))
+        blocked = padded.reshape(-1, blocks, form.block_size)
+        levels, scales[rows] = rounding(blocked, form)
+        packed[rows] = pack(levels, form)
+        squared += float(np.square(levels * scales[rows].astype(np.float32)[:, :, None] - blocked).sum())
+        total += float(np.square(exact).sum())
+    return packed, scales, (squared / total) ** 0.5 if total else 0.0
 
 
 def _name(linear: Linear, what: str) -> str:
@@ -177,15 +136,10 @@ def _name(linear: Linear, what: str) -> str:
 
 def _replace(graph: ir.Graph, linear: Linear, form: Format, stored: Mapping[str, StoredTensor]) -> None:
     """MatMulNBits in the place of the product; the float weight goes where nothing else reads it."""
-    rows, columns = _shape(linear)
+    rows, columns = shape_of(linear.weight)
     operands = [linear.matmul.inputs[0]]
     for what, dtype in (("levels", ir.DataType.UINT8), ("scales", linear.weight.dtype or ir.DataType.FLOAT)):
-        tensor = stored[_name(linear, what)]
-        shape = ir.Shape(tensor.shape)
-        data = ir.ExternalTensor(tensor.file, tensor.offset, tensor.length, dtype, shape=shape, name=tensor.name)
-        value = ir.Value(name=tensor.name, shape=shape, type=ir.TensorType(dtype), const_value=data)
-        graph.initializers.add(value)
-        operands.append(value)
+        operands.append(add_initializer(graph, stored[_name(linear, what)], dtype))
     attributes = {"K": columns, "N": rows, "bits": form.bits, "block_size": form.block_size, "accuracy_level": LEVEL_4}
     old = linear.matmul.outputs[0]
     new = ir.Value(name=old.name, type=old.type, shape=old.shape)

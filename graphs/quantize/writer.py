@@ -1,0 +1,112 @@
+"""What a scheme stores, written as a stream: one linear in memory, one file a layer, each tensor hashed; and how a graph reads it.
+
+Files: weights/<scheme>-layer-000.safetensors …, <scheme>-shared.safetensors (what is in no layer), <scheme>-checksums.json.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from artifact.errors import QuantizationError
+from artifact.layout import layer_of
+from artifact.steps import StepContext
+from artifact.tensor_file import StoredTensor, checksums_json, plan_tensors, write_tensors
+
+Result = TypeVar("Result")
+Floats = NDArray[np.float32]
+ROW_BLOCK_VALUES = 1 << 22
+SAFETENSORS = {ir.DataType.FLOAT16: "F16", ir.DataType.FLOAT: "F32"}
+"""Dtype of a float weight → what safetensors calls it."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What a scheme stores of one module.
+
+    Attributes:
+        module: its path; the layer decides the file.
+        tensors: name → (dtype of safetensors, shape), in stored order.
+        make: gives their arrays in that order; called when the module's turn has come, and nothing of the one before is kept.
+    """
+
+    module: str
+    tensors: Mapping[str, tuple[str, tuple[int, ...]]]
+    make: Callable[[], Iterable[NDArray[Any]]]
+
+
+def write_pieces(step: StepContext, scheme: str, pieces: Sequence[Piece]) -> dict[str, StoredTensor]:
+    """Write all pieces, one layer's file after the other, and the checksums.
+
+    Returns:
+        Name → where it lies.
+    """
+    stored: list[StoredTensor] = []
+    done = 0
+    in_order = sorted(pieces, key=lambda piece: _place(layer_of(piece.module)))
+    for layer, group in groupby(in_order, key=lambda piece: layer_of(piece.module)):
+        part = "shared" if layer is None else f"layer-{layer:03d}"
+        members, file = list(group), f"weights/{scheme}-{part}.safetensors"
+        step.progress(f"quantising {part}", done, len(pieces))
+        header, planned = plan_tensors(file, {name: form for piece in members for name, form in piece.tensors.items()})
+        with step.write(file) as temporary:
+            stored += write_tensors(temporary, header, planned, (array.data.cast("B") for piece in members for array in piece.make()))
+        done += len(members)
+    with step.write(f"weights/{scheme}-checksums.json") as temporary:
+        temporary.write_text(checksums_json(stored), encoding="utf-8")
+    return {tensor.name: tensor for tensor in stored}
+
+
+def _place(layer: int | None) -> tuple[bool, int]:
+    """Layers by number, then what is in none."""
+    return layer is None, layer or 0
+
+
+def read_mapped(value: ir.Value, folder: Path, use: Callable[[NDArray[Any]], Result]) -> Result:
+    """What ``use`` makes of a stored weight, which is mapped from its file as long as that takes; it must keep no view of it."""
+    tensor = value.const_value
+    assert tensor is not None
+    if not isinstance(tensor, ir.ExternalTensor):
+        return use(tensor.numpy())
+    tensor.base_dir = folder
+    result = use(tensor.numpy())
+    tensor.release()
+    return result
+
+
+def row_blocks(weight: NDArray[Any], name: str, values: int = ROW_BLOCK_VALUES) -> Iterator[tuple[slice, Floats]]:
+    """Some rows of a weight [out, in] at a time, copied to float32.
+
+    Raises:
+        QuantizationError: one of them is NaN or Inf.
+    """
+    height = max(1, values // weight.shape[1])
+    for start in range(0, len(weight), height):
+        rows = slice(start, min(start + height, len(weight)))
+        exact = weight[rows].astype(np.float32)
+        if not np.isfinite(exact).all():
+            raise QuantizationError(f"{name}.weight holds NaN or Inf in rows {rows.start} … {rows.stop - 1}")
+        yield rows, exact
+
+
+def add_initializer(graph: ir.Graph, tensor: StoredTensor, dtype: ir.DataType, shape: tuple[int, ...] | None = None) -> ir.Value:
+    """A new initializer of a graph that reads a stored tensor; ``shape`` where its bytes hold more elements than safetensors can say."""
+    size = ir.Shape(shape or tensor.shape)
+    data = ir.ExternalTensor(tensor.file, tensor.offset, tensor.length, dtype, shape=size, name=tensor.name)
+    value = ir.Value(name=tensor.name, shape=size, type=ir.TensorType(dtype), const_value=data)
+    graph.initializers.add(value)
+    return value
+
+
+def shape_of(value: ir.Value) -> tuple[int, int]:
+    """(out, in) of a linear's weight."""
+    assert value.shape is not None
+    rows, columns = value.shape.numpy()
+    return int(rows), int(columns)
