@@ -117,6 +117,15 @@ MaxBatch = Annotated[int, typer.Option(min=1, help="Largest batch of the engine.
 MaxLength = Annotated[int | None, typer.Option(min=2, help="Largest number of tokens, past included; default the model's, at most 4096.")]
 TextFile = Annotated[Path | None, typer.Option(help="UTF-8 text for perplexity and parity; default: a committed one.")]
 Tokens = Annotated[int | None, typer.Option(min=64, help="How many tokens of the text to score.")]
+Calibration = Annotated[
+    str | None,
+    typer.Option(
+        help='UTF-8 text, or .jsonl of {"text": …}, that activations are measured on; default: a committed one. none: round plainly.',
+        metavar="FILE|none",
+    ),
+]
+CalibrationTokens = Annotated[int | None, typer.Option(min=64, help="Tokens to calibrate on; default 2,048.")]
+CalibrationLength = Annotated[int | None, typer.Option(min=8, help="Tokens of each calibration sequence; default 256.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the report as one JSON object, and nothing else, on stdout.")]
 
 
@@ -142,6 +151,9 @@ def run(
     backend: BackendOption = Backend.auto,
     max_batch: MaxBatch = 4,
     max_length: MaxLength = None,
+    calibration: Calibration = None,
+    calibration_tokens: CalibrationTokens = None,
+    calibration_length: CalibrationLength = None,
     text: TextFile = None,
     tokens: Tokens = None,
     force: Force = False,
@@ -150,18 +162,19 @@ def run(
     """All steps, resumable: `cli.py run --checkpoint demo --precision fp16 --precision int8`."""
     from commands import build, validate
     from commands import run as command
+    from commands.calibrate import CalibrationOptions
     from commands.export import ExportOptions
     from exporter.checkpoints.request import CheckpointRequest
 
     request = CheckpointRequest(checkpoint, size, revision, config, lora)
-    export_options = ExportOptions(dtype.value, kv_cache.value, weights.value)
-    build_options = build.BuildOptions(target, backend.value, max_batch, max_length)
-    validate_options = validate.ValidateOptions(text=text, tokens=tokens)
+    options = command.RunOptions(
+        ExportOptions(dtype.value, kv_cache.value, weights.value),
+        CalibrationOptions(calibration, calibration_tokens, calibration_length),
+        build.BuildOptions(target, backend.value, max_batch, max_length),
+        validate.ValidateOptions(text=text, tokens=tokens),
+    )
     with _Watched() as progress:
-        report = command.run(
-            request, out, tuple(one.value for one in precision or ()), export_options=export_options,
-            build_options=build_options, validate_options=validate_options, force=force, progress=progress,
-        )  # fmt: skip
+        report = command.run(request, out, tuple(one.value for one in precision or ()), options, force=force, progress=progress)
     _show("run", report, as_json=as_json)
 
 
@@ -230,14 +243,19 @@ def quantize(
     target: Annotated[
         FuseTarget, typer.Option(help="Whose fused graph, and whose operators; onnxruntime: one scale per block.")
     ] = FuseTarget.tensorrt,
+    calibration: Calibration = None,
+    calibration_tokens: CalibrationTokens = None,
+    calibration_length: CalibrationLength = None,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
     """fused.onnx → int8.onnx, or int8-onnxruntime.onnx: `cli.py quantize artifacts/llama-2-7b --scheme int8`."""
     from commands import graphs
+    from commands.calibrate import CalibrationOptions
 
+    options = CalibrationOptions(calibration, calibration_tokens, calibration_length)
     with _Watched() as progress:
-        outcome = graphs.quantize(artifact, scheme=scheme.value, target=target.value, force=force, progress=progress)
+        outcome = graphs.quantize(artifact, scheme=scheme.value, target=target.value, calibration=options, force=force, progress=progress)
     _show("quantize", outcome.report, as_json=as_json, up_to_date=outcome.up_to_date)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from artifact.errors import ArtifactError
-from artifact.steps import MADE_BY
+from artifact.step_kinds import MADE_BY
 
 
 def load_graph(path: Path) -> ir.Model:

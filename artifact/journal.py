@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from artifact.manifest import UNFINISHED, atomic_write, unchanged
+from artifact.step_kinds import CALIBRATION
 
 Entry = dict[str, Any]
 OUR_FOLDERS = ("weights", "engines", "reports")
@@ -30,7 +31,9 @@ def is_ours(artifact: Path, file: str, *, in_place: bool = False) -> bool:
     """Whether a recorded name may be one of a step's files: inside the folder, and no checkpoint's; in its own folder that is all it may have."""
     if not (artifact / file).resolve().is_relative_to(artifact.resolve()):
         return False
-    return file.split("/", maxsplit=1)[0] in OUR_FOLDERS or (file.endswith(".onnx") if in_place else not file.endswith(WEIGHTS))
+    return (
+        file == CALIBRATION or file.split("/", maxsplit=1)[0] in OUR_FOLDERS or (file.endswith(".onnx") if in_place else not file.endswith(WEIGHTS))
+    )
 
 
 @dataclass

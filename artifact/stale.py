@@ -11,6 +11,11 @@ from typing import Any
 
 from artifact.manifest import Manifest
 
+DONE_BY = {"calibrate": "quantize"}
+"""Step → the command that does it, where it is no command itself."""
+NO_FLAGS = ("sha256",)
+"""Recorded options that no command takes."""
+
 
 @dataclass(frozen=True)
 class Stale:
@@ -54,8 +59,10 @@ def stale_maker(artifact: Path, manifest: Manifest, file: str) -> Stale | None:
 
 def command_of(artifact: Path, step_id: str, options: Mapping[str, Any]) -> str:
     """The command that does a recorded step again: its options are those of the command line."""
-    flags = [word for key, value in options.items() if value not in (None, False) for word in (f"--{key.replace('_', '-')}", str(value))]
-    return shlex.join(["python", "cli.py", step_id.split("-", maxsplit=1)[0], str(artifact), *(word for word in flags if word != "True")])
+    given = {key: value for key, value in options.items() if value not in (None, False) and key not in NO_FLAGS}
+    flags = [word for key, value in given.items() for word in (f"--{key.replace('_', '-')}", str(value))]
+    kind = step_id.split("-", maxsplit=1)[0]
+    return shlex.join(["python", "cli.py", DONE_BY.get(kind, kind), str(artifact), *(word for word in flags if word != "True")])
 
 
 def _current_hashes(steps: Mapping[str, Mapping[str, Any]], stale: Mapping[str, Stale]) -> dict[str, set[str]]:

@@ -1,4 +1,4 @@
-"""The five steps as data, and how one is carried out: found up to date, or done and recorded.
+"""How a step is carried out: found up to date, or done and recorded.
 
 A step is up to date when its options, tool versions, rules (the source files that decide its result) and inputs are those recorded, and its
 outputs are still the files it wrote. Whatever differs is named; only what depends on it is done again.
@@ -21,57 +21,10 @@ from artifact.journal import Entry, Journal, is_ours
 from artifact.manifest import FINGERPRINT, Manifest, atomic_write, fingerprint, locked, read_manifest, unchanged, write_manifest
 from artifact.progress import Progress, silent
 from artifact.stale import stale_maker
+from artifact.step_kinds import MADE_BY, STEPS
 
 Report = dict[str, Any]
 ROOT = Path(__file__).resolve().parent.parent
-
-
-@dataclass(frozen=True)
-class Step:
-    """What a kind of step reads, and what decides its result.
-
-    Attributes:
-        inputs: glob patterns in the artifact folder; the first must match.
-        rules: glob patterns of source files, from the project's root.
-        packages: distributions whose versions matter.
-    """
-
-    inputs: tuple[str, ...]
-    rules: tuple[str, ...]
-    packages: tuple[str, ...]
-
-
-SHARED = ("artifact/*.py",)
-"""What every step imports."""
-
-STEPS: Mapping[str, Step] = {
-    "export": Step((), ("exporter/**/*.py", *SHARED), ("torch", "onnx", "onnx-ir", "onnxscript", "gguf", "safetensors", "tokenizers")),
-    "fuse": Step(("traced.onnx",), ("graphs/fusions/*.py", "graphs/lowering/*.py", "graphs/*.py", *SHARED), ("onnx-ir", "onnxscript")),
-    "quantize": Step(("weights/checksums.json",), ("graphs/quantize/*.py", "graphs/fusions/_contrib.py", *SHARED), ("onnx-ir", "numpy")),
-    "build": Step((), ("engines/**/*.py", *SHARED), ("onnx-ir", "polygraphy", "tensorrt-rtx-cu12")),
-    "validate": Step(
-        ("traced.onnx", "*.onnx", "weights/*", "tokenizer*", "engines/*/build.json"),
-        (
-            "validation/**/*.py",
-            "validation/**/*.j2",
-            "validation/texts/*",
-            "exporter/**/*.py",
-            "graphs/diff.py",
-            "graphs/partition.py",
-            "artifact/*.py",
-        ),
-        ("torch", "transformers", "onnxruntime-gpu", "onnxruntime", "onnx-ir", "numpy", "tokenizers"),
-    ),
-}
-"""Step name → what it depends on. A step id is a name, or a name and a variant: `quantize-int8`, `fuse-onnxruntime`, `build-a100-80gb-fp16`."""
-
-_QUANTIZE = "python cli.py quantize {artifact} --scheme "
-MADE_BY = {
-    **dict.fromkeys(("traced.onnx", "weights/checksums.json"), "python cli.py export --checkpoint SRC --out {artifact}"),
-    **{"fused.onnx": "python cli.py fuse {artifact}", "fused-onnxruntime.onnx": "python cli.py fuse {artifact} --target onnxruntime"},
-    **{"int8.onnx": _QUANTIZE + "int8", **{f"{one}-onnxruntime.onnx": f"{_QUANTIZE}{one} --target onnxruntime" for one in ("int8", "int4")}},
-}
-"""File → the command that makes it."""
 
 
 @dataclass
@@ -192,6 +145,17 @@ def require(artifact: Path, file: str) -> Path:
     if stale is not None:
         raise ArtifactError(f"{path} is stale: {stale.step} made it from another {stale.file}", hint=stale.command)
     return path
+
+
+def forget_step(artifact: Path, step_id: str) -> None:
+    """Take back a step whose files no recorded step reads any more: its files, and what is recorded of it."""
+    with locked(artifact):
+        manifest = read_manifest(artifact)
+        files = manifest["steps"].get(step_id, {}).get("outputs", {})
+        if files and not any(file in step["inputs"] for step in manifest["steps"].values() for file in files):
+            _remove_stale(artifact, manifest, step_id, {})
+            del manifest["steps"][step_id]
+            write_manifest(artifact, manifest)
 
 
 def _why_stale(artifact: Path, record: dict[str, Any] | None, wanted: dict[str, Any]) -> str:

@@ -48,17 +48,20 @@ class StoredTensor:
     blake3: str = ""
 
 
-def plan_tensors(file: str, tensors: Mapping[str, tuple[str, tuple[int, ...]]]) -> tuple[bytes, list[StoredTensor]]:
+def plan_tensors(
+    file: str, tensors: Mapping[str, tuple[str, tuple[int, ...]]], metadata: Mapping[str, str] | None = None
+) -> tuple[bytes, list[StoredTensor]]:
     """Lay tensors out in the order given, without gaps.
 
     Args:
         file: path relative to the artifact folder.
         tensors: name → (dtype, shape).
+        metadata: words of the header, beside those that say who can read the file.
 
     Returns:
         The file's first bytes up to the data, and where each tensor will lie.
     """
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    header: dict[str, Any] = {"__metadata__": {"format": "pt", **(metadata or {})}}
     position, spans = 0, {}
     for name, (dtype, shape) in tensors.items():
         length = prod(shape) * ITEM_BYTES[dtype]

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
-from artifact.errors import QuantizationError
-from artifact.manifest import require_artifact
+from artifact.errors import QuantizationError, UsageError
+from artifact.manifest import locked, read_manifest, require_artifact
 from artifact.progress import Progress, silent
-from artifact.steps import Outcome, Report, StepContext, require, run_step
+from artifact.step_kinds import CALIBRATION
+from artifact.steps import Outcome, Report, StepContext, forget_step, require, run_step
 from artifact.tensor_file import read_checksums
 from artifact.weight_files import check_weight_files
+from commands.calibrate import CalibrationOptions, calibrate, why_plain
 
 SCHEMES: dict[str, tuple[str, ...]] = {"tensorrt": ("int8",), "onnxruntime": ("int8", "int4")}
 """Target → what it can be quantised to."""
+CALIBRATED = {("tensorrt", "int8")}
+"""(target, scheme) that look at activations before they round."""
 SOURCES = {"tensorrt": "fused.onnx", "onnxruntime": "fused-onnxruntime.onnx"}
 
 
@@ -52,27 +57,59 @@ def fuse_file(
     return fuse_graph(graph, out, target=target, allow_partial=allow_partial, min_tensorrt=min_tensorrt, progress=progress)
 
 
-def quantize(artifact: Path, *, scheme: str = "int8", target: str = "tensorrt", force: bool = False, progress: Progress = silent) -> Outcome:
-    """Quantise the target's fused graph; writes `<scheme>.onnx` or `<scheme>-onnxruntime.onnx`, and its weights."""
+def quantize(
+    artifact: Path,
+    *,
+    scheme: str = "int8",
+    target: str = "tensorrt",
+    calibration: CalibrationOptions | None = None,
+    force: bool = False,
+    progress: Progress = silent,
+) -> Outcome:
+    """Quantise the target's fused graph, calibrated where the scheme uses that; writes `<scheme>.onnx` or `<scheme>-onnxruntime.onnx`."""
     require_artifact(artifact, "quantize", weights=True)
     if scheme not in SCHEMES.get(target, ()):
         known = "; ".join(f"{name}: {', '.join(schemes)}" for name, schemes in SCHEMES.items())
         raise QuantizationError(f"no scheme {scheme!r} for target {target!r}; there are: {known}")
+    options = {"scheme": scheme} if target == "tensorrt" else {"scheme": scheme, "target": target}
+    step_id = _step_id(f"quantize-{scheme}", target)
+    if (target, scheme) not in CALIBRATED:
+        if calibration is not None and calibration.given:
+            raise UsageError(f"{scheme} for {target} is not calibrated", hint=f"leave out {calibration.given}")
+        return run_step(artifact, step_id, options, _work(scheme, target, None), inputs=(SOURCES[target],), force=force, progress=progress)
+    with locked(artifact):
+        wanted = calibration or CalibrationOptions()
+        plainly = why_plain(artifact, wanted)
+        require(artifact, SOURCES[target])
+        if plainly is None:
+            calibrate(artifact, wanted, force=force, progress=progress)
+        inputs = (SOURCES[target],) if plainly is not None else (SOURCES[target], CALIBRATION)
+        outcome = run_step(
+            artifact, step_id, options | wanted.recorded(), _work(scheme, target, plainly), inputs=inputs, force=force, progress=progress
+        )
+        forget_step(artifact, "calibrate")
+    return outcome
+
+
+def _work(scheme: str, target: str, plainly: str | None) -> Callable[[StepContext], Report]:
+    """What writes a quantised graph; where it is calibrated, the report says on what, or why not."""
 
     def work(step: StepContext) -> Report:
-        for file in sorted({tensor.file for tensor in read_checksums(artifact).values()}):
-            require(artifact, file)
+        for file in sorted({tensor.file for tensor in read_checksums(step.artifact).values()}):
+            require(step.artifact, file)
         if target == "onnxruntime":
             from graphs.quantize.blocks import quantize_blocks
 
             return quantize_blocks(step, scheme)
         from graphs.quantize.int8 import quantize_int8
+        from graphs.quantize.statistics import Statistics
 
-        return quantize_int8(step)
+        if plainly is not None:
+            return quantize_int8(step, None) | {"calibration": {"text": None, "reason": plainly}}
+        measured = read_manifest(step.artifact)["steps"]["calibrate"]["report"]
+        return quantize_int8(step, Statistics(step.artifact / CALIBRATION)) | {"calibration": measured}
 
-    options = {"scheme": scheme} if target == "tensorrt" else {"scheme": scheme, "target": target}
-    step_id = _step_id(f"quantize-{scheme}", target)
-    return run_step(artifact, step_id, options, work, inputs=(SOURCES[target],), force=force, progress=progress)
+    return work
 
 
 def _step_id(name: str, target: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from artifact.errors import UsageError
@@ -11,20 +11,29 @@ from artifact.manifest import locked
 from artifact.progress import Progress, silent
 from artifact.steps import Outcome, Report
 from commands.build import BuildOptions, build, check_precision
+from commands.calibrate import CalibrationOptions
 from commands.export import ExportOptions, export_into, resolve
 from commands.graphs import SCHEMES, fuse, quantize
 from commands.validate import ValidateOptions, validate
 from exporter.checkpoints import CheckpointRequest, pin_request
 
 
+@dataclass(frozen=True)
+class RunOptions:
+    """Of the artifact, of the precisions that look at activations, of every engine, and of the report."""
+
+    export: ExportOptions = field(default_factory=ExportOptions)
+    calibration: CalibrationOptions = field(default_factory=CalibrationOptions)
+    build: BuildOptions = field(default_factory=BuildOptions)
+    validate: ValidateOptions = field(default_factory=ValidateOptions)
+
+
 def run(
     request: CheckpointRequest,
     out: Path | None,
     precisions: tuple[str, ...],
+    options: RunOptions | None = None,
     *,
-    export_options: ExportOptions | None = None,
-    build_options: BuildOptions | None = None,
-    validate_options: ValidateOptions | None = None,
     force: bool = False,
     progress: Progress = silent,
 ) -> Report:
@@ -34,9 +43,7 @@ def run(
         request: the checkpoint.
         out: the artifact folder; None means `artifacts/<name>`.
         precisions: engines to build; empty means the artifact's own dtype.
-        export_options: of the artifact.
-        build_options: of every engine.
-        validate_options: of the report.
+        options: of the steps.
         force: do every step, up to date or not.
         progress: told what is being done.
 
@@ -44,7 +51,8 @@ def run(
         artifact, passed, seconds, steps [{step, done, reason, seconds}], and each step's own report under its name.
     """
     start = time.perf_counter()
-    exported = export_options or ExportOptions()
+    options = options or RunOptions()
+    exported = options.export
     _check_runnable(exported)
     wanted = tuple(dict.fromkeys(precisions)) or (exported.dtype,)
     for precision in wanted:
@@ -54,14 +62,12 @@ def run(
     with locked(artifact):
         outcomes = {"export": export_into(artifact, checkpoint, request, exported, force=force, progress=progress)}
         outcomes["fuse"] = fuse(artifact, force=force, progress=progress)
+        for scheme in (one for one in wanted if one in SCHEMES["tensorrt"]):
+            quantized = quantize(artifact, scheme=scheme, calibration=options.calibration, force=force, progress=progress)
+            outcomes[f"quantize-{scheme}"] = quantized
         for precision in wanted:
-            if precision in SCHEMES["tensorrt"]:
-                outcomes[f"quantize-{precision}"] = quantize(artifact, scheme=precision, force=force, progress=progress)
-        for precision in wanted:
-            outcomes[f"build-{precision}"] = build(artifact, precision, build_options or BuildOptions(), force=force, progress=progress)
-        outcomes["validate"] = validate(
-            artifact, replace(validate_options or ValidateOptions(), checkpoint=request.source), force=force, progress=progress
-        )
+            outcomes[f"build-{precision}"] = build(artifact, precision, options.build, force=force, progress=progress)
+        outcomes["validate"] = validate(artifact, replace(options.validate, checkpoint=request.source), force=force, progress=progress)
     return {
         "artifact": str(artifact),
         "passed": _passed(outcomes),

@@ -59,9 +59,18 @@ def _first_refusal(rule: Report) -> tuple[str, str]:
 def _quantize(report: Report) -> Iterable[Sheet]:
     target = f" for {report['target']}" if "target" in report else ""
     yield Sheet(f"{report['scheme']}{target}: {report['quantized']} of {report['linears']} linears quantised, {_megabytes(report['bytes'])}")
+    if "calibration" in report:
+        yield Sheet(_calibration(report["calibration"]))
     yield from (Sheet(f"{count} linears: {form}") for form, count in report.get("formats", {}).items())
     for kept in report["kept"]:
         yield Sheet(f"kept: {kept['name']}: {kept['reason']}")
+
+
+def _calibration(calibration: Report) -> str:
+    if calibration["text"] is None:
+        return f"plain rounding, not calibrated: {calibration['reason']}"
+    shape = f"{calibration['sequences']} sequences, {calibration['tokens']:,} tokens"
+    return f"calibrated on {calibration['text']}: {shape}; {calibration['file']} takes {_megabytes(calibration['bytes'])}"
 
 
 def _build(report: Report) -> Iterable[Sheet]:

@@ -17,7 +17,8 @@ from artifact.io_spec import Dtype
 from artifact.layout import parameter_count
 from artifact.manifest import kv_cache_of, require_artifact
 from artifact.progress import Progress
-from artifact.steps import MADE_BY, StepContext
+from artifact.step_kinds import MADE_BY
+from artifact.steps import StepContext
 from engines.device import Device
 from exporter.checkpoints import Checkpoint
 from validation import machine, tolerances

@@ -95,7 +95,7 @@ class Reference:
             progress: told which layer runs.
         """
         kept_cache = range(len(sequences)) if keep_cache is None else keep_cache
-        states = [F.embedding(torch.from_numpy(ids), self._embedding)[None].to(dtype) for ids in sequences]  # [1, L, E]
+        states = self.embed(sequences, dtype)
         caches: list[tuple[list[Array], list[Array]]] = [([], []) for _ in sequences]
         hidden: dict[int, list[Array]] = {index: [_array(states[index])] for index in keep_hidden}
         tables = rotary_tables(self.config, dtype)
@@ -105,36 +105,47 @@ class Reference:
             if on_layer is not None:
                 on_layer(number, layer)
             for index, state in enumerate(states):
-                states[index], present = self._advance(layer, state, tables)
+                states[index], present = self.advance(layer, state, tables)
                 if index in kept_cache:
                     for kept, tensor in zip(caches[index], present, strict=True):
                         kept.append(_array(tensor))
                 if index in hidden:
                     hidden[index].append(_array(states[index]))
-        norm = self._final_norm(dtype)
-        lm_head = self._lm_head.to(dtype)
+            del layer  # before the next one is read
+        norm = self.final_norm(dtype)
+        lm_head = self.lm_head.to(dtype)
         return [ReferenceRun(norm(state)[0], lm_head, *caches[index], hidden.get(index)) for index, state in enumerate(states)]
 
-    def _advance(self, layer: DecoderLayer, state: Tensor, tables: tuple[Tensor, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        length = state.shape[1]
+    def embed(self, sequences: Sequence[NDArray[np.int64]], dtype: torch.dtype = torch.float32) -> list[Tensor]:
+        """Token ids [L] each → what enters the first layer, [1, L, E] each; only these rows become float32."""
+        table = self.read(EMBEDDING)
+        return [F.embedding(torch.from_numpy(ids), table)[None].float().to(dtype) for ids in sequences]
+
+    def advance(self, layer: DecoderLayer, state: Tensor, tables: tuple[Tensor, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """One layer further: [B, L, E] from position 0 → [B, L, E], and its keys and values [B, K, L, D].
+
+        Args:
+            layer: of ``decoder_layer``.
+            state: what enters it.
+            tables: ``rotary_tables`` in the dtype of the state.
+        """
+        batch, length, _ = state.shape
         cos, sin = (table[None, None, :length] for table in tables)  # [1, 1, L, D/2]
         mask = attention_allowed(torch.ones(1, length, dtype=torch.int64), length)
-        empty = state.new_zeros(1, self.config.num_key_value_heads, 0, self.config.head_dim)
+        empty = state.new_zeros(batch, self.config.num_key_value_heads, 0, self.config.head_dim)
         output, present = layer(state, cos, sin, mask, (empty, empty))
         return output, present
 
-    def _final_norm(self, dtype: torch.dtype) -> RMSNorm:
+    def final_norm(self, dtype: torch.dtype = torch.float32) -> RMSNorm:
+        """The norm behind the last layer."""
         norm = RMSNorm(self.config.hidden_size, self.config.rms_norm_eps)
         norm.load_state_dict({"weight": self._weight(FINAL_NORM, dtype)}, assign=True)
         return norm
 
     @cached_property
-    def _embedding(self) -> Tensor:
-        return self._weight(EMBEDDING, torch.float32)
-
-    @cached_property
-    def _lm_head(self) -> Tensor:
-        return self._embedding if self.config.tie_word_embeddings else self._weight(LM_HEAD, torch.float32)
+    def lm_head(self) -> Tensor:
+        """[V, E] float32; the embedding where it is tied."""
+        return self._weight(EMBEDDING if self.config.tie_word_embeddings else LM_HEAD, torch.float32)
 
     def _weight(self, name: str, dtype: torch.dtype) -> Tensor:
         return self.read(name).to(dtype)

@@ -61,7 +61,7 @@ def load_tokens(artifact: Path, config: LlamaConfig, text: Path | None, needed: 
             hint = "leave out --text, or export a checkpoint that has one"
             raise ValidationError(f"{artifact} has no {TOKENIZER}, so {text} can't be tokenised", hint=hint)
         return random_tokens(config, needed)
-    tokenizer = _open_tokenizer(artifact / TOKENIZER)
+    tokenizer = open_tokenizer(artifact / TOKENIZER)
     content = _read_text(text or DEFAULT_TEXT)
     ids = _encode(tokenizer, content, needed)
     name = (text or DEFAULT_TEXT).name
@@ -70,7 +70,7 @@ def load_tokens(artifact: Path, config: LlamaConfig, text: Path | None, needed: 
     if ids.max() >= config.vocab_size:
         largest = f"token {ids.max()}, the model's vocabulary has {config.vocab_size}"
         raise ValidationError(f"{artifact / TOKENIZER} gives {largest}: it belongs to another model", hint="export the checkpoint again")
-    return Tokens(ids, _bos(tokenizer, config), name, "text", hashlib.sha256(content.encode()).hexdigest())
+    return Tokens(ids, bos_of(tokenizer, config), name, "text", hashlib.sha256(content.encode()).hexdigest())
 
 
 def random_tokens(config: LlamaConfig, needed: int) -> Tokens:
@@ -79,7 +79,12 @@ def random_tokens(config: LlamaConfig, needed: int) -> Tokens:
     return Tokens(ids, None, f"random ids, seed {SEED}", "random ids", hashlib.sha256(ids.tobytes()).hexdigest())
 
 
-def _open_tokenizer(path: Path) -> Tokenizer:
+def open_tokenizer(path: Path) -> Tokenizer:
+    """A tokenizer of an artifact.
+
+    Raises:
+        ValidationError: the file can't be read as one.
+    """
     try:
         return Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises Exception itself
@@ -106,7 +111,7 @@ def _encode(tokenizer: Tokenizer, content: str, needed: int) -> NDArray[np.int64
     return np.asarray(ids[:needed], np.int64)
 
 
-def _bos(tokenizer: Tokenizer, config: LlamaConfig) -> int | None:
+def bos_of(tokenizer: Tokenizer, config: LlamaConfig) -> int | None:
     """BOS, where the model has one and its tokenizer puts it first."""
     ids = tokenizer.encode("a").ids
     return config.bos_token_id if ids and ids[0] == config.bos_token_id else None

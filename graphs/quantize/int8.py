@@ -24,14 +24,19 @@ from artifact.layout import MODULE_KEY, layer_of
 from artifact.steps import StepContext, require
 from artifact.tensor_file import StoredTensor
 from graphs.quantize.linears import Linear, find_linears
+from graphs.quantize.statistics import Statistics
 from graphs.quantize.writer import SAFETENSORS, Piece, add_initializer, read_mapped, row_blocks, shape_of, write_pieces
 
 LEVELS = 127
 """Symmetric: −127 … 127, so that a weight and its negative quantise alike."""
 
 
-def quantize_int8(step: StepContext) -> dict[str, Any]:
+def quantize_int8(step: StepContext, statistics: Statistics | None = None) -> dict[str, Any]:
     """Write ``int8.onnx`` and ``weights/int8-*.safetensors`` from ``fused.onnx``.
+
+    Args:
+        step: the artifact.
+        statistics: what calibration measured of activations; None rounds plainly.
 
     Returns:
         scheme, linears, quantized, kept, bytes, nodes, weight_error (root mean square, relative to the weights').

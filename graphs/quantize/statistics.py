@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from artifact.errors import QuantizationError
+from artifact.step_kinds import CALIBRATION
 
-FILE = "calibration.safetensors"
+FILE = CALIBRATION
 FIELDS = ("absmax", "mean_square", "samples", "first")
 Floats = NDArray[np.float32]
 

@@ -13,7 +13,8 @@ from artifact import steps
 from artifact.errors import ArtifactError
 from artifact.manifest import atomic_write, locked, read_manifest
 from artifact.ownership import check_belongs
-from artifact.steps import Outcome, Step, StepContext, run_step
+from artifact.step_kinds import Step
+from artifact.steps import Outcome, StepContext, run_step
 
 PACKAGES = ("numpy",)
 

@@ -72,7 +72,7 @@ def test_hidden_states_are_the_layers_inputs_and_the_last_output(reference: Refe
     assert np.array_equal(run.hidden[0], reference.read("model.embed_tokens.weight").float().numpy()[SEQUENCES[0]])
     with torch.inference_mode():
         state = torch.from_numpy(run.hidden[-1])[None]
-        normed = reference._final_norm(torch.float32)(state)[0]
+        normed = reference.final_norm(torch.float32)(state)[0]
     assert torch.equal(normed, run.final_hidden)
 
 

@@ -1,0 +1,76 @@
+"""The steps as data: what each reads, what decides its result, and which command makes a file.
+
+Five are commands; `calibrate` is done by `quantize` where a scheme uses what it measures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+CALIBRATION = "calibration.safetensors"
+"""What `calibrate` writes, in the artifact's root; graphs/quantize/statistics.py says what it holds."""
+CHECKSUMS = "weights/checksums.json"
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a kind of step reads, and what decides its result.
+
+    Attributes:
+        inputs: glob patterns in the artifact folder; the first must match.
+        rules: glob patterns of source files, from the project's root.
+        packages: distributions whose versions matter.
+    """
+
+    inputs: tuple[str, ...]
+    rules: tuple[str, ...]
+    packages: tuple[str, ...]
+
+
+SHARED = ("artifact/*.py",)
+"""What every step imports."""
+
+STEPS: Mapping[str, Step] = {
+    "export": Step((), ("exporter/**/*.py", *SHARED), ("torch", "onnx", "onnx-ir", "onnxscript", "gguf", "safetensors", "tokenizers")),
+    "fuse": Step(("traced.onnx",), ("graphs/fusions/*.py", "graphs/lowering/*.py", "graphs/*.py", *SHARED), ("onnx-ir", "onnxscript")),
+    "calibrate": Step(
+        (CHECKSUMS, "config.json", "tokenizer.json"),
+        (
+            "validation/calibration*.py",
+            "validation/artifact_weights.py",
+            "validation/reference.py",
+            "validation/text.py",
+            "validation/texts/calibration.jsonl",
+            "exporter/model.py",
+            "exporter/rope.py",
+            *SHARED,
+        ),
+        ("torch", "numpy", "tokenizers"),
+    ),
+    "quantize": Step((CHECKSUMS,), ("graphs/quantize/*.py", "graphs/fusions/_contrib.py", *SHARED), ("onnx-ir", "numpy")),
+    "build": Step((), ("engines/**/*.py", *SHARED), ("onnx-ir", "polygraphy", "tensorrt-rtx-cu12")),
+    "validate": Step(
+        ("traced.onnx", "*.onnx", "weights/*", "tokenizer*", "engines/*/build.json"),
+        (
+            "validation/**/*.py",
+            "validation/**/*.j2",
+            "validation/texts/*",
+            "exporter/**/*.py",
+            "graphs/diff.py",
+            "graphs/partition.py",
+            "artifact/*.py",
+        ),
+        ("torch", "transformers", "onnxruntime-gpu", "onnxruntime", "onnx-ir", "numpy", "tokenizers"),
+    ),
+}
+"""Step name → what it depends on. A step id is a name, or a name and a variant: `quantize-int8`, `fuse-onnxruntime`, `build-a100-80gb-fp16`."""
+
+_QUANTIZE = "python cli.py quantize {artifact} --scheme "
+MADE_BY = {
+    **dict.fromkeys(("traced.onnx", CHECKSUMS), "python cli.py export --checkpoint SRC --out {artifact}"),
+    **{"fused.onnx": "python cli.py fuse {artifact}", "fused-onnxruntime.onnx": "python cli.py fuse {artifact} --target onnxruntime"},
+    **{"int8.onnx": _QUANTIZE + "int8", **{f"{one}-onnxruntime.onnx": f"{_QUANTIZE}{one} --target onnxruntime" for one in ("int8", "int4")}},
+    CALIBRATION: "python cli.py quantize {artifact}",
+}
+"""File → the command that makes it."""

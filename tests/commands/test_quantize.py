@@ -1,0 +1,158 @@
+"""quantize and what it calibrates on: measured once, up to date while nothing changes, never silently left out."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from artifact.errors import ArtifactError, QuantizationError, UsageError
+from artifact.manifest import read_manifest, write_manifest
+from artifact.stale import command_of, stale_steps
+from artifact.steps import Outcome, run_step
+from commands.calibrate import CalibrationOptions
+from commands.graphs import fuse, quantize
+from commands.summary import summarize
+from exporter.checkpoints import open_checkpoint
+from exporter.export import export_checkpoint
+
+FILE = "calibration.safetensors"
+
+
+def write_tokenizer(folder: Path) -> None:
+    tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(["<unk>", "the", "of", "and", "to"])}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.save(str(folder / "tokenizer.json"))
+
+
+@pytest.fixture(scope="module")
+def fused(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Exported and fused, without a tokenizer; not to be changed."""
+    artifact = tmp_path_factory.mktemp("artifacts") / "tiny"
+    run_step(artifact, "export", {}, lambda step: export_checkpoint(step, open_checkpoint(str(tiny_checkpoint)), dtype="fp16"))
+    fuse(artifact)
+    return artifact
+
+
+@pytest.fixture
+def artifact(fused: Path, tmp_path: Path) -> Path:
+    """A copy with a tokenizer."""
+    copy = Path(shutil.copytree(fused, tmp_path / "tiny"))
+    write_tokenizer(copy)
+    return copy
+
+
+def steps(artifact: Path) -> list[str]:
+    return list(read_manifest(artifact)["steps"])
+
+
+def calibration(outcome: Outcome) -> dict[str, object]:
+    found: dict[str, object] = outcome.report["calibration"]
+    return found
+
+
+def test_int8_is_calibrated_on_the_committed_text_and_both_steps_are_recorded(artifact: Path) -> None:
+    outcome = quantize(artifact)
+    assert calibration(outcome)["text"] == "calibration.jsonl"
+    assert calibration(outcome)["tokens"] == 2048
+    assert steps(artifact) == ["export", "fuse", "calibrate", "quantize-int8"]
+    recorded = read_manifest(artifact)["steps"]
+    assert recorded["quantize-int8"]["inputs"][FILE] == recorded["calibrate"]["outputs"][FILE]["sha256"]
+    assert recorded["calibrate"]["report"]["bytes"] == (artifact / FILE).stat().st_size
+    assert quantize(artifact).up_to_date
+
+
+def test_another_text_or_another_size_is_measured_anew(artifact: Path, tmp_path: Path) -> None:
+    quantize(artifact)
+    before = (artifact / FILE).read_bytes()
+    (tmp_path / "t.txt").write_text("the of and to " * 200)
+    options = CalibrationOptions(str(tmp_path / "t.txt"), calibration_tokens=128, calibration_length=32)
+    outcome = quantize(artifact, calibration=options)
+    assert (calibration(outcome)["text"], calibration(outcome)["sequences"]) == ("t.txt", 4)
+    assert (artifact / FILE).read_bytes() != before
+    assert quantize(artifact, calibration=options).up_to_date
+    (tmp_path / "t.txt").write_text("to and of the " * 200)
+    assert not quantize(artifact, calibration=options).up_to_date
+
+
+def test_none_rounds_plainly_says_so_and_leaves_no_statistics(artifact: Path) -> None:
+    quantize(artifact)
+    outcome = quantize(artifact, calibration=CalibrationOptions("none"))
+    assert calibration(outcome) == {"text": None, "reason": "--calibration none"}
+    assert steps(artifact) == ["export", "fuse", "quantize-int8"]
+    assert not (artifact / FILE).exists()
+    lines = [sheet.title for sheet in summarize("quantize", outcome.report, up_to_date=False)]
+    assert "plain rounding, not calibrated: --calibration none" in lines
+
+
+def test_a_person_reads_what_was_calibrated_on_and_what_the_file_takes(artifact: Path) -> None:
+    lines = [sheet.title for sheet in summarize("quantize", quantize(artifact).report, up_to_date=False)]
+    assert any(line.startswith("calibrated on calibration.jsonl: ") and FILE in line for line in lines)
+
+
+def remove_tokenizer(artifact: Path) -> None:
+    (artifact / "tokenizer.json").unlink()
+
+
+def make_random(artifact: Path) -> None:
+    manifest = read_manifest(artifact)
+    manifest["model"]["format"] = "random"
+    write_manifest(artifact, manifest)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"), [(remove_tokenizer, "the artifact has no tokenizer.json"), (make_random, "random weights")], ids=["no tokenizer", "random"]
+)
+def test_where_nothing_can_be_measured_rounding_is_plain_and_says_why(change: Callable[[Path], None], reason: str, artifact: Path) -> None:
+    change(artifact)
+    assert calibration(quantize(artifact)) == {"text": None, "reason": reason}
+    assert quantize(artifact).up_to_date
+    with pytest.raises(QuantizationError, match=f"can't be calibrated on t.txt: {reason}") as caught:
+        quantize(artifact, calibration=CalibrationOptions("t.txt"))
+    assert caught.value.hint
+
+
+def test_a_text_that_is_not_there_is_refused(artifact: Path, tmp_path: Path) -> None:
+    with pytest.raises(QuantizationError, match=r"t\.txt is not a file") as caught:
+        quantize(artifact, calibration=CalibrationOptions(str(tmp_path / "t.txt")))
+    assert caught.value.hint
+    assert "calibrate" not in steps(artifact)
+
+
+def test_options_of_a_scheme_that_is_not_calibrated_are_a_usage_error(artifact: Path) -> None:
+    with pytest.raises(UsageError, match="int4 for onnxruntime is not calibrated") as caught:
+        quantize(artifact, scheme="int4", target="onnxruntime", calibration=CalibrationOptions(calibration_tokens=128))
+    assert caught.value.hint == "leave out --calibration-tokens"
+
+
+def test_nothing_is_measured_before_there_is_a_graph_to_quantise(artifact: Path) -> None:
+    (artifact / "fused.onnx").unlink()
+    with pytest.raises(ArtifactError, match=r"has no fused\.onnx"):
+        quantize(artifact)
+    assert not (artifact / FILE).exists()
+
+
+def test_statistics_of_other_weights_are_stale_and_quantize_makes_them_anew(artifact: Path) -> None:
+    quantize(artifact)
+    manifest = read_manifest(artifact)
+    manifest["steps"]["export"]["outputs"]["weights/checksums.json"]["sha256"] = "other"
+    stale = stale_steps(artifact, manifest)
+    assert stale["calibrate"].command == f"python cli.py quantize {artifact}"
+
+
+def test_the_command_of_a_calibration_has_the_options_of_quantize() -> None:
+    options = CalibrationOptions("t.txt", 128).recorded() | {"sha256": "abc"}
+    command = command_of(Path("art"), "calibrate", options)
+    assert command == "python cli.py quantize art --calibration t.txt --calibration-tokens 128"
+
+
+def test_metadata_of_the_statistics_is_json_free_of_paths(artifact: Path, tmp_path: Path) -> None:
+    (tmp_path / "t.txt").write_text("the of and to " * 200)
+    quantize(artifact, calibration=CalibrationOptions(str(tmp_path / "t.txt"), calibration_tokens=128))
+    with (artifact / FILE).open("rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    assert header["__metadata__"]["text"] == "t.txt"
