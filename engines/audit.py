@@ -15,6 +15,7 @@ from engines.graph_weights import Weight, find_biases, find_weights, weights_byt
 from engines.kernel_source import read_kernel_sources, source_bytes
 from engines.layer_checks import (
     ATTENTION_KERNELS,
+    BLOCK_LIMITS,
     LIMITS,
     STATIC_LIMITS,
     UNPACKED_LIMITS,
@@ -30,8 +31,14 @@ from engines.plan_sums import REASON, float16_sums
 from engines.static_checks import is_static, static_checks
 from engines.weight_search import Copies, count_copies
 
-BYTES_PER_WEIGHT = {"int8": (1.05, "int8 and its scales; 2 would be float16"), "fp16": (2.1, "float16, once; a second layout would show as 4")}
+BYTES_PER_WEIGHT = {
+    "int8": (1.05, "int8 and its scales; 2 would be float16"),
+    "int4": (0.57, "two levels a byte and a scale for each block of 32 to 128; 1 would be int8"),
+    "fp16": (2.1, "float16, once; a second layout would show as 4"),
+}
 """Precision → limit over all linears of that precision, and why."""
+QUANTIZED_BITS = {"int8": 8, "int4": 4}
+"""Precision → bits of a quantised weight."""
 APART = ".k_proj."
 """In the name of a weight that no other was packed with."""
 PLAN_LIMIT = 1.06
@@ -47,7 +54,7 @@ def audit_plan(plan: Path, graph_file: Path, *, precision: str, profiles: Sequen
     Args:
         plan: TensorRT-RTX plan.
         graph_file: ``<stage>-engine.onnx``.
-        precision: ``fp16``, ``int8`` or ``fp32``; fp32 comes from the unpacked graph, so of it only the weights' presence is asked.
+        precision: ``fp16``, ``int8``, ``int4`` or ``fp32``; fp32 comes from the unpacked graph, so of it only the weights' presence is asked.
         profiles: their names, in the plan's order.
         config: of the model.
 
@@ -62,11 +69,12 @@ def audit_plan(plan: Path, graph_file: Path, *, precision: str, profiles: Sequen
     programs, weights = read_programs(plan), find_weights(graph)
     reader, gated, static = PlanReader(graph, config), precision != "fp32", is_static(graph)
     launches = {name: _launches(programs, index, reader) for index, name in enumerate(profiles)}
-    per_weight, worst = bytes_per_weight(programs, weights, quantized=precision == "int8")
-    limits = STATIC_LIMITS if static else UNPACKED_LIMITS if any(APART in weight.name for weight in weights) else LIMITS
+    per_weight, worst = bytes_per_weight(programs, weights, quantized=precision in QUANTIZED_BITS)
+    limits = _limits(weights, precision, static=static)
     checks = [*_weight_checks(plan, graph, weights, gated), *_kernel_checks(programs, launches, reader, config, gated=gated, limits=limits)]
-    if precision == "int8":
-        checks += [*(quantized_check(found, weights, name) for name, found in launches.items()), _read_quantized(programs, weights)]
+    if precision in QUANTIZED_BITS:
+        checks += [quantized_check(found, weights, name, precision) for name, found in launches.items()]
+        checks.append(_read_quantized(programs, weights, QUANTIZED_BITS[precision]))
     if precision in BYTES_PER_WEIGHT:
         limit, reason = BYTES_PER_WEIGHT[precision]
         checks.append(check("bytes_per_weight", per_weight, limit, "<=", reason, where=worst))
@@ -84,6 +92,15 @@ def audit_plan(plan: Path, graph_file: Path, *, precision: str, profiles: Sequen
         "bytes_per_weight": per_weight,
         "audit": {"passed": all(line["passed"] is not False for line in checks), "checks": checks},
     }
+
+
+def _limits(weights: Sequence[Weight], precision: str, *, static: bool) -> Sequence[LayerLimit]:
+    """What a layer may hold, by the form of the graph."""
+    if static:
+        return STATIC_LIMITS
+    if any(APART in weight.name for weight in weights):
+        return UNPACKED_LIMITS
+    return BLOCK_LIMITS if precision == "int4" else LIMITS
 
 
 def _launches(programs: Sequence[Program], profile: int, reader: PlanReader) -> list[Launch]:
@@ -147,15 +164,18 @@ def _once(copies: Sequence[Copies], gated: bool) -> Check:
     return check("weights_stored_twice", len(twice), 0 if gated else None, "<=", reason, where=first(twice))
 
 
-def _read_quantized(programs: Sequence[Program], weights: Sequence[Weight]) -> Check:
+def _read_quantized(programs: Sequence[Program], weights: Sequence[Weight], bits: int) -> Check:
     """How many quantised weights their own GEMM does not read in some profile: another kernel writes them out in float16 for it."""
     written = [
-        weight.name
-        for weight in weights
-        if weight.quantized and any(sum(c.size_bytes for c in _constants([program], weight.linears)) < weight.parameters for program in programs)
+        weight.name for weight in weights if weight.quantized and any(8 * _bytes(program, weight) < bits * weight.parameters for program in programs)
     ]
     reason = "a weight that is written out in float16 before it is multiplied costs more memory traffic than a float16 engine"
     return check("weights_written_out", len(written), 0, "<=", reason, where=first(written))
+
+
+def _bytes(program: Program, weight: Weight) -> int:
+    """Of the constants that a weight's linears read in one program."""
+    return sum(constant.size_bytes for constant in _constants([program], weight.linears))
 
 
 def _constant_bytes(programs: Sequence[Program], weights: int, gated: bool) -> Check:
