@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from artifact.errors import QuantizationError, UsageError
+from artifact.errors import QuantizationError
 from artifact.manifest import locked, read_manifest, require_artifact
 from artifact.progress import Progress, silent
 from artifact.step_kinds import CALIBRATION
@@ -17,10 +18,15 @@ from artifact.weight_files import check_weight_files
 from commands.calibrate import CalibrationOptions, calibrate, why_plain
 from commands.placement import Model, OpenModel, PlacementOptions, check_placeable, decide, score
 
-SCHEMES: dict[str, tuple[str, ...]] = {"tensorrt": ("int8", "int8-smoothquant"), "onnxruntime": ("int8", "int4")}
-"""Target → what it can be quantised to."""
-CALIBRATED = {("tensorrt", "int8"), ("tensorrt", "int8-smoothquant")}
-"""(target, scheme) that look at activations before they round."""
+if TYPE_CHECKING:
+    from graphs.quantize.smoothing import Smoothing
+    from graphs.quantize.statistics import Statistics
+
+Kept = Mapping[str, str]
+"""Module path of a linear that is not quantised → why."""
+Write = Callable[[StepContext, "Statistics | None", Kept, Any], Report]
+SCHEMES: dict[str, tuple[str, ...]] = {"tensorrt": ("int8", "int8-smoothquant", "int4"), "onnxruntime": ("int8", "int4")}
+"""Target → what it can be quantised to; all of them look at activations before they round."""
 NEEDS_ACTIVATIONS = ("int8-smoothquant",)
 """Schemes that can't do without."""
 SOURCES = {"tensorrt": "fused.onnx", "onnxruntime": "fused-onnxruntime.onnx"}
@@ -72,7 +78,7 @@ def quantize(
     force: bool = False,
     progress: Progress = silent,
 ) -> Outcome:
-    """Quantise the target's fused graph, calibrated where the scheme uses that; writes `<scheme>.onnx` or `<scheme>-onnxruntime.onnx`."""
+    """Quantise the target's fused graph, calibrated where it can be; writes `<scheme>.onnx` or `<scheme>-onnxruntime.onnx`."""
     require_artifact(artifact, "quantize", weights=True)
     if scheme not in SCHEMES.get(target, ()):
         known = "; ".join(f"{name}: {', '.join(schemes)}" for name, schemes in SCHEMES.items())
@@ -80,10 +86,6 @@ def quantize(
     wanted, placing = calibration or CalibrationOptions(), placement or PlacementOptions()
     options = {"scheme": scheme} if target == "tensorrt" else {"scheme": scheme, "target": target}
     step_id, graph = _step_id(f"quantize-{scheme}", target), SOURCES[target]
-    if (target, scheme) not in CALIBRATED:
-        if given := wanted.given or placing.given:
-            raise UsageError(f"{scheme} for {target} is not calibrated", hint=f"leave out {given}")
-        return run_step(artifact, step_id, options, _work(_Plan(scheme, target)), inputs=(graph,), force=force, progress=progress)
     with locked(artifact):
         require(artifact, graph)
         open_model = cache(lambda: Model.open(artifact, scheme, graph, progress))  # once, and when its statistics are there
@@ -124,16 +126,11 @@ def _work(plan: _Plan) -> Callable[[StepContext], Report]:
     def work(step: StepContext) -> Report:
         for file in sorted({tensor.file for tensor in read_checksums(step.artifact).values()}):
             require(step.artifact, file)
-        if plan.target == "onnxruntime":
-            from graphs.quantize.blocks import quantize_blocks
-
-            return quantize_blocks(step, plan.scheme)
-        from graphs.quantize.int8 import quantize_int8
-        from graphs.quantize.int8_smoothquant import quantize_int8_smoothquant
         from graphs.quantize.statistics import Statistics
 
+        write = _writer(plan.scheme, plan.target)
         if plan.plainly is not None:
-            return quantize_int8(step, None) | {"calibration": {"text": None, "reason": plan.plainly}}
+            return write(step, None, {}, None) | {"calibration": {"text": None, "reason": plan.plainly}}
         statistics = Statistics(step.artifact / CALIBRATION)
         about = {"calibration": read_manifest(step.artifact)["steps"]["calibrate"]["report"]}
         kept: dict[str, str] = {}
@@ -142,11 +139,32 @@ def _work(plan: _Plan) -> Callable[[StepContext], Report]:
             model = plan.open_model()
             kept, about["placement"] = decide(step, plan.scheme, model, plan.limit_pct)
             smoothing = model.forms.smoothing
-        if plan.scheme == "int8":
-            return quantize_int8(step, statistics, kept) | about
-        return quantize_int8_smoothquant(step, statistics, kept=kept, found=smoothing) | about
+        return write(step, statistics, kept, smoothing) | about
 
     return work
+
+
+def _writer(scheme: str, target: str) -> Write:
+    """What writes the graph of a scheme: from statistics or plainly, but for what is kept, with what was searched for it already."""
+    if target == "onnxruntime":
+        from graphs.quantize.blocks import quantize_blocks
+
+        return lambda step, statistics, kept, found: quantize_blocks(step, scheme, statistics)
+    if scheme == "int8-smoothquant":
+        from graphs.quantize.int8_smoothquant import quantize_int8_smoothquant
+
+        def smooth(step: StepContext, statistics: Statistics | None, kept: Kept, found: Mapping[str, Smoothing] | None) -> Report:
+            assert statistics is not None
+            return quantize_int8_smoothquant(step, statistics, kept=kept, found=found)
+
+        return smooth
+    if scheme == "int4":
+        from graphs.quantize.int4 import quantize_int4
+
+        return lambda step, statistics, kept, found: quantize_int4(step, statistics)
+    from graphs.quantize.int8 import quantize_int8
+
+    return lambda step, statistics, kept, found: quantize_int8(step, statistics, kept)
 
 
 def _step_id(name: str, target: str) -> str:

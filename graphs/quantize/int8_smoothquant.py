@@ -24,12 +24,13 @@ from artifact.errors import QuantizationError
 from artifact.manifest import read_manifest
 from artifact.steps import StepContext
 from artifact.tensor_file import StoredTensor
-from graphs.quantize.int8 import dequantize, kept_always, open_fused, quantize_rows
+from graphs.quantize.int8 import FORM, quantize_rows
 from graphs.quantize.islands import Islands
 from graphs.quantize.linears import Linear, site_of
 from graphs.quantize.scaling import Scaling, fold
 from graphs.quantize.smoothing import Smoothing, smooth
 from graphs.quantize.statistics import Statistics
+from graphs.quantize.weight_only import dequantize, kept_always, open_fused
 from graphs.quantize.writer import SAFETENSORS, Piece, add_initializer, read_mapped, row_blocks, shape_of, write_pieces
 
 SCHEME = "int8-smoothquant"
@@ -55,7 +56,7 @@ def quantize_int8_smoothquant(
         QuantizationError: the graph is quantised already, has no linears, or none of a name that is kept; a weight holds NaN or Inf; the statistics
             are another model's.
     """
-    model, linears, chosen = open_fused(step)
+    model, linears, chosen = open_fused(step, SCHEME, FORM.opset)
     if unknown := kept.keys() - {linear.name for linear in chosen}:
         raise QuantizationError(f"fused.onnx has no linear {sorted(unknown)[0]} that could be kept from {SCHEME}")
     rounded = [linear for linear in chosen if linear.name not in kept]
@@ -151,7 +152,7 @@ def _rewrite(
     islands = Islands(graph)
     for linear in chosen:
         if linear.name in kept:
-            dequantize(graph, linear, stored)
+            dequantize(graph, linear, FORM, shape_of(linear.weight)[1], stored)
             continue
         dtypes = {"int8": ir.DataType.INT8, "scale": ir.DataType.FLOAT}
         levels, scale = (add_initializer(graph, stored[f"{linear.name}.weight_{part}"], dtype) for part, dtype in dtypes.items())
