@@ -94,8 +94,7 @@ def quantize(
         if plan.plainly is not None and scheme in NEEDS_ACTIVATIONS:
             short = f"{scheme} rounds activations by scales that are measured: {plan.plainly}"
             raise QuantizationError(short, hint="--scheme int8 is weight-only")
-        if plan.limit_pct is not None:
-            check_placeable(scheme, plan.plainly)
+        check_placeable(scheme, target, placing, plan.plainly)
         if plan.plainly is None:
             calibrate(artifact, wanted, force=force, progress=progress)
             inputs.append(CALIBRATION)

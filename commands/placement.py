@@ -145,17 +145,22 @@ def decide(step: StepContext, scheme: str, model: Model, limit_pct: float) -> tu
     return kept, measured
 
 
-def check_placeable(scheme: str, plainly: str | None) -> None:
-    """Refuse a limit that nothing can be measured for.
+def check_placeable(scheme: str, target: str, options: PlacementOptions, plainly: str | None) -> None:
+    """Refuse a limit that nothing can be measured for, and options that nothing comes of.
 
     Raises:
-        QuantizationError: nothing can be calibrated on, or the scheme has no forms.
+        UsageError: the scheme has no forms, or there is no limit that linears would be scored for.
+        QuantizationError: nothing can be calibrated on.
     """
     from validation.forms import FORMS
 
-    if scheme not in FORMS:
-        raise QuantizationError(f"--max-perplexity-increase is not for {scheme}; it is for {', '.join(FORMS)}", hint="leave it out")
-    if plainly is not None:
+    known = target == "tensorrt" and scheme in FORMS
+    if options.given and not known:
+        raise UsageError(f"{options.given} is not for {scheme} for {target}; it is for {', '.join(FORMS)} for tensorrt", hint="leave it out")
+    limit_pct = options.limit_pct(scheme)
+    if limit_pct is None and options.given:
+        raise UsageError(f"{options.given} is for scoring linears, which {scheme} does with a limit", hint="--max-perplexity-increase 1")
+    if limit_pct is not None and plainly is not None:
         raise QuantizationError(f"what quantising costs can't be measured: {plainly}", hint="leave out --max-perplexity-increase")
 
 

@@ -26,8 +26,7 @@ from exporter.checkpoints import open_checkpoint
 from exporter.export import export_checkpoint
 from graphs.quantize.placement import Measured, nats_of
 from graphs.quantize.sensitivities import LinearScore, read_scores
-from graphs.quantize.statistics import Statistics
-from validation import forms, joint_cost
+from validation import joint_cost
 
 ROOT = Path(__file__).resolve().parents[2]
 TOKENS = 64
@@ -93,7 +92,7 @@ def test_another_limit_uses_the_same_scores_and_no_limit_takes_them_back(artifac
     assert within(artifact, 50).up_to_date
     assert not within(artifact, 60).up_to_date
     assert (artifact / "scores-int8.json").stat().st_mtime_ns == measured
-    report = within(artifact, None).report
+    report = quantize(artifact).report
     assert "placement" not in report
     assert not list(artifact.glob("s*-int8.json"))
     assert list(read_manifest(artifact)["steps"]) == ["export", "fuse", "calibrate", "quantize-int8"]
@@ -148,19 +147,28 @@ def test_a_limit_is_a_number(limit: float) -> None:
     assert caught.value.hint
 
 
-def test_a_scheme_without_forms_has_no_limit(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UsageError, match="int4 for onnxruntime is not calibrated") as caught:
-        quantize(artifact, scheme="int4", target="onnxruntime", placement=PlacementOptions(1.0))
-    assert caught.value.hint == "leave out --max-perplexity-increase"
-    monkeypatch.setattr(forms, "FORMS", {"other": forms.int8_forms})
-    with pytest.raises(QuantizationError, match="--max-perplexity-increase is not for int8; it is for other"):
-        within(artifact, 1.0)
+@pytest.mark.parametrize(("scheme", "target"), [("int4", "tensorrt"), ("int4", "onnxruntime"), ("int8", "onnxruntime")])
+@pytest.mark.parametrize("options", [PlacementOptions(1.0), PlacementOptions(None, TOKENS)])
+def test_a_scheme_that_is_not_placed_takes_no_options_of_placement(scheme: str, target: str, options: PlacementOptions, artifact: Path) -> None:
+    if target == "onnxruntime":
+        fuse(artifact, target=target)
+    with pytest.raises(
+        UsageError, match=f"{options.given} is not for {scheme} for {target}; it is for int8, int8-smoothquant for tensorrt"
+    ) as caught:
+        quantize(artifact, scheme=scheme, target=target, placement=options)
+    assert caught.value.hint == "leave it out"
 
 
-def test_scores_are_those_of_the_scheme(artifact: Path) -> None:
-    """A linear's weight error in the scores is the one that quantize reports."""
-    report = within(artifact, 50).report
+def test_tokens_to_score_on_need_a_limit(artifact: Path) -> None:
+    with pytest.raises(UsageError, match="--sensitivity-tokens is for scoring linears, which int8 does with a limit") as caught:
+        within(artifact, None)
+    assert caught.value.hint == "--max-perplexity-increase 1"
+
+
+def test_scores_are_those_of_plain_rounding(artifact: Path) -> None:
+    """A linear's weight error in the scores is the one that quantize reports where it rounds plainly."""
+    within(artifact, 50)
     worst = max(scores(artifact), key=lambda score: score.weight_error)
+    report = quantize(artifact, calibration=CalibrationOptions("none")).report
     assert report["weight_error"]["worst"] == worst.name
     assert report["weight_error"]["worst_rms"] == pytest.approx(worst.weight_error, rel=1e-3)
-    assert Statistics(artifact / "calibration.safetensors").metadata["text"] == "calibration.jsonl"
