@@ -55,6 +55,7 @@ class Precision(StrEnum):
 
     fp16 = "fp16"
     int8 = "int8"
+    int8_smoothquant = "int8-smoothquant"
     int4 = "int4"
     fp32 = "fp32"
 
@@ -63,6 +64,7 @@ class Scheme(StrEnum):
     """Quantisation scheme."""
 
     int8 = "int8"
+    int8_smoothquant = "int8-smoothquant"
     int4 = "int4"
 
 
@@ -115,9 +117,12 @@ Force = Annotated[bool, typer.Option("--force", help="Do it even where it is up 
 Target = Annotated[str, typer.Option(help="GPU to build for: a100 (= a100-80gb), a100-40gb, a10, l4 …")]
 BackendOption = Annotated[Backend, typer.Option(help="Who builds the engine.")]
 MaxBatch = Annotated[int, typer.Option(min=1, help="Largest batch of the engine.")]
+Capacity = Annotated[int | None, typer.Option(min=2, help="Tokens that a static cache holds, prompt and answer together; of it alone.")]
 MaxLength = Annotated[int | None, typer.Option(min=2, help="Largest number of tokens, past included; default the model's, at most 4096.")]
-TextFile = Annotated[Path | None, typer.Option(help="UTF-8 text for perplexity and parity; default: a committed one.")]
-Tokens = Annotated[int | None, typer.Option(min=64, help="How many tokens of the text to score.")]
+TextFiles = Annotated[
+    list[Path] | None, typer.Option(help="UTF-8 text for perplexity and parity; may repeat: each is judged. Default: two committed ones.")
+]
+Tokens = Annotated[int | None, typer.Option(min=64, help="How many tokens to score, of all texts together; default: 1,024 of each, at least 2,048.")]
 Calibration = Annotated[
     str | None,
     typer.Option(
@@ -125,8 +130,18 @@ Calibration = Annotated[
         metavar="FILE|none",
     ),
 ]
-CalibrationTokens = Annotated[int | None, typer.Option(min=64, help="Tokens to calibrate on; default 2,048.")]
+CalibrationTokens = Annotated[int | None, typer.Option(min=64, help="Tokens to calibrate on; default 8,192.")]
 CalibrationLength = Annotated[int | None, typer.Option(min=8, help="Tokens of each calibration sequence; default 256.")]
+MaxIncrease = Annotated[
+    float | None,
+    typer.Option(
+        min=0,
+        help="Largest increase of perplexity, per cent: linears that cost too much are kept out; exit code 3 where none can be quantised. "
+        "Default: none; every linear is quantised.",
+        metavar="PCT",
+    ),
+]
+SensitivityTokens = Annotated[int | None, typer.Option(min=16, help="Tokens that each linear is scored on, with a limit; default 512.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the report as one JSON object, and nothing else, on stdout.")]
 
 
@@ -152,10 +167,13 @@ def run(
     backend: BackendOption = Backend.auto,
     max_batch: MaxBatch = 4,
     max_length: MaxLength = None,
+    capacity: Capacity = None,
     calibration: Calibration = None,
     calibration_tokens: CalibrationTokens = None,
     calibration_length: CalibrationLength = None,
-    text: TextFile = None,
+    max_perplexity_increase: MaxIncrease = None,
+    sensitivity_tokens: SensitivityTokens = None,
+    text: TextFiles = None,
     tokens: Tokens = None,
     force: Force = False,
     as_json: Json = False,
@@ -165,14 +183,16 @@ def run(
     from commands import run as command
     from commands.calibrate import CalibrationOptions
     from commands.export import ExportOptions
+    from commands.placement import PlacementOptions
     from exporter.checkpoints.request import CheckpointRequest
 
     request = CheckpointRequest(checkpoint, size, revision, config, lora)
     options = command.RunOptions(
         ExportOptions(dtype.value, kv_cache.value, weights.value),
         CalibrationOptions(calibration, calibration_tokens, calibration_length),
-        build.BuildOptions(target, backend.value, max_batch, max_length),
-        validate.ValidateOptions(text=text, tokens=tokens),
+        PlacementOptions(max_perplexity_increase, sensitivity_tokens),
+        build.BuildOptions(target, backend.value, max_batch, max_length, capacity),
+        validate.ValidateOptions(texts=tuple(text or ()), tokens=tokens),
     )
     with _Watched() as progress:
         report = command.run(request, out, tuple(one.value for one in precision or ()), options, force=force, progress=progress)
@@ -245,16 +265,22 @@ def quantize(
     calibration: Calibration = None,
     calibration_tokens: CalibrationTokens = None,
     calibration_length: CalibrationLength = None,
+    max_perplexity_increase: MaxIncrease = None,
+    sensitivity_tokens: SensitivityTokens = None,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
     """fused.onnx → int8.onnx, or int8-onnxruntime.onnx: `cli.py quantize artifacts/llama-2-7b --scheme int8`."""
     from commands import graphs
     from commands.calibrate import CalibrationOptions
+    from commands.placement import PlacementOptions
 
     options = CalibrationOptions(calibration, calibration_tokens, calibration_length)
+    placement = PlacementOptions(max_perplexity_increase, sensitivity_tokens)
     with _Watched() as progress:
-        outcome = graphs.quantize(artifact, scheme=scheme.value, target=target.value, calibration=options, force=force, progress=progress)
+        outcome = graphs.quantize(
+            artifact, scheme=scheme.value, target=target.value, calibration=options, placement=placement, force=force, progress=progress
+        )
     _show("quantize", outcome.report, as_json=as_json, up_to_date=outcome.up_to_date)
 
 
@@ -266,7 +292,7 @@ def build(
     backend: BackendOption = Backend.auto,
     max_batch: MaxBatch = 4,
     max_length: MaxLength = None,
-    capacity: Annotated[int | None, typer.Option(min=2, help="Tokens that a static cache holds, prompt and answer together; of it alone.")] = None,
+    capacity: Capacity = None,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
@@ -284,7 +310,7 @@ def validate(
     artifact: Annotated[Path | None, typer.Argument(help="Artifact folder; or give --graph and --checkpoint.", metavar="[ART]")] = None,
     graph: Annotated[Path | None, typer.Option(help="A decoder's ONNX file, ours or not, in the place of an artifact.", metavar="FILE")] = None,
     stage: Annotated[list[str] | None, typer.Option(help="Stage to check; may repeat. Default: all there.")] = None,
-    text: TextFile = None,
+    text: TextFiles = None,
     tokens: Tokens = None,
     checkpoint: Annotated[
         str | None, typer.Option(help="What the graph was exported from; of an artifact, where its checkpoint is now, if it moved.", metavar="SRC")
@@ -298,7 +324,7 @@ def validate(
 
     if (artifact is None) == (graph is None) or (graph is None and out is not None):
         raise typer.BadParameter("give an artifact folder, or --graph FILE and --checkpoint SRC")
-    options = command.ValidateOptions(tuple(stage or ()), text, tokens, checkpoint, device.value)
+    options = command.ValidateOptions(tuple(stage or ()), tuple(text or ()), tokens, checkpoint, device.value)
     with _Watched() as progress:
         if graph is not None:
             report = command.validate_file(graph, options, out=out, progress=progress)

@@ -14,16 +14,19 @@ from commands.build import BuildOptions, build, check_precision
 from commands.calibrate import CalibrationOptions
 from commands.export import ExportOptions, export_into, resolve
 from commands.graphs import SCHEMES, fuse, quantize
+from commands.placement import PlacementOptions
 from commands.validate import ValidateOptions, validate
+from engines.cache_form import longest
 from exporter.checkpoints import CheckpointRequest, pin_request
 
 
 @dataclass(frozen=True)
 class RunOptions:
-    """Of the artifact, of the precisions that look at activations, of every engine, and of the report."""
+    """Of the artifact, of the precisions that look at activations (on what, and where they stop), of every engine, and of the report."""
 
     export: ExportOptions = field(default_factory=ExportOptions)
     calibration: CalibrationOptions = field(default_factory=CalibrationOptions)
+    placement: PlacementOptions = field(default_factory=PlacementOptions)
     build: BuildOptions = field(default_factory=BuildOptions)
     validate: ValidateOptions = field(default_factory=ValidateOptions)
 
@@ -49,24 +52,31 @@ def run(
 
     Returns:
         artifact, passed, seconds, steps [{step, done, reason, seconds}], and each step's own report under its name.
+
+    Raises:
+        UsageError: there is nothing to build from.
+        EngineError: a bound of the other cache form, or a static cache without its capacity; before anything is exported.
+        ToolkitError: as each step.
     """
     start = time.perf_counter()
     options = options or RunOptions()
-    exported = options.export
+    exported, built = options.export, options.build
     _check_runnable(exported)
     wanted = tuple(dict.fromkeys(precisions)) or (exported.dtype,)
     for precision in wanted:
         check_precision(exported.dtype, precision)
     request = pin_request(request, progress=progress)
     checkpoint, artifact = resolve(request, out, exported, force=force, progress=progress)
+    longest(exported.kv_cache, checkpoint.config, built.max_length, built.capacity)
     with locked(artifact):
         outcomes = {"export": export_into(artifact, checkpoint, request, exported, force=force, progress=progress)}
         outcomes["fuse"] = fuse(artifact, force=force, progress=progress)
         for scheme in (one for one in wanted if one in SCHEMES["tensorrt"]):
-            quantized = quantize(artifact, scheme=scheme, calibration=options.calibration, force=force, progress=progress)
-            outcomes[f"quantize-{scheme}"] = quantized
+            outcomes[f"quantize-{scheme}"] = quantize(
+                artifact, scheme=scheme, calibration=options.calibration, placement=options.placement, force=force, progress=progress
+            )
         for precision in wanted:
-            outcomes[f"build-{precision}"] = build(artifact, precision, options.build, force=force, progress=progress)
+            outcomes[f"build-{precision}"] = build(artifact, precision, built, force=force, progress=progress)
         outcomes["validate"] = validate(artifact, replace(options.validate, checkpoint=request.source), force=force, progress=progress)
     return {
         "artifact": str(artifact),
@@ -81,12 +91,10 @@ def _check_runnable(options: ExportOptions) -> None:
     """Refuse before anything is read what a later step would refuse.
 
     Raises:
-        UsageError: a form that not all steps know, or nothing to build from.
+        UsageError: there is nothing to build from.
     """
     if options.weights == "none":
         raise UsageError("run needs the weights; --weights none writes the graph alone", hint="python cli.py export … --weights none")
-    if options.kv_cache == "static":
-        raise UsageError("run knows --kv-cache dynamic; the static form goes step by step", hint="python cli.py export … --kv-cache static")
 
 
 def _passed(outcomes: dict[str, Outcome]) -> bool | None:

@@ -11,9 +11,10 @@ import onnx_ir as ir
 import pytest
 
 from artifact.progress import silent
-from engines.audit import LAYER_TEXT, PLAN_LIMIT, PLAN_TEXT, audit_plan, plan_bytes
+from engines.audit import PLAN_LIMIT, PLAN_TEXT, audit_plan, plan_bytes
 from engines.backends.protocol import BuildRequest
 from engines.backends.tensorrt_rtx import TensorRTRTX
+from engines.form_limits import LAYER_TEXT
 from engines.kernel_source import read_kernel_sources
 from engines.layer_checks import ATTENTION_KERNELS
 from engines.plan_sums import float16_sums
@@ -36,7 +37,7 @@ def failures(result: dict[str, Any]) -> list[str]:
     return [check["check"] for check in result["audit"]["checks"] if check["passed"] is False]
 
 
-@pytest.mark.parametrize(("precision", "per_weight"), [("fp16", 2.0), ("int8", 1.0)])
+@pytest.mark.parametrize(("precision", "per_weight"), [("fp16", 2.0), ("int8", 1.0), ("int8-smoothquant", 1.0)])
 def test_passes_what_the_fusions_make(built: Built, precision: str, per_weight: float) -> None:
     stage, plan = built(2, precision)
     result = audit(stage, plan, precision)
@@ -46,7 +47,7 @@ def test_passes_what_the_fusions_make(built: Built, precision: str, per_weight: 
     assert (result["kernels"]["_gemv_mha_v1"], result["kernels"]["_gemm_mha_v2"]) == (2, 2)
     assert "_gemv_mha_v1" not in result["kernels_by_profile"]["prefill"]
     gemms = [kernel for group in result["kernels_by_layer"]["decode"]["layers"] for kernel in group["kernels"] if kernel["kind"] == "gemm"]
-    assert {kernel["weight"] for kernel in gemms} == {"int8" if precision == "int8" else "half"}
+    assert {kernel["weight"] for kernel in gemms} == {"half" if precision == "fp16" else "int8"}
 
 
 def test_finds_weights_that_are_stored_twice(built: Built) -> None:
@@ -153,6 +154,16 @@ def test_finds_what_a_layer_should_not_hold(built: Built, form: dict[str, Any], 
     result = audit(*built(2, "fp16", **form))
     assert {name: check(result, name)["value"] for name in failures(result)} == expected
     assert all(check(result, name)["where"] for name in expected)
+
+
+@pytest.mark.parametrize(
+    ("form", "wrong"),
+    [("repeated", "repeated_caches_per_layer_decode"), ("grouped", "fused_attention_prefill"), ("fused", "fused_attention_decode")],
+)
+def test_limits_of_lowered_attention_are_no_excuse_for_another_form(built: Built, form: str, wrong: str) -> None:
+    stage, plan = built(2, "fp16", attention=form)
+    result = audit_plan(plan, stage.engine_graph, precision="fp16", profiles=["prefill", "decode"], config=stage.config, lowered=True)
+    assert wrong in failures(result)
 
 
 def test_finds_logits_of_every_position(built: Built, tmp_path: Path) -> None:
