@@ -61,6 +61,10 @@ def _quantize(report: Report) -> Iterable[Sheet]:
     yield Sheet(f"{report['scheme']}{target}: {report['quantized']} of {report['linears']} linears quantised, {_megabytes(report['bytes'])}")
     if "calibration" in report:
         yield Sheet(_calibration(report["calibration"]))
+    if "output_error" in report:
+        chosen, plain = (report["output_error"][name]["mean_rms"] for name in ("chosen", "plain"))
+        yield Sheet(f"mean error of a linear's output: {chosen:.3%}, plain rounding's {plain:.3%}")
+    yield from (Sheet(f"{count} linears: blocks of {size}") for size, count in report.get("blocks", {}).items())
     if "placement" in report:
         yield Sheet(_placement(report["placement"]))
     yield from (Sheet(f"{count} linears: {form}") for form, count in report.get("formats", {}).items())

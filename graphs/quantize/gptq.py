@@ -20,6 +20,7 @@ Source: GPTQ, arXiv:2210.17323 §3; the inverse of a sum: Sherman, Morrison and 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -82,14 +83,14 @@ def make_feedback(samples: Floats, damping: Floats, block: int = BLOCK) -> Feedb
         damping: [in], positive.
         block: columns that are rounded between two products.
     """
-    rows = condense(samples) if len(samples) > samples.shape[1] else samples.astype(np.float64)
-    importance = np.square(rows).sum(axis=0) + damping
+    rows: NDArray[np.floating[Any]] = condense(samples) if len(samples) > samples.shape[1] else samples
+    importance = np.einsum("ni,ni->i", rows, rows) + damping
     order = np.argsort(-importance, kind="stable")
     after: Doubles = np.eye(len(rows))
     blocks: list[Block] = []
     for start in reversed(range(0, len(order), block)):
         columns = order[start : start + block]
-        made, after = _block(columns, rows[:, columns], damping[columns].astype(np.float64), after)
+        made, after = _block(columns, rows[:, columns].astype(np.float64), damping[columns].astype(np.float64), after)
         blocks.append(made)
     return Feedback(tuple(reversed(blocks)), damping, importance.astype(np.float32))
 

@@ -24,10 +24,12 @@ from graphs.quantize.writer import row_blocks
 
 METHODS = {False: "plain", True: "gptq"}
 """By whether there are statistics."""
-FIRST = 0.1
+FIRST = 0.01
 """What position 0 weighs, where all others together weigh 1 (docs/adr/014)."""
 DAMPING, DAMPING_MEAN = 0.3, 0.03
 """Damping of a channel: this much of its own mean square, position 0 with its weight, and of the mean of all (docs/adr/014)."""
+DRIVEN_VALUES = 1 << 22
+"""Weights at a time where products are behind them; plain rounding takes fewer, that stay in the cache."""
 MEASURED_SAMPLES = 256
 """Sampled inputs, spread over all, on which outputs are compared."""
 
@@ -115,10 +117,16 @@ class Rounder:
         seen = self.input_of(name, weight.shape[1])
         levels, scale = np.empty(weight.shape, np.int8), np.empty((len(weight), grid.blocks(weight.shape[1])), np.float32)
         errors = self.errors[name] = Errors()
-        for rows, exact in row_blocks(weight, name):
-            plain = round_plainly(exact, grid)
-            levels[rows], scale[rows] = chosen = plain if seen is None else round_by(seen.feedback, exact, grid, plain)
-            _add(errors, exact, _error(exact, grid, *chosen), None if seen is None else seen.samples, _error(exact, grid, *plain))
+        for rows, exact in row_blocks(weight, name, *(() if seen is None else (DRIVEN_VALUES,))):
+            levels[rows], scale[rows] = plain = round_plainly(exact, grid)
+            if seen is not None:
+                levels[rows], scale[rows] = round_by(seen.feedback, exact, grid, plain)
+                errors.output += _squares(seen.samples @ exact.T)
+                errors.plain_output_error += _squares(seen.samples @ _error(exact, grid, *plain).T)
+            error = _error(exact, grid, levels[rows], scale[rows])
+            errors.output_error += 0.0 if seen is None else _squares(seen.samples @ error.T)
+            errors.weight += _squares(exact)
+            errors.weight_error += _squares(error)
         return levels, scale
 
     def input_of(self, name: str, columns: int) -> Input | None:
@@ -149,7 +157,8 @@ def prepare(site: SiteStatistics) -> Input:
 def round_by(feedback: Feedback, exact: Floats, grid: Grid, plain: tuple[Levels, Floats]) -> tuple[Levels, Floats]:
     """GPTQ's levels [r, in] and scales [r, b] of some rows where they are better than plain ones by its own objective, else those."""
     scale = search_scale(exact, grid, feedback.importance) if grid.factors else plain[1]
-    weight, spread = np.ascontiguousarray(exact.T), np.ascontiguousarray(grid.spread(scale, exact.shape[1]).T)
+    weight = np.ascontiguousarray(exact.T)
+    spread = np.broadcast_to(np.ascontiguousarray(grid.spread(scale, exact.shape[1]).T), weight.shape)
     levels, residual = round_in_order(weight, spread, grid.low, grid.high, feedback)
     before = feedback.objective(-_error(exact, grid, *plain).T)
     better = (feedback.objective(weight - levels * spread, residual) < before)[:, None]
@@ -157,16 +166,9 @@ def round_by(feedback: Feedback, exact: Floats, grid: Grid, plain: tuple[Levels,
 
 
 def _error(exact: Floats, grid: Grid, levels: Levels, scale: Floats) -> Floats:
-    return levels * grid.spread(scale, exact.shape[1]) - exact
-
-
-def _add(errors: Errors, exact: Floats, error: Floats, samples: Floats | None, plain_error: Floats) -> None:
-    errors.weight += _squares(exact)
-    errors.weight_error += _squares(error)
-    if samples is not None:
-        errors.output += _squares(samples @ exact.T)
-        errors.output_error += _squares(samples @ error.T)
-        errors.plain_output_error += _squares(samples @ plain_error.T)
+    error: Floats = levels * grid.spread(scale, exact.shape[1])
+    error -= exact
+    return error
 
 
 def _squares(values: Floats) -> float:

@@ -44,13 +44,15 @@ class Grid:
     def blocked(self, rows: NDArray[Any]) -> NDArray[Any]:
         """Rows [r, in] → [r, b, block], filled up with zeros."""
         columns = rows.shape[1]
+        if self.block_size == columns:
+            return rows[:, None]
         missing = self.blocks(columns) * self.block_size - columns
         padded = np.pad(rows, ((0, 0), (0, missing))) if missing else rows
         return padded.reshape(len(rows), -1, self.block_size)
 
     def spread(self, scale: Floats, columns: int) -> Floats:
-        """Scales [r, b] → one for every weight [r, in]."""
-        return np.repeat(scale, self.block_size, axis=1)[:, :columns]
+        """Scales [r, b] → one for every weight [r, in]; [r, 1] where a row has one."""
+        return scale if scale.shape[1] == 1 else np.repeat(scale, self.block_size, axis=1)[:, :columns]
 
 
 def round_plainly(rows: Floats, grid: Grid) -> tuple[Levels, Floats]:
@@ -79,15 +81,16 @@ def _cost(blocks: Floats, scale: Floats, grid: Grid, importance: Floats) -> Floa
 
 def nearest(rows: Floats, scale: Floats, grid: Grid) -> Levels:
     """The nearest levels to weights ÷ scales, of shapes that fit."""
-    levels: Levels = np.clip(np.rint(rows / scale), grid.low, grid.high).astype(np.int8)
-    return levels
+    levels = rows / scale
+    np.clip(np.rint(levels, out=levels), grid.low, grid.high, out=levels)
+    return levels.astype(np.int8)
 
 
 def largest_over(divisor: int, dtype: np.dtype[Any]) -> Callable[[Floats, float], Floats]:
     """Scales by which the largest |weight| of a block is the level ``divisor``, rounded up to a dtype: it is never clipped. Zeros have scale 1."""
 
     def scale_of(blocks: Floats, factor: float) -> Floats:
-        largest = np.abs(blocks).max(axis=2, initial=0.0)
+        largest = np.maximum(blocks.max(axis=2, initial=0.0), -blocks.min(axis=2, initial=0.0))
         return rounded_up(np.where(largest > 0, largest * np.float32(factor) / divisor, 1).astype(np.float32), dtype)
 
     return scale_of

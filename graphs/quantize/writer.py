@@ -22,7 +22,7 @@ from artifact.tensor_file import StoredTensor, checksums_json, plan_tensors, wri
 
 Result = TypeVar("Result")
 Floats = NDArray[np.float32]
-ROW_BLOCK_VALUES = 1 << 22
+ROW_BLOCK_VALUES = 1 << 18
 SAFETENSORS = {ir.DataType.FLOAT16: "F16", ir.DataType.FLOAT: "F32"}
 """Dtype of a float weight → what safetensors calls it."""
 

@@ -67,3 +67,14 @@ def test_finds_across_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     arrays = [RNG.integers(-100, 100, (24, 24)).astype(np.int8) for _ in range(20)]
     plan = plan_of(tmp_path, *(array.tobytes() for array in arrays), b"tail")
     assert [copies.total for copies in count_copies(plan, [weight(str(i), array) for i, array in enumerate(arrays)])] == [1] * 20
+
+
+def test_finds_levels_of_four_bits_as_they_are_stored(tmp_path: Path) -> None:
+    stored = np.random.default_rng(0).integers(0, 256, (64, 48), np.uint8)
+    file = tmp_path / "levels.bin"
+    file.write_bytes(stored.tobytes())
+    tensor = ir.ExternalTensor(file.name, 0, stored.nbytes, ir.DataType.INT4, shape=ir.Shape((64, 96)), name="w", base_dir=tmp_path)
+    levels = Weight("w", tensor, ("linear",), quantized=True)
+    assert levels.parameters == 64 * 96
+    np.testing.assert_array_equal(levels.stored(), stored)
+    assert count_copies(plan_of(tmp_path, stored.tobytes()), [levels]) == [Copies("w", 1, 0)]

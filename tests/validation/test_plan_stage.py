@@ -209,15 +209,21 @@ def test_without_a_gpu_the_reason_is_in_the_report(write_plan: Any, validate_on:
     assert other == {"stage": STAGE, "reason": "no NVIDIA driver here: libcuda.so.1; the plan's ONNX graph was checked instead"}
 
 
-@pytest.mark.parametrize(("precision", "kind"), [("fp16", "plan"), ("fp32", "plan-fp32"), ("int8", "plan-int8")])
+@pytest.mark.parametrize(("precision", "kind"), [("fp16", "plan"), ("fp32", "plan-fp32"), ("int8", "plan-int8"), ("int4", "plan-int4")])
 def test_every_precision_has_rows_that_judge_its_plan(precision: str, kind: str) -> None:
     assert tolerances.plan_kind(precision) == kind
     assert "cache_error" in {row.check for row in tolerances.limits_of(tolerances.plan_kind(precision))}
 
 
 def test_a_precision_that_has_no_rows_is_refused() -> None:
-    with pytest.raises(ValidationError, match="no limits for a plan of precision 'int4'; there are: fp16, fp32, int8"):
-        tolerances.plan_kind("int4")
+    with pytest.raises(ValidationError, match="no limits for a plan of precision 'fp8'; there are: fp16, fp32, int8, int8-smoothquant, int4"):
+        tolerances.plan_kind("fp8")
+
+
+def test_a_plan_of_int4_may_fail_and_never_passes() -> None:
+    passed = {"passed": True}
+    assert tolerances.verdict([passed], "plan-int4") is None
+    assert tolerances.verdict([passed, {"passed": False}], "plan-int4") is False
 
 
 def test_every_precision_that_is_built_has_rows() -> None:
