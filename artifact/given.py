@@ -20,6 +20,8 @@ WEIGHT_SCALE, INPUT_SCALE = "weight_scale", "input_scale"
 """Tensors of a module in that file: F32 [out, groups], and F32 [1] where activations are static."""
 SMALLEST_SCALE = 2.0**-22
 """In a float16 artifact: a weight below float16's normal range is moved by up to 2⁻²⁵, which is then an eighth of a scale."""
+SMALLEST_BLOCK = 32
+"""Of int4 in a graph: what a group must be a multiple of."""
 GIVEN_KEY = "quantization"
 """Of the model in the manifest; absent where the checkpoint was not quantised."""
 
@@ -50,7 +52,7 @@ class Given:
         if self.activations != "float":
             return "int8-smoothquant"
         if self.bits == 4:
-            return "int4"
+            return "int4" if self.group_size % SMALLEST_BLOCK == 0 else None
         return "int8" if not self.group_size else None
 
     @property

@@ -73,6 +73,9 @@ def quantize(
     if scheme not in SCHEMES.get(target, ()):
         known = "; ".join(f"{name}: {', '.join(schemes)}" for name, schemes in SCHEMES.items())
         raise QuantizationError(f"no scheme {scheme!r} for target {target!r}; there are: {known}")
+    from graphs.quantize.given import check_scheme
+
+    check_scheme(artifact, scheme, target)
     options = {"scheme": scheme} if target == "tensorrt" else {"scheme": scheme, "target": target}
     step_id = _step_id(f"quantize-{scheme}", target)
     with locked(artifact):

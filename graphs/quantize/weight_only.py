@@ -12,8 +12,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from math import prod
+from dataclasses import dataclass, replace
+from math import gcd, prod
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ from artifact.graph_file import load_graph
 from artifact.layout import MODULE_KEY, layer_of
 from artifact.steps import StepContext, require
 from artifact.tensor_file import StoredTensor
+from graphs.quantize.given import NOT_GIVEN, GivenRounder, GivenScales, given_scales
 from graphs.quantize.linears import Linear, find_linears
 from graphs.quantize.rounder import Rounder, rounding_report
 from graphs.quantize.rounding import FACTORS, Grid, Levels, largest_over, nibbles
@@ -32,6 +33,7 @@ from graphs.quantize.statistics import Statistics
 from graphs.quantize.writer import SAFETENSORS, Piece, add_initializer, read_mapped, shape_of, write_pieces
 
 SOURCE = "fused.onnx"
+OUTPUT = "the output layer keeps its precision"
 
 
 @dataclass(frozen=True)
@@ -76,19 +78,21 @@ def quantize_weights(step: StepContext, form: Form, statistics: Statistics | Non
         statistics: what calibration measured of activations; None rounds plainly.
 
     Returns:
-        scheme, method, linears, quantized, kept, bytes, bytes_per_weight, nodes, blocks, weight_error, rounded.
+        scheme, method, linears, quantized, kept, bytes, bytes_per_weight, nodes, blocks, weight_error, rounded; given (whose levels these are)
+        where a quantised checkpoint brought them.
 
     Raises:
         QuantizationError: the graph is quantised already, has no linears or an opset that is too old; a weight holds NaN or Inf, or has no block
             that divides it; or the statistics are of another model.
     """
     model = load_graph(require(step.artifact, SOURCE))
-    linears = _linears(step, model, form)
-    chosen = [linear for linear in linears if layer_of(linear.name) is not None]
+    linears, given = _linears(step, model, form), given_scales(step.artifact)
+    chosen = [linear for linear in linears if layer_of(linear.name) is not None and (given is None or given.covers(linear.name))]
     if not chosen:
         hint = f"python cli.py inspect {step.artifact}/{SOURCE}"
         raise QuantizationError(f"{SOURCE} holds no MatMul by a constant weight [out, in] in a decoder layer", hint=hint)
-    rounder = Rounder(statistics)
+    rounder = Rounder(statistics) if given is None else GivenRounder(given=given)
+    form = form if given is None else _in_groups(form, given)
     grids = {linear.name: form.grid(linear.name, shape_of(linear.weight)[1], _scale_dtype(linear).numpy()) for linear in chosen}
     stored = write_pieces(step, form.scheme, [_piece(step, linear, form, grids[linear.name], rounder) for linear in chosen])
     for linear in chosen:
@@ -96,7 +100,7 @@ def quantize_weights(step: StepContext, form: Form, statistics: Statistics | Non
     with step.write(f"{form.scheme}.onnx") as temporary:
         ir.save(model, temporary)
     kept = [
-        {"name": linear.matmul.metadata_props.get(MODULE_KEY, linear.name), "reason": "the output layer keeps its precision"}
+        {"name": linear.matmul.metadata_props.get(MODULE_KEY, linear.name), "reason": OUTPUT if layer_of(linear.name) is None else NOT_GIVEN}
         for linear in linears
         if linear not in chosen
     ]
@@ -111,6 +115,7 @@ def quantize_weights(step: StepContext, form: Form, statistics: Statistics | Non
         "blocks": _blocks(form, grids),
         "nodes": model.graph.num_nodes(),
         **rounding_report(rounder),
+        **({} if given is None else {"method": "given", "given": given.given.words}),
     }
 
 
@@ -127,6 +132,12 @@ def _linears(step: StepContext, model: ir.Model, form: Form) -> list[Linear]:
 def _blocks(form: Form, grids: Mapping[str, Grid]) -> dict[str, int]:
     """How many linears have blocks of which size."""
     return {} if form.block_of is None else {str(size): count for size, count in Counter(grid.block_size for grid in grids.values()).items()}
+
+
+def _in_groups(form: Form, given: GivenScales) -> Form:
+    """The form with blocks that divide the checkpoint's groups too."""
+    block_of = form.block_of
+    return form if block_of is None else replace(form, block_of=lambda name, columns: block_of(name, gcd(columns, given.given.group_size)))
 
 
 def _scale_dtype(linear: Linear) -> ir.DataType:
