@@ -55,6 +55,7 @@ class Precision(StrEnum):
 
     fp16 = "fp16"
     int8 = "int8"
+    int8_smoothquant = "int8-smoothquant"
     int4 = "int4"
     fp32 = "fp32"
 
@@ -63,6 +64,7 @@ class Scheme(StrEnum):
     """Quantisation scheme."""
 
     int8 = "int8"
+    int8_smoothquant = "int8-smoothquant"
     int4 = "int4"
 
 
@@ -128,8 +130,18 @@ Calibration = Annotated[
         metavar="FILE|none",
     ),
 ]
-CalibrationTokens = Annotated[int | None, typer.Option(min=64, help="Tokens to calibrate on; default 2,048.")]
+CalibrationTokens = Annotated[int | None, typer.Option(min=64, help="Tokens to calibrate on; default 8,192.")]
 CalibrationLength = Annotated[int | None, typer.Option(min=8, help="Tokens of each calibration sequence; default 256.")]
+MaxIncrease = Annotated[
+    float | None,
+    typer.Option(
+        min=0,
+        help="Largest increase of perplexity, per cent: linears that cost too much are kept out; exit code 3 where none can be quantised. "
+        "Default: none; every linear is quantised.",
+        metavar="PCT",
+    ),
+]
+SensitivityTokens = Annotated[int | None, typer.Option(min=16, help="Tokens that each linear is scored on, with a limit; default 512.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the report as one JSON object, and nothing else, on stdout.")]
 
 
@@ -159,6 +171,8 @@ def run(
     calibration: Calibration = None,
     calibration_tokens: CalibrationTokens = None,
     calibration_length: CalibrationLength = None,
+    max_perplexity_increase: MaxIncrease = None,
+    sensitivity_tokens: SensitivityTokens = None,
     text: TextFiles = None,
     tokens: Tokens = None,
     force: Force = False,
@@ -169,12 +183,14 @@ def run(
     from commands import run as command
     from commands.calibrate import CalibrationOptions
     from commands.export import ExportOptions
+    from commands.placement import PlacementOptions
     from exporter.checkpoints.request import CheckpointRequest
 
     request = CheckpointRequest(checkpoint, size, revision, config, lora)
     options = command.RunOptions(
         ExportOptions(dtype.value, kv_cache.value, weights.value),
         CalibrationOptions(calibration, calibration_tokens, calibration_length),
+        PlacementOptions(max_perplexity_increase, sensitivity_tokens),
         build.BuildOptions(target, backend.value, max_batch, max_length, capacity),
         validate.ValidateOptions(texts=tuple(text or ()), tokens=tokens),
     )
@@ -249,16 +265,22 @@ def quantize(
     calibration: Calibration = None,
     calibration_tokens: CalibrationTokens = None,
     calibration_length: CalibrationLength = None,
+    max_perplexity_increase: MaxIncrease = None,
+    sensitivity_tokens: SensitivityTokens = None,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
     """fused.onnx → int8.onnx, or int8-onnxruntime.onnx: `cli.py quantize artifacts/llama-2-7b --scheme int8`."""
     from commands import graphs
     from commands.calibrate import CalibrationOptions
+    from commands.placement import PlacementOptions
 
     options = CalibrationOptions(calibration, calibration_tokens, calibration_length)
+    placement = PlacementOptions(max_perplexity_increase, sensitivity_tokens)
     with _Watched() as progress:
-        outcome = graphs.quantize(artifact, scheme=scheme.value, target=target.value, calibration=options, force=force, progress=progress)
+        outcome = graphs.quantize(
+            artifact, scheme=scheme.value, target=target.value, calibration=options, placement=placement, force=force, progress=progress
+        )
     _show("quantize", outcome.report, as_json=as_json, up_to_date=outcome.up_to_date)
 
 

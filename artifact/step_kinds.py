@@ -33,24 +33,36 @@ class Step:
 SHARED = ("artifact/*.py",)
 """What every step imports."""
 
+_MEASURED = (
+    "validation/calibration*.py",
+    "validation/artifact_weights.py",
+    "validation/reference.py",
+    "validation/text.py",
+    "validation/texts/calibration.jsonl",
+    "exporter/model.py",
+    "exporter/rope.py",
+)
+"""What activations are measured with."""
+_QUANTISED = (
+    "graphs/quantize/*.py",
+    "validation/fake_quant.py",
+    "validation/forms.py",
+    "validation/joint_cost.py",
+    "validation/scoring.py",
+    "validation/sensitivity.py",
+)
+"""What decides how weights are rounded, and which."""
+
 STEPS: Mapping[str, Step] = {
     "export": Step((), ("exporter/**/*.py", *SHARED), ("torch", "onnx", "onnx-ir", "onnxscript", "gguf", "safetensors", "tokenizers")),
     "fuse": Step(("traced.onnx",), ("graphs/fusions/*.py", "graphs/lowering/*.py", "graphs/*.py", *SHARED), ("onnx-ir", "onnxscript")),
     "calibrate": Step(
         (CHECKSUMS, "config.json", "tokenizer.json"),
-        (
-            "validation/calibration*.py",
-            "validation/artifact_weights.py",
-            "validation/reference.py",
-            "validation/text.py",
-            "validation/texts/calibration.jsonl",
-            "exporter/model.py",
-            "exporter/rope.py",
-            *SHARED,
-        ),
+        (*_MEASURED, *SHARED),
         ("torch", "numpy", "tokenizers"),
     ),
-    "quantize": Step((CHECKSUMS, GIVEN_FILE), ("graphs/quantize/*.py", "graphs/fusions/_contrib.py", *SHARED), ("onnx-ir", "numpy")),
+    "sensitivity": Step((CHECKSUMS, "config.json", "tokenizer.json"), (*_MEASURED, *_QUANTISED, *SHARED), ("torch", "numpy", "tokenizers")),
+    "quantize": Step((CHECKSUMS, GIVEN_FILE), (*_QUANTISED, "graphs/fusions/_contrib.py", *SHARED), ("onnx-ir", "numpy")),
     "build": Step((), ("engines/**/*.py", *SHARED), ("onnx-ir", "polygraphy", "tensorrt-rtx-cu12")),
     "validate": Step(
         ("traced.onnx", "*.onnx", "weights/*", "tokenizer*", "engines/*/build.json"),
@@ -72,8 +84,9 @@ _QUANTIZE = "python cli.py quantize {artifact} --scheme "
 MADE_BY = {
     **dict.fromkeys(("traced.onnx", CHECKSUMS), "python cli.py export --checkpoint SRC --out {artifact}"),
     **{"fused.onnx": "python cli.py fuse {artifact}", "fused-onnxruntime.onnx": "python cli.py fuse {artifact} --target onnxruntime"},
-    **{f"{one}.onnx": _QUANTIZE + one for one in ("int8", "int4")},
+    **{f"{one}.onnx": _QUANTIZE + one for one in ("int8", "int8-smoothquant", "int4")},
     **{f"{one}-onnxruntime.onnx": f"{_QUANTIZE}{one} --target onnxruntime" for one in ("int8", "int4")},
     CALIBRATION: "python cli.py quantize {artifact}",
+    **{f"scores-{one}.json": _QUANTIZE + one for one in ("int8", "int8-smoothquant")},
 }
 """File → the command that makes it."""

@@ -19,7 +19,7 @@ from export_memory import export
 from shapes import SHAPES, config_of, write_checkpoint
 
 LIMIT_MB = 4000
-SEQUENCES, LENGTH = 8, 256
+SEQUENCES, LENGTH = 32, 256
 
 
 def main() -> int:

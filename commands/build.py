@@ -51,7 +51,7 @@ def build(artifact: Path, precision: str, options: BuildOptions, *, force: bool 
         report: Report = build_engine(step, **chosen)
         return report
 
-    inputs = (stage, *WEIGHTS, f"weights/{precision}-*.safetensors")  # another scheme's weights are none of this engine's business
+    inputs = (stage, *WEIGHTS, f"weights/{precision}-layer-*.safetensors")  # another scheme's weights are none of this engine's business
     return run_step(artifact, f"build-{target}-{precision}", chosen, work, inputs=inputs, force=force, progress=progress)
 
 

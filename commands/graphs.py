@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from artifact.errors import QuantizationError
+from artifact.errors import QuantizationError, UsageError
+from artifact.given import given_of
 from artifact.manifest import locked, read_manifest, require_artifact
 from artifact.progress import Progress, silent
 from artifact.step_kinds import CALIBRATION
 from artifact.steps import Outcome, Report, StepContext, forget_step, require, run_step
 from artifact.tensor_file import read_checksums
 from artifact.weight_files import check_weight_files
-from commands.calibrate import CalibrationOptions, calibrate, why_plain
+from commands.calibrate import TAKEN, CalibrationOptions, calibrate, why_plain
+from commands.placement import Model, OpenModel, PlacementOptions, check_placeable, decide, score
 
 if TYPE_CHECKING:
+    from graphs.quantize.smoothing import Smoothing
     from graphs.quantize.statistics import Statistics
 
-SCHEMES: dict[str, tuple[str, ...]] = {"tensorrt": ("int8", "int4"), "onnxruntime": ("int8", "int4")}
-"""Target → what it can be quantised to."""
+Kept = Mapping[str, str]
+"""Module path of a linear that is not quantised → why."""
+Write = Callable[[StepContext, "Statistics | None", Kept, Any], Report]
+SCHEMES: dict[str, tuple[str, ...]] = {"tensorrt": ("int8", "int8-smoothquant", "int4"), "onnxruntime": ("int8", "int4")}
+"""Target → what it can be quantised to; all of them look at activations before they round."""
+NEEDS_ACTIVATIONS = ("int8-smoothquant",)
+"""Schemes that can't do without."""
 SOURCES = {"tensorrt": "fused.onnx", "onnxruntime": "fused-onnxruntime.onnx"}
 
 
@@ -65,6 +75,7 @@ def quantize(
     scheme: str = "int8",
     target: str = "tensorrt",
     calibration: CalibrationOptions | None = None,
+    placement: PlacementOptions | None = None,
     force: bool = False,
     progress: Progress = silent,
 ) -> Outcome:
@@ -73,52 +84,105 @@ def quantize(
     if scheme not in SCHEMES.get(target, ()):
         known = "; ".join(f"{name}: {', '.join(schemes)}" for name, schemes in SCHEMES.items())
         raise QuantizationError(f"no scheme {scheme!r} for target {target!r}; there are: {known}")
-    from graphs.quantize.given import check_scheme
-
-    check_scheme(artifact, scheme, target)
+    given = given_of(read_manifest(artifact)["model"])
+    if given is not None:
+        _check_given(artifact, scheme, target, placement)
+    wanted, placing = calibration or CalibrationOptions(), placement or PlacementOptions()
     options = {"scheme": scheme} if target == "tensorrt" else {"scheme": scheme, "target": target}
-    step_id = _step_id(f"quantize-{scheme}", target)
+    step_id, graph = _step_id(f"quantize-{scheme}", target), SOURCES[target]
     with locked(artifact):
-        wanted = calibration or CalibrationOptions()
-        plainly = why_plain(artifact, wanted)
-        require(artifact, SOURCES[target])
-        if plainly is None:
+        require(artifact, graph)
+        open_model = cache(lambda: Model.open(artifact, scheme, graph, progress))  # once, and when its statistics are there
+        plan = _Plan(scheme, target, why_plain(artifact, wanted), None if given else placing.limit_pct(scheme), open_model, given=given is not None)
+        inputs = [graph]
+        if plan.plainly not in (None, TAKEN) and scheme in NEEDS_ACTIVATIONS:
+            short = f"{scheme} rounds activations by scales that are measured: {plan.plainly}"
+            raise QuantizationError(short, hint="--scheme int8 is weight-only")
+        if plan.limit_pct is not None:
+            check_placeable(scheme, plan.plainly)
+        if plan.plainly is None:
             calibrate(artifact, wanted, force=force, progress=progress)
-        inputs = (SOURCES[target],) if plainly is not None else (SOURCES[target], CALIBRATION)
-        outcome = run_step(
-            artifact, step_id, options | wanted.recorded(), _work(scheme, target, plainly), inputs=inputs, force=force, progress=progress
-        )
-        forget_step(artifact, "calibrate")
+            inputs.append(CALIBRATION)
+        if plan.limit_pct is not None:
+            scored = score(artifact, scheme, graph, open_model, placing, wanted, force=force, progress=progress)
+            inputs.append(scored.report["file"])
+        options |= wanted.recorded() | placing.recorded(plan.limit_pct)
+        outcome = run_step(artifact, step_id, options, _work(plan), inputs=tuple(inputs), force=force, progress=progress)
+        for unread in (f"sensitivity-{scheme}", "calibrate"):
+            forget_step(artifact, unread)
     return outcome
 
 
-def _work(scheme: str, target: str, plainly: str | None) -> Callable[[StepContext], Report]:
-    """What writes a quantised graph; the report says on what it was calibrated, or why not."""
+def _check_given(artifact: Path, scheme: str, target: str, placement: PlacementOptions | None) -> None:
+    """What can't be asked for where the checkpoint brought levels."""
+    from graphs.quantize.given import check_scheme
+
+    check_scheme(artifact, scheme, target)
+    if placement is not None and placement.max_perplexity_increase is not None:
+        raise UsageError(f"{artifact}: {TAKEN}; there is nothing to place", hint="leave out --max-perplexity-increase")
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """How to quantise: why not calibrated, if not; within which limit, if any; and whether the checkpoint brought levels."""
+
+    scheme: str
+    target: str
+    plainly: str | None = None
+    limit_pct: float | None = None
+    open_model: OpenModel | None = None
+    given: bool = False
+
+
+def _work(plan: _Plan) -> Callable[[StepContext], Report]:
+    """What writes a quantised graph; where it is calibrated, the report says on what, or why not."""
 
     def work(step: StepContext) -> Report:
         for file in sorted({tensor.file for tensor in read_checksums(step.artifact).values()}):
             require(step.artifact, file)
         from graphs.quantize.statistics import Statistics
 
-        write = _writer(scheme, target)
-        if plainly is not None:
-            return write(step, None) | {"calibration": {"text": None, "reason": plainly}}
-        measured = read_manifest(step.artifact)["steps"]["calibrate"]["report"]
-        return write(step, Statistics(step.artifact / CALIBRATION)) | {"calibration": measured}
+        write = _writer(plan.scheme, plan.target, given=plan.given)
+        if plan.plainly is not None:
+            return write(step, None, {}, None) | {"calibration": {"text": None, "reason": plan.plainly}}
+        statistics = Statistics(step.artifact / CALIBRATION)
+        about = {"calibration": read_manifest(step.artifact)["steps"]["calibrate"]["report"]}
+        kept: dict[str, str] = {}
+        smoothing = None
+        if plan.limit_pct is not None and plan.open_model is not None:
+            model = plan.open_model()
+            kept, about["placement"] = decide(step, plan.scheme, model, plan.limit_pct)
+            smoothing = model.forms.smoothing
+        return write(step, statistics, kept, smoothing) | about
 
     return work
 
 
-def _writer(scheme: str, target: str) -> Callable[[StepContext, Statistics | None], Report]:
-    """What writes the graph of a scheme, from statistics or plainly."""
+def _writer(scheme: str, target: str, *, given: bool) -> Write:
+    """What writes the graph of a scheme: from statistics or plainly, but for what is kept, with what was searched for it already."""
     if target == "onnxruntime":
         from graphs.quantize.blocks import quantize_blocks
 
-        return lambda step, statistics: quantize_blocks(step, scheme, statistics)
-    from graphs.quantize.int4 import quantize_int4
+        return lambda step, statistics, kept, found: quantize_blocks(step, scheme, statistics)
+    if scheme == "int8-smoothquant" and given:
+        from graphs.quantize.given_islands import quantize_given_islands
+
+        return lambda step, statistics, kept, found: quantize_given_islands(step, statistics)
+    if scheme == "int8-smoothquant":
+        from graphs.quantize.int8_smoothquant import quantize_int8_smoothquant
+
+        def smooth(step: StepContext, statistics: Statistics | None, kept: Kept, found: Mapping[str, Smoothing] | None) -> Report:
+            assert statistics is not None
+            return quantize_int8_smoothquant(step, statistics, kept=kept, found=found)
+
+        return smooth
+    if scheme == "int4":
+        from graphs.quantize.int4 import quantize_int4
+
+        return lambda step, statistics, kept, found: quantize_int4(step, statistics)
     from graphs.quantize.int8 import quantize_int8
 
-    return {"int8": quantize_int8, "int4": quantize_int4}[scheme]
+    return lambda step, statistics, kept, found: quantize_int8(step, statistics, kept)
 
 
 def _step_id(name: str, target: str) -> str:

@@ -14,6 +14,7 @@ from commands.build import BuildOptions, build, check_precision
 from commands.calibrate import CalibrationOptions
 from commands.export import ExportOptions, export_into, resolve
 from commands.graphs import SCHEMES, fuse, quantize
+from commands.placement import PlacementOptions
 from commands.validate import ValidateOptions, validate
 from engines.cache_form import longest
 from exporter.checkpoints import CheckpointRequest, pin_request
@@ -21,10 +22,11 @@ from exporter.checkpoints import CheckpointRequest, pin_request
 
 @dataclass(frozen=True)
 class RunOptions:
-    """Of the artifact, of the precisions that look at activations, of every engine, and of the report."""
+    """Of the artifact, of the precisions that look at activations (on what, and where they stop), of every engine, and of the report."""
 
     export: ExportOptions = field(default_factory=ExportOptions)
     calibration: CalibrationOptions = field(default_factory=CalibrationOptions)
+    placement: PlacementOptions = field(default_factory=PlacementOptions)
     build: BuildOptions = field(default_factory=BuildOptions)
     validate: ValidateOptions = field(default_factory=ValidateOptions)
 
@@ -70,8 +72,9 @@ def run(
         outcomes = {"export": export_into(artifact, checkpoint, request, exported, force=force, progress=progress)}
         outcomes["fuse"] = fuse(artifact, force=force, progress=progress)
         for scheme in (one for one in wanted if one in SCHEMES["tensorrt"]):
-            quantized = quantize(artifact, scheme=scheme, calibration=options.calibration, force=force, progress=progress)
-            outcomes[f"quantize-{scheme}"] = quantized
+            outcomes[f"quantize-{scheme}"] = quantize(
+                artifact, scheme=scheme, calibration=options.calibration, placement=options.placement, force=force, progress=progress
+            )
         for precision in wanted:
             outcomes[f"build-{precision}"] = build(artifact, precision, built, force=force, progress=progress)
         outcomes["validate"] = validate(artifact, replace(options.validate, checkpoint=request.source), force=force, progress=progress)

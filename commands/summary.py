@@ -63,6 +63,8 @@ def _quantize(report: Report) -> Iterable[Sheet]:
         yield Sheet(f"the checkpoint's own integers and scales: {report['given']}")
     elif "calibration" in report:
         yield Sheet(_calibration(report["calibration"]))
+    if "placement" in report:
+        yield Sheet(_placement(report["placement"]))
     yield from (Sheet(f"{count} linears: {form}") for form, count in report.get("formats", {}).items())
     for kept in report["kept"]:
         yield Sheet(f"kept: {kept['name']}: {kept['reason']}")
@@ -73,6 +75,13 @@ def _calibration(calibration: Report) -> str:
         return f"plain rounding, not calibrated: {calibration['reason']}"
     shape = f"{calibration['sequences']} sequences, {calibration['tokens']:,} tokens"
     return f"calibrated on {calibration['text']}: {shape}; {calibration['file']} takes {_megabytes(calibration['bytes'])}"
+
+
+def _placement(placement: Report) -> str:
+    chosen = placement["chosen"]
+    cost = f"{chosen['increase_pct']:+.2f} ± {chosen['increase_se_pct']:.2f} % of perplexity, KL {chosen['kl']:.2g}"
+    tried = f"{len(placement['tries'])} sets measured on {chosen['tokens']:,} tokens of {placement['text']}"
+    return f"within {placement['max_perplexity_increase']:g} %: {chosen['share']:.0%} of the bytes that can be saved, {cost}; {tried}"
 
 
 def _build(report: Report) -> Iterable[Sheet]:

@@ -11,10 +11,10 @@ import onnx_ir as ir
 
 from artifact.config import LlamaConfig
 from engines.checks import Check, check, first
-from engines.form_limits import LAYER_TEXT, QUANTIZED_BITS, FormLimits, form_limits
+from engines.form_limits import LAYER_TEXT, QUANTIZED_BITS, QUANTIZED_TYPES, FormLimits, form_limits
 from engines.graph_weights import Weight, find_biases, find_weights, weights_bytes
 from engines.kernel_source import read_kernel_sources, source_bytes
-from engines.layer_checks import ATTENTION_KERNELS, attention_check, layer_checks, logits_check, quantized_check
+from engines.layer_checks import ATTENTION_KERNELS, attention_check, integers_check, layer_checks, logits_check, quantized_check
 from engines.plan_layers import Launch, PlanReader, describe
 from engines.plan_program import Constant, Program, read_programs
 from engines.plan_sums import REASON, float16_sums
@@ -22,13 +22,14 @@ from engines.static_checks import is_static, static_checks
 from engines.weight_search import Copies, count_copies
 
 BYTES_PER_WEIGHT = {
-    "int8": (1.05, "int8 and its scales; 2 would be float16"),
+    **dict.fromkeys(("int8", "int8-smoothquant"), (1.05, "int8 and its scales; 2 would be float16")),
     "int4": (0.57, "two levels a byte and a scale for each block of 32 to 128; 1 would be int8"),
     "fp16": (2.1, "float16, once; a second layout would show as 4"),
 }
 """Precision → limit over all linears of that precision, and why."""
 APART = ".k_proj."
 """In the name of a weight that no other was packed with."""
+FLOAT_BYTES = 4
 PLAN_LIMIT = 1.06
 PLAN_TEXT = 3_500_000
 """What TensorRT-RTX 1.7.1 adds in text (programs and CUDA source), beside that of each layer. SmolLM2: 14.1 MB in all."""
@@ -42,7 +43,7 @@ def audit_plan(
     Args:
         plan: TensorRT-RTX plan.
         graph_file: ``<stage>-engine.onnx``.
-        precision: ``fp16``, ``int8``, ``int4`` or ``fp32``; fp32 comes from the unpacked graph, so of it only the weights' presence is asked.
+        precision: as built; fp32 comes from the unpacked graph, so of it only the weights' presence is asked.
         profiles: their names, in the plan's order.
         config: of the model.
         lowered: whether the graph's attention was written in the operators of an older TensorRT release.
@@ -58,19 +59,21 @@ def audit_plan(
     programs, weights = read_programs(plan), find_weights(graph)
     reader, gated, static = PlanReader(graph, config), precision != "fp32", is_static(graph)
     launches = {name: _launches(programs, index, reader) for index, name in enumerate(profiles)}
-    quantized = QUANTIZED_BITS.get(precision)
-    per_weight, worst = bytes_per_weight(programs, weights, quantized=quantized is not None)
+    dtype = QUANTIZED_TYPES.get(precision)
+    per_weight, worst = bytes_per_weight(programs, weights, quantized=dtype is not None)
     packed = not any(APART in weight.name for weight in weights)
     limits = form_limits(config, static=static, packed=packed, lowered=lowered, precision=precision)
     checks = [*_weight_checks(plan, graph, weights, gated), *_kernel_checks(programs, launches, reader, config, gated=gated, limits=limits)]
-    if quantized is not None:
+    if dtype is not None:
         apart = {"decode": limits.written_out * config.num_hidden_layers}
-        checks += [quantized_check(found, weights, name, precision, written_out=apart.get(name, 0)) for name, found in launches.items()]
-        checks.append(_read_quantized(programs, weights, quantized, apart["decode"]))
+        for name, found in launches.items():
+            checks.append(quantized_check(found, weights, name, dtype, written_out=apart.get(name, 0)))
+            checks.append(integers_check(found, weights, name))
+        checks.append(_read_quantized(programs, weights, QUANTIZED_BITS[dtype], apart["decode"]))
     if precision in BYTES_PER_WEIGHT:
         limit, reason = BYTES_PER_WEIGHT[precision]
         checks.append(check("bytes_per_weight", per_weight, limit, "<=", reason, where=worst))
-    half, where = float16_sums(plan, [label for weight in weights for label in weight.linears])
+    half, where = float16_sums(plan, [label for weight in weights if not weight.integer for label in weight.linears])
     checks.append(check("float16_sums", half, 0 if gated else None, "==", REASON, where=where))
     if static:
         checks += static_checks(programs, profiles, config.num_hidden_layers)
@@ -119,7 +122,7 @@ def bytes_per_weight(programs: Sequence[Program], weights: Sequence[Weight], *, 
     A weight that two profiles keep in different layouts counts twice, as it is stored twice.
     """
     linears = [weight for weight in weights if weight.linears and weight.quantized == quantized]
-    stored = {weight.name: _constants(programs, weight.linears) for weight in linears}
+    stored = {weight.name: _constants_of(programs, weight) for weight in linears}
     parameters = sum(weight.parameters for weight in linears)
     if not parameters or not all(stored.values()):
         return None, next((name for name, constants in stored.items() if not constants), None)
@@ -131,6 +134,16 @@ def bytes_per_weight(programs: Sequence[Program], weights: Sequence[Weight], *, 
 def _constants(programs: Sequence[Program], labels: Sequence[str]) -> set[Constant]:
     kernels = (kernel for program in programs for kernel in program.kernels if not set(labels).isdisjoint(kernel.layers))
     return {constant for kernel in kernels for constant in kernel.constants}
+
+
+def _constants_of(programs: Sequence[Program], weight: Weight) -> set[Constant]:
+    """What the kernels of a weight read of it.
+
+    Behind a GEMM of int8 by int8 the scales are a vector of the kernel that goes on with its sums, which may read rotary tables and more: that is not
+    the weight's.
+    """
+    constants, rows = _constants(programs, weight.linears), weight.tensor.shape.numpy()[0]
+    return {constant for constant in constants if not weight.integer or constant.dtype == "int8" or constant.size_bytes <= FLOAT_BYTES * rows}
 
 
 def _all_found(copies: Sequence[Copies]) -> Check:

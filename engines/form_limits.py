@@ -9,11 +9,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from artifact.config import LlamaConfig
-from engines.layer_checks import ATTENTION_KERNELS, BLOCK_LIMITS, LIMITS, STATIC_LIMITS, UNPACKED_LIMITS, LayerLimit
+from engines.layer_checks import ATTENTION_KERNELS, BLOCK_LIMITS, LIMITS, SMOOTHQUANT_LIMITS, STATIC_LIMITS, UNPACKED_LIMITS, LayerLimit
 
 QUANTIZED_BITS = {"int8": 8, "int4": 4}
-"""Precision → bits of a quantised weight."""
-PACKED_LIMITS = {"int4": BLOCK_LIMITS}
+"""Type of a quantised weight → its bits."""
+QUANTIZED_TYPES = {"int8": "int8", "int8-smoothquant": "int8", "int4": "int4"}
+"""Precision → type of its quantised weights."""
+PACKED_LIMITS = {"int8-smoothquant": SMOOTHQUANT_LIMITS, "int4": BLOCK_LIMITS}
 """Precision → what a layer of a packed graph may hold, where it is not as in float16."""
 LAYER_TEXT = 400_000
 """What TensorRT-RTX 1.7.1 adds in text (programs and CUDA source) for each layer, whatever the width."""
@@ -81,7 +83,7 @@ def form_limits(config: LlamaConfig, *, static: bool, packed: bool, lowered: boo
     if not lowered:
         return FormLimits(limits, ATTENTION_KERNELS, LAYER_TEXT)
     grouped = config.num_key_value_heads < config.num_attention_heads
-    form = MULTI_HEAD if not grouped else GROUPED_INT8 if precision in QUANTIZED_BITS else GROUPED
+    form = MULTI_HEAD if not grouped else GROUPED_INT8 if precision in QUANTIZED_TYPES else GROUPED
     return FormLimits(tuple(_raised(limit, form) for limit in limits), form.attention, form.layer_text, form.written_out)
 
 

@@ -23,12 +23,14 @@ class Weight:
         tensor: its bytes, mapped.
         linears: names of the MatMul and Gemm nodes, as TensorRT prints them; empty for an embedding alone, and for a bias.
         quantized: int8 or int4 with scales.
+        integer: the linears' input is int8 with a scale too, so that levels are multiplied.
     """
 
     name: str
     tensor: ir.TensorProtocol
     linears: tuple[str, ...]
     quantized: bool
+    integer: bool = False
 
     @property
     def parameters(self) -> int:
@@ -54,21 +56,28 @@ def weights_bytes(graph: ir.Graph) -> int:
 
 def find_weights(graph: ir.Graph) -> list[Weight]:
     """The two-dimensional weights that linears and the embedding use, in graph order; a tied one once."""
-    found: dict[str, tuple[list[str], bool]] = {}
+    found: dict[str, tuple[list[str], bool, bool]] = {}
     for node in graph:
         for position in _weight_inputs(node):
             source, quantized = _stored(node.inputs[position])
             if source is None or source.name is None:
                 continue
-            linears, _ = found.setdefault(source.name, ([], quantized))
+            linears, *_ = found.setdefault(source.name, ([], quantized, quantized and _is_rounded(node.inputs[1 - position])))
             if node.op_type != "Gather":
                 linears.append(node_label(node))
     weights = []
-    for name, (linears, quantized) in found.items():
+    for name, (linears, quantized, integer) in found.items():
         tensor = graph.initializers[name].const_value
         if tensor is not None and len(tensor.shape) == 2:
-            weights.append(Weight(name, tensor, tuple(linears), quantized))
+            weights.append(Weight(name, tensor, tuple(linears), quantized, integer))
     return weights
+
+
+def _is_rounded(value: ir.Value | None) -> bool:
+    """Whether a value is what DequantizeLinear makes of a rounded one."""
+    node = value.producer() if value is not None else None
+    before = node.inputs[0].producer() if node is not None and node.op_type == "DequantizeLinear" and node.inputs[0] is not None else None
+    return before is not None and before.op_type == "QuantizeLinear"
 
 
 def find_biases(graph: ir.Graph) -> list[Weight]:

@@ -89,6 +89,16 @@ BLOCK_LIMITS = (
 )
 """The same for INT4 in blocks."""
 
+SMOOTHQUANT_LIMITS = (
+    _kernels(
+        11,
+        11,
+        "as in float16, and in decode one that rounds attention's result to int8; norms and SiLU round theirs, prefill's copy does it on its way",
+    ),
+    *LIMITS[1:],
+)
+"""The same for int8 by int8 (docs/adr/015)."""
+
 STATIC_LIMITS = (
     _kernels(
         12,
@@ -131,6 +141,16 @@ def logits_check(positions: int | None, profile: str, *, gated: bool) -> Check:
     """Of how many positions a row the plan gives logits."""
     reason = "one position a row is gathered before lm_head; logits of a whole prompt are megabytes that nobody reads"
     return check(f"logits_positions_{profile}", positions, 1 if gated else None, "==", reason)
+
+
+def integers_check(launches: Sequence[Launch], weights: Sequence[Weight], profile: str) -> Check:
+    """How many linears a GEMM of int8 by int8 computes, and that they are the ones whose input the graph rounds: none where it is weight-only."""
+    wanted = {label for weight in weights if weight.integer for label in weight.linears}
+    linears = {label for weight in weights for label in weight.linears}
+    found = {label for launch in launches if launch.multiplies_integers for label in launch.kernel.layers if label in linears}
+    reason = "a GEMM of int8 by int8 with float32 results for every linear whose input is rounded, and for no other"
+    value = len(found) if found <= wanted else len(found | wanted)
+    return check(f"integer_gemms_{profile}", value, len(wanted), "==", reason, where=first(sorted(found ^ wanted)))
 
 
 def quantized_check(launches: Sequence[Launch], weights: Sequence[Weight], profile: str, dtype: str = "int8", *, written_out: int = 0) -> Check:

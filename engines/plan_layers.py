@@ -50,6 +50,12 @@ class Launch:
     weight: str | None
     writes: tuple[str, ...]
 
+    @property
+    def multiplies_integers(self) -> bool:
+        """Whether it is a GEMM of int8 by int8 whose sums leave it in float32: in float16 four products of full scale would overflow."""
+        reads = {tensor.dtype for tensor in self.kernel.reads}
+        return self.kind == GEMM and self.weight == "int8" and "int8" in reads and {tensor.dtype for tensor in self.kernel.writes} == {"float"}
+
     def as_json(self) -> Description:
         """One entry of a layer's kernels."""
         return {"kernel": self.kernel.name, "kind": self.kind, "weight": self.weight, "writes": list(self.writes)}

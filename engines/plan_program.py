@@ -42,6 +42,7 @@ _TENSOR = re.compile(
 )
 _DIMENSION = re.compile(r'"([^"]*)"|(\d+)')
 _WRITTEN = re.compile(r"(?: output_args=\{ | output=\{)((?:\"[^\"]*\" ?)*)")
+_TAKEN = re.compile(r"(?: input_args=\{ | input=\{)((?:\"[^\"]*\" ?)*)")
 _INTERFACE = re.compile(r"(?: \[profile \d+\])?\.1$")
 
 
@@ -77,12 +78,14 @@ class Kernel:
         layers: names of the ONNX nodes that it computes.
         constants: the constants that it reads.
         writes: what it gives.
+        reads: what it takes beside constants.
     """
 
     name: str
     layers: tuple[str, ...]
     constants: tuple[Constant, ...]
     writes: tuple[Tensor, ...] = ()
+    reads: tuple[Tensor, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -169,6 +172,12 @@ def _tensor(match: re.Match[str]) -> Tensor:
 def _kernel(match: re.Match[str], constants: Mapping[str, Constant], tensors: Mapping[str, Tensor]) -> Kernel:
     kind, name, line = match[1], match[2], match[0]
     read = {constants[text]: None for text in _QUOTED.findall(line) if text in constants}
-    written = _WRITTEN.search(line)
-    writes = [tensors[text] for text in _QUOTED.findall(written[1]) if text in tensors] if written else []
-    return Kernel(kind if kind == "fully_connected" else name, tuple(_LAYER.findall(line)), tuple(read), tuple(writes))
+    writes, taken = _operands(_WRITTEN, line), _operands(_TAKEN, line)
+    reads = tuple(tensors[text] for text in taken if text in tensors and text not in constants)
+    name = kind if kind == "fully_connected" else name
+    return Kernel(name, tuple(_LAYER.findall(line)), tuple(read), tuple(tensors[text] for text in writes if text in tensors), reads)
+
+
+def _operands(field_of: re.Pattern[str], line: str) -> list[str]:
+    found = field_of.search(line)
+    return _QUOTED.findall(found[1]) if found else []

@@ -7,6 +7,7 @@ Letters: L tokens of a sequence, n sampled rows, m rows at position 0.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -50,7 +51,7 @@ def write_statistics(step: StepContext, reference: Reference, text: CalibrationT
         file, bytes, text, sha256, documents, sequences, tokens, length, samples, seed, largest {name, value}.
 
     Raises:
-        QuantizationError: an activation is NaN, Inf or beyond float16; site, token and sequence are named.
+        QuantizationError: an activation is NaN, Inf or beyond float16 (site, token and sequence are named); the disk is too small.
     """
     picks = choose_rows([len(ids) for ids in text.sequences])
     firsts = 1 if text.bos is not None else len(text.sequences)  # what follows a common first token does not reach back to it
@@ -73,15 +74,25 @@ def write_statistics(step: StepContext, reference: Reference, text: CalibrationT
     }
     metadata = {name: str(value) for name, value in described.items()} | {"model": fingerprint}
     header, planned = plan_tensors(FILE, shapes, metadata)
+    size = planned[-1].offset + planned[-1].length
+    _check_room(step, size)
     largest: dict[str, float] = {}
     store_tensors(step, FILE, header, planned, _blocks(measure_sites(reference, text, picks, firsts, step.progress), largest))
     peak = max(largest, key=lambda name: largest[name], default=None)
     return {
         "file": FILE,
-        "bytes": planned[-1].offset + planned[-1].length,
+        "bytes": size,
         **described,
         **({} if peak is None else {"largest": {"name": peak, "value": largest[peak]}}),
     }
+
+
+def _check_room(step: StepContext, size: int) -> None:
+    """A file of gigabytes is refused before hours of work, not after."""
+    free = shutil.disk_usage(step.artifact).free
+    if size > free and not (step.journal and FILE in step.journal.files):
+        short = f"{FILE} takes {size / 1e9:.2f} GB, {free / 1e9:.2f} GB are free on this disk"
+        raise QuantizationError(f"{step.artifact}: {short}", hint="free some space, or give a smaller --calibration-tokens, or --calibration none")
 
 
 def site_widths(config: LlamaConfig) -> dict[str, int]:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import codecs
 import json
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,11 +24,13 @@ from validation.text import TOKENIZER, bos_of, open_tokenizer
 
 Ids = NDArray[np.int64]
 DEFAULT = Path(__file__).parent / "texts" / "calibration.jsonl"
-TOKENS, LENGTH = 2048, 256
+TOKENS, LENGTH = 8192, 256
 SHORTEST = 2
 """Tokens of a sequence: one at position 0, and one that is not."""
 READ_BYTES = 1 << 22
 """What is read of a long text, from its start."""
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+"""JSON may escape what UTF-8 can't hold."""
 GOLDEN = (5**0.5 - 1) / 2
 FORMS = '--calibration FILE takes a UTF-8 text, or a .jsonl file of lines like {"text": "…"}'
 
@@ -41,6 +44,7 @@ class CalibrationText:
         bos: the id that starts each, or None.
         name, sha256: of the file.
         documents: how many were read.
+        rest: the pieces that were not chosen, likewise from all over the text: something to try what was made of the others on.
     """
 
     sequences: tuple[Ids, ...]
@@ -48,6 +52,7 @@ class CalibrationText:
     name: str
     sha256: str
     documents: int
+    rest: tuple[Ids, ...] = ()
 
     @property
     def tokens(self) -> int:
@@ -64,7 +69,7 @@ def load_sequences(
         artifact: its ``tokenizer.json`` is used.
         config: for the vocabulary, BOS and the longest sequence.
         source: a UTF-8 text or a .jsonl file; None is the text that comes with this package.
-        tokens: of all sequences together; None is 2,048.
+        tokens: of all sequences together; None is 8,192.
         length: of a sequence; None is 256, or what the model can read.
 
     Raises:
@@ -85,7 +90,8 @@ def load_sequences(
         found = f"token {largest}, the model's vocabulary has {config.vocab_size}"
         raise QuantizationError(f"{artifact / TOKENIZER} gives {found}: it belongs to another model", hint="export the checkpoint again")
     pieces = [piece for ids in encoded for piece in _cut(ids, size, bos)]
-    return CalibrationText(tuple(_take(pieces, wanted, path.name)), bos, path.name, sha256_of(path), len(documents))
+    chosen, rest = _take(pieces, wanted, path.name)
+    return CalibrationText(chosen, bos, path.name, sha256_of(path), len(documents), rest)
 
 
 def read_documents(path: Path) -> list[str]:
@@ -124,6 +130,8 @@ def _lines(path: Path, text: str) -> Iterator[str]:
         document = record.get("text") if isinstance(record, dict) else None
         if not isinstance(document, str):
             raise QuantizationError(f'{path.name}, line {number} has no "text" that is a string', hint=FORMS)
+        if _LONE_SURROGATE.search(document):
+            raise QuantizationError(f"{path.name}, line {number} escapes half a character, which is not UTF-8", hint=FORMS)
         yield document
 
 
@@ -137,19 +145,20 @@ def _cut(ids: Ids, length: int, bos: int | None) -> Iterator[Ids]:
             yield piece
 
 
-def _take(pieces: list[Ids], tokens: int, name: str) -> Iterable[Ids]:
-    """Pieces from all over the text that have ``tokens`` tokens together, in its order; the last one chosen is cut."""
+def _take(pieces: list[Ids], tokens: int, name: str) -> tuple[tuple[Ids, ...], tuple[Ids, ...]]:
+    """Pieces from all over the text that have ``tokens`` tokens together, in its order, the last one chosen cut; and the others."""
     total = sum(map(len, pieces))
     if total < tokens:
         hint = f"give a longer text, or --calibration-tokens {total}" if total >= SHORTEST else "give a longer text"
         raise QuantizationError(f"{name} has {total} tokens, {tokens} are needed for calibration", hint=hint)
     chosen: dict[int, Ids] = {}
-    for index in _spread(len(pieces)):
+    order = list(_spread(len(pieces)))
+    for index in order:
         chosen[index] = pieces[index][:tokens]
         tokens -= len(chosen[index])
         if not tokens:
             break
-    return [chosen[index] for index in sorted(chosen)]
+    return tuple(chosen[index] for index in sorted(chosen)), tuple(pieces[index] for index in order[len(chosen) :])
 
 
 def _spread(count: int) -> Iterator[int]:

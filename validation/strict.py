@@ -2,7 +2,7 @@
 
 ONNX Runtime on CPU computes a whole float16 graph in float32, and a graph that overflows on a GPU passes there. Run node by node
 (``node_runner``), each operation rounds its result, and an overflow is an inf that is named. An engine fuses operations and rounds less often:
-the error measured here is a pessimistic bound for it.
+the error measured here is a pessimistic bound for it. Products of int8 by int8 are computed as its kernels do (``integer_products``).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import onnx_ir as ir
 from artifact.layout import MODULE_KEY, layer_of
 from artifact.progress import Progress, silent
 from graphs.diff import describe_node
+from validation.integer_products import with_integer_products
 from validation.masks import FLOATS, find_masks
 from validation.node_runner import Array, run_nodes
 from validation.ranges import peak
@@ -54,7 +55,7 @@ def run_strict(model: ir.Model | Path, feeds: Mapping[str, Array], *, keep: Coll
     Raises:
         ValidationError: a feed is missing, a weight can't be read, or a node can't be run alone.
     """
-    model = ir.load(model) if isinstance(model, Path) else model
+    model = with_integer_products(ir.load(model) if isinstance(model, Path) else model)
     masks = find_masks(model.graph)
     found: list[tuple[ir.Node, str]] = []
 

@@ -14,7 +14,9 @@ from typing import Any, Literal
 from artifact.errors import ValidationError
 from artifact.io_spec import Dtype, KvCache
 
-Kind = Literal["float32", "float16", "int8", "int8-smoothquant", "int4", "engine", "plan", "plan-int8", "plan-fp32", "reference"]
+Kind = Literal[
+    "float32", "float16", "int8", "int8-smoothquant", "int4", "engine", "plan", "plan-int8", "plan-int8-smoothquant", "plan-fp32", "reference",
+]  # fmt: skip
 COMPARE: Mapping[str, Callable[[float, float], bool]] = {"<=": le, "<": lt, "==": eq}
 ENGINE = "-engine"
 FLOAT_STAGES = ("traced", "fused", "fused-onnxruntime")
@@ -30,7 +32,7 @@ TEXT_CHECKS = ("perplexity_increase_pct", "mean_kl")
 UNGATED: Kind = "int4"
 """Judged by structure alone: a graph with other weights would hold those limits too, so it may fail, and never passes."""
 NO_QUALITY_LIMIT = f"{UNGATED} has no limit for quality"
-PLAN_KINDS: Mapping[str, Kind] = {"fp16": "plan", "fp32": "plan-fp32", "int8": "plan-int8"}
+PLAN_KINDS: Mapping[str, Kind] = {"fp16": "plan", "fp32": "plan-fp32", "int8": "plan-int8", "int8-smoothquant": "plan-int8-smoothquant"}
 """Precision of a build → which rows judge its plan."""
 
 
@@ -92,6 +94,7 @@ LIMITS = (
     Limit("plan-int8", "perplexity_increase_pct", "<=", 1.0, "increase − 2 standard errors, every token of the text decoded on the GPU"),
     Limit("plan-int8", "mean_kl", "<=", 0.01, "nats, every token of the text decoded on the GPU; rounding to int8 measures 0.005"),
     Limit("plan-int8", "cache_error", "<=", 0.2, "keys and values of every layer after each scenario, root mean square: int8 weights give 0.05"),
+    Limit("plan-int8-smoothquant", "perplexity_increase_pct", "<=", 1.0, "increase − 2 standard errors, every token of the text decoded on the GPU"),
     Limit("plan-fp32", "max_abs_relative", "<=", 1e-4, "float32 kernels differ by summation order alone: ÷ the largest logit, on all four scenarios"),
     Limit("plan-fp32", "cache_error", "<=", 1e-4, "keys and values of every layer, root mean square: another layer's would be near 1"),
 )

@@ -69,13 +69,14 @@ class Form:
         return f"{linear.name}.weight_{self.dtype.name.lower()}"
 
 
-def quantize_weights(step: StepContext, form: Form, statistics: Statistics | None = None) -> dict[str, Any]:
+def quantize_weights(step: StepContext, form: Form, statistics: Statistics | None = None, kept: Mapping[str, str] | None = None) -> dict[str, Any]:
     """Write ``<scheme>.onnx`` and ``weights/<scheme>-*.safetensors`` from ``fused.onnx``.
 
     Args:
         step: the artifact.
         form: the scheme.
         statistics: what calibration measured of activations; None rounds plainly.
+        kept: linears of the layers that keep their precision → why.
 
     Returns:
         scheme, method, linears, quantized, kept, bytes, bytes_per_weight, nodes, blocks, weight_error, rounded; given (whose levels these are)
@@ -85,31 +86,23 @@ def quantize_weights(step: StepContext, form: Form, statistics: Statistics | Non
         QuantizationError: the graph is quantised already, has no linears or an opset that is too old; a weight holds NaN or Inf, or has no block
             that divides it; or the statistics are of another model.
     """
-    model = load_graph(require(step.artifact, SOURCE))
-    linears, given = _linears(step, model, form), given_scales(step.artifact)
-    chosen = [linear for linear in linears if layer_of(linear.name) is not None and (given is None or given.covers(linear.name))]
-    if not chosen:
-        hint = f"python cli.py inspect {step.artifact}/{SOURCE}"
-        raise QuantizationError(f"{SOURCE} holds no MatMul by a constant weight [out, in] in a decoder layer", hint=hint)
+    model, linears, every = open_fused(step, form.scheme, form.opset)
+    chosen = [linear for linear in every if linear.name not in (kept or {})]
+    given = given_scales(step.artifact)
     rounder = Rounder(statistics) if given is None else GivenRounder(given=given)
     form = form if given is None else _in_groups(form, given)
     grids = {linear.name: form.grid(linear.name, shape_of(linear.weight)[1], _scale_dtype(linear).numpy()) for linear in chosen}
     stored = write_pieces(step, form.scheme, [_piece(step, linear, form, grids[linear.name], rounder) for linear in chosen])
     for linear in chosen:
-        _dequantize(model.graph, linear, form, grids[linear.name].block_size, stored)
+        dequantize(model.graph, linear, form, grids[linear.name].block_size, stored)
     with step.write(f"{form.scheme}.onnx") as temporary:
         ir.save(model, temporary)
-    kept = [
-        {"name": linear.matmul.metadata_props.get(MODULE_KEY, linear.name), "reason": OUTPUT if layer_of(linear.name) is None else NOT_GIVEN}
-        for linear in linears
-        if linear not in chosen
-    ]
     size = sum(tensor.length for tensor in stored.values())
     return {
         "scheme": form.scheme,
         "linears": len(linears),
         "quantized": len(chosen),
-        "kept": [{"name": "model.embed_tokens", "reason": "the embedding is looked up, not multiplied"}, *kept],
+        "kept": [*kept_always(linears, every), *({"name": name, "reason": reason} for name, reason in (kept or {}).items())],
         "bytes": size,
         "bytes_per_weight": round(size / sum(prod(shape_of(linear.weight)) for linear in chosen), 4),
         "blocks": _blocks(form, grids),
@@ -119,14 +112,33 @@ def quantize_weights(step: StepContext, form: Form, statistics: Statistics | Non
     }
 
 
-def _linears(step: StepContext, model: ir.Model, form: Form) -> list[Linear]:
+def open_fused(step: StepContext, scheme: str, opset: int) -> tuple[ir.Model, list[Linear], list[Linear]]:
+    """``fused.onnx``, its linears, and those of the layers; of a quantised checkpoint, those that came with levels.
+
+    Raises:
+        QuantizationError: the graph is quantised already, is of an older opset, or has no linears in its layers.
+    """
+    model = load_graph(require(step.artifact, SOURCE))
     if any(node.op_type in ("DequantizeLinear", "QuantizeLinear") for node in model.graph):
         raise QuantizationError(f"{SOURCE} is quantised already", hint=f"python cli.py fuse {step.artifact} --force")
-    opset = model.opset_imports.get("", 0)
-    if opset < form.opset:
-        message = f"{form.scheme} needs opset {form.opset}, {SOURCE} is of opset {opset}: it was fused for an older TensorRT"
+    found = model.opset_imports.get("", 0)
+    if found < opset:
+        message = f"{scheme} needs opset {opset}, {SOURCE} is of opset {found}: it was fused for an older TensorRT"
         raise QuantizationError(message, hint=f"python cli.py fuse {step.artifact} --force")
-    return list(find_linears(model.graph))
+    linears = list(find_linears(model.graph))
+    given = given_scales(step.artifact)
+    chosen = [linear for linear in linears if layer_of(linear.name) is not None and (given is None or given.covers(linear.name))]
+    if not chosen:
+        hint = f"python cli.py inspect {step.artifact}/{SOURCE}"
+        raise QuantizationError(f"{SOURCE} holds no MatMul by a constant weight [out, in] in a decoder layer", hint=hint)
+    return model, linears, chosen
+
+
+def kept_always(linears: list[Linear], chosen: list[Linear]) -> list[dict[str, str]]:
+    """What is not quantised whatever the scheme for TensorRT, and why."""
+    outside = {linear.matmul.metadata_props.get(MODULE_KEY, linear.name): layer_of(linear.name) for linear in linears if linear not in chosen}
+    embedding = {"name": "model.embed_tokens", "reason": "the embedding is looked up, not multiplied"}
+    return [embedding, *({"name": name, "reason": OUTPUT if layer is None else NOT_GIVEN} for name, layer in outside.items())]
 
 
 def _blocks(form: Form, grids: Mapping[str, Grid]) -> dict[str, int]:
@@ -158,7 +170,7 @@ def _piece(step: StepContext, linear: Linear, form: Form, grid: Grid, rounder: R
     return Piece(linear.name, {form.levels_name(linear): levels_form, f"{linear.name}.weight_scale": (SAFETENSORS[scales], scale_shape)}, make)
 
 
-def _dequantize(graph: ir.Graph, linear: Linear, form: Form, block: int, stored: Mapping[str, StoredTensor]) -> None:
+def dequantize(graph: ir.Graph, linear: Linear, form: Form, block: int, stored: Mapping[str, StoredTensor]) -> None:
     """Put DequantizeLinear between the stored levels and the transpose."""
     operands = [
         add_initializer(graph, stored[form.levels_name(linear)], form.dtype, shape_of(linear.weight)),

@@ -18,6 +18,7 @@ from artifact.steps import run_step
 from commands.calibrate import CalibrationOptions
 from commands.graphs import fuse, quantize
 from commands.inspect import inspect
+from commands.placement import PlacementOptions
 from commands.summary import summarize
 from exporter.checkpoints import open_checkpoint
 from exporter.checkpoints.quantised_model import QuantisedCheckpoint
@@ -148,3 +149,40 @@ def test_int4_graph_holds_the_checkpoints_integers_and_scales(tmp_path: Path, na
         assert np.array_equal(found.astype(np.int8), levels_of(checkpoint, module)), module
         exact = np.concatenate([checkpoint.scales(member, 0, checkpoint.linears[member].shape[0]).numpy() for member in members(module)])
         assert np.array_equal(scales[module], exact.astype(scales[module].dtype)), module
+
+
+@pytest.mark.trace
+@pytest.mark.parametrize("dtype", ["fp16", "fp32"])
+@pytest.mark.parametrize(("name", "kept"), [("w8a8-static", []), ("modelopt-w8a8", [f"{LAYER}.self_attn.o_proj"])])
+def test_w8a8_graph_holds_the_checkpoints_integers_and_all_of_its_scales(tmp_path: Path, name: str, kept: list[str], dtype: str) -> None:
+    artifact, checkpoint = fused(name, tmp_path / "art", dtype), opened(name)
+    report = quantize(artifact, scheme="int8-smoothquant").report
+    assert report["w8a8"] == {"linears": 4 - len(kept), "share": 1.0}
+    assert [one["name"] for one in report["kept"]] == ["model.embed_tokens", *kept, "lm_head"]
+    levels, scales = (stored(artifact, "int8-smoothquant.onnx", f".weight_{part}") for part in ("int8", "scale"))
+    assert len(levels) == 4 - len(kept)
+    for module, found in levels.items():
+        assert np.array_equal(found, levels_of(checkpoint, module)), module
+        exact = np.concatenate([checkpoint.scales(member, 0, checkpoint.linears[member].shape[0]).numpy()[:, 0] for member in members(module)])
+        assert scales[module].dtype == np.float32
+        assert np.array_equal(scales[module], exact), module
+    inputs = stored(artifact, "int8-smoothquant.onnx", ".activation_scale")
+    assert inputs.keys() == levels.keys()
+    for module, scale in inputs.items():
+        assert [checkpoint.linears[member].input_scale() for member in members(module)] == [float(scale)] * len(members(module))
+    assert inspect(str(artifact), verify=True)["passed"]
+
+
+@pytest.mark.trace
+def test_dynamic_w8a8_needs_a_text_for_its_static_scales(tmp_path: Path) -> None:
+    artifact = fused("w8a8-dynamic", tmp_path / "art")
+    with pytest.raises(QuantizationError, match="int8-smoothquant rounds activations by scales that are measured: --calibration none"):
+        quantize(artifact, scheme="int8-smoothquant", calibration=CalibrationOptions(calibration="none"))
+
+
+@pytest.mark.trace
+@pytest.mark.parametrize(("name", "scheme"), [("w8a16-pack", "int8"), ("w8a8-dynamic", "int8-smoothquant")])
+def test_nothing_is_placed_where_levels_came(tmp_path: Path, name: str, scheme: str) -> None:
+    with pytest.raises(UsageError, match="there is nothing to place") as caught:
+        quantize(fused(name, tmp_path / "art"), scheme=scheme, placement=PlacementOptions(max_perplexity_increase=1.0))
+    assert caught.value.hint == "leave out --max-perplexity-increase"

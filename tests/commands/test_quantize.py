@@ -58,7 +58,7 @@ def calibration(outcome: Outcome) -> dict[str, object]:
 def test_int8_is_calibrated_on_the_committed_text_and_both_steps_are_recorded(artifact: Path) -> None:
     outcome = quantize(artifact)
     assert calibration(outcome)["text"] == "calibration.jsonl"
-    assert calibration(outcome)["tokens"] == 2048
+    assert calibration(outcome)["tokens"] == 8192
     assert steps(artifact) == ["export", "fuse", "calibrate", "quantize-int8"]
     recorded = read_manifest(artifact)["steps"]
     assert recorded["quantize-int8"]["inputs"][FILE] == recorded["calibrate"]["outputs"][FILE]["sha256"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,8 @@ from engines.profiles import make_profiles
 from engines.targets import find_target
 from graphs.fusions import accumulate
 from graphs.fusions._reading import apply_reader
+from graphs.quantize.islands import Islands
+from graphs.quantize.linears import find_linears
 
 E, F, H, K, D, V, POSITIONS = 256, 384, 4, 2, 64, 512, 256  # fewer than 4 heads: TensorRT-RTX has no fused attention kernel
 HEAD = """
@@ -135,6 +137,7 @@ CONSTANTS = (
     f"float16 smallest = {{{int(np.float16(-65504).view(np.uint16))}}}, "
     f"int64[2] halves = {{1, 1}}, int64[2] widths = {{{F}, {F}}}, float16 q_scale = {{{int(np.float16(D**-0.5).view(np.uint16))}}}"
 )
+INT8, SMOOTHQUANT = "int8", "int8-smoothquant"
 DTYPES = {"int64": "int64", "fp16": "float16"}
 
 
@@ -163,7 +166,7 @@ def weights_of(layers: int, precision: str) -> dict[str, np.ndarray]:
     for layer in range(layers):
         weights |= {f"l{layer}_scale{i}": rng.normal(1, 0.1, E).astype(np.float16) for i in (1, 2)}
         for name, shape in LINEARS.items():
-            if precision == "int8":
+            if precision == INT8:
                 weights[f"l{layer}_{name}_int8"] = rng.integers(-127, 128, shape).astype(np.int8)
                 weights[f"l{layer}_{name}_steps"] = rng.uniform(1e-4, 2e-4, shape[0]).astype(np.float16)
             else:
@@ -181,6 +184,7 @@ class Form:
     attention: str = "fused"
     kv_cache: KvCache = "dynamic"
     half_sums: bool = False
+    weight_only: tuple[str, ...] = ()
 
     def head(self) -> str:
         return self._of_cache(HEAD)
@@ -207,7 +211,7 @@ def graph_text(layers: int, precision: str, weights: dict[str, np.ndarray], form
         text = form.layer()
         for name in LINEARS:
             source = f"L_{name}_weight"
-            dequantize = f"{source} = DequantizeLinear<axis = 0>(L_{name}_int8, L_{name}_steps)\n" if precision == "int8" else ""
+            dequantize = f"{source} = DequantizeLinear<axis = 0>(L_{name}_int8, L_{name}_steps)\n" if precision == INT8 else ""
             first = "L_context_b" if name == "o" and form.bfloat_output else f"L_{name}"
             text = text.replace(f"{first} =", f"{dequantize}L_{name}_t = Transpose<perm = [1, 0]>({source})\n{first} =")
         text = text.replace("_I", f"_{layer}").replace("L_in", f"l{layer - 1}_out" if layer else "embedded")
@@ -266,11 +270,38 @@ def write_stage(folder: Path, layers: int, precision: str, **form: Any) -> Stage
         apply_reader(model, accumulate)
         for node in graph:
             node.metadata_props.setdefault(MODULE_KEY, "")
+    if precision == SMOOTHQUANT:
+        make_islands(graph, shape.weight_only)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "weights").mkdir(exist_ok=True)
-    path = folder / f"{'int8' if precision == 'int8' else 'fused'}.onnx"
+    path = folder / f"{precision if precision in (INT8, SMOOTHQUANT) else 'fused'}.onnx"
     ir.save(model, path, external_data="weights/all.bin")
     return Stage(path, config, kv_cache)
+
+
+def make_islands(graph: ir.Graph, weight_only: Sequence[str]) -> None:
+    """W8A8 for every linear of a layer, W8A16 for those whose name ends in one of ``weight_only`` (`0_down`)."""
+    rng, islands = np.random.default_rng(7), Islands(graph)
+    for linear in [linear for linear in find_linears(graph) if re.match(r"l\d+_", linear.name)]:
+        name, shape = linear.name.removesuffix("_weight"), linear.weight.shape.numpy()  # type: ignore[union-attr]
+        alone = name.endswith(tuple(weight_only))
+        steps, step = rng.uniform(1e-4, 2e-4, shape[0]).astype(np.float16 if alone else np.float32), float(rng.uniform(0.02, 0.03))
+        operands = [store(graph, f"{name}_int8", rng.integers(-127, 128, shape).astype(np.int8)), store(graph, f"{name}_steps", steps)]
+        if not alone:
+            islands.put(linear, step, *operands)
+            continue
+        node = ir.node("DequantizeLinear", operands, {"axis": 0}, name=f"node_{name}_weight", metadata_props=dict(linear.transpose.metadata_props))
+        node.outputs[0].type, node.outputs[0].shape = linear.weight.type, linear.weight.shape
+        graph.insert_before(linear.transpose, node)
+        linear.transpose.replace_input_with(0, node.outputs[0])
+        del graph.initializers[str(linear.weight.name)]
+
+
+def store(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
+    value = ir.Value(name=name, const_value=ir.tensor(array, name=name), shape=ir.Shape(array.shape))
+    value.type = ir.TensorType(ir.DataType.from_numpy(array.dtype))
+    graph.initializers.add(value)
+    return value
 
 
 @pytest.fixture(scope="session")

@@ -37,7 +37,7 @@ def failures(result: dict[str, Any]) -> list[str]:
     return [check["check"] for check in result["audit"]["checks"] if check["passed"] is False]
 
 
-@pytest.mark.parametrize(("precision", "per_weight"), [("fp16", 2.0), ("int8", 1.0)])
+@pytest.mark.parametrize(("precision", "per_weight"), [("fp16", 2.0), ("int8", 1.0), ("int8-smoothquant", 1.0)])
 def test_passes_what_the_fusions_make(built: Built, precision: str, per_weight: float) -> None:
     stage, plan = built(2, precision)
     result = audit(stage, plan, precision)
@@ -47,7 +47,7 @@ def test_passes_what_the_fusions_make(built: Built, precision: str, per_weight: 
     assert (result["kernels"]["_gemv_mha_v1"], result["kernels"]["_gemm_mha_v2"]) == (2, 2)
     assert "_gemv_mha_v1" not in result["kernels_by_profile"]["prefill"]
     gemms = [kernel for group in result["kernels_by_layer"]["decode"]["layers"] for kernel in group["kernels"] if kernel["kind"] == "gemm"]
-    assert {kernel["weight"] for kernel in gemms} == {"int8" if precision == "int8" else "half"}
+    assert {kernel["weight"] for kernel in gemms} == {"half" if precision == "fp16" else "int8"}
 
 
 def test_finds_weights_that_are_stored_twice(built: Built) -> None:

@@ -38,7 +38,7 @@ MULTI_HEAD = replace(GROUPED, num_key_value_heads=4)
 )
 def test_attention_of_one_node_is_held_to_its_cache_and_packing(config, form, layer, text) -> None:
     for quantized in (False, True):
-        limits = form_limits(config, **form, lowered=False, quantized=quantized)
+        limits = form_limits(config, **form, lowered=False, precision="int8" if quantized else "fp16")
         assert (limits.layer, limits.attention, limits.layer_text, limits.written_out) == (layer, ATTENTION_KERNELS, text, 0)
 
 
@@ -54,7 +54,9 @@ def test_attention_of_one_node_is_held_to_its_cache_and_packing(config, form, la
 )
 @pytest.mark.parametrize("packed", [True, False])
 def test_lowered_attention_may_hold_more_in_decode_alone_and_says_why(config, quantized, more, attention, written_out, packed) -> None:
-    usual, limits = (form_limits(config, static=False, packed=packed, lowered=lowered, quantized=quantized) for lowered in (False, True))
+    usual, limits = (
+        form_limits(config, static=False, packed=packed, lowered=lowered, precision="int8" if quantized else "fp16") for lowered in (False, True)
+    )
     assert [limit.check for limit in limits.layer] == [limit.check for limit in usual.layer]
     for limit, before in zip(limits.layer, usual.layer, strict=True):
         assert limit.limits == before.limits | {"decode": before.limits["decode"] + more.get(limit.check, 0)}

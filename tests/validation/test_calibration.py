@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -134,6 +135,15 @@ def test_refuses_activations_that_float16_can_not_hold(
         measured(tmp_path, checkpoint, text(), damaged(checkpoint, name, damage))
     assert caught.value.hint
     assert list(tmp_path.iterdir()) == []
+
+
+def test_refuses_a_disk_that_is_too_small_before_anything_is_computed(
+    tmp_path: Path, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calibration.shutil, "disk_usage", lambda path: SimpleNamespace(free=20_000))
+    with pytest.raises(QuantizationError, match=r"calibration\.safetensors takes 0\.00 GB, 0\.00 GB are free") as caught:
+        measured(tmp_path, checkpoint, text(), damaged(checkpoint, EMBEDDING, nan_row))
+    assert caught.value.hint
 
 
 def test_weights_of_one_layer_at_a_time_are_read(tmp_path: Path, checkpoint: Checkpoint) -> None:

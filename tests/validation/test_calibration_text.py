@@ -59,7 +59,10 @@ def test_pieces_come_from_all_over_the_text_and_the_last_one_is_cut(tmp_path: Pa
     assert starts[0] < 10
     assert starts[-1] > 24
     assert max(np.diff(starts)) <= 20
-    assert len({token for ids in text.sequences for token in ids.tolist()}) == 15
+    chosen, rest = ({token for ids in part for token in ids.tolist()} for part in (text.sequences, text.rest))
+    assert len(chosen) == 15
+    assert not chosen & rest
+    assert len(rest) == 24  # ten pieces of four, and one of four is cut
 
 
 @pytest.mark.parametrize("count", [1, 2, 7, 100])
@@ -69,7 +72,7 @@ def test_spread_is_every_index_once(count: int) -> None:
 
 def test_the_committed_text_is_enough_for_the_defaults_and_is_not_what_is_scored(tmp_path: Path, config: LlamaConfig) -> None:
     text = load_sequences(write_tokenizer(tmp_path), config)
-    assert (text.tokens, text.name) == (2048, DEFAULT.name)
+    assert (text.tokens, text.name) == (8192, DEFAULT.name)
     assert max(map(len, text.sequences)) == config.max_position_embeddings  # shorter than 256
     scored = "\n".join(path.read_text(encoding="utf-8") for path in DEFAULT_TEXTS)
     lines = [line.strip() for document in read_documents(DEFAULT) for line in document.splitlines() if len(line) > 60]
@@ -89,6 +92,7 @@ def test_the_committed_text_is_enough_for_the_defaults_and_is_not_what_is_scored
         ("t.jsonl", b'{"text": "w1"}\n\n{"words": "w1"}', r't\.jsonl, line 3 has no "text" that is a string'),
         ("t.jsonl", b'["w1"]', r't\.jsonl, line 1 has no "text" that is a string'),
         ("t.jsonl", b'{"text": 3}', r't\.jsonl, line 1 has no "text" that is a string'),
+        ("t.jsonl", b'{"text": "a \\ud83d b"}', r"t\.jsonl, line 1 escapes half a character"),
         ("t.jsonl", b'{"text": " "}', r"t\.jsonl is empty"),
         ("t.txt", None, r"t\.txt can't be read: No such file"),
     ],

@@ -1,0 +1,170 @@
+"""Placement: which linears `quantize` quantises within a limit on perplexity; what each costs alone is a step of its own in the manifest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from math import ceil, expm1, inf
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from artifact.config import LlamaConfig
+from artifact.errors import ParityMismatch, QuantizationError, UsageError
+from artifact.graph_file import load_graph
+from artifact.layout import layer_of
+from artifact.manifest import read_manifest
+from artifact.progress import Progress, silent
+from artifact.step_kinds import CALIBRATION
+from artifact.steps import Outcome, Report, StepContext, require, run_step
+from commands.calibrate import CalibrationOptions
+
+if TYPE_CHECKING:
+    from graphs.quantize.placement import Placement
+    from graphs.quantize.statistics import Statistics
+    from validation.forms import SchemeForms
+    from validation.reference import Reference
+
+DEFAULT_LIMIT_PCT = {"int8-smoothquant": 1.0}
+"""Scheme → the limit where none is given; the others quantise every linear of the layers."""
+SCORED_TOKENS = 2048
+
+
+@dataclass(frozen=True)
+class PlacementOptions:
+    """What decides where quantisation stops.
+
+    Attributes:
+        max_perplexity_increase: per cent; None is the scheme's own.
+        sensitivity_tokens: that each linear is scored on; None is 512.
+    """
+
+    max_perplexity_increase: float | None = None
+    sensitivity_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        limit = self.max_perplexity_increase
+        if limit is not None and not 0 <= limit < inf:
+            raise UsageError(f"--max-perplexity-increase {limit}: a limit is a number of per cent, from 0", hint="--max-perplexity-increase 1")
+
+    @property
+    def given(self) -> str | None:
+        """The first option that was given, as on the command line."""
+        return next((f"--{name.replace('_', '-')}" for name, value in asdict(self).items() if value is not None), None)
+
+    def recorded(self, limit_pct: float | None) -> dict[str, Any]:
+        """As a step's options: names of the command line; nothing where there is no limit."""
+        return {} if limit_pct is None else asdict(self) | {"max_perplexity_increase": limit_pct}
+
+    def limit_pct(self, scheme: str) -> float | None:
+        """The limit of a scheme; None for none."""
+        return DEFAULT_LIMIT_PCT.get(scheme) if self.max_perplexity_increase is None else self.max_perplexity_increase
+
+
+@dataclass(frozen=True)
+class Model:
+    """An artifact's model, with what its scheme does to the linears of its graph."""
+
+    reference: Reference
+    statistics: Statistics
+    forms: SchemeForms
+
+    @classmethod
+    def open(cls, artifact: Path, scheme: str, graph: str, progress: Progress = silent) -> Model:
+        """Read what is needed of an artifact; its weights stay on the disk."""
+        from graphs.quantize.linears import find_linears
+        from graphs.quantize.statistics import Statistics
+        from validation.artifact_weights import artifact_reader
+        from validation.forms import FORMS
+        from validation.reference import Reference
+
+        model = read_manifest(artifact)["model"]
+        reference = Reference(LlamaConfig(**model["config"]), artifact_reader(artifact))
+        statistics = Statistics(artifact / CALIBRATION)
+        names = [linear.name for linear in find_linears(load_graph(require(artifact, graph)).graph) if layer_of(linear.name) is not None]
+        return cls(reference, statistics, FORMS[scheme](reference, statistics, names, model["dtype"], progress))
+
+
+OpenModel = Callable[[], Model]
+
+
+def score(
+    artifact: Path,
+    scheme: str,
+    graph: str,
+    open_model: OpenModel,
+    options: PlacementOptions,
+    calibration: CalibrationOptions,
+    *,
+    force: bool = False,
+    progress: Progress = silent,
+) -> Outcome:
+    """Measure what each linear costs alone, on text that was not calibrated on."""
+    recorded = {"scheme": scheme, "sensitivity_tokens": options.sensitivity_tokens, **calibration.recorded()}
+
+    def work(step: StepContext) -> Report:
+        from validation.calibration_text import load_sequences
+        from validation.scoring import score_artifact
+
+        model = open_model()
+        source = None if calibration.calibration is None else Path(calibration.calibration)
+        lengths = {"tokens": calibration.calibration_tokens, "length": calibration.calibration_length}
+        text = load_sequences(artifact, model.reference.config, source, **lengths)
+        forms = model.forms.quantised
+        return score_artifact(step, scheme, model.reference, forms, text, model.statistics, tokens=options.sensitivity_tokens)
+
+    return run_step(artifact, f"sensitivity-{scheme}", recorded, work, inputs=(CALIBRATION, graph), force=force, progress=progress)
+
+
+def decide(step: StepContext, scheme: str, model: Model, limit_pct: float) -> tuple[dict[str, str], dict[str, Any]]:
+    """Choose what is quantised, measured as a whole on the text that perplexity is measured on; writes sensitivity-<scheme>.json.
+
+    Returns:
+        The linears that are kept, with the reason of each; and what was tried.
+
+    Raises:
+        ParityMismatch: no set of linears keeps within the limit; the message says what came nearest.
+    """
+    from graphs.quantize.placement import place, reasons
+    from graphs.quantize.sensitivities import describe, read_scores, write_sensitivities
+    from validation.joint_cost import JointCost
+    from validation.perplexity import WINDOW, make_windows
+    from validation.text import load_tokens
+
+    scores, about = read_scores(step.artifact, scheme)
+    config = model.reference.config
+    tokens = load_tokens(step.artifact, config, None, SCORED_TOKENS + 1)
+    windows = make_windows(tokens.ids, SCORED_TOKENS, min(WINDOW, config.max_position_embeddings), tokens.bos)
+    joint = JointCost(model.reference, windows, step.progress)
+    candidates = [one.candidate for one in scores]
+    placement = place(candidates, limit_pct, lambda chosen: joint.measure(model.forms.of(chosen)))
+    if placement.chosen is None:
+        raise _not_met(placement, scheme, limit_pct, len(scores), tokens.name)
+    kept = reasons(candidates, placement.chosen)
+    measured = describe(placement, limit_pct, scores) | {"text": tokens.name}
+    write_sensitivities(step, scheme, scores, kept, about | {"placement": measured})
+    return kept, measured
+
+
+def check_placeable(scheme: str, plainly: str | None) -> None:
+    """Refuse a limit that nothing can be measured for.
+
+    Raises:
+        QuantizationError: nothing can be calibrated on, or the scheme has no forms.
+    """
+    from validation.forms import FORMS
+
+    if scheme not in FORMS:
+        raise QuantizationError(f"--max-perplexity-increase is not for {scheme}; it is for {', '.join(FORMS)}", hint="leave it out")
+    if plainly is not None:
+        raise QuantizationError(f"what quantising costs can't be measured: {plainly}", hint="leave out --max-perplexity-increase")
+
+
+def _not_met(placement: Placement, scheme: str, limit_pct: float, count: int, text: str) -> ParityMismatch:
+    nearest = placement.nearest
+    measured = nearest.measured
+    found = f"{len(nearest.quantised)} of {count} linears quantised cost {measured.words} on {measured.tokens:,} tokens of {text}"
+    needed = ceil(max(100 * expm1(measured.kl), measured.increase_pct - 2 * measured.increase_se_pct) * 100 + 1) / 100
+    return ParityMismatch(
+        f"{scheme} can't keep within {limit_pct:g} % of perplexity; the nearest: {found}; nothing was written",
+        hint=f"--max-perplexity-increase {needed:g} leaves room, or take another --scheme",
+    )

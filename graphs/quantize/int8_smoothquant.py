@@ -1,0 +1,163 @@
+"""INT8 with INT8 activations (W8A8): weights by output channel, inputs by one static scale, outliers moved from inputs into weights (SmoothQuant).
+
+Before:  x ─ Cast(FLOAT) ─ MatMul(Cast(Transpose(weight))) ─ Cast(FLOAT16)
+After:   an island of Q/DQ around each linear of the layers (islands.py). Norms, v_proj's and up_proj's rows are divided by what the linears behind
+         them are multiplied by (smoothing.py says by what, scaling.py how). Linears that are kept from it are weight-only INT8 (int8.py).
+
+Source: SmoothQuant, arXiv:2211.10438; docs/adr/015
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import groupby
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from artifact.config import LlamaConfig
+from artifact.errors import QuantizationError
+from artifact.manifest import read_manifest
+from artifact.steps import StepContext
+from artifact.tensor_file import StoredTensor
+from graphs.quantize.int8 import FORM, quantize_rows
+from graphs.quantize.islands import Islands
+from graphs.quantize.linears import Linear, site_of
+from graphs.quantize.scaling import Scaling, fold
+from graphs.quantize.smoothing import Smoothing, smooth
+from graphs.quantize.statistics import Statistics
+from graphs.quantize.weight_only import dequantize, kept_always, open_fused
+from graphs.quantize.writer import SAFETENSORS, Piece, add_initializer, read_mapped, row_blocks, shape_of, write_pieces
+
+SCHEME = "int8-smoothquant"
+NOTHING: Mapping[str, str] = MappingProxyType({})
+
+
+def quantize_int8_smoothquant(
+    step: StepContext, statistics: Statistics, *, kept: Mapping[str, str] = NOTHING, found: Mapping[str, Smoothing] | None = None
+) -> dict[str, Any]:
+    """Write ``int8-smoothquant.onnx`` and ``weights/int8-smoothquant-*.safetensors`` from ``fused.onnx``.
+
+    Args:
+        step: the artifact.
+        statistics: what calibration measured of activations.
+        kept: module path of a linear → why its input stays as it is: it becomes weight-only INT8.
+        found: what ``smooth`` found, if that is known already.
+
+    Returns:
+        scheme, linears, quantized, kept, bytes, nodes, weight_error (root mean square, relative to the weights'), w8a8 {linears, share of the
+        layers' linear weights}, sites [{site, alpha, headroom, activation_scale, error, first_error, plain_error}].
+
+    Raises:
+        QuantizationError: the graph is quantised already, has no linears, or none of a name that is kept; a weight holds NaN or Inf; the statistics
+            are another model's.
+    """
+    model, linears, chosen = open_fused(step, SCHEME, FORM.opset)
+    if unknown := kept.keys() - {linear.name for linear in chosen}:
+        raise QuantizationError(f"fused.onnx has no linear {sorted(unknown)[0]} that could be kept from {SCHEME}")
+    rounded = [linear for linear in chosen if linear.name not in kept]
+    config = LlamaConfig(**read_manifest(step.artifact)["model"]["config"])
+    sites = {site: list(group) for site, group in groupby(rounded, key=lambda linear: site_of(linear.name))}
+    smoothing = found or smooth(config, statistics, sites, lambda site: _weights(sites[site], step.artifact), step.progress)
+    scaling = fold(config, {site: smoothing[site].vector for site in sites}, lambda name: _read(model.graph, name, step.artifact))
+    errors: dict[str, float] = {}
+    pieces = [_piece(step, linear, scaling, errors, whole=linear.name not in kept) for linear in chosen]
+    stored = write_pieces(step, SCHEME, [*_vectors(model.graph, scaling, chosen, step.artifact), *pieces])
+    _rewrite(model.graph, chosen, kept, smoothing, stored)
+    with step.write(f"{SCHEME}.onnx") as temporary:
+        ir.save(model, temporary)
+    worst = max(errors, key=lambda name: errors[name])
+    return {
+        "scheme": SCHEME,
+        "linears": len(linears),
+        "quantized": len(chosen),
+        "kept": [*kept_always(linears, chosen), *({"name": name, "reason": reason} for name, reason in kept.items())],
+        "bytes": sum(tensor.length for tensor in stored.values()),
+        "nodes": model.graph.num_nodes(),
+        "weight_error": {"worst": worst, "worst_rms": errors[worst], "mean_rms": sum(errors.values()) / len(errors)},
+        "w8a8": {"linears": len(rounded), "share": _elements(rounded) / _elements(chosen)},
+        "sites": [{"site": site, **smoothing[site].as_report()} for site in sites],
+    }
+
+
+def _elements(linears: Iterable[Linear]) -> int:
+    return sum(rows * columns for rows, columns in (shape_of(linear.weight) for linear in linears))
+
+
+def _weights(linears: list[Linear], folder: Path) -> NDArray[Any]:
+    """Weights [out, in] of one site, in the order of the graph."""
+    return np.concatenate([read_mapped(linear.weight, folder, np.array) for linear in linears])
+
+
+def _read(graph: ir.Graph, name: str, folder: Path) -> NDArray[Any]:
+    """A weight that the graph reads by this name."""
+    if name not in graph.initializers:
+        raise QuantizationError(f"fused.onnx has no {name}, which smoothing has to change", hint="python cli.py fuse ART --force")
+    return read_mapped(graph.initializers[name], folder, np.array)
+
+
+def _piece(step: StepContext, linear: Linear, scaling: Scaling, errors: dict[str, float], *, whole: bool) -> Piece:
+    """Levels [out, in] and scales [out] of one linear; scales are float32 in an island, else of the weight's dtype."""
+    shape = shape_of(linear.weight)
+    dtype = SAFETENSORS[ir.DataType.FLOAT if whole else linear.weight.dtype or ir.DataType.FLOAT16]
+
+    def make() -> Iterator[NDArray[Any]]:
+        def use(weight: NDArray[Any]) -> tuple[NDArray[np.int8], NDArray[Any], float]:
+            return _round(weight, linear.name, scaling, np.dtype(np.float32) if whole else weight.dtype)
+
+        levels, scale, errors[linear.name] = read_mapped(linear.weight, step.artifact, use)
+        yield levels
+        yield scale
+
+    return Piece(linear.name, {f"{linear.name}.weight_int8": ("I8", shape), f"{linear.name}.weight_scale": (dtype, shape[:1])}, make)
+
+
+def _round(weight: NDArray[Any], name: str, scaling: Scaling, dtype: np.dtype[Any]) -> tuple[NDArray[np.int8], NDArray[Any], float]:
+    """Levels, scales and relative root mean square error of a weight [out, in] as it is once it is scaled."""
+    levels, scale = np.empty(weight.shape, np.int8), np.empty(weight.shape[0], dtype)
+    squared = total = 0.0
+    for rows, exact in row_blocks(weight, name):
+        scaled = scaling.weight(name, exact, rows.start)
+        levels[rows], scale[rows] = quantize_rows(scaled, dtype)
+        squared += float(np.square(levels[rows] * scale[rows].astype(np.float32)[:, None] - scaled).sum())
+        total += float(np.square(scaled).sum())
+    return levels, scale, (squared / total) ** 0.5 if total else 0.0
+
+
+def _vectors(graph: ir.Graph, scaling: Scaling, chosen: list[Linear], folder: Path) -> Iterator[Piece]:
+    """Norms and biases that are other ones now."""
+    changed = dict(scaling.norms)
+    for linear in chosen:
+        name = f"{linear.name}.bias"
+        if name in graph.initializers and scaling.rows(linear.name) is not None:
+            bias = _read(graph, name, folder)
+            changed[name] = scaling.bias(linear.name, bias).astype(bias.dtype)
+    for name, array in changed.items():
+        dtype = SAFETENSORS[ir.DataType.from_numpy(array.dtype)]
+        yield Piece(name.rsplit(".", 1)[0], {_smoothed(name): (dtype, array.shape)}, lambda array=array: [array])  # type: ignore[misc]
+
+
+def _smoothed(name: str) -> str:
+    return f"{name}_smoothed"
+
+
+def _rewrite(
+    graph: ir.Graph, chosen: list[Linear], kept: Mapping[str, str], smoothing: Mapping[str, Smoothing], stored: Mapping[str, StoredTensor]
+) -> None:
+    """Islands, weight-only linears, and the smoothed vectors in the place of the old ones."""
+    islands = Islands(graph)
+    for linear in chosen:
+        if linear.name in kept:
+            dequantize(graph, linear, FORM, shape_of(linear.weight)[1], stored)
+            continue
+        dtypes = {"int8": ir.DataType.INT8, "scale": ir.DataType.FLOAT}
+        levels, scale = (add_initializer(graph, stored[f"{linear.name}.weight_{part}"], dtype) for part, dtype in dtypes.items())
+        islands.put(linear, smoothing[site_of(linear.name)].activation_scale, levels, scale)
+    for name, old in [(name, value) for name, value in graph.initializers.items() if _smoothed(name) in stored]:
+        new = add_initializer(graph, stored[_smoothed(name)], old.dtype or ir.DataType.FLOAT16)
+        ir.convenience.replace_all_uses_with(old, new)
+        del graph.initializers[name]

@@ -1,0 +1,211 @@
+"""What moves outliers from inputs into weights, and by which static scale inputs are rounded: searched site by site (SmoothQuant).
+
+    s = absmax(x)^α ÷ absmax(w)^(1−α)        x ÷ s is rounded by one scale, headroom · largest |x ÷ s| ÷ 127, and w · s by output channel
+
+α and the headroom are those with the least error of the site's output on rows that did not take part: s and scale are made from half of the sampled
+rows, the error is measured on the other half, and the other way round. What is chosen is then made from all that calibration saw. On the rows that
+a scale was made from, clipping always seems to pay; on others it costs ten times what it saves, and rarely seen channels want room.
+The rows at position 0 count as much as all others together: their massive activations are what later tokens attend to.
+Letters: n rows, in and out channels.
+Source: arXiv:2211.10438 §4; docs/adr/015
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from artifact.config import LlamaConfig
+from artifact.progress import Progress, silent
+from graphs.quantize.int8 import quantize_rows
+from graphs.quantize.statistics import SiteStatistics, Statistics
+
+Floats = NDArray[np.float32]
+Tie = Callable[[Floats], Floats]
+"""Channels that must share a factor get the largest of theirs."""
+ALPHAS = (0.6, 0.7, 0.8, 0.85, 0.9)
+HEADROOMS = (1.0, 1.25, 1.5)
+ROWS, FIRST_ROWS = 192, 32
+"""How many sampled rows, and rows at position 0, an error is measured on, of each half."""
+LARGEST_FACTOR = 4096.0
+"""A factor is at most so many times the geometric mean, or as small a part of it: a channel that was silent stays in range."""
+LEAST = 1e-6
+HIGHEST, LOWEST = 127, -128
+
+
+@dataclass(frozen=True)
+class Smoothing:
+    """What was chosen for one site.
+
+    Attributes:
+        vector: s [in].
+        activation_scale: of x ÷ s.
+        alpha: None where nothing is moved.
+        headroom: the largest |x ÷ s| that is kept ÷ the largest that was seen.
+        error: squared error of the output ÷ its square, on rows that s and scale were not made from.
+        first_error: the same at position 0, ÷ the larger of both squares.
+        plain_error: ``error`` without smoothing and headroom.
+    """
+
+    vector: Floats
+    activation_scale: float
+    alpha: float | None
+    headroom: float
+    error: float
+    first_error: float
+    plain_error: float
+
+    def as_report(self) -> dict[str, Any]:
+        """All but the vector."""
+        return {
+            "alpha": self.alpha,
+            "headroom": self.headroom,
+            "activation_scale": self.activation_scale,
+            "error": self.error,
+            "first_error": self.first_error,
+            "plain_error": self.plain_error,
+        }
+
+
+def smooth(
+    config: LlamaConfig, statistics: Statistics, sites: Iterable[str], read: Callable[[str], NDArray[Any]], progress: Progress = silent
+) -> dict[str, Smoothing]:
+    """Search every site; no graph is needed.
+
+    Args:
+        config: says which channels of o_proj share a factor.
+        statistics: what calibration measured.
+        sites: their names; q·k·v and gate·up are one site each.
+        read: site → weights [out, in] of all its linears, one above the other.
+        progress: told which site is searched.
+
+    Returns:
+        Site → what was chosen.
+
+    Raises:
+        QuantizationError: the statistics are another model's.
+    """
+    names, found = list(sites), {}
+    for done, site in enumerate(names):
+        progress(f"smoothing {site}", done, len(names))
+        tie = _by_groups(config) if site.endswith("o_proj") else _apart
+        found[site] = search(read(site).astype(np.float32), statistics.of(site), tie)
+    return found
+
+
+def search(weight: Floats, measured: SiteStatistics, tie: Tie | None = None) -> Smoothing:
+    """The α and headroom with the least error on rows that did not take part.
+
+    Args:
+        weight: [out, in].
+        measured: of the input.
+        tie: makes channels share a factor.
+    """
+    tied = tie or _apart
+    weights = tied(_largest(weight))
+    halves = _halves(measured)
+    tries = {(alpha, headroom): np.zeros(2) for alpha in (None, *ALPHAS) for headroom in (HEADROOMS if alpha is not None else HEADROOMS[:1])}
+    for made_from, tried_on in (halves, halves[::-1]):
+        trial = _Trial(weight, tried_on)
+        for alpha in (None, *ALPHAS):
+            vector = factors(tied(made_from.absmax), weights, alpha)
+            rounded = _rounded(weight * vector)
+            for headroom in [headroom for of, headroom in tries if of == alpha]:
+                scale = _scale(made_from.absmax, vector, headroom)
+                tries[alpha, headroom] += trial.errors(vector, scale, rounded) / len(halves)
+    alpha, headroom = min(tries, key=lambda key: float(tries[key].sum()))
+    vector = factors(tied(measured.absmax), weights, alpha)
+    error, first_error = (float(one) for one in tries[alpha, headroom])
+    plain = float(tries[None, HEADROOMS[0]][0])
+    return Smoothing(vector, _scale(measured.absmax, vector, headroom), alpha, headroom, error, first_error, plain)
+
+
+def unsmoothed(measured: SiteStatistics) -> Smoothing:
+    """One scale from the largest |x|, and nothing moved: what static quantisation is without any of this."""
+    vector, nothing = np.ones(len(measured.absmax), np.float32), float("nan")
+    return Smoothing(vector, _scale(measured.absmax, vector, 1.0), None, 1.0, nothing, nothing, nothing)
+
+
+def factors(inputs: Floats, weights: Floats, alpha: float | None) -> Floats:
+    """The vector s [in] from the largest |x| and |w| of every channel; its geometric mean is 1. None moves nothing."""
+    if alpha is None:
+        return np.ones(len(inputs), np.float32)
+    logarithm = alpha * np.log(np.maximum(inputs, LEAST)) - (1 - alpha) * np.log(np.maximum(weights, LEAST))
+    bound = np.log(LARGEST_FACTOR)
+    vector: Floats = np.exp(np.clip(logarithm - logarithm.mean(), -bound, bound)).astype(np.float32)
+    return vector
+
+
+def _scale(absmax: Floats, vector: Floats, headroom: float) -> float:
+    return headroom * max(float((absmax / vector).max()), LEAST) / HIGHEST
+
+
+def _rounded(weight: Floats) -> Floats:
+    """Weights [out, in] as they are once they are dequantised."""
+    levels, step = quantize_rows(weight, np.dtype(np.float32))
+    rounded: Floats = levels * step[:, None]
+    return rounded
+
+
+class _Trial:
+    """Rows of one site and what they should give."""
+
+    def __init__(self, weight: Floats, measured: SiteStatistics) -> None:
+        rows, first = _some(measured.samples, ROWS), _some(measured.first, FIRST_ROWS)
+        self._x = np.concatenate([rows, first])  # [n, in], the rows at position 0 last
+        self._wanted = self._x @ weight.T  # [n, out]
+        self._rows = len(rows)
+        squares = np.square(self._wanted).sum(axis=1, dtype=np.float64)
+        self._square = _mean(squares[: self._rows]) or LEAST
+        self._first_square = max(_mean(squares[self._rows :]), self._square)
+
+    def errors(self, vector: Floats, scale: float, rounded: Floats) -> NDArray[np.float64]:
+        """Squared errors of the output ÷ its square: on rows, and at position 0."""
+        step = np.float32(scale)
+        x = np.clip(np.rint(self._x / vector / step), LOWEST, HIGHEST) * step
+        squares = np.square(x @ rounded.T - self._wanted).sum(axis=1, dtype=np.float64)
+        return np.array([_mean(squares[: self._rows]) / self._square, _mean(squares[self._rows :]) / self._first_square])
+
+
+def _mean(squares: NDArray[np.float64]) -> float:
+    return float(squares.mean()) if len(squares) else 0.0
+
+
+def _halves(measured: SiteStatistics) -> tuple[SiteStatistics, SiteStatistics]:
+    """Half of the rows each, with their own largest values: sampled rows lie in the order of the text, so the halves are of other documents."""
+    parts = []
+    for number in range(2):
+        samples, first = (np.array_split(rows, 2)[number] if len(rows) > 1 else rows for rows in (measured.samples, measured.first))
+        seen = np.concatenate([samples, first])
+        parts.append(SiteStatistics(np.abs(seen).max(axis=0), measured.mean_square, samples, first))
+    return parts[0], parts[1]
+
+
+def _some(rows: Floats, count: int) -> Floats:
+    """At most ``count`` rows, spread over all."""
+    return rows if len(rows) <= count else rows[np.linspace(0, len(rows) - 1, count).astype(int)]
+
+
+def _largest(weight: Floats) -> Floats:
+    """Largest |w| of every input channel: [in]."""
+    largest: Floats = np.maximum(weight.max(axis=0), -weight.min(axis=0))
+    return largest
+
+
+def _apart(vector: Floats) -> Floats:
+    return vector
+
+
+def _by_groups(config: LlamaConfig) -> Tie:
+    """Query heads that read the same values share the largest of theirs: [H·D] → [H·D]."""
+    shape = (config.num_key_value_heads, config.num_attention_heads // config.num_key_value_heads, config.head_dim)
+
+    def tie(vector: Floats) -> Floats:
+        heads = vector.reshape(shape)
+        return np.broadcast_to(heads.max(axis=1, keepdims=True), shape).reshape(-1)
+
+    return tie

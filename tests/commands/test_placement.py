@@ -1,0 +1,166 @@
+"""quantize within a limit on perplexity: what is kept out and why, what is measured once, and a limit that can't be met."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from math import expm1
+from pathlib import Path
+
+import onnx_ir as ir
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from artifact.errors import ParityMismatch, QuantizationError, UsageError
+from artifact.manifest import read_manifest
+from artifact.stale import command_of
+from artifact.steps import Outcome, run_step
+from commands.calibrate import CalibrationOptions
+from commands.graphs import fuse, quantize
+from commands.placement import PlacementOptions
+from commands.summary import summarize
+from exporter.checkpoints import open_checkpoint
+from exporter.export import export_checkpoint
+from graphs.quantize.placement import Measured, nats_of
+from graphs.quantize.sensitivities import LinearScore, read_scores
+from graphs.quantize.statistics import Statistics
+from validation import forms, joint_cost
+
+ROOT = Path(__file__).resolve().parents[2]
+TOKENS = 64
+
+
+@pytest.fixture(scope="module")
+def fused(make_checkpoint: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Exported and fused, with a tokenizer that knows the letters; not to be changed."""
+    artifact = tmp_path_factory.mktemp("artifacts") / "tiny"
+    checkpoint = open_checkpoint(str(make_checkpoint(tmp_path_factory.mktemp("checkpoint") / "tiny")))
+    run_step(artifact, "export", {}, lambda step: export_checkpoint(step, checkpoint, dtype="fp16"))
+    fuse(artifact)
+    tokenizer = Tokenizer(models.WordLevel({letter: index for index, letter in enumerate("?etaoinshrdlu")}, unk_token="?"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    tokenizer.save(str(artifact / "tokenizer.json"))
+    return artifact
+
+
+@pytest.fixture
+def artifact(fused: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(fused, tmp_path / "tiny"))
+
+
+def within(artifact: Path, limit_pct: float | None) -> Outcome:
+    return quantize(artifact, placement=PlacementOptions(limit_pct, TOKENS))
+
+
+def scores(artifact: Path) -> list[LinearScore]:
+    found, _ = read_scores(artifact, "int8")
+    return found
+
+
+def test_a_limit_that_all_keep_quantises_all(artifact: Path) -> None:
+    report = within(artifact, 50).report
+    assert report["quantized"] == 8
+    assert report["placement"]["chosen"]["share"] == 1
+    assert [tried["quantized"] for tried in report["placement"]["tries"]] == [0, 8]
+    assert list(read_manifest(artifact)["steps"]) == ["export", "fuse", "calibrate", "sensitivity-int8", "quantize-int8"]
+    chart = json.loads((artifact / "sensitivity-int8.json").read_text())
+    assert [linear["kept"] for linear in chart["linears"]] == [False] * 8
+
+
+def test_what_costs_too_much_is_kept_with_its_number_and_stays_in_float(artifact: Path) -> None:
+    within(artifact, 50)
+    limit_pct = 100 * expm1(0.4 * sum(score.mean_kl for score in scores(artifact)))
+    report = within(artifact, limit_pct).report
+    kept = {entry["name"]: entry["reason"] for entry in report["kept"] if ".layers." in entry["name"]}
+    assert 0 < len(kept) < 8
+    assert report["quantized"] == 8 - len(kept)
+    assert report["placement"]["chosen"]["kl"] <= nats_of(limit_pct)
+    assert all(reason.startswith("alone it costs ") for reason in kept.values())
+    weights = set(ir.load(artifact / "int8.onnx").graph.initializers)
+    assert all(f"{name}.weight" in weights and f"{name}.weight_int8" not in weights for name in kept)
+    chart = json.loads((artifact / "sensitivity-int8.json").read_text())
+    assert {linear["name"]: linear["reason"] for linear in chart["linears"] if linear["kept"]} == kept
+    cheapest = min(scores(artifact), key=lambda score: score.mean_kl / score.bytes_saved)
+    assert cheapest.name not in kept
+
+
+def test_another_limit_uses_the_same_scores_and_no_limit_takes_them_back(artifact: Path) -> None:
+    within(artifact, 50)
+    measured = (artifact / "scores-int8.json").stat().st_mtime_ns
+    assert within(artifact, 50).up_to_date
+    assert not within(artifact, 60).up_to_date
+    assert (artifact / "scores-int8.json").stat().st_mtime_ns == measured
+    report = within(artifact, None).report
+    assert "placement" not in report
+    assert not list(artifact.glob("s*-int8.json"))
+    assert list(read_manifest(artifact)["steps"]) == ["export", "fuse", "calibrate", "quantize-int8"]
+
+
+def test_the_command_of_a_step_names_its_limit(artifact: Path) -> None:
+    within(artifact, 50)
+    options = read_manifest(artifact)["steps"]["quantize-int8"]["options"]
+    command = command_of(artifact, "quantize-int8", options)
+    assert command == f"python cli.py quantize {artifact} --scheme int8 --max-perplexity-increase 50 --sensitivity-tokens {TOKENS}"
+    recorded = read_manifest(artifact)["steps"]["sensitivity-int8"]["options"]
+    assert command_of(artifact, "sensitivity-int8", recorded).startswith(f"python cli.py quantize {artifact} --scheme int8")
+
+
+def test_a_limit_that_can_not_be_met_is_exit_code_3_and_writes_no_graph(artifact: Path) -> None:
+    arguments = ["quantize", str(artifact), "--max-perplexity-increase", "0", "--sensitivity-tokens", str(TOKENS)]
+    done = subprocess.run([sys.executable, ROOT / "cli.py", *arguments], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 3
+    assert "error: int8 can't keep within 0 % of perplexity; the nearest: 1 of 8 linears quantised cost " in done.stderr
+    assert "hint: " in done.stderr
+    assert not (artifact / "int8.onnx").exists()
+    assert not (artifact / "sensitivity-int8.json").exists()
+
+
+def test_what_is_kept_may_cost_too_much_already_and_the_hint_leaves_room(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(joint_cost.JointCost, "measure", lambda self, forms: Measured(0.0102, 1.5, 0.2, 2048))
+    words = r"within 1 % .* 0 of 8 linears quantised cost \+1\.50 ± 0\.20 %, KL 0\.01 on 2,048 tokens of default"
+    with pytest.raises(ParityMismatch, match=words) as caught:
+        within(artifact, 1)
+    assert caught.value.hint is not None
+    assert caught.value.hint.startswith("--max-perplexity-increase 1.12 ")  # 1.1 needed
+    assert not (artifact / "int8.onnx").exists()
+
+
+def test_the_report_says_what_was_chosen_and_measured(artifact: Path) -> None:
+    lines = [sheet.title for sheet in summarize("quantize", within(artifact, 50).report, up_to_date=False)]
+    (line,) = (line for line in lines if line.startswith("within 50 %: "))
+    assert "100% of the bytes that can be saved" in line
+    assert "2 sets measured on 2,048 tokens of default.txt" in line
+
+
+def test_without_calibration_there_is_nothing_to_place_by(artifact: Path) -> None:
+    with pytest.raises(QuantizationError, match="what quantising costs can't be measured: --calibration none") as caught:
+        quantize(artifact, calibration=CalibrationOptions("none"), placement=PlacementOptions(1.0))
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize("limit", [float("nan"), float("inf"), -1.0])
+def test_a_limit_is_a_number(limit: float) -> None:
+    with pytest.raises(UsageError, match="a limit is a number of per cent") as caught:
+        PlacementOptions(limit)
+    assert caught.value.hint
+
+
+def test_a_scheme_without_forms_has_no_limit(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UsageError, match="int4 for onnxruntime is not calibrated") as caught:
+        quantize(artifact, scheme="int4", target="onnxruntime", placement=PlacementOptions(1.0))
+    assert caught.value.hint == "leave out --max-perplexity-increase"
+    monkeypatch.setattr(forms, "FORMS", {"other": forms.int8_forms})
+    with pytest.raises(QuantizationError, match="--max-perplexity-increase is not for int8; it is for other"):
+        within(artifact, 1.0)
+
+
+def test_scores_are_those_of_the_scheme(artifact: Path) -> None:
+    """A linear's weight error in the scores is the one that quantize reports."""
+    report = within(artifact, 50).report
+    worst = max(scores(artifact), key=lambda score: score.weight_error)
+    assert report["weight_error"]["worst"] == worst.name
+    assert report["weight_error"]["worst_rms"] == pytest.approx(worst.weight_error, rel=1e-3)
+    assert Statistics(artifact / "calibration.safetensors").metadata["text"] == "calibration.jsonl"

@@ -1,0 +1,82 @@
+"""What quantising a linear does to it, computed in float32 in the reference's own layer: its weight, and its input, rounded and given back.
+
+Smoothing multiplies a weight's columns by s and divides its input by s. Here both are undone after rounding, so that a linear is rounded as the
+scheme rounds it and everything around it stays as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from artifact.layout import PACKED, layer_of, layer_prefix
+from exporter.model import DecoderLayer
+from graphs.quantize.int8 import quantize_rows
+
+LOWEST, HIGHEST = -128, 127
+"""What QuantizeLinear saturates to."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """How the linears of one input are rounded.
+
+    Attributes:
+        columns: s [in] float32; None for no smoothing.
+        activation_scale: of the smoothed input; None where it is not quantised.
+        scale_dtype: of the weight's scales.
+    """
+
+    columns: NDArray[np.float32] | None = None
+    activation_scale: float | None = None
+    scale_dtype: str = "float32"
+
+    def weight(self, weight: Tensor) -> Tensor:
+        """[out, in] float32 → as it is once it is dequantised."""
+        smoothed = weight.numpy() if self.columns is None else weight.numpy() * self.columns
+        levels, scale = quantize_rows(smoothed, np.dtype(self.scale_dtype))
+        rounded = levels * scale.astype(np.float32)[:, None]
+        return torch.from_numpy(rounded if self.columns is None else rounded / self.columns)
+
+    def input(self, values: Tensor) -> Tensor:
+        """[…, in] float32 → as they are once they are dequantised."""
+        if self.activation_scale is None:
+            return values
+        step = torch.tensor(self.activation_scale) * (torch.ones(()) if self.columns is None else torch.from_numpy(self.columns))
+        return (values / step).round_().clamp_(LOWEST, HIGHEST).mul_(step)
+
+
+def members_of(name: str) -> tuple[str, ...]:
+    """Linears of a layer that a module path of the graph stands for: three of a packed q·k·v, else one."""
+    short = name.removeprefix(f"{layer_prefix(layer_of(name) or 0)}.")
+    return PACKED.get(short, (short,))
+
+
+@contextmanager
+def quantised(layer: DecoderLayer, forms: Mapping[str, Form]) -> Iterator[dict[str, float]]:
+    """A layer with some of its linears rounded (module path → form); as it was afterwards.
+
+    Gives the relative root mean square error of each one's weight.
+    """
+    errors = {}
+    with ExitStack() as undo:
+        for name, form in forms.items():
+            squared = total = 0.0
+            for member in members_of(name):
+                linear = layer.get_submodule(member)
+                exact = linear.get_parameter("weight")
+                rounded = form.weight(exact.detach())
+                squared += float((rounded - exact.detach()).square().sum())
+                total += float(exact.detach().square().sum())
+                linear.weight = nn.Parameter(rounded, requires_grad=False)
+                undo.callback(setattr, linear, "weight", exact)
+                hook = linear.register_forward_pre_hook(lambda _, inputs, form=form: (form.input(inputs[0]), *inputs[1:]))
+                undo.callback(hook.remove)
+            errors[name] = (squared / total) ** 0.5 if total else 0.0
+        yield errors

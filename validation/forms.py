@@ -1,0 +1,69 @@
+"""How each scheme rounds the linears of a model, as forms that the reference can be run with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from artifact.io_spec import Dtype
+from artifact.layout import layer_of, layer_prefix
+from artifact.progress import Progress
+from graphs.quantize.linears import site_of
+from graphs.quantize.smoothing import Smoothing, smooth
+from graphs.quantize.statistics import Statistics
+from validation.fake_quant import Form, members_of
+from validation.reference import Reference
+from validation.sensitivity import Forms
+
+SCALES: Mapping[Dtype, str] = {"fp16": "float16", "fp32": "float32"}
+"""Dtype of an artifact → that of its weight-only scales."""
+
+
+@dataclass(frozen=True)
+class SchemeForms:
+    """A scheme's.
+
+    Attributes:
+        quantised: of every linear that the scheme can quantise.
+        kept: of those that placement keeps out of it; a linear that is not here stays in float.
+        smoothing: site → what was searched on the way, for the scheme itself.
+    """
+
+    quantised: Forms
+    kept: Forms
+    smoothing: Mapping[str, Smoothing] | None = None
+
+    def of(self, chosen: Iterable[str]) -> Forms:
+        """Those of a model in which the chosen ones are quantised, and the others kept."""
+        return {**self.kept, **{name: self.quantised[name] for name in chosen}}
+
+
+MakeForms = Callable[[Reference, Statistics, Iterable[str], Dtype, Progress], SchemeForms]
+
+
+def int8_forms(reference: Reference, statistics: Statistics, names: Iterable[str], dtype: Dtype, progress: Progress) -> SchemeForms:
+    """Weight-only, by plain rounding: what rounding by data costs is less."""
+    return SchemeForms({name: Form(scale_dtype=SCALES[dtype]) for name in names}, {})
+
+
+def smoothquant_forms(reference: Reference, statistics: Statistics, names: Iterable[str], dtype: Dtype, progress: Progress) -> SchemeForms:
+    """Weights by output channel and inputs by one scale, after smoothing; what is kept is weight-only."""
+    chosen = list(names)
+    sites = dict.fromkeys(site_of(name) for name in chosen)
+    found = smooth(reference.config, statistics, sites, lambda site: _weights(reference, site), progress)
+    forms = {name: Form(found[site_of(name)].vector, found[site_of(name)].activation_scale) for name in chosen}
+    return SchemeForms(forms, {name: Form(scale_dtype=SCALES[dtype]) for name in chosen}, found)
+
+
+def _weights(reference: Reference, site: str) -> NDArray[Any]:
+    """[out, in] of all linears that read a site, one above the other."""
+    prefix = layer_prefix(layer_of(site) or 0)
+    return np.concatenate([reference.read(f"{prefix}.{member}.weight").numpy() for member in members_of(site)])
+
+
+FORMS: Mapping[str, MakeForms] = {"int8": int8_forms, "int8-smoothquant": smoothquant_forms}
+"""Scheme → its forms; of a scheme that is not here nothing can be placed."""
