@@ -17,6 +17,8 @@ from artifact.tensor_file import ITEM_BYTES, read_checksums
 
 WORDS = {ir.DataType.FLOAT16: "F16", ir.DataType.FLOAT: "F32", ir.DataType.INT8: "I8"}
 """ONNX dtype → safetensors' word."""
+ISLAND_SCALE = ".weight_scale"
+"""Float32 in an artifact of any dtype where the product of two int8 operands is scaled (graphs/quantize/islands.py)."""
 INLINE_BYTES = 1024
 """Initializers inside a graph up to this size are constants, not weights."""
 LISTS = "weights/*checksums.json"
@@ -113,7 +115,8 @@ def _misplaced(artifact: Path, weight: GraphWeight, dtype: str) -> str | None:
     """Why a weight can't be what its graph says."""
     if weight.inside:
         return None
-    if weight.dtype not in ITEM_BYTES or (weight.dtype.startswith("F") and weight.dtype != dtype):
+    exact = weight.name.endswith(ISLAND_SCALE) and weight.dtype == "F32"
+    if weight.dtype not in ITEM_BYTES or (weight.dtype.startswith("F") and weight.dtype != dtype and not exact):
         return f"is {weight.dtype} in an artifact of {dtype}"
     if (needed := prod(weight.shape) * ITEM_BYTES[weight.dtype]) != weight.length:
         return f"{weight.dtype} {list(weight.shape)} takes {needed:,} bytes; the graph points at {weight.length:,}"

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from artifact.given import GIVEN_FILE
+
 CALIBRATION = "calibration.safetensors"
 """What `calibrate` writes, in the artifact's root; graphs/quantize/statistics.py says what it holds."""
 CHECKSUMS = "weights/checksums.json"
@@ -60,7 +62,7 @@ STEPS: Mapping[str, Step] = {
         ("torch", "numpy", "tokenizers"),
     ),
     "sensitivity": Step((CHECKSUMS, "config.json", "tokenizer.json"), (*_MEASURED, *_QUANTISED, *SHARED), ("torch", "numpy", "tokenizers")),
-    "quantize": Step((CHECKSUMS,), (*_QUANTISED, "graphs/fusions/_contrib.py", *SHARED), ("onnx-ir", "numpy")),
+    "quantize": Step((CHECKSUMS, GIVEN_FILE), (*_QUANTISED, "graphs/fusions/_contrib.py", *SHARED), ("onnx-ir", "numpy")),
     "build": Step((), ("engines/**/*.py", *SHARED), ("onnx-ir", "polygraphy", "tensorrt-rtx-cu12")),
     "validate": Step(
         ("traced.onnx", "*.onnx", "weights/*", "tokenizer*", "engines/*/build.json"),

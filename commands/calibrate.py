@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from artifact.config import LlamaConfig
-from artifact.errors import QuantizationError
+from artifact.errors import QuantizationError, UsageError
+from artifact.given import given_of
 from artifact.hashing import sha256_of
 from artifact.manifest import read_manifest
 from artifact.progress import Progress, silent
@@ -16,6 +17,7 @@ from artifact.weight_files import check_weight_files
 
 NONE = "none"
 TOKENIZER = "tokenizer.json"
+TAKEN = "the checkpoint was quantised, and its own integers and scales are taken"
 
 
 @dataclass(frozen=True)
@@ -42,11 +44,17 @@ class CalibrationOptions:
 
 
 def why_plain(artifact: Path, options: CalibrationOptions) -> str | None:
-    """Why nothing can or shall be calibrated on, so that weights are rounded plainly; None where there is calibration.
+    """Why nothing can or shall be calibrated on, so that weights are rounded plainly, or not at all; None where there is calibration.
 
     Raises:
         QuantizationError: a text was given, and there is no tokenizer to read it with, or nothing trained to measure.
+        UsageError: a text was given, and the checkpoint has all that calibration would find.
     """
+    given = given_of(read_manifest(artifact)["model"])
+    if given is not None and given.activations != "dynamic":
+        if options.given:
+            raise UsageError(f"{artifact}: {TAKEN}, and nothing is calibrated", hint=f"leave out {options.given}")
+        return TAKEN
     if options.calibration == NONE:
         return "--calibration none"
     random = str(read_manifest(artifact)["model"]["format"]).startswith("random")

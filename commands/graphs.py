@@ -8,14 +8,15 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from artifact.errors import QuantizationError
+from artifact.errors import QuantizationError, UsageError
+from artifact.given import given_of
 from artifact.manifest import locked, read_manifest, require_artifact
 from artifact.progress import Progress, silent
 from artifact.step_kinds import CALIBRATION
 from artifact.steps import Outcome, Report, StepContext, forget_step, require, run_step
 from artifact.tensor_file import read_checksums
 from artifact.weight_files import check_weight_files
-from commands.calibrate import CalibrationOptions, calibrate, why_plain
+from commands.calibrate import TAKEN, CalibrationOptions, calibrate, why_plain
 from commands.placement import Model, OpenModel, PlacementOptions, check_placeable, decide, score
 
 if TYPE_CHECKING:
@@ -83,15 +84,18 @@ def quantize(
     if scheme not in SCHEMES.get(target, ()):
         known = "; ".join(f"{name}: {', '.join(schemes)}" for name, schemes in SCHEMES.items())
         raise QuantizationError(f"no scheme {scheme!r} for target {target!r}; there are: {known}")
+    given = given_of(read_manifest(artifact)["model"])
+    if given is not None:
+        _check_given(artifact, scheme, target, placement)
     wanted, placing = calibration or CalibrationOptions(), placement or PlacementOptions()
     options = {"scheme": scheme} if target == "tensorrt" else {"scheme": scheme, "target": target}
     step_id, graph = _step_id(f"quantize-{scheme}", target), SOURCES[target]
     with locked(artifact):
         require(artifact, graph)
         open_model = cache(lambda: Model.open(artifact, scheme, graph, progress))  # once, and when its statistics are there
-        plan = _Plan(scheme, target, why_plain(artifact, wanted), placing.limit_pct(scheme), open_model)
+        plan = _Plan(scheme, target, why_plain(artifact, wanted), None if given else placing.limit_pct(scheme), open_model, given=given is not None)
         inputs = [graph]
-        if plan.plainly is not None and scheme in NEEDS_ACTIVATIONS:
+        if plan.plainly not in (None, TAKEN) and scheme in NEEDS_ACTIVATIONS:
             short = f"{scheme} rounds activations by scales that are measured: {plan.plainly}"
             raise QuantizationError(short, hint="--scheme int8 is weight-only")
         check_placeable(scheme, target, placing, plan.plainly)
@@ -108,15 +112,25 @@ def quantize(
     return outcome
 
 
+def _check_given(artifact: Path, scheme: str, target: str, placement: PlacementOptions | None) -> None:
+    """What can't be asked for where the checkpoint brought levels."""
+    from graphs.quantize.given import check_scheme
+
+    check_scheme(artifact, scheme, target)
+    if placement is not None and placement.max_perplexity_increase is not None:
+        raise UsageError(f"{artifact}: {TAKEN}; there is nothing to place", hint="leave out --max-perplexity-increase")
+
+
 @dataclass(frozen=True)
 class _Plan:
-    """How to quantise: why not calibrated, if not; and within which limit, if any."""
+    """How to quantise: why not calibrated, if not; within which limit, if any; and whether the checkpoint brought levels."""
 
     scheme: str
     target: str
     plainly: str | None = None
     limit_pct: float | None = None
     open_model: OpenModel | None = None
+    given: bool = False
 
 
 def _work(plan: _Plan) -> Callable[[StepContext], Report]:
@@ -127,7 +141,7 @@ def _work(plan: _Plan) -> Callable[[StepContext], Report]:
             require(step.artifact, file)
         from graphs.quantize.statistics import Statistics
 
-        write = _writer(plan.scheme, plan.target)
+        write = _writer(plan.scheme, plan.target, given=plan.given)
         if plan.plainly is not None:
             return write(step, None, {}, None) | {"calibration": {"text": None, "reason": plan.plainly}}
         statistics = Statistics(step.artifact / CALIBRATION)
@@ -143,12 +157,16 @@ def _work(plan: _Plan) -> Callable[[StepContext], Report]:
     return work
 
 
-def _writer(scheme: str, target: str) -> Write:
+def _writer(scheme: str, target: str, *, given: bool) -> Write:
     """What writes the graph of a scheme: from statistics or plainly, but for what is kept, with what was searched for it already."""
     if target == "onnxruntime":
         from graphs.quantize.blocks import quantize_blocks
 
         return lambda step, statistics, kept, found: quantize_blocks(step, scheme, statistics)
+    if scheme == "int8-smoothquant" and given:
+        from graphs.quantize.given_islands import quantize_given_islands
+
+        return lambda step, statistics, kept, found: quantize_given_islands(step, statistics)
     if scheme == "int8-smoothquant":
         from graphs.quantize.int8_smoothquant import quantize_int8_smoothquant
 

@@ -143,11 +143,13 @@ def _plan(path: Path) -> Report:
 def _checkpoint(path: str, progress: Progress) -> Report:
     from commands.published import describe_published
     from exporter.checkpoints import CheckpointRequest, open_request
+    from exporter.checkpoints.quantised_model import QuantisedCheckpoint
 
     if (published := describe_published(path, progress)) is not None:
         return published
     checkpoint = open_request(CheckpointRequest(path), progress=progress)
     config: LlamaConfig = checkpoint.config
+    given = checkpoint.given if isinstance(checkpoint, QuantisedCheckpoint) else None
     return {
         "path": path,
         "kind": f"checkpoint ({checkpoint.format})",
@@ -155,6 +157,7 @@ def _checkpoint(path: str, progress: Progress) -> Report:
         "parameters": parameter_count(config),
         "tensors": len(checkpoint.shapes),
         "config": {key: value for key, value in config.to_hf().items() if key not in ("architectures",)},
+        **({"quantization": given.as_record() | {"scheme": given.scheme}} if given is not None else {}),
         "dropped": list(checkpoint.dropped),
         "unknown_config_keys": list(checkpoint.unknown_config_keys),
         "notes": list(checkpoint.notes),

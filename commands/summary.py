@@ -59,7 +59,9 @@ def _first_refusal(rule: Report) -> tuple[str, str]:
 def _quantize(report: Report) -> Iterable[Sheet]:
     target = f" for {report['target']}" if "target" in report else ""
     yield Sheet(f"{report['scheme']}{target}: {report['quantized']} of {report['linears']} linears quantised, {_megabytes(report['bytes'])}")
-    if "calibration" in report:
+    if report.get("given"):
+        yield Sheet(f"the checkpoint's own integers and scales: {report['given']}")
+    elif "calibration" in report:
         yield Sheet(_calibration(report["calibration"]))
     if "output_error" in report:
         chosen, plain = (report["output_error"][name]["mean_rms"] for name in ("chosen", "plain"))

@@ -11,6 +11,7 @@ from typing import Any
 import onnx_ir as ir
 
 from artifact.errors import ParityMismatch
+from artifact.given import GIVEN_KEY
 from artifact.io_spec import Dtype, KvCache
 from artifact.manifest import read_manifest, write_manifest
 from artifact.memory import peak_rss_mb
@@ -19,7 +20,9 @@ from artifact.steps import StepContext
 from artifact.tensor_file import StoredTensor, WeightsMode
 from exporter.audit import audit_artifact
 from exporter.checkpoints import Checkpoint, CheckpointRequest
+from exporter.checkpoints.quantised_model import QuantisedCheckpoint
 from exporter.disk_space import check_space
+from exporter.given_scales import write_scales
 from exporter.stamp import stamp_layers
 from exporter.trace_cache import traced_layer
 from exporter.weights import planned_files, write_weights
@@ -64,6 +67,8 @@ def export_checkpoint(
     trace_s = time.perf_counter() - start
     start = time.perf_counter()
     written = write_weights(step, checkpoint, dtype, weights)
+    if isinstance(checkpoint, QuantisedCheckpoint) and weights != "none":
+        write_scales(step, checkpoint, dtype)
     weights_s = time.perf_counter() - start
     if weights != "reference":
         checkpoint.write_sidecars(step.write)
@@ -122,6 +127,7 @@ def _describe_model(step: StepContext, checkpoint: Checkpoint, request: Checkpoi
         "format": checkpoint.format,
         "fingerprint": checkpoint.fingerprint,
         **options,
+        **({GIVEN_KEY: checkpoint.given.as_record()} if isinstance(checkpoint, QuantisedCheckpoint) else {}),
         "config": asdict(checkpoint.config),
     }
     write_manifest(step.artifact, manifest)

@@ -12,7 +12,7 @@ from exporter.checkpoints.folders import open_folder
 from exporter.checkpoints.gguf_model import open_gguf
 from exporter.checkpoints.hub import fetch_snapshot
 from exporter.checkpoints.hub_cache import model_folder
-from exporter.checkpoints.huggingface import CONFIG
+from exporter.checkpoints.json_file import CONFIG
 from exporter.checkpoints.lora_model import with_adapter
 from exporter.checkpoints.meta_config import PARAMS
 from exporter.checkpoints.protocol import Checkpoint

@@ -18,7 +18,9 @@ from torch import Tensor
 from artifact.errors import CheckpointError
 
 TORCH_DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
-"""What can be read: safetensors' word → torch's."""
+"""What a weight may be: safetensors' word → torch's."""
+READABLE = TORCH_DTYPES | {"I8": torch.int8, "U8": torch.uint8, "I32": torch.int32, "I64": torch.int64}
+"""What can be read: those, and the integers of quantised weights."""
 AGAIN = "download the file again"
 
 
@@ -28,7 +30,7 @@ class FileTensor:
 
     Attributes:
         path: the file.
-        dtype: safetensors' word; one that is not in ``TORCH_DTYPES`` can be named, not read.
+        dtype: safetensors' word; one that is not in ``READABLE`` can be named, not read.
         shape: of the tensor.
         offset: of its first element, in bytes from the start of the file.
         length: bytes from its first element to the end of its last.
@@ -63,7 +65,7 @@ class FileTensor:
             CheckpointError: the file has become shorter.
         """
         shape = (stop - start, *self.shape[1:])
-        rows, item = torch.empty(shape, dtype=TORCH_DTYPES[self.dtype]), TORCH_DTYPES[self.dtype].itemsize
+        rows, item = torch.empty(shape, dtype=READABLE[self.dtype]), READABLE[self.dtype].itemsize
         first = self.offset + start * self.strides[0] * item
         with self.path.open("rb", buffering=0) as file:
             if self.in_order:

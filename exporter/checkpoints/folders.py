@@ -6,11 +6,14 @@ from pathlib import Path
 
 from artifact.errors import ArtifactError, CheckpointError
 from artifact.manifest import MANIFEST, read_manifest
-from exporter.checkpoints.huggingface import CONFIG, open_huggingface
+from exporter.checkpoints.huggingface import open_huggingface
+from exporter.checkpoints.json_file import CONFIG
 from exporter.checkpoints.meta_config import PARAMS
 from exporter.checkpoints.meta_model import open_meta
 from exporter.checkpoints.meta_parts import PART
 from exporter.checkpoints.protocol import Checkpoint
+from exporter.checkpoints.quantised import read_quantised_config
+from exporter.checkpoints.quantised_model import open_quantised
 from exporter.checkpoints.shards import has_weights
 
 
@@ -28,7 +31,7 @@ def open_folder(folder: Path, *, size: str | None = None) -> Checkpoint:
     ggufs = sorted(name for name in names if name.lower().endswith(".gguf"))
     if ggufs and CONFIG not in names:
         raise CheckpointError(f"{folder}: a folder with GGUF files and no {CONFIG}", hint=f"give one of its files: {folder / ggufs[0]}")
-    return open_huggingface(folder)
+    return open_quantised(folder) if CONFIG in names and read_quantised_config(folder) else open_huggingface(folder)
 
 
 def _refuse_artifact(folder: Path) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from artifact.errors import CheckpointError, UsageError
 from artifact.hub_folder import cache_folder
 from exporter.checkpoints.hub_files import FORMS, META_CONFIG, shard_names
-from exporter.checkpoints.huggingface import CONFIG
+from exporter.checkpoints.json_file import CONFIG
 from exporter.checkpoints.meta_config import read_params
 from exporter.checkpoints.torch_file import open_torch
 

@@ -21,7 +21,8 @@ from artifact.hub_folder import cache_folder
 from artifact.progress import Progress
 from exporter.checkpoints.hub_cache import DEFAULT_REVISION, Snapshot, model_folder, remember
 from exporter.checkpoints.hub_files import choose_files
-from exporter.checkpoints.huggingface import CONFIG, read_config
+from exporter.checkpoints.huggingface import read_config
+from exporter.checkpoints.json_file import CONFIG
 
 MIB = 1 << 20
 CheckConfig = Callable[[LlamaConfig], None]

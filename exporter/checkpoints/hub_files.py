@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from artifact.errors import CheckpointError
-from exporter.checkpoints.huggingface import CONFIG, SIDECARS
+from exporter.checkpoints.huggingface import CONFIGS, SIDECARS
 from exporter.checkpoints.shards import FORMS as SHARD_FORMS
 
 FORMS = tuple((form.name, form.single, form.index) for form in SHARD_FORMS)
@@ -36,7 +36,7 @@ def choose_files(names: Collection[str], read_index: Callable[[str], Path], wher
     Raises:
         CheckpointError: no weights in a form that is read, or an index that names a file the model does not have.
     """
-    small = tuple(name for name in (CONFIG, *SIDECARS) if name in names)
+    small = tuple(name for name in (*CONFIGS, *SIDECARS) if name in names)
     for _, single, index in FORMS:
         if single in names:
             return Wanted(small, (single,))
@@ -53,7 +53,7 @@ def usual_files(names: Collection[str]) -> list[str]:
     for _, single, _ in FORMS:
         stem, _, suffix = single.rpartition(".")
         if weights := [name for name in names if re.fullmatch(rf"{stem}(-\d+-of-\d+)?\.{suffix}(\.index\.json)?", name)]:
-            return sorted([*weights, *(name for name in (CONFIG, *SIDECARS) if name in names)])
+            return sorted([*weights, *(name for name in (*CONFIGS, *SIDECARS) if name in names)])
     return []
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,14 @@ from artifact.errors import CheckpointError
 from exporter.checkpoints.census import check_tensors
 from exporter.checkpoints.file_tensor import TORCH_DTYPES, TensorFile
 from exporter.checkpoints.fingerprint import fingerprint_files, state_of
-from exporter.checkpoints.json_file import read_object
+from exporter.checkpoints.json_file import CONFIG, read_object
 from exporter.checkpoints.protocol import CheckpointFacts, Place, Write, folder_name
-from exporter.checkpoints.quantised import refuse_quantised_config, refuse_quantised_tensors
+from exporter.checkpoints.quantised import CONFIG_KEYS, MODELOPT_FILE, read_quantised_config, refuse_quantised_tensors
 from exporter.checkpoints.shards import form_of, inside, open_shards
 from exporter.checkpoints.vocabulary import model_notes, tokenizer_size
 
-CONFIG = "config.json"
+CONFIGS = (CONFIG, MODELOPT_FILE)
+"""What says which model it is."""
 SIDECARS = (
     *("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt"),
     *("chat_template.jinja", "generation_config.json"),
@@ -71,29 +73,43 @@ def open_huggingface(folder: Path) -> HuggingFaceCheckpoint:
     """
     folder = folder.resolve()
     raw = read_config(folder)
-    config = LlamaConfig.from_hf(raw)
-    for name in SIDECARS:
-        inside(folder, name)
     files = open_shards(folder)
     refuse_quantised_tensors(folder, files)
     _check_dtypes(files)
-    found = {name: file.tensors[name].shape for name, file in files.items()}
+    return HuggingFaceCheckpoint(**facts_of(folder, raw, files, {name: file.tensors[name].shape for name, file in files.items()}))
+
+
+def facts_of(folder: Path, raw: dict[str, Any], files: dict[str, TensorFile], found: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    """What a checkpoint says of itself, checked against its config.
+
+    Args:
+        folder: resolved.
+        raw: its config.json.
+        files: tensor name → file, of all that is stored.
+        found: name → shape of what the reader gives as weights.
+
+    Raises:
+        CheckpointError: tensors that disagree with the config, or a sidecar that is a link out of the folder.
+    """
+    config = LlamaConfig.from_hf(raw)
+    for name in SIDECARS:
+        inside(folder, name)
     shapes, dropped = check_tensors(config, found, equal=lambda ours, theirs: _equal(files, ours, theirs))
-    return HuggingFaceCheckpoint(
-        folder=folder,
-        files=files,
-        source=str(folder),
-        name=folder_name(_model_name(folder)),
-        config=config,
-        shapes=shapes,
-        dtypes={name: files[name].tensors[name].dtype for name in shapes},
-        dropped=dropped,
-        unknown_config_keys=unknown_keys(raw),
-        notes=[*model_notes(config, tokenizer_size(folder)), *_tokenizer_notes(folder)],
-        fingerprint=_fingerprint(raw, files),
-        state=state_of([*(file.path for file in files.values()), *(folder / name for name in (CONFIG, *SIDECARS) if (folder / name).is_file())]),
-        format=form_of(folder).name,
-    )
+    return {
+        "folder": folder,
+        "files": files,
+        "source": str(folder),
+        "name": folder_name(_model_name(folder)),
+        "config": config,
+        "shapes": shapes,
+        "dtypes": {name: files[name].tensors[name].dtype for name in shapes if name in files},
+        "dropped": dropped,
+        "unknown_config_keys": unknown_keys(raw),
+        "notes": [*model_notes(config, tokenizer_size(folder)), *_tokenizer_notes(folder)],
+        "fingerprint": _fingerprint(read_config_file(folder / CONFIG), files),
+        "state": state_of([*(file.path for file in files.values()), *(path for name in (*CONFIGS, *SIDECARS) if (path := folder / name).is_file())]),
+        "format": form_of(folder).name,
+    }
 
 
 def _tokenizer_notes(folder: Path) -> list[str]:
@@ -101,14 +117,14 @@ def _tokenizer_notes(folder: Path) -> list[str]:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The folder's config.json; refuses quantised checkpoints by the name of their method.
+    """The folder's config.json without what it says of a quantisation.
 
     Raises:
-        CheckpointError: no config.json, not a JSON object, or one that says the weights are quantised.
+        CheckpointError: no config.json, not a JSON object, or weights that are quantised in a way that is not read.
     """
     config = read_config_file(inside(folder, CONFIG))
-    refuse_quantised_config(folder, config)
-    return config
+    read_quantised_config(folder)
+    return {key: value for key, value in config.items() if key not in CONFIG_KEYS}
 
 
 def read_config_file(path: Path) -> dict[str, Any]:

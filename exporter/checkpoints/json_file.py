@@ -8,6 +8,9 @@ from typing import Any
 
 from artifact.errors import CheckpointError
 
+CONFIG = "config.json"
+"""A Hugging Face folder's description of its model."""
+
 
 def read_object(path: Path, *, hint: str) -> dict[str, Any]:
     """The object in a file.

@@ -14,6 +14,7 @@ from exporter.checkpoints.fingerprint import fingerprint_files, state_of
 from exporter.checkpoints.lora_config import CONFIG, LoraConfig, read_lora_config
 from exporter.checkpoints.lora_tensors import Adapter, Factors, open_adapter
 from exporter.checkpoints.protocol import Checkpoint, CheckpointFacts, Write, folder_name
+from exporter.checkpoints.quantised_model import QuantisedCheckpoint
 from exporter.checkpoints.request import local_path
 
 ROWS = 128
@@ -68,6 +69,9 @@ def with_adapter(base: Checkpoint, folder: Path) -> LoraCheckpoint:
     folder = local_path(str(folder)).resolve()
     if not folder.is_dir():
         raise CheckpointError(f"--lora {folder}: no such folder", hint="--lora FOLDER takes what PEFT's save_pretrained writes")
+    if isinstance(base, QuantisedCheckpoint):
+        hint = "merge it into the float16 or bfloat16 original, and quantise that"
+        raise CheckpointError(f"--lora {folder}: an adapter can't be merged into a quantised checkpoint: its integers would not hold", hint=hint)
     config = read_lora_config(folder)
     adapter = open_adapter(folder, config, base.shapes)
     return LoraCheckpoint(

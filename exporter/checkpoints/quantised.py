@@ -1,4 +1,4 @@
-"""Refuse quantised Hugging Face folders by the name of their method, wherever that is written."""
+"""Tell quantised Hugging Face folders by the name of their method, wherever that is written: two are read, the others refused."""
 
 from __future__ import annotations
 
@@ -8,9 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from artifact.errors import CheckpointError
+from exporter.checkpoints.json_file import CONFIG, read_object
+from exporter.checkpoints.quantised_config import COMPRESSED, MODELOPT, ORIGINAL, READ, QuantisedConfig, compressed_config, modelopt_config
 from exporter.checkpoints.shards import inside
 
-FILES = {"quantize_config.json": "gptq", "quant_config.json": "awq", "hf_quant_config.json": "modelopt"}
+MODELOPT_FILE = "hf_quant_config.json"
+CONFIG_KEYS = ("quantization_config", "compression_config")
+"""Of config.json; the second is what older tools wrote."""
+READERS = {COMPRESSED: compressed_config, MODELOPT: modelopt_config}
+"""Method → what reads its configuration."""
+FILES = {"quantize_config.json": "gptq", "quant_config.json": "awq", MODELOPT_FILE: MODELOPT}
 """Files that a quantising tool leaves beside the weights → its method, where the file itself does not name one."""
 SUFFIXES = {
     ".qweight": "gptq or awq",
@@ -32,14 +39,25 @@ KEYS = {"load_in_8bit": "bitsandbytes int8", "load_in_4bit": "bitsandbytes", "w_
 """Keys of a configuration that does not name its method."""
 
 
-def refuse_quantised_config(folder: Path, config: dict[str, Any]) -> None:
-    """Raise CheckpointError where config.json, or a file beside it, says that the weights are quantised."""
-    for key in ("quantization_config", "compression_config"):
-        if config.get(key):
-            raise _refusal(folder, _method(config[key]), f"config.json has {key}")
+def read_quantised_config(folder: Path) -> QuantisedConfig | None:
+    """What a folder says of its quantisation; None where it says nothing.
+
+    Raises:
+        CheckpointError: a method, or a form of one, that is not read.
+    """
+    config = read_object(inside(folder, CONFIG), hint="a Hugging Face model folder has config.json")
+    beside = read_object(path, hint="") if (path := inside(folder, MODELOPT_FILE)).is_file() else {}
+    for key in CONFIG_KEYS:
+        if not config.get(key):
+            continue
+        method = _method(config[key])
+        if method not in READERS:
+            raise _refusal(folder, method, f"config.json has {key}")
+        return READERS[method](beside if method == MODELOPT and beside else config[key])  # the file has group_size, which config.json lacks
     for name, method in FILES.items():
-        if inside(folder, name).is_file():
+        if inside(folder, name).is_file() and name != MODELOPT_FILE:
             raise _refusal(folder, _method(_parsed(folder / name), default=method), f"{name} is there")
+    return modelopt_config(beside) if beside else None
 
 
 def refuse_quantised_tensors(folder: Path, names: Iterable[str]) -> None:
@@ -67,5 +85,4 @@ def _parsed(path: Path) -> Any:
 
 
 def _refusal(folder: Path, method: str, evidence: str) -> CheckpointError:
-    hint = "give the float16 or bfloat16 original; `quantize` makes the int8 graph"
-    return CheckpointError(f"{folder}: the checkpoint is quantised ({method!r}): {evidence}; supported: not quantised", hint=hint)
+    return CheckpointError(f"{folder}: the checkpoint is quantised ({method!r}): {evidence}; {READ}", hint=ORIGINAL)

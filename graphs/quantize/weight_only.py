@@ -12,8 +12,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from math import prod
+from dataclasses import dataclass, replace
+from math import gcd, prod
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ from artifact.graph_file import load_graph
 from artifact.layout import MODULE_KEY, layer_of
 from artifact.steps import StepContext, require
 from artifact.tensor_file import StoredTensor
+from graphs.quantize.given import NOT_GIVEN, GivenRounder, GivenScales, given_scales
 from graphs.quantize.linears import Linear, find_linears
 from graphs.quantize.rounder import Rounder, rounding_report
 from graphs.quantize.rounding import FACTORS, Grid, Levels, largest_over, nibbles
@@ -32,6 +33,7 @@ from graphs.quantize.statistics import Statistics
 from graphs.quantize.writer import SAFETENSORS, Piece, add_initializer, read_mapped, shape_of, write_pieces
 
 SOURCE = "fused.onnx"
+OUTPUT = "the output layer keeps its precision"
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,8 @@ def quantize_weights(step: StepContext, form: Form, statistics: Statistics | Non
         kept: linears of the layers that keep their precision → why.
 
     Returns:
-        scheme, method, linears, quantized, kept, bytes, bytes_per_weight, nodes, blocks, weight_error, rounded.
+        scheme, method, linears, quantized, kept, bytes, bytes_per_weight, nodes, blocks, weight_error, rounded; given (whose levels these are)
+        where a quantised checkpoint brought them.
 
     Raises:
         QuantizationError: the graph is quantised already, has no linears or an opset that is too old; a weight holds NaN or Inf, or has no block
@@ -85,7 +88,9 @@ def quantize_weights(step: StepContext, form: Form, statistics: Statistics | Non
     """
     model, linears, every = open_fused(step, form.scheme, form.opset)
     chosen = [linear for linear in every if linear.name not in (kept or {})]
-    rounder = Rounder(statistics)
+    given = given_scales(step.artifact)
+    rounder = Rounder(statistics) if given is None else GivenRounder(given=given)
+    form = form if given is None else _in_groups(form, given)
     grids = {linear.name: form.grid(linear.name, shape_of(linear.weight)[1], _scale_dtype(linear).numpy()) for linear in chosen}
     stored = write_pieces(step, form.scheme, [_piece(step, linear, form, grids[linear.name], rounder) for linear in chosen])
     for linear in chosen:
@@ -103,11 +108,12 @@ def quantize_weights(step: StepContext, form: Form, statistics: Statistics | Non
         "blocks": _blocks(form, grids),
         "nodes": model.graph.num_nodes(),
         **rounding_report(rounder),
+        **({} if given is None else {"method": "given", "given": given.given.words}),
     }
 
 
 def open_fused(step: StepContext, scheme: str, opset: int) -> tuple[ir.Model, list[Linear], list[Linear]]:
-    """``fused.onnx``, its linears, and those of the layers.
+    """``fused.onnx``, its linears, and those of the layers; of a quantised checkpoint, those that came with levels.
 
     Raises:
         QuantizationError: the graph is quantised already, is of an older opset, or has no linears in its layers.
@@ -120,7 +126,8 @@ def open_fused(step: StepContext, scheme: str, opset: int) -> tuple[ir.Model, li
         message = f"{scheme} needs opset {opset}, {SOURCE} is of opset {found}: it was fused for an older TensorRT"
         raise QuantizationError(message, hint=f"python cli.py fuse {step.artifact} --force")
     linears = list(find_linears(model.graph))
-    chosen = [linear for linear in linears if layer_of(linear.name) is not None]
+    given = given_scales(step.artifact)
+    chosen = [linear for linear in linears if layer_of(linear.name) is not None and (given is None or given.covers(linear.name))]
     if not chosen:
         hint = f"python cli.py inspect {step.artifact}/{SOURCE}"
         raise QuantizationError(f"{SOURCE} holds no MatMul by a constant weight [out, in] in a decoder layer", hint=hint)
@@ -128,15 +135,21 @@ def open_fused(step: StepContext, scheme: str, opset: int) -> tuple[ir.Model, li
 
 
 def kept_always(linears: list[Linear], chosen: list[Linear]) -> list[dict[str, str]]:
-    """What no scheme for TensorRT quantises, and why."""
-    outside = [linear.matmul.metadata_props.get(MODULE_KEY, linear.name) for linear in linears if linear not in chosen]
+    """What is not quantised whatever the scheme for TensorRT, and why."""
+    outside = {linear.matmul.metadata_props.get(MODULE_KEY, linear.name): layer_of(linear.name) for linear in linears if linear not in chosen}
     embedding = {"name": "model.embed_tokens", "reason": "the embedding is looked up, not multiplied"}
-    return [embedding, *({"name": name, "reason": "the output layer keeps its precision"} for name in outside)]
+    return [embedding, *({"name": name, "reason": OUTPUT if layer is None else NOT_GIVEN} for name, layer in outside.items())]
 
 
 def _blocks(form: Form, grids: Mapping[str, Grid]) -> dict[str, int]:
     """How many linears have blocks of which size."""
     return {} if form.block_of is None else {str(size): count for size, count in Counter(grid.block_size for grid in grids.values()).items()}
+
+
+def _in_groups(form: Form, given: GivenScales) -> Form:
+    """The form with blocks that divide the checkpoint's groups too."""
+    block_of = form.block_of
+    return form if block_of is None else replace(form, block_of=lambda name, columns: block_of(name, gcd(columns, given.given.group_size)))
 
 
 def _scale_dtype(linear: Linear) -> ir.DataType:

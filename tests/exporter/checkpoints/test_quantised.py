@@ -24,7 +24,7 @@ Q = "model.layers.0.self_attn.q_proj"
         ({"quant_method": "awq"}, "awq"),
         ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "bitsandbytes"),
         ({"load_in_8bit": True}, "bitsandbytes int8"),
-        ({"quant_method": "compressed-tensors", "format": "pack-quantized"}, "compressed-tensors"),
+        ({"quant_method": "bitnet"}, "bitnet"),
         ({"quant_method": "fp8", "activation_scheme": "dynamic"}, "fp8"),
         ({"surprise": 1}, "unknown method"),
         ({"quantization": "x"}, "unknown method"),
@@ -42,8 +42,6 @@ def test_open_checkpoint_names_the_method_of_a_quantization_config(write_folder:
         ("quantize_config.json", {"quant_method": "awq"}, "awq"),
         ("quantize_config.json", [], "gptq"),
         ("quant_config.json", {"zero_point": True, "q_group_size": 128, "w_bit": 4, "version": "GEMM"}, "awq"),
-        ("hf_quant_config.json", {"quantization": {"quant_algo": "FP8"}}, "FP8"),
-        ("hf_quant_config.json", {"quantization": 3}, "modelopt"),
     ],
 )
 @pytest.mark.parametrize("source", ["write_folder", "write_bin"])
