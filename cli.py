@@ -116,9 +116,12 @@ Force = Annotated[bool, typer.Option("--force", help="Do it even where it is up 
 Target = Annotated[str, typer.Option(help="GPU to build for: a100 (= a100-80gb), a100-40gb, a10, l4 …")]
 BackendOption = Annotated[Backend, typer.Option(help="Who builds the engine.")]
 MaxBatch = Annotated[int, typer.Option(min=1, help="Largest batch of the engine.")]
+Capacity = Annotated[int | None, typer.Option(min=2, help="Tokens that a static cache holds, prompt and answer together; of it alone.")]
 MaxLength = Annotated[int | None, typer.Option(min=2, help="Largest number of tokens, past included; default the model's, at most 4096.")]
-TextFile = Annotated[Path | None, typer.Option(help="UTF-8 text for perplexity and parity; default: a committed one.")]
-Tokens = Annotated[int | None, typer.Option(min=64, help="How many tokens of the text to score.")]
+TextFiles = Annotated[
+    list[Path] | None, typer.Option(help="UTF-8 text for perplexity and parity; may repeat: each is judged. Default: two committed ones.")
+]
+Tokens = Annotated[int | None, typer.Option(min=64, help="How many tokens to score, of all texts together; default: 1,024 of each, at least 2,048.")]
 Calibration = Annotated[
     str | None,
     typer.Option(
@@ -153,10 +156,11 @@ def run(
     backend: BackendOption = Backend.auto,
     max_batch: MaxBatch = 4,
     max_length: MaxLength = None,
+    capacity: Capacity = None,
     calibration: Calibration = None,
     calibration_tokens: CalibrationTokens = None,
     calibration_length: CalibrationLength = None,
-    text: TextFile = None,
+    text: TextFiles = None,
     tokens: Tokens = None,
     force: Force = False,
     as_json: Json = False,
@@ -172,8 +176,8 @@ def run(
     options = command.RunOptions(
         ExportOptions(dtype.value, kv_cache.value, weights.value),
         CalibrationOptions(calibration, calibration_tokens, calibration_length),
-        build.BuildOptions(target, backend.value, max_batch, max_length),
-        validate.ValidateOptions(text=text, tokens=tokens),
+        build.BuildOptions(target, backend.value, max_batch, max_length, capacity),
+        validate.ValidateOptions(texts=tuple(text or ()), tokens=tokens),
     )
     with _Watched() as progress:
         report = command.run(request, out, tuple(one.value for one in precision or ()), options, force=force, progress=progress)
@@ -269,7 +273,7 @@ def build(
     backend: BackendOption = Backend.auto,
     max_batch: MaxBatch = 4,
     max_length: MaxLength = None,
-    capacity: Annotated[int | None, typer.Option(min=2, help="Tokens that a static cache holds, prompt and answer together; of it alone.")] = None,
+    capacity: Capacity = None,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
@@ -287,7 +291,7 @@ def validate(
     artifact: Annotated[Path | None, typer.Argument(help="Artifact folder; or give --graph and --checkpoint.", metavar="[ART]")] = None,
     graph: Annotated[Path | None, typer.Option(help="A decoder's ONNX file, ours or not, in the place of an artifact.", metavar="FILE")] = None,
     stage: Annotated[list[str] | None, typer.Option(help="Stage to check; may repeat. Default: all there.")] = None,
-    text: TextFile = None,
+    text: TextFiles = None,
     tokens: Tokens = None,
     checkpoint: Annotated[
         str | None, typer.Option(help="What the graph was exported from; of an artifact, where its checkpoint is now, if it moved.", metavar="SRC")
@@ -301,7 +305,7 @@ def validate(
 
     if (artifact is None) == (graph is None) or (graph is None and out is not None):
         raise typer.BadParameter("give an artifact folder, or --graph FILE and --checkpoint SRC")
-    options = command.ValidateOptions(tuple(stage or ()), text, tokens, checkpoint, device.value)
+    options = command.ValidateOptions(tuple(stage or ()), tuple(text or ()), tokens, checkpoint, device.value)
     with _Watched() as progress:
         if graph is not None:
             report = command.validate_file(graph, options, out=out, progress=progress)

@@ -15,6 +15,7 @@ from commands.calibrate import CalibrationOptions
 from commands.export import ExportOptions, export_into, resolve
 from commands.graphs import SCHEMES, fuse, quantize
 from commands.validate import ValidateOptions, validate
+from engines.cache_form import longest
 from exporter.checkpoints import CheckpointRequest, pin_request
 
 
@@ -49,16 +50,22 @@ def run(
 
     Returns:
         artifact, passed, seconds, steps [{step, done, reason, seconds}], and each step's own report under its name.
+
+    Raises:
+        UsageError: there is nothing to build from.
+        EngineError: a bound of the other cache form, or a static cache without its capacity; before anything is exported.
+        ToolkitError: as each step.
     """
     start = time.perf_counter()
     options = options or RunOptions()
-    exported = options.export
+    exported, built = options.export, options.build
     _check_runnable(exported)
     wanted = tuple(dict.fromkeys(precisions)) or (exported.dtype,)
     for precision in wanted:
         check_precision(exported.dtype, precision)
     request = pin_request(request, progress=progress)
     checkpoint, artifact = resolve(request, out, exported, force=force, progress=progress)
+    longest(exported.kv_cache, checkpoint.config, built.max_length, built.capacity)
     with locked(artifact):
         outcomes = {"export": export_into(artifact, checkpoint, request, exported, force=force, progress=progress)}
         outcomes["fuse"] = fuse(artifact, force=force, progress=progress)
@@ -66,7 +73,7 @@ def run(
             quantized = quantize(artifact, scheme=scheme, calibration=options.calibration, force=force, progress=progress)
             outcomes[f"quantize-{scheme}"] = quantized
         for precision in wanted:
-            outcomes[f"build-{precision}"] = build(artifact, precision, options.build, force=force, progress=progress)
+            outcomes[f"build-{precision}"] = build(artifact, precision, built, force=force, progress=progress)
         outcomes["validate"] = validate(artifact, replace(options.validate, checkpoint=request.source), force=force, progress=progress)
     return {
         "artifact": str(artifact),
@@ -81,12 +88,10 @@ def _check_runnable(options: ExportOptions) -> None:
     """Refuse before anything is read what a later step would refuse.
 
     Raises:
-        UsageError: a form that not all steps know, or nothing to build from.
+        UsageError: there is nothing to build from.
     """
     if options.weights == "none":
         raise UsageError("run needs the weights; --weights none writes the graph alone", hint="python cli.py export … --weights none")
-    if options.kv_cache == "static":
-        raise UsageError("run knows --kv-cache dynamic; the static form goes step by step", hint="python cli.py export … --kv-cache static")
 
 
 def _passed(outcomes: dict[str, Outcome]) -> bool | None:

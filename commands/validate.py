@@ -19,13 +19,13 @@ class ValidateOptions:
 
     Attributes:
         stages: empty means all that are there.
-        text: None means the committed one; ``tokens`` of it are scored.
+        texts: empty means the committed ones; ``tokens`` of them together are scored.
         checkpoint: where the checkpoint is now, if it moved; None means where it was exported from.
         device: ``cuda`` runs the plans too, where there is their GPU.
     """
 
     stages: tuple[str, ...] = ()
-    text: Path | None = None
+    texts: tuple[Path, ...] = ()
     tokens: int | None = None
     checkpoint: str | None = None
     device: str = "cpu"
@@ -35,10 +35,10 @@ def validate(artifact: Path, options: ValidateOptions, *, force: bool = True, pr
     """Compare every stage with the reference and write reports/parity.*; by default always anew, because a proof is of now."""
     manifest = require_artifact(artifact, "validate", weights=True)
     model = manifest["model"]
-    _check_text(options.text)
+    _check_texts(options.texts)
     recorded = {
         "stages": list(options.stages),
-        "text": sha256_of(options.text) if options.text else None,
+        "text": [sha256_of(text) for text in options.texts],
         "tokens": options.tokens,
         "checkpoint": manifest["steps"].get("export", {}).get("options"),
         "device": options.device,
@@ -51,7 +51,7 @@ def validate(artifact: Path, options: ValidateOptions, *, force: bool = True, pr
         checkpoint = _reopen(options.checkpoint, model, progress)
         stages = list(options.stages) or None
         device = find_device() if options.device == "cuda" else None
-        return validate_artifact(step, checkpoint=checkpoint, stages=stages, text=options.text, tokens=options.tokens, device=device)
+        return validate_artifact(step, checkpoint=checkpoint, stages=stages, text=options.texts or None, tokens=options.tokens, device=device)
 
     return run_step(artifact, "validate", recorded, work, force=force, progress=progress)
 
@@ -63,16 +63,17 @@ def validate_file(graph: Path, options: ValidateOptions, *, out: Path | None = N
             "--graph FILE is checked against a checkpoint on the CPU, and is its only stage",
             hint="--graph FILE --checkpoint SRC, without --stage and --device",
         )
-    _check_text(options.text)
+    _check_texts(options.texts)
     from validation.lone.report import validate_graph
 
     checkpoint = open_request(CheckpointRequest(options.checkpoint), progress=progress)
-    return validate_graph(graph, checkpoint, out=out, text=options.text, tokens=options.tokens, progress=progress)
+    return validate_graph(graph, checkpoint, out=out, text=options.texts or None, tokens=options.tokens, progress=progress)
 
 
-def _check_text(text: Path | None) -> None:
-    if text is not None and not text.is_file():
-        raise ValidationError(f"{text} is not a file", hint="--text FILE takes a UTF-8 text")
+def _check_texts(texts: tuple[Path, ...]) -> None:
+    for text in texts:
+        if not text.is_file():
+            raise ValidationError(f"{text} is not a file", hint="--text FILE takes a UTF-8 text")
 
 
 def _reopen(moved_to: str | None, model: Report, progress: Progress) -> Checkpoint:

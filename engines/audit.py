@@ -11,21 +11,10 @@ import onnx_ir as ir
 
 from artifact.config import LlamaConfig
 from engines.checks import Check, check, first
+from engines.form_limits import LAYER_TEXT, FormLimits, form_limits
 from engines.graph_weights import Weight, find_biases, find_weights, weights_bytes
 from engines.kernel_source import read_kernel_sources, source_bytes
-from engines.layer_checks import (
-    ATTENTION_KERNELS,
-    LIMITS,
-    SMOOTHQUANT_LIMITS,
-    STATIC_LIMITS,
-    UNPACKED_LIMITS,
-    LayerLimit,
-    attention_check,
-    integers_check,
-    layer_checks,
-    logits_check,
-    quantized_check,
-)
+from engines.layer_checks import ATTENTION_KERNELS, attention_check, integers_check, layer_checks, logits_check, quantized_check
 from engines.plan_layers import Launch, PlanReader, describe
 from engines.plan_program import Constant, Program, read_programs
 from engines.plan_sums import REASON, float16_sums
@@ -42,13 +31,13 @@ APART = ".k_proj."
 """In the name of a weight that no other was packed with."""
 FLOAT_BYTES = 4
 PLAN_LIMIT = 1.06
-PLAN_TEXT, LAYER_TEXT = 3_500_000, 400_000
-"""What TensorRT-RTX 1.7.1 adds in text (programs and CUDA source), whatever the width: in any case, and for each layer. SmolLM2: 14.1 MB."""
-STATIC_LAYER_TEXT = 800_000
-"""LAYER_TEXT with a static cache: the kernels that write it are stored for every layer, in both profiles (docs/adr/009)."""
+PLAN_TEXT = 3_500_000
+"""What TensorRT-RTX 1.7.1 adds in text (programs and CUDA source), beside that of each layer. SmolLM2: 14.1 MB in all."""
 
 
-def audit_plan(plan: Path, graph_file: Path, *, precision: str, profiles: Sequence[str], config: LlamaConfig) -> dict[str, Any]:
+def audit_plan(
+    plan: Path, graph_file: Path, *, precision: str, profiles: Sequence[str], config: LlamaConfig, lowered: bool = False
+) -> dict[str, Any]:
     """Audit a plan against the graph that it was built from.
 
     Args:
@@ -58,6 +47,7 @@ def audit_plan(plan: Path, graph_file: Path, *, precision: str, profiles: Sequen
             asked.
         profiles: their names, in the plan's order.
         config: of the model.
+        lowered: whether the graph's attention was written in the operators of an older TensorRT release.
 
     Returns:
         ``kernels`` {name: launches over all profiles}, ``kernels_by_profile``, ``kernels_by_layer`` {profile: {layers, outside}},
@@ -70,12 +60,16 @@ def audit_plan(plan: Path, graph_file: Path, *, precision: str, profiles: Sequen
     programs, weights = read_programs(plan), find_weights(graph)
     reader, gated, static = PlanReader(graph, config), precision != "fp32", is_static(graph)
     launches = {name: _launches(programs, index, reader) for index, name in enumerate(profiles)}
-    per_weight, worst = bytes_per_weight(programs, weights, quantized=precision in QUANTIZED)
-    limits = _limits(weights, static=static)
+    quantized, packed = precision in QUANTIZED, not any(APART in weight.name for weight in weights)
+    per_weight, worst = bytes_per_weight(programs, weights, quantized=quantized)
+    integer = any(weight.integer for weight in weights)
+    limits = form_limits(config, static=static, packed=packed, lowered=lowered, quantized=quantized, integer=integer)
     checks = [*_weight_checks(plan, graph, weights, gated), *_kernel_checks(programs, launches, reader, config, gated=gated, limits=limits)]
-    if precision in QUANTIZED:
-        checks += [of(found, weights, name) for of in (quantized_check, integers_check) for name, found in launches.items()]
-        checks.append(_read_quantized(programs, weights))
+    if quantized:
+        apart = {"decode": limits.written_out * config.num_hidden_layers}
+        checks += [quantized_check(found, weights, name, written_out=apart.get(name, 0)) for name, found in launches.items()]
+        checks += [integers_check(found, weights, name) for name, found in launches.items()]
+        checks.append(_read_quantized(programs, weights, apart["decode"]))
     if precision in BYTES_PER_WEIGHT:
         limit, reason = BYTES_PER_WEIGHT[precision]
         checks.append(check("bytes_per_weight", per_weight, limit, "<=", reason, where=worst))
@@ -83,9 +77,8 @@ def audit_plan(plan: Path, graph_file: Path, *, precision: str, profiles: Sequen
     checks.append(check("float16_sums", half, 0 if gated else None, "==", REASON, where=where))
     if static:
         checks += static_checks(programs, profiles, config.num_hidden_layers)
-    text = STATIC_LAYER_TEXT if static else LAYER_TEXT
     checks.append(_constant_bytes(programs, weights_bytes(graph), gated))
-    checks.append(plan_bytes(plan, weights_bytes(graph), config.num_hidden_layers, gated=precision == "fp16", layer_text=text))
+    checks.append(plan_bytes(plan, weights_bytes(graph), config.num_hidden_layers, gated=precision == "fp16", layer_text=limits.layer_text))
     return {
         "kernels": dict(Counter(kernel.name for program in programs for kernel in program.kernels).most_common()),
         "kernels_by_profile": {name: _names(found) for name, found in launches.items()},
@@ -93,15 +86,6 @@ def audit_plan(plan: Path, graph_file: Path, *, precision: str, profiles: Sequen
         "bytes_per_weight": per_weight,
         "audit": {"passed": all(line["passed"] is not False for line in checks), "checks": checks},
     }
-
-
-def _limits(weights: Sequence[Weight], *, static: bool) -> Sequence[LayerLimit]:
-    """What a layer may hold, by the form of its graph."""
-    if static:
-        return STATIC_LIMITS
-    if any(APART in weight.name for weight in weights):
-        return UNPACKED_LIMITS
-    return SMOOTHQUANT_LIMITS if any(weight.integer for weight in weights) else LIMITS
 
 
 def _launches(programs: Sequence[Program], profile: int, reader: PlanReader) -> list[Launch]:
@@ -120,14 +104,14 @@ def _kernel_checks(
     config: LlamaConfig,
     *,
     gated: bool,
-    limits: Sequence[LayerLimit],
+    limits: FormLimits,
 ) -> list[Check]:
     """What each profile runs, layer by layer and behind them."""
     checks = []
     for index, (name, found) in enumerate(launches.items()):
         positions = [reader.logits_positions(program) for program in programs if program.profile == index]
-        checks.append(attention_check(found, name, config.num_hidden_layers, gated=gated))
-        checks += layer_checks(found, name, gated=gated, limits=limits)
+        checks.append(attention_check(found, name, config.num_hidden_layers, gated=gated, kernels=limits.attention))
+        checks += layer_checks(found, name, gated=gated, limits=limits.layer)
         checks.append(logits_check(next((count for count in positions if count is not None), None), name, gated=gated))
     return checks
 
@@ -175,7 +159,7 @@ def _once(copies: Sequence[Copies], gated: bool) -> Check:
     return check("weights_stored_twice", len(twice), 0 if gated else None, "<=", reason, where=first(twice))
 
 
-def _read_quantized(programs: Sequence[Program], weights: Sequence[Weight]) -> Check:
+def _read_quantized(programs: Sequence[Program], weights: Sequence[Weight], limit: int) -> Check:
     """How many quantised weights their own GEMM does not read in some profile: another kernel writes them out in float16 for it."""
     written = [
         weight.name
@@ -183,7 +167,7 @@ def _read_quantized(programs: Sequence[Program], weights: Sequence[Weight]) -> C
         if weight.quantized and any(sum(c.size_bytes for c in _constants([program], weight.linears)) < weight.parameters for program in programs)
     ]
     reason = "a weight that is written out in float16 before it is multiplied costs more memory traffic than a float16 engine"
-    return check("weights_written_out", len(written), 0, "<=", reason, where=first(written))
+    return check("weights_written_out", len(written), limit, "<=", reason, where=first(written))
 
 
 def _constant_bytes(programs: Sequence[Program], weights: int, gated: bool) -> Check:

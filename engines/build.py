@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from artifact.config import LlamaConfig
 from artifact.errors import EngineError
-from artifact.manifest import kv_cache_of, read_manifest
+from artifact.manifest import Manifest, kv_cache_of, read_manifest
 from artifact.steps import StepContext, require
 from engines.audit import audit_plan
 from engines.backends.protocol import Backend, BuildRequest, BuildResult
@@ -58,23 +58,22 @@ def build_engine(
         EngineError: no such target, precision or backend; a bound of the other cache form; no room; or the compiler failed.
         ArtifactError: the stage is not there.
     """
-    stage, chosen, gpu, model = _stage(precision), choose_backend(backend), find_target(target), read_manifest(step.artifact)["model"]
+    stage, chosen, gpu, manifest = _stage(precision), choose_backend(backend), find_target(target), read_manifest(step.artifact)
+    model, lowering = manifest["model"], _lowering(manifest, stage)
     config, form, dtype = LlamaConfig(**model["config"]), kv_cache_of(model), model["dtype"]
     length, rows = longest(form, config, max_length, capacity), max(max_batch, LEAST_ROWS.get(precision, 1))
     profiles = make_profiles(config, dtype, form, max_batch=rows, max_length=length)
-    source = require(step.artifact, f"{stage}.onnx")
-    with step.write(f"{stage}-engine.onnx") as graph_file:
-        write_engine_graph(source, graph_file, capacity=capacity)
-    graph_file = step.artifact / f"{stage}-engine.onnx"
+    graph_file = _engine_graph(step, stage, capacity)
     folder = f"engines/{gpu.name}-{precision}"
     check_room(step.artifact / folder, weights_bytes(ir.load(graph_file).graph), config.num_hidden_layers, packed=stage != "traced")
     plan_name = f"{folder}/part-00.plan"
     with step.write(plan_name) as plan:
         result = chosen.build(BuildRequest(graph_file, plan, gpu, tuple(profiles)), step.progress)
         step.progress("auditing the plan", 0, 1)
-        audit = audit_plan(plan, graph_file, precision=precision, profiles=[p.name for p in profiles], config=config)
+        lowered, names = "Attention" in lowering["lowered"], [profile.name for profile in profiles]
+        audit = audit_plan(plan, graph_file, precision=precision, profiles=names, config=config, lowered=lowered)
         size = plan.stat().st_size
-    logger.info("%s: %d bytes in %.1f s", plan_name, size, result.seconds)
+        logger.info("%s: %d bytes in %.1f s", plan_name, size, result.seconds)
     entry = {
         "file": plan_name,
         "precision": precision,
@@ -86,12 +85,34 @@ def build_engine(
         **audit,
         **_identity(step, graph_file.name, plan_name),
         **_compiler(result, gpu),
+        **lowering,
         "max_batch": max_batch,
         "max_length": length,
         **cache_entry(form, config, dtype, rows, length, result.static_cache),
-        "notes": [f"the profiles admit {rows} rows: with 1, TensorRT-RTX would write every {precision} weight out at each step"] * (rows > max_batch),
+        "notes": _notes(lowering, precision, admitted=rows, asked=max_batch),
     }
     return _record(step, f"{folder}/build.json", {"engines": [entry], "passed": audit["audit"]["passed"]})
+
+
+def _engine_graph(step: StepContext, stage: str, capacity: int | None) -> Path:
+    """Write the graph that is built."""
+    source, name = require(step.artifact, f"{stage}.onnx"), f"{stage}-engine.onnx"
+    with step.write(name) as graph_file:
+        write_engine_graph(source, graph_file, capacity=capacity)
+    return step.artifact / name
+
+
+def _lowering(manifest: Manifest, stage: str) -> dict[str, Any]:
+    """The TensorRT release whose operators a stage keeps to, or None, and what was written in others for it: as fuse recorded."""
+    report = manifest["steps"].get("fuse", {}).get("report", {}) if stage != "traced" else {}
+    return {"min_tensorrt": report.get("min_tensorrt"), "lowered": report.get("lowered", {})}
+
+
+def _notes(lowering: dict[str, Any], precision: str, *, admitted: int, asked: int) -> list[str]:
+    """What is otherwise than asked, or than usual."""
+    rows = f"the profiles admit {admitted} rows: with 1, TensorRT-RTX would write every {precision} weight out at each step"
+    attention = f"attention is in operators of TensorRT {lowering['min_tensorrt']} (fuse --min-tensorrt), for which the audit has limits of its own"
+    return [rows] * (admitted > asked) + [attention] * ("Attention" in lowering["lowered"])
 
 
 def _identity(step: StepContext, graph: str, plan: str) -> dict[str, str]:

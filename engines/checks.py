@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import operator
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 Check = dict[str, Any]
+COMPARE: Mapping[str, Callable[[float, float], bool]] = {"<=": operator.le, ">=": operator.ge, "==": operator.eq}
 
 
 def check(name: str, value: float | None, limit: float | None, comparison: str, reason: str, *, where: str | None = None) -> Check:
     """The line; without a limit the value is shown and not gated, without a value the check fails."""
-    passed = None if limit is None else value is not None and (value <= limit if comparison == "<=" else value == limit)
+    passed = None if limit is None else value is not None and COMPARE[comparison](value, limit)
     return {"check": name, "value": value, "limit": limit, "comparison": comparison, "passed": passed, "reason": reason, "where": where}
 
 

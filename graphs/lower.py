@@ -54,7 +54,10 @@ def _check_taken(model: ir.Model, release: str) -> None:
         first = first_release(node.op_type, node.domain)
         if first is None or RELEASES.index(first) > RELEASES.index(release):
             why = "no known release takes it" if first is None else f"TensorRT {first} is the first that takes it"
-            raise FusionError(f"{node.name} ({node.op_type}) can't be built by TensorRT {release}: {why}, and it has no older form here")
+            raise FusionError(
+                f"{node.name} ({node.op_type}) can't be built by TensorRT {release}: {why}, and it has no older form here",
+                hint=f"--min-tensorrt {first}" if first else "fuse without --min-tensorrt; TensorRT needs a plug-in for it",
+            )
 
 
 def _lower_opset(model: ir.Model, release: str) -> None:

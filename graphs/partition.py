@@ -126,6 +126,19 @@ def cut_tail(model: ir.Model) -> ir.Model:
     return _extract(model, [hidden, *(value for value in model.graph.inputs if value in reached)], outputs)
 
 
+def hidden_states(model: ir.Model) -> list[str]:
+    """Names of the values that hold the hidden state after each layer, as far as the graph has them as values of its own.
+
+    Raises:
+        FusionError: as in ``cut_layer``.
+    """
+    parted = model.clone()
+    part_boundaries(parted)
+    found = [_hidden_out([node for node in parted.graph if _layer(node) == layer], layer).name for layer in range(layer_count(parted))]
+    there = {value.name for node in model.graph for value in node.outputs}
+    return [name for name in found if name is not None and name in there]
+
+
 def _layer(node: ir.Node) -> int | None:
     return layer_of(node.metadata_props.get(MODULE_KEY))
 

@@ -33,9 +33,10 @@ from graphs.fusions import (
 from graphs.lower import lower_to
 from graphs.passes import Fusion, run_passes
 from graphs.report import Before, FusionReport, check_complete
-from graphs.tensorrt_releases import check_release
+from graphs.tensorrt_releases import LATER, check_release, takes
 
 logger = logging.getLogger(__name__)
+CACHE_WRITER = "TensorScatter"
 OUTPUTS = {"tensorrt": "fused.onnx", "onnxruntime": "fused-onnxruntime.onnx"}
 
 TENSORRT = (
@@ -152,7 +153,8 @@ def fuse_model(
         progress: told of each pass.
 
     Raises:
-        FusionError: there is no such target, or not for this cache form, a pass's claim does not hold, or the release can't take the graph.
+        FusionError: there is no such target, or not for this cache form, a pass's claim does not hold, or the release can't take the graph
+            or a cache of this form.
         UsageError: there is no such release, or it is given for another target.
     """
     fusions = _pipeline(target, kv_cache, min_tensorrt)
@@ -198,4 +200,10 @@ def _pipeline(target: str, kv_cache: KvCache, min_tensorrt: str | None) -> tuple
         check_release(min_tensorrt)
         if target != "tensorrt":
             raise UsageError(f"--min-tensorrt is of --target tensorrt, not of {target}")
+        if kv_cache == "static" and not takes(min_tensorrt, CACHE_WRITER):
+            first = LATER[CACHE_WRITER]
+            raise FusionError(
+                f"a static cache is written in place by {CACHE_WRITER}, which TensorRT takes from {first} on; nothing older than that does it",
+                hint=f"--min-tensorrt {first}, or export into another folder with --kv-cache dynamic",
+            )
     return pipelines[target]

@@ -14,7 +14,8 @@ from validation.scenarios import Scenario
 NUMBERS = (
     "max_abs", "mean_abs", "max_abs_relative", "noise_ratio", "decode_noise_ratio", "part_noise_ratio", "strict_noise_ratio", "strict_nonfinite",
     "worst_local_ratio", "worst_local_layer", "range_peak", "range_tensor", "mean_kl", "top1_agreement", "decisive_disagreements", "scenario_spread",
-    "self_consistency", "cache_error", "stray_slots", "cache_capacity", "perplexity", "perplexity_increase_pct", "perplexity_se_pct",
+    "self_consistency", "cache_error", "stray_slots", "cache_capacity", "perplexity", "perplexity_increase_pct", "perplexity_se_pct", "p99_kl",
+    "top5_agreement",
 )  # fmt: skip
 """Keys of every stage of the report, null where not measured."""
 
@@ -28,6 +29,8 @@ class StageMeasurement:
 
     Attributes:
         numbers: key of ``NUMBERS`` → value.
+        hidden_errors: of the hidden state after each layer, relative (float16_costs.py).
+        quality: on the texts (quality.py), and ``greedy``.
         where: check → layer, tensor or node that it is about.
         missing: check → why it has no value.
         seconds: part → how long it took.
@@ -37,7 +40,9 @@ class StageMeasurement:
     numbers: dict[str, Any] = field(default_factory=lambda: dict.fromkeys(NUMBERS))
     scenarios: list[dict[str, Any]] = field(default_factory=list)
     local_ratios: list[float] | None = None
+    hidden_errors: list[float] | None = None
     decode_errors: list[float] | None = None
+    quality: dict[str, Any] | None = None
     where: dict[str, str] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)

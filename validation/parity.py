@@ -6,6 +6,7 @@ Every number is in the report whether it passes or not; the gate (tolerances.py)
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from math import isfinite
 from pathlib import Path
@@ -29,6 +30,7 @@ from validation.measurement import LastRows
 from validation.oracle import Oracle, prepare_oracle
 from validation.plan_stage import measure_plan
 from validation.render import write_reports
+from validation.sensitivity_file import read_sensitivities
 from validation.stage import measure_stage
 
 SCHEMA = 1
@@ -39,7 +41,7 @@ def validate_artifact(
     *,
     checkpoint: Checkpoint,
     stages: list[str] | None,
-    text: Path | None,
+    text: Sequence[Path] | None,
     tokens: int | None,
     device: Device | str | None = None,
 ) -> dict[str, Any]:
@@ -49,8 +51,8 @@ def validate_artifact(
         step: the artifact; its manifest says what each step wrote.
         checkpoint: what the artifact was made from; the reference's weights.
         stages: which; None is every graph that is there.
-        text: what to score; None is the text that comes with the package.
-        tokens: how many tokens to score; None is 2,048.
+        text: what to score; None are the texts that come with the package.
+        tokens: how many tokens to score of all texts together; None is 1,024 of each, and at least 2,048.
         device: the GPU that plans are run on; the reason why there is none; None where plans are not to be run.
 
     Returns:
@@ -59,8 +61,7 @@ def validate_artifact(
     Raises:
         ValidationError: a stage that is not there, no usable text, or a model too short for the scenarios.
     """
-    start = time.perf_counter()
-    manifest = require_artifact(step.artifact, "validate")
+    start, manifest = time.perf_counter(), require_artifact(step.artifact, "validate")
     dtype: Dtype = manifest["model"]["dtype"]
     chosen, unknown = choose_stages(step.artifact, stages, dtype)
     stored = verify_checksums(step.artifact, manifest, step.progress)
@@ -77,16 +78,17 @@ def validate_artifact(
         "artifact": step.artifact.name,
         "model": {**manifest["model"], "parameters": parameter_count(checkpoint.config)},
         "cache": {"form": oracle.kv_cache, "capacity": oracle.capacity if oracle.kv_cache == "static" else None},
-        "text": oracle.tokens.as_report(oracle.scored_tokens),
+        **oracle.describe_texts(),
+        "float16": oracle.describe_float16(),
         "floor": oracle.floor.as_report() | {"check": tolerances.judge_reference(oracle.floor.mean_kl, oracle.floor.reason)},
         "fusion": manifest["steps"].get("fuse", {}).get("report"),
+        "sensitivity": read_sensitivities(step.artifact),
         "stages": measured,
         "not_run": [*not_run, *unknown],
         "engines": engines,
         "checksums": stored.as_report(),
         "tolerances": _limits(oracle, chosen, runnable),
-        "versions": machine.versions(),
-        "machine": machine.machine(),
+        **{"versions": machine.versions(), "machine": machine.machine()},
         "hashes": {f"{stage}.onnx": sha256_of(step.artifact / f"{stage}.onnx") for stage in chosen},
     }
     report |= {"passed": overall(report), "seconds": round(time.perf_counter() - start, 2)}
@@ -189,7 +191,7 @@ def quality_unproven(report: dict[str, Any], *, random_weights: bool) -> str | N
         for check in stage.get("checks") or ():
             if check["check"] == "mean_kl" and check["passed"] is None:
                 return f"{stage['stage']}: {check['reason']}"
-    return tolerances.too_few_tokens(report["text"]["scored_tokens"])
+    return tolerances.too_few_tokens([text["scored_tokens"] for text in report["texts"]])
 
 
 def describe(check: dict[str, Any]) -> str:

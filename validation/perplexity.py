@@ -1,7 +1,13 @@
-"""Perplexity of every stage on the same tokens, with a paired standard error, and KL to the reference.
+"""Scores of every token of some texts: its likelihood, and how far the prediction is from the reference's.
 
-The error of the increase is that of the difference at each token: most of perplexity's noise is the text's and cancels. KL has a tenth of its noise.
-Letters: V vocab.
+A window slides over the text by half its size. The first scores all its tokens, a later one the second half, so that whatever is not at the text's
+own beginning has at least half a window before it: predictions at the start of a window would measure the window, not the model.
+
+      text     BOS a b c d e f g h i j        a model without BOS reads the text's first token, and does not score it
+      window   BOS a b c                      scores a b c d
+                   BOS c d e                  scores e f
+                       BOS e f g              scores g h
+Letters: n inputs of a window, m of them scored, V vocab.
 """
 
 from __future__ import annotations
@@ -16,52 +22,83 @@ from numpy.typing import NDArray
 from validation import metrics
 
 Ids = NDArray[np.int64]
+Floats = NDArray[np.float64]
 WINDOW = 512
-DEFAULT_TOKENS = 2048
+"""Tokens that a model reads at once; fewer where its own maximum is shorter."""
+DEFAULT_TOKENS, LEAST_OF_A_TEXT = 2048, 1024
+"""Tokens that are scored in all, and of each text at least, where nothing is asked for."""
 
 
 @dataclass(frozen=True)
 class Window:
-    """Input tokens, and for each of them the token that follows: [n], [n] int64."""
+    """What a model reads, and the tokens that follow the last of them.
+
+    Attributes:
+        inputs: [n] int64.
+        targets: [m] int64, m ≤ n: what follows each of the last m inputs.
+        text: which text they are of.
+    """
 
     inputs: Ids
     targets: Ids
+    text: int = 0
 
 
 @dataclass(frozen=True)
 class TokenScores:
-    """What one model says of every scored token, in order: negative log-likelihood and KL from the reference, nats; KL is None for the reference."""
+    """What one model says of every scored token, in order.
 
-    nll: NDArray[np.float64]
-    kl: NDArray[np.float64] | None = None
+    Attributes:
+        nll: negative log-likelihood, nats.
+        kl: divergence from the reference, nats; of the reference itself 0, and the next two 1.
+        best: 1 where the best token is the reference's.
+        shared: share of the reference's ``metrics.TOP`` best tokens that are among this model's.
+    """
 
-    @property
-    def perplexity(self) -> float:
-        """The exponential of the mean negative log-likelihood."""
-        return float(np.exp(self.nll.mean()))
+    nll: Floats
+    kl: Floats
+    best: Floats
+    shared: Floats
 
 
-def make_windows(tokens: Ids, scored: int, size: int, bos: int | None) -> list[Window]:
-    """Cut text into windows that score ``scored`` tokens in all.
+def default_tokens(texts: int) -> int:
+    """Tokens to score of so many texts together."""
+    return max(DEFAULT_TOKENS, LEAST_OF_A_TEXT * texts)
 
-    With BOS every token of the text is scored, the first of a window after BOS alone; without, a window begins with the last token of the one before,
-    and the very first token is only read.
+
+def shares(scored: int, texts: int) -> list[int]:
+    """Tokens to score of each text, as equal as can be."""
+    return [scored // texts + (index < scored % texts) for index in range(texts)]
+
+
+def stride_of(size: int) -> int:
+    """Tokens that a window scores after the first; the others are read only."""
+    return max(1, size // 2)
+
+
+def make_windows(tokens: Ids, scored: int, size: int, bos: int | None, text: int = 0) -> list[Window]:
+    """Windows that score ``scored`` tokens in all, each once.
+
+    With BOS every token of the text is scored, the first after BOS alone; without, the very first token is only read.
 
     Args:
         tokens: the text, at least ``scored`` tokens, and one more without BOS.
         scored: how many to score.
-        size: inputs of a window.
+        size: inputs of a window, BOS among them.
         bos: id that starts every window, or None.
+        text: which text it is.
     """
     before = [bos] if bos is not None else []
     stream = np.concatenate((before, tokens)).astype(np.int64)
-    windows = []
-    for start in range(0, scored, size):
-        end = min(start + size, scored)
-        inputs = stream[start:end].copy()
+    windows: list[Window] = []
+    done = 0
+    while done < scored:
+        end = min(done + (stride_of(size) if windows else size), scored)
+        inputs = stream[max(0, end - size) : end].copy()
         if bos is not None:
             inputs[0] = bos
-        windows.append(Window(inputs, stream[start + 1 : end + 1]))
+        windows.append(Window(inputs, stream[done + 1 : end + 1], text))
+        done = end
     return windows
 
 
@@ -70,19 +107,16 @@ def score(windows: Sequence[Window], logits: Callable[[int], NDArray[Any]], refe
 
     Args:
         windows: what to score.
-        logits: index of a window → its logits [n, V].
-        reference: the same of the reference, for KL.
+        logits: index of a window → its logits, of all inputs [n, V] or of the scored ones [m, V].
+        reference: the same of the reference; None where it is the reference that is scored.
     """
     if reference is None:
-        return TokenScores(np.concatenate([metrics.negative_log_likelihoods(logits(i), window.targets) for i, window in enumerate(windows)]))
-    scores = [metrics.token_scores(logits(i), reference(i), window.targets) for i, window in enumerate(windows)]
-    nll, kl = (np.concatenate(side) for side in zip(*scores, strict=True))
-    return TokenScores(nll, kl)
+        nll = [metrics.negative_log_likelihoods(_scored(logits(i), window), window.targets) for i, window in enumerate(windows)]
+        known = np.concatenate(nll)
+        return TokenScores(known, np.zeros_like(known), np.ones_like(known), np.ones_like(known))
+    parts = [metrics.token_scores(_scored(logits(i), window), _scored(reference(i), window), window.targets) for i, window in enumerate(windows)]
+    return TokenScores(*(np.concatenate(side) for side in zip(*parts, strict=True)))
 
 
-def increase_pct(scores: TokenScores, reference: TokenScores) -> tuple[float, float]:
-    """Increase of perplexity over the reference and its paired standard error, both in per cent of the reference's perplexity."""
-    difference = scores.nll - reference.nll
-    ratio = float(np.exp(difference.mean()))
-    standard_error = float(difference.std(ddof=1) / np.sqrt(len(difference))) if len(difference) > 1 else float("nan")
-    return (ratio - 1) * 100, ratio * standard_error * 100  # d exp(x) = exp(x) dx
+def _scored(logits: NDArray[Any], window: Window) -> NDArray[Any]:
+    return logits[len(logits) - len(window.targets) :]

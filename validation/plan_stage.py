@@ -22,8 +22,7 @@ from validation.scenarios import Scenario
 from validation.stage import judged, stage_entry
 from validation.structure import score_text, summarise, summarise_parts, worst_cache
 
-TEXT_CHECKS = ("mean_kl", "perplexity_increase_pct")
-ALL_CHECKS = ("noise_ratio", "decode_noise_ratio", "max_abs_relative", "cache_error", "decisive_disagreements", *TEXT_CHECKS)
+ALL_CHECKS = ("noise_ratio", "decode_noise_ratio", "max_abs_relative", "cache_error", "decisive_disagreements", *tolerances.TEXT_CHECKS)
 DECODED = "the main sequence, decoded token by token"
 NOT_FILLED = "a plan's cache can't be filled beforehand, so a slot that was never written can't be told from one that was"
 
@@ -51,7 +50,7 @@ def measure_plan(oracle: Oracle, engine: dict[str, Any], device: Device, progres
         _measure(oracle, PlanRunner(Plan(oracle.artifact, engine, device), oracle.config, oracle.dtype), measured)
     except ToolkitError as error:
         checks.append(tolerances.failed_to_run(str(error)))
-    checks += judged(oracle, measured, tolerances.limits_of(kind, kv_cache=oracle.kv_cache))
+    checks += judged(measured, tolerances.limits_of(kind, kv_cache=oracle.kv_cache))
     backend = f"{engine['backend']} {engine['tensorrt_version']}, {device.name}"
     return stage_entry(stage, kind, measured, checks, time.perf_counter() - start, backend=backend)
 
@@ -70,8 +69,8 @@ def _measure(oracle: Oracle, runner: PlanRunner, measured: StageMeasurement) -> 
         measured.decode_errors = errors.tolist()
         measured.where["decode_noise_ratio"] = DECODED
         against_floor(oracle, measured, "decode_noise_ratio", float(errors.mean()))
-    windows = [token_by_token(window.inputs) for window in oracle.windows]
-    if _admitted(runner, windows, "the text's windows", TEXT_CHECKS, measured):
+    sequences = [*(window.inputs for window in oracle.windows), *(continuation.ids for continuation in oracle.continuations)]
+    if _admitted(runner, list(map(token_by_token, sequences)), "the text's windows", tolerances.TEXT_CHECKS, measured):
         score_text(oracle, runner, measured)
 
 

@@ -12,12 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 from numpy.typing import NDArray
 
-from artifact.errors import ToolkitError
+from artifact.errors import FusionError, ToolkitError
 from artifact.progress import Progress
+from graphs.partition import hidden_states
 from validation import metrics, tolerances
 from validation.calls import FORMS
+from validation.float16_costs import relative_errors
 from validation.graph_runner import call_feeds, filled_caches
 from validation.local_ratio import local_ratios
 from validation.measurement import LastRows, StageMeasurement, against_floor
@@ -43,14 +46,18 @@ def measure_stage(oracle: Oracle, stage: str, progress: Progress) -> tuple[dict[
     assert kind is not None, stage
     measured = StageMeasurement()
     checks = [tolerances.failed_to_run(message) for message in _measure(oracle, graph, measured, progress)]
-    checks += judged(oracle, measured, tolerances.limits_of(kind, has_floor=oracle.floor.mean_abs is not None, kv_cache=oracle.kv_cache))
+    checks += judged(measured, tolerances.limits_of(kind, has_floor=oracle.floor.mean_abs is not None, kv_cache=oracle.kv_cache))
     return stage_entry(stage, kind, measured, checks, time.perf_counter() - start), measured.last_rows
 
 
-def judged(oracle: Oracle, measured: StageMeasurement, limits: list[tolerances.Limit]) -> list[dict[str, Any]]:
+def judged(measured: StageMeasurement, limits: list[tolerances.Limit]) -> list[dict[str, Any]]:
     """The checks of what was measured, one a limit."""
-    values = [(row, tolerances.gated_value(row.check, measured.numbers, oracle.scored_tokens)) for row in limits]
-    return [tolerances.judge(row, value, where=measured.where.get(row.check), missing=measured.missing.get(row.check)) for row, value in values]
+    texts = measured.quality["texts"] if measured.quality else ()
+    values = [(row, *tolerances.gated_value(row.check, measured.numbers, texts)) for row in limits]
+    return [
+        tolerances.judge(row, value, where=text or measured.where.get(row.check), missing=measured.missing.get(row.check))
+        for row, value, text in values
+    ]
 
 
 def run_parts(name: str, parts: Mapping[str, Callable[[], None]], measured: StageMeasurement, progress: Progress) -> list[str]:
@@ -85,7 +92,9 @@ def stage_entry(
         "warnings": measured.warnings,
         "scenarios": measured.scenarios,
         "local_ratios": measured.local_ratios,
+        "hidden_errors": measured.hidden_errors,
         "decode_errors": measured.decode_errors,
+        "quality": measured.quality,
     }
 
 
@@ -100,8 +109,14 @@ def _measure(oracle: Oracle, graph: Path, measured: StageMeasurement, progress: 
 
 
 def measure_strict(oracle: Oracle, graph: Path, measured: StageMeasurement) -> None:
-    """Prefill with every operation rounded to float16."""
-    result = run_strict(graph, _prefill_feeds(oracle))
+    """Prefill with every operation rounded to float16: its logits, and the hidden state after each layer."""
+    model = ir.load(graph)
+    hidden = _hidden_names(model)
+    result = run_strict(model, _prefill_feeds(oracle), keep=hidden)
+    exact = oracle.runs[MAIN].hidden
+    assert exact is not None
+    if len(hidden) == len(exact) - 1:
+        measured.hidden_errors = relative_errors([result.outputs[name][0] for name in hidden], exact[1:])
     mean, _ = metrics.absolute_errors(result.outputs["logits"][0], oracle.logits[MAIN])
     against_floor(oracle, measured, "strict_noise_ratio", float(mean.mean()))
     measured.numbers["strict_nonfinite"] = result.nonfinite
@@ -109,6 +124,13 @@ def measure_strict(oracle: Oracle, graph: Path, measured: StageMeasurement) -> N
         measured.where["strict_nonfinite"] = result.first_nonfinite
         measured.numbers["strict_noise_ratio"] = float("nan")
         measured.where["strict_noise_ratio"] = result.first_nonfinite
+
+
+def _hidden_names(model: ir.Model) -> list[str]:
+    try:
+        return hidden_states(model)
+    except FusionError:
+        return []  # measure_local cuts the same graph, and says why it can't
 
 
 def measure_ranges(oracle: Oracle, graph: Path, measured: StageMeasurement) -> None:

@@ -22,6 +22,8 @@ from validation.scenarios import Scenario
 PART_CHECKS = {"part_noise_ratio": "noise_ratio", "self_consistency": "self_consistency", "scenario_spread": "spread"}
 """Number of the stage → key of a part whose worst it is."""
 SELF_CHECKS = ("self_consistency", "scenario_spread")
+TEXT_NUMBERS = ("mean_kl", "perplexity", "perplexity_increase_pct", "perplexity_se_pct", "p99_kl", "top5_agreement")
+"""Numbers of the stage that are those of all texts together."""
 ONE_POSITION = "the graph gives the logits of one position a call"
 
 
@@ -133,18 +135,14 @@ def _decisive(measured: StageMeasurement) -> None:
 
 
 def score_text(oracle: Oracle, runner: Runner, measured: StageMeasurement) -> None:
-    """Perplexity and KL on the text's windows."""
-    if oracle.reference_scores is None:
+    """Perplexity and KL on the texts' windows, and where greedy continuations part from the reference's."""
+    if oracle.judge is None:
         measured.missing["perplexity_increase_pct"] = f"perplexity is not applicable: {oracle.tokens.kind}"
         return
     scores = perplexity.score(oracle.windows, lambda index: runner.logits(oracle.windows[index].inputs), oracle.window_logits)
-    assert scores.kl is not None
-    if reason := tolerances.too_few_tokens(oracle.scored_tokens):
+    if reason := tolerances.too_few_tokens(oracle.scored_of):
         measured.missing["perplexity_increase_pct"] = reason
-    increase, standard_error = perplexity.increase_pct(scores, oracle.reference_scores)
-    measured.numbers |= {
-        "mean_kl": float(scores.kl.mean()),
-        "perplexity": scores.perplexity,
-        "perplexity_increase_pct": increase,
-        "perplexity_se_pct": standard_error,
-    }
+    quality = oracle.judge.describe(scores)
+    measured.numbers |= {key: quality["all"][key] for key in TEXT_NUMBERS}
+    greedy = [continuation.compare(runner.logits) for continuation in oracle.continuations]
+    measured.quality = quality | {"greedy": greedy or None, "greedy_missing": oracle.no_continuations}

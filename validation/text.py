@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,9 +13,11 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from artifact.config import LlamaConfig
-from artifact.errors import ValidationError
+from artifact.errors import UsageError, ValidationError
 
-DEFAULT_TEXT = Path(__file__).parent / "texts" / "default.txt"
+TEXTS = Path(__file__).parent / "texts"
+DEFAULT_TEXT = TEXTS / "default.txt"
+DEFAULT_TEXTS = (DEFAULT_TEXT, TEXTS / "code.txt")
 TOKENIZER = "tokenizer.json"
 SEED = 0
 CHARACTERS_PER_TOKEN = 32
@@ -71,6 +74,36 @@ def load_tokens(artifact: Path, config: LlamaConfig, text: Path | None, needed: 
         largest = f"token {ids.max()}, the model's vocabulary has {config.vocab_size}"
         raise ValidationError(f"{artifact / TOKENIZER} gives {largest}: it belongs to another model", hint="export the checkpoint again")
     return Tokens(ids, bos_of(tokenizer, config), name, "text", hashlib.sha256(content.encode()).hexdigest())
+
+
+def load_texts(artifact: Path, config: LlamaConfig, texts: Sequence[Path] | None, needed: Sequence[int]) -> list[Tokens]:
+    """The first tokens of some texts; random ids, once, where there is no tokenizer and no text is asked for.
+
+    Args:
+        artifact: as in ``load_tokens``.
+        config: as in ``load_tokens``.
+        texts: UTF-8 files; None are the two that come with this package.
+        needed: how many of each.
+
+    Raises:
+        UsageError: a text is given twice.
+        ValidationError: as in ``load_tokens``.
+    """
+    files = tuple(texts or DEFAULT_TEXTS)
+    if twice := [path for index, path in enumerate(files) if path.resolve() in {other.resolve() for other in files[:index]}]:
+        raise UsageError(f"{twice[0]} is given twice", hint="--text FILE once for each text")
+    if texts is None and not (artifact / TOKENIZER).is_file():
+        return [random_tokens(config, max(needed))]
+    loaded = [load_tokens(artifact, config, path, count) for path, count in zip(files, needed, strict=True)]
+    names = [tokens.name for tokens in loaded]
+    return [replace(tokens, name=str(path)) if names.count(tokens.name) > 1 else tokens for tokens, path in zip(loaded, files, strict=True)]
+
+
+def encode_prompts(artifact: Path, config: LlamaConfig, prompts: Sequence[str]) -> list[tuple[str, NDArray[np.int64]]]:
+    """(prompt, ids), BOS first where the model has one; the artifact has a tokenizer."""
+    tokenizer = open_tokenizer(artifact / TOKENIZER)
+    first = [bos] if (bos := bos_of(tokenizer, config)) is not None else []
+    return [(prompt, np.asarray(first + tokenizer.encode(prompt, add_special_tokens=False).ids, np.int64)) for prompt in prompts]
 
 
 def random_tokens(config: LlamaConfig, needed: int) -> Tokens:

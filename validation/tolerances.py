@@ -5,7 +5,7 @@ A measured value is in the report whether it passes or not; here only the gate.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from operator import eq, le, lt
@@ -25,6 +25,10 @@ FOR_ONNXRUNTIME = "-onnxruntime"
 """How a stage ends that is the same scheme in ONNX Runtime's own operators."""
 GATE_TOKENS = 2048
 """Scored tokens from which perplexity is judged; fewer leave a standard error that lets damage pass."""
+GATE_TOKENS_OF_A_TEXT = 512
+"""The same of each text, because each is judged."""
+TEXT_CHECKS = ("perplexity_increase_pct", "mean_kl")
+"""What every text must hold by itself: damage on one must not hide in the mean of all."""
 UNGATED: Kind = "int4"
 """Judged by structure alone: a graph with other weights would hold those limits too, so it may fail, and never passes."""
 NO_QUALITY_LIMIT = f"{UNGATED} has no limit for quality"
@@ -141,20 +145,28 @@ def limits_of(kind: Kind, *, has_floor: bool = True, kv_cache: KvCache = "dynami
     return [row for row in asked if row.kind == kind]
 
 
-def too_few_tokens(scored: int) -> str | None:
-    """Why perplexity on so many tokens proves nothing; None where it is judged."""
-    return f"too few tokens for the gate ({scored:,} of {GATE_TOKENS:,})" if scored < GATE_TOKENS else None
+def too_few_tokens(scored: Sequence[int]) -> str | None:
+    """Why perplexity on so many tokens of each text proves nothing; None where it is judged."""
+    if sum(scored) < GATE_TOKENS:
+        return f"too few tokens for the gate ({sum(scored):,} of {GATE_TOKENS:,})"
+    return f"too few tokens of a text for the gate ({min(scored):,} of {GATE_TOKENS_OF_A_TEXT:,})" if min(scored) < GATE_TOKENS_OF_A_TEXT else None
 
 
-def gated_value(check: str, numbers: Mapping[str, Any], scored: int) -> float | None:
-    """The value that a limit is held against, None where it is not judged.
+def gated_value(check: str, numbers: Mapping[str, Any], texts: Sequence[Mapping[str, Any]] = ()) -> tuple[float | None, str | None]:
+    """The value that a limit is held against, None where it is not judged, and the text that it is of, where there are several.
 
-    Perplexity's increase is gated by its lower end, two standard errors down, and on enough tokens only; one that is not finite fails on any.
+    What is measured on texts is gated by the worst of them. Perplexity's increase is gated by its lower end, two standard errors down, and on enough
+    tokens only; one that is not finite fails on any.
     """
     value: float | None = numbers[check]
-    if check != "perplexity_increase_pct" or value is None or not isfinite(value):
-        return value
-    return None if too_few_tokens(scored) else value - 2 * float(numbers["perplexity_se_pct"])
+    if check not in TEXT_CHECKS or not texts or value is None:
+        return value, None
+    ends = [text[check] - 2 * text["perplexity_se_pct"] if check == "perplexity_increase_pct" else text[check] for text in texts]
+    worst = next((index for index, end in enumerate(ends) if not isfinite(end)), ends.index(max(ends)))
+    named = str(texts[worst]["text"]) if len(texts) > 1 else None
+    if check == "perplexity_increase_pct" and isfinite(ends[worst]) and too_few_tokens([text["tokens"] for text in texts]):
+        return None, None
+    return ends[worst], named
 
 
 def judge(row: Limit, value: float | None, *, where: str | None = None, missing: str | None = None) -> dict[str, Any]:

@@ -24,7 +24,7 @@ class Recorder(Tape):
 
 
 def place(graph: ir.Graph, before: ir.Node, recorded: Recorder, replaced: Sequence[tuple[ir.Value, ir.Value]]) -> None:
-    """Insert recorded nodes, and let new values take the uses, the names and the places among the graph's outputs of old ones."""
+    """Insert recorded nodes, and let new values take over from old ones: uses, name, type, shape and place among the graph's outputs."""
     graph.opset_imports.setdefault(CONTRIB, CONTRIB_VERSION)
     for value in recorded.initializers:
         if value.name not in graph.initializers:
@@ -33,5 +33,5 @@ def place(graph: ir.Graph, before: ir.Node, recorded: Recorder, replaced: Sequen
     for old, new in replaced:
         name, old.name = old.name, None
         new.name = name
-        new.type, new.shape = new.type or old.type, new.shape or old.shape
+        new.type, new.shape = old.type, old.shape
         ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)

@@ -28,7 +28,7 @@ def packing_objections(x: ir.Value, weights: Sequence[ir.Value], packed: str, bi
         if not isinstance(weight.const_value, ir.ExternalTensor) or rank(weight) != 2 or last_size(weight) != last_size(x):
             yield f"{weight.name} is not a weight [out, in] stored outside the graph", weight
     for bias, weight in zip(biases, weights, strict=False):
-        if not isinstance(bias.const_value, ir.ExternalTensor) or sizes(bias) != (_rows(weight),):
+        if not isinstance(bias.const_value, ir.ExternalTensor) or sizes(bias) != (rows(weight),):
             yield f"{bias.name} is not a bias [out] stored outside the graph", bias
     yield from _one_tensor_objections(weights, packed, WEIGHT)
     if biases:
@@ -61,18 +61,18 @@ def packed_module(parts: Sequence[ir.Value], packed: str, suffix: str = WEIGHT) 
 
 def packed_linear(op: Any, x: ir.Value, weights: Sequence[ir.Value], packed: str, biases: Sequence[ir.Value] = ()) -> ir.Value:
     """One linear for several: MatMul(x, Transpose(weight [sum of outs, in])) [B, S, sum of outs], and Add(bias) where they have biases."""
-    module, rows = packed_module(weights, packed), sum(map(_rows, weights))
+    module, out = packed_module(weights, packed), sum(map(rows, weights))
     columns, dtype, shape = last_size(x), x.dtype, sizes(x)
     assert module is not None
     assert dtype is not None
     assert shape is not None
-    shape = (*shape[:2], rows)
-    weight = op.initializer(_joined(weights, f"{module}{WEIGHT}", (rows, columns)))
-    turned = in_module(op.Transpose(weight, perm=TURNED), module, dtype, (columns, rows))
+    shape = (*shape[:2], out)
+    weight = op.initializer(_joined(weights, f"{module}{WEIGHT}", (out, columns)))
+    turned = in_module(op.Transpose(weight, perm=TURNED), module, dtype, (columns, out))
     product = in_module(op.MatMul(x, turned), module, dtype, shape)
     if not biases:
         return product
-    bias = op.initializer(_joined(biases, f"{module}{BIAS}", (rows,)))
+    bias = op.initializer(_joined(biases, f"{module}{BIAS}", (out,)))
     return in_module(op.Add(product, bias), module, dtype, shape)
 
 
@@ -83,7 +83,8 @@ def _joined(weights: Sequence[ir.Value], name: str, shape: tuple[Any, ...]) -> i
     return ir.ExternalTensor(first.location, first.offset or 0, length, first.dtype, shape=ir.Shape(shape), name=name, base_dir=first.base_dir)
 
 
-def _rows(weight: ir.Value) -> int:
+def rows(weight: ir.Value) -> int:
+    """Rows of a weight [out, in], or elements of a bias [out], that is stored outside the graph."""
     return int(_stored(weight).shape.numpy()[0])
 
 

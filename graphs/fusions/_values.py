@@ -11,6 +11,9 @@ from artifact.layout import MODULE_KEY
 SMALL_CONSTANT = 64
 """Elements up to which a constant may be a number or a shape; whatever is larger is data, and is not read."""
 
+UNCHANGED = (0, 0, 0, 0)
+"""Shape of a Reshape that leaves four axes as they are."""
+
 Size = int | str | None
 Shape = tuple[Size, ...]
 
@@ -52,6 +55,12 @@ def producer(value: ir.Value | None, op_type: str) -> ir.Node | None:
     """The node that computes a value, if it is of this operator."""
     node = value.producer() if value is not None else None
     return node if node is not None and node.op_type == op_type else None
+
+
+def unreshaped(value: ir.Value | None) -> ir.Value | None:
+    """What a value [·, ·, ·, ·] is before a Reshape that changes nothing (graphs/fusions/attention.py writes one), if there is one."""
+    reshape = producer(value, "Reshape")
+    return reshape.inputs[0] if reshape is not None and numbers(reshape.inputs[1]) == UNCHANGED else value
 
 
 def axis_read(size: ir.Value | None) -> Size:

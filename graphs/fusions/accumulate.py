@@ -37,8 +37,10 @@ def is_candidate(node: ir.Node) -> bool:
 
 def stored_dtype(value: ir.Value | None) -> ir.DataType | None:
     """The dtype in which a stored weight comes to its linear; None for what is computed from an input."""
-    if value is None or value.is_initializer():
-        return None if value is None else value.dtype
+    if value is None:
+        return None
+    if value.is_initializer():
+        return value.dtype
     node = value.producer()
     if node is None or node.op_type not in ON_THE_WAY or node.domain != "":
         return None

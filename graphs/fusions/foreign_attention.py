@@ -4,6 +4,7 @@ Before:  MatMul(query·a, (key·b)ᵀ)·c ─ Add(bias) | Where(mask, ·, smalle
          ─ Where(IsNaN(·), 0, ·)? ─ Cast(back)? ─ MatMul(value)
          key, value [B, K, T, D], or each head repeated: Unsqueeze(2) ─ Expand ─ Reshape [B, H, T, D]
          or Attention(query, repeated key, repeated value, mask, scale), as torch's exporter writes it for opset 23
+         or the queries of a group stacked as rows of their one key head, as --min-tensorrt writes it (graphs/lowering/attention.py)
          query and key may be float16, value float16 that is cast to float32 and the result float32, as optimum writes float16
 After:   Attention(query·a·b·c [B, H, S, D], key, value, mask bool [B, 1, S, T], scale=1.0) ─ Cast(float32)?
 
@@ -14,7 +15,7 @@ Source:  https://onnx.ai/onnx/operators/onnx__Attention.html
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
@@ -29,6 +30,7 @@ from graphs.fusions._foreign_mask import (
 )
 from graphs.fusions._reading import Refused, Tape, first, need, need_user, op_of, operands, scaled, shape_of, user
 from graphs.fusions._repeated_heads import unrepeated
+from graphs.fusions._stacked_heads import mask_of_one, unstacked
 from graphs.fusions._values import cast_to, is_last_axis, last_size, node_of, producer, rank, scalar, sizes
 
 HEADS_RANK = 4
@@ -84,9 +86,10 @@ def rewrite(graph: ir.Graph, found: Heads) -> None:
     """One node that reads the cache itself."""
     tape, query = Tape(graph, found.attended), found.query
     if found.scale != 1:
-        query = tape.add("Mul", query, tape.constant(found.scale, query.dtype), like=query)
-    mask, shape = joined_mask(tape, found.conditions), sizes(found.attended)
-    attended = tape.add("Attention", query, found.key, found.value, mask, scale=1.0, like=query, shape=shape)
+        query = tape.add("Mul", query, tape.constant(found.scale, query.dtype), like=query, shape=sizes(query))
+    mask = joined_mask(tape, found.conditions)
+    mask.type, mask.shape = ir.TensorType(ir.DataType.BOOL), ir.Shape((None, 1, shape_of(query)[2], shape_of(found.key)[2]))
+    attended = tape.add("Attention", query, found.key, found.value, mask, scale=1.0, like=query, shape=sizes(found.attended))
     if found.attended.dtype != query.dtype:
         tape.add("Cast", attended, to=int(ir.DataType.FLOAT))
     tape.finish()
@@ -118,7 +121,10 @@ def _read_softmax(softmax: ir.Node) -> Heads:
     narrow = before_widening(value)
     if query.dtype not in (value.dtype, narrow.dtype):
         raise Refused(f"the query is {query.dtype}, the value {value.dtype}")
-    return Heads(query, unrepeated(key), unrepeated(value if value.dtype == query.dtype else narrow), factor * scale, conditions, attended)
+    kept = value if value.dtype == query.dtype else narrow
+    query, attended, group = unstacked(query, attended)
+    conditions = tuple(replace(condition, value=mask_of_one(condition.value, group)) for condition in conditions)
+    return Heads(query, unrepeated(key), unrepeated(kept), factor * scale, conditions, attended)
 
 
 def before_widening(value: ir.Value) -> ir.Value:

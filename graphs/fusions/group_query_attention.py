@@ -22,13 +22,16 @@ import onnx_ir as ir
 
 from graphs.fusions._causal_mask import CausalMask, read_mask
 from graphs.fusions._contrib import CONTRIB, Recorder, place
-from graphs.fusions._reading import Refused, scaled
-from graphs.fusions._values import in_module, module_of, numbers, only_user, producer, rank, sizes
+from graphs.fusions._reading import Refused, first, need, scaled, shape_of
+from graphs.fusions._values import in_module, module_of, numbers, only_user, producer, rank, sizes, unreshaped
 
 OPERATOR = "GroupQueryAttention"
-HEADS_RANK, HEADS_FIRST, UNCHANGED, TIME_AXIS = 4, (0, 2, 1, 3), (0, 0, 0, 0), 2
+HEADS_FIRST, LINEAR_RANK, TIME_AXIS = (0, 2, 1, 3), 3, 2
+MASK, PLAIN = 3, {"scale": 1.0}
+"""Input of Attention, and its attributes."""
 BIAS, SEQLENS, TOTAL = 10, 5, 6
 """Inputs of the operator."""
+NOT_JOINED = "its result is not turned and reshaped to [B, S, H · D]"
 
 
 @dataclass(frozen=True)
@@ -68,11 +71,11 @@ def is_candidate(node: ir.Node) -> bool:
 
 def read(node: ir.Node) -> GroupedAttention:
     """What an Attention and the nodes around it compute; raises Refused."""
-    query, key, value, mask = (*node.inputs[:4], None, None, None, None)[:4]
-    if query is None or key is None or value is None or mask is None or node.attributes.get_float("scale", 0.0) != 1.0:
-        raise Refused("it has no mask, or rescales query and key itself")
-    unscaled, scale = scaled(query)
-    heads, keys, values = _heads("query", unscaled), _cached("key", key), _cached("value", value)
+    mask = node.inputs[MASK] if len(node.inputs) > MASK else None
+    if mask is None or {name: attribute.value for name, attribute in node.attributes.items()} != PLAIN:
+        raise Refused("it has no mask, or other attributes than scale = 1")
+    unscaled, scale = scaled(first(node))
+    heads, keys, values = _heads("query", unscaled), _cached("key", node.inputs[1]), _cached("value", node.inputs[2])
     if heads.rotation is None or keys.heads.rotation is None or values.heads.rotation is not None:
         raise Refused("query and key are rotated, values are not: here it is otherwise")
     if heads.rotation.inputs[1:] != keys.heads.rotation.inputs[1:]:
@@ -86,40 +89,44 @@ def _heads(name: str, value: ir.Value) -> Heads:
     rotation = producer(value, "RotaryEmbedding")
     if rotation is not None and any(rotation.attributes.get_int(attribute, 0) != 0 for attribute in ("interleaved", "rotary_embedding_dim")):
         raise Refused(f"the {name} is rotated in interleaved pairs, or in part")
-    source = rotation.inputs[0] if rotation is not None else value
-    turned = producer(source, "Transpose")
-    reshape = producer(turned.inputs[0], "Reshape") if turned is not None else None
-    if turned is None or reshape is None or tuple(turned.attributes.get_ints("perm", ())) != HEADS_FIRST:
-        raise Refused(f"the {name} is not a linear's output [B, S, heads · D] that is reshaped and turned to [B, heads, S, D]")
-    shape, linear = numbers(reshape.inputs[1]), reshape.inputs[0]
-    if shape is None or len(shape) != HEADS_RANK or shape[:2] != (0, 0) or shape[2] < 1 or linear is None or rank(linear) != HEADS_RANK - 1:
-        raise Refused(f"the {name} is reshaped to {shape}, not to [0, 0, heads, D]")
-    return Heads(linear, int(shape[2]), rotation)
+    otherwise = f"the {name} is not a linear's output [B, S, heads · D] that is reshaped and turned to [B, heads, S, D]"
+    turned = need(value if rotation is None else rotation.inputs[0], "Transpose", otherwise=otherwise)
+    reshape = need(turned.inputs[0], "Reshape", otherwise=otherwise)
+    linear = first(reshape)
+    if turned.attributes.get_ints("perm") != HEADS_FIRST or rank(linear) != LINEAR_RANK:
+        raise Refused(otherwise)
+    match numbers(reshape.inputs[1]):
+        case (0, 0, int(count), _) if count > 0:
+            return Heads(linear, count, rotation)
+        case shape:
+            raise Refused(f"the {name} is reshaped to {shape}, not to [0, 0, heads, D]")
 
 
-def _cached(name: str, value: ir.Value) -> Cached:
-    reshape = producer(value, "Reshape")
-    present = reshape.inputs[0] if reshape is not None and numbers(reshape.inputs[1]) == UNCHANGED else value
-    concat = producer(present, "Concat")
-    if present is None or concat is None or len(concat.inputs) != 2 or concat.attributes.get_int("axis", 0) != TIME_AXIS:
-        raise Refused(f"the {name} is not the past and the new ones behind it, joined on axis {TIME_AXIS}")
+def _cached(name: str, value: ir.Value | None) -> Cached:
+    otherwise = f"the {name} is not the past and the new ones behind it, joined on axis {TIME_AXIS}"
+    concat = need(unreshaped(value), "Concat", otherwise=otherwise)
+    if len(concat.inputs) != 2 or concat.attributes.get_int("axis") != TIME_AXIS:
+        raise Refused(otherwise)
     past, new = concat.inputs
     assert past is not None
     assert new is not None
-    return Cached(_heads(name, new), past, present)
+    return Cached(_heads(name, new), past, concat.outputs[0])
 
 
 def _joined(attended: ir.Value) -> ir.Value:
-    turned = only_user(attended, "Transpose")
-    reshape = only_user(turned.outputs[0], "Reshape") if turned is not None else None
-    if (
-        turned is None
-        or reshape is None
-        or tuple(turned.attributes.get_ints("perm", ())) != HEADS_FIRST
-        or rank(reshape.outputs[0]) != HEADS_RANK - 1
-    ):
-        raise Refused("its result is not turned and reshaped to [B, S, H · D]")
-    return reshape.outputs[0]
+    turned = _only_user(attended, "Transpose")
+    reshape = _only_user(turned.outputs[0], "Reshape")
+    match numbers(reshape.inputs[1]):
+        case (0, 0, _) if turned.attributes.get_ints("perm") == HEADS_FIRST:
+            return reshape.outputs[0]
+    raise Refused(NOT_JOINED)
+
+
+def _only_user(value: ir.Value, op_type: str) -> ir.Node:
+    node = only_user(value, op_type)
+    if node is None:
+        raise Refused(NOT_JOINED)
+    return node
 
 
 def rewrite(graph: ir.Graph, found: GroupedAttention) -> None:
@@ -129,7 +136,7 @@ def rewrite(graph: ir.Graph, found: GroupedAttention) -> None:
     assert last is not None
     bias, seqlens, total = _shared(found.mask) or _make_shared(op, found)
     query, key = (_rotated(op, heads, module) for heads in (found.query, found.key.heads))
-    outputs = op.GroupQueryAttention(
+    attended, *present = op.GroupQueryAttention(
         *(query, key, found.value.heads.linear, found.key.past, found.value.past, seqlens, total, None, None, None, bias),
         num_heads=found.query.count,
         kv_num_heads=found.key.heads.count,
@@ -138,8 +145,8 @@ def rewrite(graph: ir.Graph, found: GroupedAttention) -> None:
         _domain=CONTRIB,
         _outputs=3,
     )
-    in_module(outputs[0], module)
-    place(graph, last, op, list(zip((joined, found.key.present, found.value.present), outputs, strict=True)))
+    in_module(attended, module)
+    place(graph, last, op, list(zip((joined, found.key.present, found.value.present), (attended, *present), strict=True)))
 
 
 def _rotated(op: Recorder, heads: Heads, module: str) -> ir.Value:
@@ -161,8 +168,7 @@ def _make_shared(op: Recorder, found: GroupedAttention) -> tuple[ir.Value, ...]:
     """Bias [B, 1, S, T] float, seqlens_k [B] int32 and total_sequence_length int32; T − S is the past's length, whatever its buffer's."""
     mask, dtype = found.mask, found.query.linear.dtype
     assert dtype is not None
-    batch, _, _, total = sizes(mask.padding) or (None,) * HEADS_RANK
-    new = (sizes(found.query.linear) or (None,) * 2)[1]
+    (batch, *_, total), (_, new, _) = shape_of(mask.padding), shape_of(found.query.linear)
 
     def made(value: ir.Value, kind: ir.DataType, *shape: Any) -> ir.Value:
         return in_module(value, mask.module, kind, shape)
@@ -180,6 +186,6 @@ def _make_shared(op: Recorder, found: GroupedAttention) -> tuple[ir.Value, ...]:
     smallest = float(np.finfo(dtype.numpy()).min)
     bias = made(op.Where(allowed, constant(0.0, dtype, "zero"), constant(smallest, dtype, "smallest")), dtype, batch, 1, new, total)
     length = made(op.Cast(mask.total, to=int(narrow)), narrow)
-    rows_of_batch = made(op.Shape(mask.padding, start=0, end=1), integer, 1)
+    rows_of_batch = made(op.Shape(mask.padding, end=1), integer, 1)
     seqlens = made(op.Expand(made(op.Sub(length, constant(1, narrow, "one_int32")), narrow), rows_of_batch), narrow, batch)
     return bias, seqlens, length

@@ -16,9 +16,9 @@ from typing import Any
 import onnx_ir as ir
 
 from graphs.fusions._contrib import CONTRIB, Recorder, place
-from graphs.fusions._packing import TURNED, packed_linear, packing_objections
-from graphs.fusions._reading import Refused
-from graphs.fusions._values import in_module, last_size, module_of, only_user, producer, shape_constant, sizes
+from graphs.fusions._packing import TURNED, packed_linear, packing_objections, rows
+from graphs.fusions._reading import Refused, first, need, shape_of
+from graphs.fusions._values import in_module, module_of, only_user, producer, shape_constant, sizes
 from graphs.fusions.pack_qkv import PACKED_NAME
 
 PARTS, LAST_AXIS = ("query", "key", "value"), 2
@@ -35,11 +35,13 @@ class Projection:
 
 @dataclass(frozen=True)
 class Projections:
-    """Three linears that read one input, and the attention behind them."""
+    """Linears of query, key and value that read ``x`` [B, S, E], the rotations of the first two, and the attention behind them."""
 
     attention: ir.Node
     rotations: tuple[ir.Node, ir.Node]
-    parts: tuple[Projection, ...]
+    x: ir.Value
+    weights: tuple[ir.Value, ...]
+    biases: tuple[ir.Value, ...]
 
 
 def is_candidate(node: ir.Node) -> bool:
@@ -56,53 +58,45 @@ def read(node: ir.Node) -> Projections:
         raise Refused("a rotated query or key is read elsewhere too")
     sources = (query.inputs[0], key.inputs[0], node.inputs[2])
     parts = tuple(_projection(name, value) for name, value in zip(PARTS, sources, strict=True))
-    x, biases = parts[0].x, _biases(parts)
-    if any(part.x is not x for part in parts):
+    inputs, biases = {part.x for part in parts}, tuple(part.bias for part in parts if part.bias is not None)
+    if len(inputs) != 1:
         raise Refused("query, key and value are projected from different inputs")
     if biases and len(biases) != len(parts):
         raise Refused("some of query, key and value have a bias and some have none")
-    for reason, _ in packing_objections(x, [part.weight for part in parts], PACKED_NAME, biases):
+    x, weights = inputs.pop(), tuple(part.weight for part in parts)
+    for reason, _ in packing_objections(x, weights, PACKED_NAME, biases):
         raise Refused(reason)
-    return Projections(node, (query, key), parts)
+    return Projections(node, (query, key), x, weights, biases)
 
 
 def _projection(name: str, value: ir.Value | None) -> Projection:
+    otherwise = f"the {name} is not projected by a transposed weight [out, in]"
     biased = producer(value, "Add")
-    linear = producer(biased.inputs[0] if biased is not None else value, "MatMul")
-    turned = producer(linear.inputs[1], "Transpose") if linear is not None else None
-    if linear is None or turned is None or tuple(turned.attributes.get_ints("perm", ())) != TURNED:
-        raise Refused(f"the {name} is not projected by a transposed weight [out, in]")
-    x, weight, bias = linear.inputs[0], turned.inputs[0], biased.inputs[1] if biased is not None else None
-    assert x is not None
-    assert weight is not None
-    return Projection(x, weight, bias)
-
-
-def _biases(parts: tuple[Projection, ...]) -> tuple[ir.Value, ...]:
-    return tuple(part.bias for part in parts if part.bias is not None)
+    linear = need(value if biased is None else biased.inputs[0], "MatMul", otherwise=otherwise)
+    turned = need(linear.inputs[1], "Transpose", otherwise=otherwise)
+    if turned.attributes.get_ints("perm") != TURNED:
+        raise Refused(otherwise)
+    return Projection(first(linear), first(turned), None if biased is None else biased.inputs[1])
 
 
 def rewrite(graph: ir.Graph, found: Projections) -> None:
     """The packed linear, cut in two, and what is rotated cut in two again; the attention reads the pieces."""
-    op = Recorder()
-    attention, (query, key) = found.attention, found.rotations
-    module, x = module_of(attention.outputs[0]), found.parts[0].x
-    widths = [int(last_size(value) or 0) for value in (query.outputs[0], key.outputs[0], attention.inputs[2])]
-    n_heads = [rotation.attributes.get_int("num_heads", 0) for rotation in found.rotations]
-    leading, dtype = (sizes(x) or ())[:2], x.dtype
-    linear = packed_linear(op, x, [part.weight for part in found.parts], PACKED_NAME, _biases(found.parts))
-    both, value = _cut(op, linear, [sum(widths[:2]), widths[2]], f"{module}.parts")
-    rotated = in_module(
-        op.RotaryEmbedding(both, *query.inputs[1:], interleaved=0, num_heads=sum(n_heads)), module, dtype, (*leading, sum(widths[:2]))
-    )
-    new_query, new_key = _cut(op, rotated, widths[:2], f"{module}.rotated")
+    op, attention, (query, key) = Recorder(), found.attention, found.rotations
+    module = module_of(query.outputs[0])
+    n_heads = sum(rotation.attributes["num_heads"].as_int() for rotation in (query, key))
+    *rotated_widths, value_width = map(rows, found.weights)
+    linear = packed_linear(op, found.x, found.weights, PACKED_NAME, found.biases)
+    both, value = _cut(op, linear, module, [sum(rotated_widths), value_width], "parts")
+    rotated = op.RotaryEmbedding(both, *query.inputs[1:], interleaved=0, num_heads=n_heads)
+    in_module(rotated, module, both.dtype, sizes(both))
+    new_query, new_key = _cut(op, rotated, module, rotated_widths, "rotated")
     place(graph, attention, op, [])
     for index, operand in enumerate((new_query, new_key, value)):
         attention.replace_input_with(index, operand)
 
 
-def _cut(op: Any, value: ir.Value, widths: list[int], name: str) -> list[ir.Value]:
-    """Two pieces of the last axis."""
-    module, leading = module_of(value).removesuffix(".qkv_proj"), (sizes(value) or ())[:2]
-    pieces = op.Split(value, shape_constant(op, name, widths), axis=LAST_AXIS, _outputs=len(widths))
+def _cut(op: Any, value: ir.Value, module: str, widths: list[int], name: str) -> list[ir.Value]:
+    """Pieces of the last axis."""
+    *leading, _ = shape_of(value)
+    pieces = op.Split(value, shape_constant(op, f"{module}.{name}", widths), axis=LAST_AXIS, _outputs=len(widths))
     return [in_module(piece, module, value.dtype, (*leading, width)) for piece, width in zip(pieces, widths, strict=True)]

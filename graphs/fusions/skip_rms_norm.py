@@ -17,7 +17,7 @@ from graphs.fusions._contrib import CONTRIB, Recorder, place
 from graphs.fusions._reading import Refused
 from graphs.fusions._values import in_module, is_last_axis, module_of, producer, rank, sizes
 
-OPERATOR, SUM_OUTPUT, HIDDEN_RANK = "SkipSimplifiedLayerNormalization", 3, 3
+N_OUTPUTS, HIDDEN_RANK = 4, 3
 
 
 @dataclass(frozen=True)
@@ -51,10 +51,10 @@ def rewrite(graph: ir.Graph, found: ResidualNorm) -> None:
     """One node in the place of the norm."""
     op, norm, total = Recorder(), found.norm, found.total
     normed, summed = norm.outputs[0], total.outputs[0]
-    outputs = op.SkipSimplifiedLayerNormalization(
-        *(*total.inputs, norm.inputs[1]), epsilon=norm.attributes.get_float("epsilon", 1e-5), _domain=CONTRIB, _outputs=SUM_OUTPUT + 1
+    new_normed, *unused, new_sum = op.SkipSimplifiedLayerNormalization(
+        *(*total.inputs, norm.inputs[1]), epsilon=norm.attributes.get_float("epsilon", 1e-5), _domain=CONTRIB, _outputs=N_OUTPUTS
     )
-    in_module(outputs[0], module_of(normed))
-    for unused in outputs[1:SUM_OUTPUT]:
-        unused.name = ""
-    place(graph, norm, op, [(normed, outputs[0]), (summed, outputs[SUM_OUTPUT])])
+    in_module(new_normed, module_of(normed))
+    for value in unused:
+        value.name = ""
+    place(graph, norm, op, [(normed, new_normed), (summed, new_sum)])

@@ -9,14 +9,12 @@ Source:  https://onnx.ai/onnx/operators/onnx__RotaryEmbedding.html
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import onnx_ir as ir
 
 from artifact.layout import MODULE_KEY
 from graphs.fusions._reading import Tape
 from graphs.fusions._values import numbers, rank, sizes
-from graphs.lowering._parts import axis_size, check_plain, refuse
+from graphs.lowering._parts import axis_size, check_plain, made_of, put_before, refuse
 
 OPERATOR = "RotaryEmbedding"
 HEADS_AXIS = 1
@@ -54,38 +52,21 @@ def _factor(graph: ir.Graph, node: ir.Node, table: ir.Value | None, positions: i
     """Cosine or sine [B, 1, S, D/2]; the one that an earlier layer has made, if there is one."""
     if table is None or rank(table) not in (2, 3, None):
         raise refuse(node, "its tables are not [positions, D/2] or [B, S, D/2]")
-    read = table if positions is None else _reader(table, "Gather", lambda gather: gather.inputs[1] is positions and _axis(gather) == 0)
+    module = MODULE if MODULE_KEY in node.metadata_props else ""
+    read = table if positions is None else made_of(table, "Gather", lambda gather: gather.inputs[1] is positions and _axis(gather) == 0)
     if read is None:
         assert positions is not None
         shape = (*(sizes(positions) or ()), (sizes(table) or (None,))[-1])
-        read = _before(graph, node, ir.node("Gather", [table, positions], {"axis": 0}), table, shape)
-    made = _reader(read, "Unsqueeze", lambda unsqueeze: numbers(unsqueeze.inputs[1]) == (HEADS_AXIS,))
+        read = put_before(graph, node, ir.node("Gather", [table, positions], {"axis": 0}), shape, module)
+    made = made_of(read, "Unsqueeze", lambda unsqueeze: numbers(unsqueeze.inputs[1]) == (HEADS_AXIS,))
     if made is None:
         axis = ir.Value(name=f"{read.name}.heads_axis", const_value=ir.tensor([HEADS_AXIS], dtype=ir.DataType.INT64, name=f"{read.name}.heads_axis"))
         axis.shape, axis.type = ir.Shape([1]), ir.TensorType(ir.DataType.INT64)
         graph.register_initializer(axis)
         known = sizes(read)
-        made = _before(graph, node, ir.node("Unsqueeze", [read, axis]), read, None if known is None else (known[0], 1, *known[1:]))
+        made = put_before(graph, node, ir.node("Unsqueeze", [read, axis]), None if known is None else (known[0], 1, *known[1:]), module)
     return made
-
-
-def _reader(value: ir.Value, op_type: str, same: Callable[[ir.Node], bool]) -> ir.Value | None:
-    """What a node makes of a value already, in the same way."""
-    found = (use.node for use in value.uses() if use.node.op_type == op_type and use.idx == 0)
-    return next((node.outputs[0] for node in found if same(node)), None)
 
 
 def _axis(gather: ir.Node) -> int | None:
     return gather.attributes.get_int("axis", 0)
-
-
-def _before(graph: ir.Graph, node: ir.Node, made: ir.Node, source: ir.Value, shape: tuple[int | str | None, ...] | None) -> ir.Value:
-    """Put a node that all layers share in front of the first that reads it."""
-    output = made.outputs[0]
-    made.name = output.name = f"{source.name}.{made.op_type}"
-    output.type = source.type
-    output.shape = None if shape is None else ir.Shape(shape)
-    if MODULE_KEY in node.metadata_props:
-        made.metadata_props[MODULE_KEY] = MODULE
-    graph.insert_before(node, made)
-    return output

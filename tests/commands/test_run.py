@@ -62,6 +62,18 @@ def test_run_makes_everything_the_contract_names(first: tuple[Path, dict[str, An
 
 
 @pytest.mark.parity
+def test_run_carries_a_static_cache_through_every_step(checkpoint: Path, tmp_path: Path) -> None:
+    out = tmp_path / "artifact"
+    command = ("run", "--checkpoint", checkpoint, "--kv-cache", "static", "--capacity", "64", "--precision", "fp16", "--out", out)
+    report = run_cli(*command)
+    assert report["passed"] is True
+    (engine,) = report["build-fp16"]["engines"]
+    assert (engine["kv_cache"], engine["capacity"]) == ("static", 64)
+    assert [stage["stage"] for stage in report["validate"]["stages"]] == ["traced", "fused", "fused-engine"]
+    assert [step["step"] for step in run_cli(*command)["steps"] if step["done"]] == []
+
+
+@pytest.mark.parity
 def test_second_run_does_nothing_and_changed_options_redo_what_depends_on_them(
     first: tuple[Path, dict[str, Any]], checkpoint: Path, tmp_path: Path
 ) -> None:
@@ -112,11 +124,19 @@ def test_moved_and_changed_checkpoints_are_noticed(first: tuple[Path, dict[str, 
 
 
 @pytest.mark.parametrize(
-    ("option", "value", "words"), [("--weights", "none", "needs the weights"), ("--kv-cache", "static", "static form goes step by step")]
+    ("options", "code", "words"),
+    [
+        (("--weights", "none"), 2, "needs the weights"),
+        (("--kv-cache", "static"), 1, "a static cache needs --capacity"),
+        (("--kv-cache", "static", "--max-length", "64"), 1, "--max-length is for a dynamic cache"),
+        (("--capacity", "64"), 1, "--capacity is for a static cache"),
+    ],
 )
-def test_run_refuses_at_once_what_a_later_step_would_refuse(checkpoint: Path, tmp_path: Path, option: str, value: str, words: str) -> None:
-    command = [sys.executable, ROOT / "cli.py", "run", "--checkpoint", checkpoint, "--out", tmp_path / "a", option, value]
+def test_run_refuses_at_once_what_a_later_step_would_refuse(
+    checkpoint: Path, tmp_path: Path, options: tuple[str, ...], code: int, words: str
+) -> None:
+    command = [sys.executable, ROOT / "cli.py", "run", "--checkpoint", checkpoint, "--out", tmp_path / "a", *options]
     result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
-    assert (result.returncode, result.stdout) == (2, "")
+    assert (result.returncode, result.stdout) == (code, "")
     assert words in result.stderr
     assert not (tmp_path / "a").exists()

@@ -11,9 +11,10 @@ import onnx_ir as ir
 import pytest
 
 from artifact.progress import silent
-from engines.audit import LAYER_TEXT, PLAN_LIMIT, PLAN_TEXT, audit_plan, plan_bytes
+from engines.audit import PLAN_LIMIT, PLAN_TEXT, audit_plan, plan_bytes
 from engines.backends.protocol import BuildRequest
 from engines.backends.tensorrt_rtx import TensorRTRTX
+from engines.form_limits import LAYER_TEXT
 from engines.kernel_source import read_kernel_sources
 from engines.layer_checks import ATTENTION_KERNELS
 from engines.plan_sums import float16_sums
@@ -153,6 +154,16 @@ def test_finds_what_a_layer_should_not_hold(built: Built, form: dict[str, Any], 
     result = audit(*built(2, "fp16", **form))
     assert {name: check(result, name)["value"] for name in failures(result)} == expected
     assert all(check(result, name)["where"] for name in expected)
+
+
+@pytest.mark.parametrize(
+    ("form", "wrong"),
+    [("repeated", "repeated_caches_per_layer_decode"), ("grouped", "fused_attention_prefill"), ("fused", "fused_attention_decode")],
+)
+def test_limits_of_lowered_attention_are_no_excuse_for_another_form(built: Built, form: str, wrong: str) -> None:
+    stage, plan = built(2, "fp16", attention=form)
+    result = audit_plan(plan, stage.engine_graph, precision="fp16", profiles=["prefill", "decode"], config=stage.config, lowered=True)
+    assert wrong in failures(result)
 
 
 def test_finds_logits_of_every_position(built: Built, tmp_path: Path) -> None:

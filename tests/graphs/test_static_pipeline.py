@@ -172,6 +172,16 @@ def test_a_target_without_static_rules_is_named(fused) -> None:
         fuse_artifact(StepContext(artifact), target="openvino")
 
 
+def test_an_older_release_is_refused_with_why_and_what_to_do(fused) -> None:
+    artifact, _ = fused("grouped-untied-fp32")
+    before = (artifact / "fused.onnx").read_bytes()
+    with pytest.raises(FusionError, match=r"written in place by TensorScatter, which TensorRT takes from 10\.15 on") as caught:
+        fuse_artifact(StepContext(artifact), min_tensorrt="10.14")
+    assert caught.value.hint == "--min-tensorrt 10.15, or export into another folder with --kv-cache dynamic"
+    assert (artifact / "fused.onnx").read_bytes() == before
+    assert fuse_artifact(StepContext(artifact), min_tensorrt="10.15")["lowered"] == {}
+
+
 def test_the_dynamic_pipeline_is_not_that_of_a_static_graph(fused) -> None:
     """The mask stays: what the static form adds is one rule."""
     artifact, report = fused("grouped-untied-fp32")

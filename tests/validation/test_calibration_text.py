@@ -13,7 +13,7 @@ from artifact.config import LlamaConfig
 from artifact.errors import QuantizationError
 from validation import calibration_text
 from validation.calibration_text import DEFAULT, load_sequences, read_documents
-from validation.text import DEFAULT_TEXT
+from validation.text import DEFAULT_TEXTS
 
 WORDS = ["<unk>", "<s>", *(f"w{number}" for number in range(40))]
 """Token id = number + 2."""
@@ -71,7 +71,7 @@ def test_the_committed_text_is_enough_for_the_defaults_and_is_not_what_is_scored
     text = load_sequences(write_tokenizer(tmp_path), config)
     assert (text.tokens, text.name) == (2048, DEFAULT.name)
     assert max(map(len, text.sequences)) == config.max_position_embeddings  # shorter than 256
-    scored = DEFAULT_TEXT.read_text(encoding="utf-8")
+    scored = "\n".join(path.read_text(encoding="utf-8") for path in DEFAULT_TEXTS)
     lines = [line.strip() for document in read_documents(DEFAULT) for line in document.splitlines() if len(line) > 60]
     assert len(lines) > 500
     assert [line for line in lines if line in scored] == []

@@ -62,12 +62,24 @@ def test_negative_log_likelihood_is_of_the_target() -> None:
     assert metrics.negative_log_likelihoods(LOGITS, np.array([0, 1])) == pytest.approx([-log(0.75), -log(0.25)])
 
 
-def test_token_scores_are_both_in_one_pass() -> None:
+def test_token_scores_are_all_in_one_pass() -> None:
     rng = np.random.default_rng(0)
     logits, reference, targets = rng.normal(size=(100, 7)), rng.normal(size=(100, 7)), rng.integers(0, 7, 100)
-    nll, kl = metrics.token_scores(logits, reference, targets)
+    nll, kl, best, shared = metrics.token_scores(logits, reference, targets)
     assert np.array_equal(nll, metrics.negative_log_likelihoods(logits, targets))
     assert np.array_equal(kl, metrics.kl_divergence(logits, reference))
+    assert best.mean() == metrics.top1_agreement(logits, reference)
+    ours, theirs = (np.argsort(side, axis=1)[:, -metrics.TOP :] for side in (logits, reference))
+    assert shared.tolist() == pytest.approx([len(set(first) & set(second)) / 5 for first, second in zip(ours, theirs, strict=True)])
+
+
+def test_of_equal_logits_the_first_is_the_best() -> None:
+    logits = np.full((1, 50), -1, np.float16)
+    logits[0, [7, 20, 40]] = 2
+    for best, agrees in ((7, 1.0), (20, 0.0)):
+        reference = np.zeros((1, 50), np.float32)
+        reference[0, best] = 1
+        assert metrics.token_scores(logits, reference, np.array([0]))[2].tolist() == [agrees]
 
 
 def test_top1_agreement_counts_positions() -> None:

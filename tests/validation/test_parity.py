@@ -74,7 +74,7 @@ def test_validate_passes_an_undamaged_artifact(sound_artifact: Path, sound_repor
 
 def test_validate_measures_every_number_of_a_float16_stage(sound_report: Report) -> None:
     stage = sound_report["stages"][0]
-    text_only = {"perplexity", "perplexity_increase_pct", "perplexity_se_pct"}
+    text_only = {"perplexity", "perplexity_increase_pct", "perplexity_se_pct", "p99_kl", "top5_agreement", "quality"}
     static_only, plans_only = {"stray_slots", "cache_capacity"}, {"decode_noise_ratio"}
     assert {key for key, value in stage.items() if value is None} == text_only | static_only | plans_only
     assert sound_report["cache"] == {"form": "dynamic", "capacity": None}
@@ -220,6 +220,7 @@ def report_of(*outcomes: bool | None, checksums: bool = True, audit: bool | None
         "checksums": {"passed": checksums, "failed": failed},
         "not_run": [{"stage": "engine", "reason": "no GPU"}],
         "text": {"kind": "text", "scored_tokens": 2048},
+        "texts": [{"kind": "text", "scored_tokens": 1024}] * 2,
         "floor": {"check": {"check": "reference_kl", "passed": None}},
     }
 
@@ -247,7 +248,7 @@ def test_verdict_counts_stages_that_ran() -> None:
 def test_headline_says_what_was_proven_or_what_was_not() -> None:
     assert headline(report_of(True), random_weights=False) == "structure and quality proven"
     assert headline(report_of(True), random_weights=True) == "structure proven, quality not: random weights"
-    few = report_of(True) | {"text": {"kind": "text", "scored_tokens": 2047}}
+    few = report_of(True) | {"texts": [{"kind": "text", "scored_tokens": 2047}]}
     assert headline(few, random_weights=False) == "structure proven, quality not: too few tokens for the gate (2,047 of 2,048)"
     assert headline(report_of(True, audit=False), random_weights=False) == "the audit of part-00.plan failed"
     assert headline(report_of(True, checksums=False), random_weights=False) == "stored bytes are not those that were written: t in weights/a"

@@ -159,7 +159,7 @@ def test_text_whose_windows_do_not_fit_is_not_scored(write_plan: Any, artifact: 
     text = artifact.parent / "numbers.txt"
     text.write_text(" ".join(str(number * number % 64) for number in range(400)))
     write_plan(max_length=80)
-    chosen: Any = {"checkpoint": checkpoint, "stages": ["traced"], "text": text, "tokens": 90, "device": a100}
+    chosen: Any = {"checkpoint": checkpoint, "stages": ["traced"], "text": [text], "tokens": 90, "device": a100}
     report = validate_artifact(StepContext(artifact), **chosen)
     stage, small = stage_of(report), "built for 2 rows of 80 positions, too few for the text's windows"
     assert (stage["passed"], stage["perplexity"], stage["mean_kl"]) == (True, None, None)

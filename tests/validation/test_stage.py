@@ -44,7 +44,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def report(quantized: Path, text: Path, checkpoint: Checkpoint) -> Report:
-    return validate_artifact(StepContext(quantized), checkpoint=checkpoint, stages=None, text=text, tokens=2048)
+    return validate_artifact(StepContext(quantized), checkpoint=checkpoint, stages=None, text=[text], tokens=2048)
 
 
 def stage_of(report: Report, name: str) -> Report:
@@ -83,7 +83,7 @@ def test_perplexity_is_gated_by_the_lower_end_of_its_increase(report: Report) ->
 
 def test_perplexity_of_few_tokens_is_shown_and_not_judged(quantized: Path, checkpoint: Checkpoint, text: Path, tmp_path: Path) -> None:
     artifact = Path(shutil.copytree(quantized, tmp_path / "tiny"))
-    report = validate_artifact(StepContext(artifact), checkpoint=checkpoint, stages=["int8"], text=text, tokens=300)
+    report = validate_artifact(StepContext(artifact), checkpoint=checkpoint, stages=["int8"], text=[text], tokens=300)
     int8 = stage_of(report, "int8")
     check = next(check for check in int8["checks"] if check["check"] == "perplexity_increase_pct")
     assert int8["perplexity_increase_pct"] is not None
@@ -97,7 +97,7 @@ def damaged_report(artifact: Path, checkpoint: Checkpoint, rewrite: Callable[[ir
     model = ir.load(damaged / "int8.onnx")
     rewrite(model)
     ir.save(model, damaged / "int8.onnx")
-    return validate_artifact(StepContext(damaged), checkpoint=checkpoint, stages=["int8"], text=text, tokens=300)
+    return validate_artifact(StepContext(damaged), checkpoint=checkpoint, stages=["int8"], text=[text], tokens=300)
 
 
 def test_int8_fails_when_a_layer_loses_its_scale(quantized: Path, checkpoint: Checkpoint, text: Path, tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ def test_stored_bytes_of_int8_weights_are_verified(quantized: Path, checkpoint: 
     content = bytearray((damaged / entry["file"]).read_bytes())
     content[entry["offset"]] ^= 1
     (damaged / entry["file"]).write_bytes(content)
-    report = validate_artifact(StepContext(damaged), checkpoint=checkpoint, stages=["int8"], text=text, tokens=300)
+    report = validate_artifact(StepContext(damaged), checkpoint=checkpoint, stages=["int8"], text=[text], tokens=300)
     assert [(failed["file"], failed["tensor"]) for failed in report["checksums"]["failed"]] == [(entry["file"], name)]
     assert report["passed"] is False
 

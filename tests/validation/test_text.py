@@ -7,8 +7,8 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from artifact.config import LlamaConfig
-from artifact.errors import ValidationError
-from validation.text import DEFAULT_TEXT, load_tokens
+from artifact.errors import UsageError, ValidationError
+from validation.text import DEFAULT_TEXT, DEFAULT_TEXTS, encode_prompts, load_texts, load_tokens
 
 WORDS = ["<unk>", "<s>", "one", "two", "three"]
 
@@ -92,3 +92,39 @@ def test_load_tokens_refuses_a_broken_or_foreign_tokenizer(tmp_path: Path, confi
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(ValidationError, match="can't be read as a tokenizer"):
         load_tokens(tmp_path, config, tmp_path / "t.txt", 2)
+
+
+def test_the_committed_texts_are_long_enough_for_published_figures(tmp_path: Path, config: LlamaConfig) -> None:
+    texts = load_texts(write_tokenizer(tmp_path), config, None, [2000, 2000])
+    assert [text.name for text in texts] == ["default.txt", "code.txt"]
+    assert all(path.read_text(encoding="ascii").strip() for path in DEFAULT_TEXTS)
+    assert min(path.stat().st_size for path in DEFAULT_TEXTS) > 4 * 8192  # 16,384 tokens of both, at four characters a token
+
+
+def test_texts_of_one_name_are_told_apart(tmp_path: Path, config: LlamaConfig) -> None:
+    paths = [tmp_path / folder / "t.txt" for folder in ("a", "b")]
+    for path, words in zip(paths, ("one two", "three two"), strict=True):
+        path.parent.mkdir()
+        path.write_text(words)
+    texts = load_texts(write_tokenizer(tmp_path), config, paths, [2, 1])
+    assert [text.name for text in texts] == [str(path) for path in paths]
+    assert [text.ids.tolist() for text in texts] == [[2, 3], [4]]
+
+
+def test_the_same_text_under_two_paths_is_refused(tmp_path: Path, config: LlamaConfig) -> None:
+    (tmp_path / "t.txt").write_text("one two")
+    with pytest.raises(UsageError, match=r"t\.txt is given twice") as caught:
+        load_texts(write_tokenizer(tmp_path), config, [tmp_path / "t.txt", tmp_path / "." / "x" / ".." / "t.txt"], [1, 1])
+    assert caught.value.hint == "--text FILE once for each text"
+
+
+def test_random_ids_are_one_text(tmp_path: Path, config: LlamaConfig) -> None:
+    (text,) = load_texts(tmp_path, config, None, [30, 50])
+    assert (text.kind, len(text.ids)) == ("random ids", 50)
+
+
+@pytest.mark.parametrize("bos", [True, False])
+def test_prompts_begin_as_the_model_expects(bos: bool, tmp_path: Path, config: LlamaConfig) -> None:
+    ((prompt, ids),) = encode_prompts(write_tokenizer(tmp_path, bos=bos), with_bos_id(config), ["one three"])
+    assert prompt == "one three"
+    assert ids.tolist() == ([1, 2, 4] if bos else [2, 4])

@@ -5,7 +5,21 @@ from typing import get_args
 import pytest
 
 from validation.measurement import NUMBERS
-from validation.tolerances import COMPARE, LIMITS, NO_FLOOR, STATIC, Kind, Limit, gated_value, judge, kind_of, limits_of, table, verdict
+from validation.tolerances import (
+    COMPARE,
+    LIMITS,
+    NO_FLOOR,
+    STATIC,
+    Kind,
+    Limit,
+    gated_value,
+    judge,
+    kind_of,
+    limits_of,
+    table,
+    too_few_tokens,
+    verdict,
+)
 
 ROW = Limit("float16", "noise_ratio", "<=", 1.0, "because")
 
@@ -104,5 +118,26 @@ def test_kl_gates_a_float16_stage_that_has_no_floor() -> None:
 
 @pytest.mark.parametrize(("increase", "scored", "value"), [(1.5, 2048, 1.1), (1.5, 2047, None), (float("inf"), 2047, float("inf")), (None, 0, None)])
 def test_perplexity_is_judged_on_enough_tokens_only(increase: float | None, scored: int, value: float | None) -> None:
-    numbers = {"perplexity_increase_pct": increase, "perplexity_se_pct": 0.2}
-    assert gated_value("perplexity_increase_pct", numbers, scored) == (value if value is None else pytest.approx(value))
+    numbers = {"perplexity_increase_pct": increase, "perplexity_se_pct": 0.2, "tokens": scored, "text": "only.txt"}
+    found, text = gated_value("perplexity_increase_pct", numbers, [numbers])
+    assert found == (value if value is None else pytest.approx(value))
+    assert text is None  # of one text there is no worst
+
+
+def text_of(name: str, increase: float, kl: float, tokens: int = 1024) -> dict[str, float | int | str]:
+    return {"text": name, "perplexity_increase_pct": increase, "perplexity_se_pct": 0.1, "mean_kl": kl, "tokens": tokens}
+
+
+def test_the_worst_text_is_gated_and_named() -> None:
+    texts = [text_of("a", 2.0, 0.001), text_of("b", -1.0, 0.02)]
+    assert gated_value("perplexity_increase_pct", text_of("", 0.5, 0.01), texts) == (1.8, "a")
+    assert gated_value("mean_kl", text_of("", 0.5, 0.01), texts) == (0.02, "b")
+    assert gated_value("noise_ratio", {"noise_ratio": 0.5}, texts) == (0.5, None)
+    assert gated_value("mean_kl", {"mean_kl": None}, texts) == (None, None)  # a plan that is too small for the text
+
+
+def test_a_text_of_few_tokens_is_not_judged_by_perplexity() -> None:
+    texts = [text_of("a", 0.1, 0.001, 2048), text_of("b", 5.0, 0.001, 511)]
+    assert gated_value("perplexity_increase_pct", text_of("", 0.5, 0.01), texts) == (None, None)
+    assert too_few_tokens([2048, 511]) == "too few tokens of a text for the gate (511 of 512)"
+    assert too_few_tokens([1024, 1024]) is None

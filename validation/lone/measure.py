@@ -35,7 +35,7 @@ def measure_graph(oracle: Oracle, graph: LoneGraph, plan: Plan, progress: Progre
     measured = StageMeasurement()
     failed = run_parts(graph.path.name, _parts(oracle, graph, plan, measured), measured, progress)
     checks = [tolerances.failed_to_run(message) for message in failed]
-    checks += judged(oracle, measured, tolerances.limits_of(graph.precision.kind, has_floor=oracle.floor.mean_abs is not None))
+    checks += judged(measured, tolerances.limits_of(graph.precision.kind, has_floor=oracle.floor.mean_abs is not None))
     return stage_entry(graph.path.name, graph.precision.kind, measured, checks, time.perf_counter() - start)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,7 +31,7 @@ REPORTS = "reports"
 
 
 def validate_graph(
-    path: Path, checkpoint: Checkpoint, *, out: Path | None, text: Path | None, tokens: int | None, progress: Progress = silent
+    path: Path, checkpoint: Checkpoint, *, out: Path | None, text: Sequence[Path] | None, tokens: int | None, progress: Progress = silent
 ) -> dict[str, Any]:
     """Measure a graph and write ``parity.{json,md,html,xml}``.
 
@@ -38,8 +39,8 @@ def validate_graph(
         path: the ONNX file.
         checkpoint: what it was exported from; the reference's weights and tokenizer.
         out: folder of the reports; None is ``reports/<name of the file without .onnx>/`` beside it.
-        text: what to score; None is the text that comes with the package.
-        tokens: how many tokens to score; None is 2,048.
+        text: what to score; None are the texts that come with the package.
+        tokens: how many tokens to score of all texts together; None is 1,024 of each, and at least 2,048.
         progress: told what is being done.
 
     Returns:
@@ -57,7 +58,7 @@ def validate_graph(
         step = StepContext(Path(scratch), progress)
         sidecars = checkpoint.write_sidecars(step.write)
         if text is not None and TOKENIZER not in sidecars:
-            raise ValidationError(f"{checkpoint.source} has no {TOKENIZER}, so {text} can't be tokenised", hint="leave out --text")
+            raise ValidationError(f"{checkpoint.source} has no {TOKENIZER}, so {text[0]} can't be tokenised", hint="leave out --text")
         oracle = prepare_oracle(step, checkpoint, graph.dtype, text=text, tokens=tokens, measure=cached_floor)
     plan = plan_scenarios(graph, oracle.scenarios)
     entry = measure_graph(oracle, graph, plan, progress)
@@ -98,7 +99,8 @@ def _report(graph: LoneGraph, checkpoint: Checkpoint, oracle: Oracle, plan: Plan
             "dtype": kind,
             "parameters": parameter_count(checkpoint.config),
         },
-        "text": oracle.tokens.as_report(oracle.scored_tokens),
+        **oracle.describe_texts(),
+        "float16": oracle.describe_float16(),
         "floor": oracle.floor.as_report() | {"check": tolerances.judge_reference(oracle.floor.mean_kl, oracle.floor.reason)},
         "stages": [entry],
         "not_run": [{"stage": f"{name}, {scenario}", "reason": reason} for scenario, reason in plan.not_run],

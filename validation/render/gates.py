@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from validation.render.wording import limit, metric, plus_minus
+from validation.render.wording import limit, metric, plus_minus, shorten
 
 Report = Mapping[str, Any]
 Check = dict[str, Any]
@@ -84,8 +84,13 @@ def value_text(stage: Report, column: Metric) -> str:
 
 
 def gate_text(gate: Check, column: Metric) -> str:
-    """What stands beside it: ``≤ 1.25``; a gate on another number says which, and how much that is: ``relative 3.1e-6 ≤ 1e-4``."""
+    """What stands beside it: ``≤ 1.25``; a gate on another number says which, and how much that is: ``relative 3.1e-6 ≤ 1e-4``.
+
+    KL is shown of all texts and gated on the worst, which is named.
+    """
     name = gate["check"]
+    if name == "mean_kl" and gate.get("where"):
+        return f"{shorten(gate['where'], 24)} {metric(name, gate.get('value'), against=gate.get('limit'))} {limit(name, gate)}"
     if name not in GATE_WORDS:
         return limit(name, gate)
     return f"{GATE_WORDS[name]} {metric(name, gate.get('value'), against=gate.get('limit'))} {limit(name, gate)}".replace(" = 0", "")

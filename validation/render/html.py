@@ -20,6 +20,8 @@ from validation.render.charts import NARROW, WIDE, LineChart, Reference, Series,
 from validation.render.fusion import COLUMNS as FUSION_COLUMNS
 from validation.render.fusion import view_fusion
 from validation.render.gates import METRICS, Metric, Report, counts, failing, gate_of, gate_text, groups, value_text
+from validation.render.quality import FLOAT16, view_quality
+from validation.render.sensitivity import view_sensitivity
 
 TONES = {True: "good", False: "bad", None: "none"}
 """CSS classes of a verdict."""
@@ -71,7 +73,8 @@ def _view(report: Report) -> dict[str, Any]:
         **lists, **{key: report.get(key) for key in ("verdict", "headline", "passed")}, "model": {key: model.get(key) for key in ("name", "dtype")},
         "cache": wording.cache_form(report), "facts": _facts(report), "failing": failing(report), "groups": groups(report),
         "rows": [_row(stage) for stage in stages],
-        "charts": _charts(stages, report.get("floor") or {}), "ranges": _ranges(stages), "intervals": _intervals(stages),
+        "charts": _charts(report, stages), "quality": view_quality(report), "sensitivity": view_sensitivity(report),
+        "ranges": _ranges(stages), "intervals": _intervals(stages),
         "warnings": [(stage["stage"], text) for stage in stages for text in stage.get("warnings") or ()],
         "fusion": view_fusion(report), "engines": [_engine(engine) for engine in report.get("engines") or ()],
         "configuration": _flat(model.get("config") or {}),
@@ -111,8 +114,11 @@ def _cell(stage: Report, column: Metric) -> dict[str, Any]:
     return cell | {"gate": wording.unbroken(gate_text(gate, column)), "passed": gate["passed"], "reason": gate.get("reason") or cell["reason"]}
 
 
-def _charts(stages: list[Report], floor: Report) -> list[dict[str, Any]]:
+def _charts(report: Report, stages: list[Report]) -> list[dict[str, Any]]:
     """The line charts that have something to show, each in two widths, with its numbers as a table."""
+    floor, float16 = report.get("floor") or {}, report.get("float16") or {}
+    own = (Series(FLOAT16, float16["hidden_errors"]),) if float16.get("hidden_errors") else ()
+    hidden = LineChart("hidden", "Error carried from layer to layer", "layer", (*_series(stages, "hidden_errors"), *own), mark_worst=False)
     lines = _series(stages, "local_ratios")
     local = LineChart("local", "Error each layer adds", "layer", lines, _references(lines))
     floors = (Reference("float16 floor", floor["mean_abs"]),) if floor.get("mean_abs") is not None else ()
@@ -120,10 +126,12 @@ def _charts(stages: list[Report], floor: Report) -> list[dict[str, Any]]:
     captions = {
         "local": "Error of a layer’s output, fed the reference’s hidden state, divided by the error of the same layer rounded to float16. "
         "A ratio of 1 is as good as rounding alone.",
+        "hidden": "Error of the hidden state after each layer, as a share of its length, every operation rounded to float16. The line float16 is "
+        "the reference rounded likewise: what a stage has above it is its own.",
         "decode": "Mean |logit − float32 reference| at each step of cached, teacher-forced decoding. A line that climbs would mean an error that "
         "the cache carries along.",
     }
-    return [_chart(chart, captions[chart.key]) for chart in (local, decode) if chart.measured]
+    return [_chart(chart, captions[chart.key]) for chart in (local, hidden, decode) if chart.measured]
 
 
 def _chart(chart: LineChart, caption: str) -> dict[str, Any]:

@@ -9,6 +9,9 @@ from typing import Any
 from validation.render.fusion import COLUMNS as FUSION_COLUMNS
 from validation.render.fusion import view_fusion
 from validation.render.gates import METRICS, Check, Metric, Report, counts, failing, gate_of, gate_text, value_text
+from validation.render.quality import QualityTable, view_quality
+from validation.render.sensitivity import COLUMNS as SENSITIVITY_COLUMNS
+from validation.render.sensitivity import NUMERIC, view_sensitivity
 from validation.render.wording import DASH, MARKS, cache_form, count, duration, label, limit, metric, number, shorten, size
 
 ICONS = {True: "✅", False: "❌", None: "⚪"}
@@ -28,7 +31,8 @@ def escape(text: object, limit: int = 120) -> str:
 
 def render_markdown(report: Report) -> str:
     """Markdown with GitHub tables; strings are escaped, so that a name can't break a table or bring in HTML."""
-    blocks = [_head(report), _failing(report), _stages(report), _warnings(report), _fusion(report), _engines(report), _not_run(report), _foot(report)]
+    blocks = [_head(report), _failing(report), _stages(report), _quality(report), _sensitivity(report), _warnings(report)]
+    blocks += [_fusion(report), _engines(report), _not_run(report), _foot(report)]
     return "\n\n".join(block for block in blocks if block) + "\n"
 
 
@@ -76,7 +80,33 @@ def _stage(stage: Report) -> tuple[str, ...]:
 
 def _cell(stage: Report, column: Metric) -> str:
     gate, value = gate_of(stage, column), _safe(value_text(stage, column), stage.get(column.key))
-    return f"{value} {MARKS[gate['passed']]} {_safe(gate_text(gate, column), gate.get('limit'))}" if gate else value
+    if gate is None:
+        return value
+    text = gate_text(gate, column)
+    return f"{value} {MARKS[gate['passed']]} {escape(text) if column.key == 'mean_kl' else _safe(text, gate.get('limit'))}"
+
+
+def _quality(report: Report) -> str:
+    view = view_quality(report)
+    if view is None:
+        return ""
+    said = "\n".join(f"- **{escape(stage)}**: {escape(text, LONGEST_LAYER)}" for stage, text in view.words)
+    tables = [_quality_table(view.columns, table) for table in view.tables]
+    return _section("Quality", "\n\n".join([said, *tables, escape(view.how, LONGEST_LAYER)]))
+
+
+def _quality_table(columns: Sequence[str], table: QualityTable) -> str:
+    rows = [(name, *(_safe("; ".join((cell.value, *cell.notes)), None) for cell in cells)) for name, cells in table.rows]
+    return f"{escape(table.caption)}\n\n" + _table(("Measure", *map(escape, columns)), rows, right_from=1)
+
+
+def _sensitivity(report: Report) -> str:
+    """What stands out by scheme, and the linears that were kept; the others are in the JSON and on the page."""
+    blocks = []
+    for view in view_sensitivity(report):
+        kept = [tuple(cell if index in NUMERIC else escape(cell) for index, cell in enumerate(cells)) for is_kept, cells in view.rows if is_kept]
+        blocks += [escape(view.summary, LONGEST_LAYER), *([_table(SENSITIVITY_COLUMNS, kept)] if kept else [])]
+    return _section("Sensitivity", "\n\n".join(blocks)) if blocks else ""
 
 
 def _fusion(report: Report) -> str:

@@ -22,7 +22,7 @@ WORDS = {True: "passed", False: "failed", None: "not judged"}
 
 COMPARISONS = {"<=": "≤", ">=": "≥", "==": "=", "!=": "≠"}
 
-SHARES = frozenset({"range_peak", "top1_agreement"})
+SHARES = frozenset({"range_peak", "top1_agreement", "top5_agreement"})
 """Metrics stored as a fraction (of 65504, of all positions) and shown in per cent."""
 
 SPACE = "\N{NARROW NO-BREAK SPACE}"
@@ -94,6 +94,15 @@ def plus_minus(value: Any, error: Any) -> str:
         return metric("_pct", value)
     places = max(0, 1 - floor(log10(float(f"{error:.1e}"))))
     return f"{value:+.{places}f} ± {error:.{places}f}{SPACE}%".replace("-", "−")
+
+
+def places(value: Any, error: Any) -> str:
+    """A percentage to the place of a standard error: what ``plus_minus`` writes of it."""
+    return (
+        metric("_pct", value)
+        if not (_is_number(value) and _is_number(error) and error > 0)
+        else plus_minus(value, error).split(" ± ")[0] + f"{SPACE}%"
+    )
 
 
 def limit(name: str, check: dict[str, Any]) -> str:

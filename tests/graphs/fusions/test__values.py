@@ -86,6 +86,15 @@ def test_keeps_modules(made) -> None:
     assert (made["once"].type, made["once"].shape) == (None, None)
 
 
+@pytest.mark.parametrize(("shape", "before"), [("same", "x"), ("other", "y"), ("fed", "y"), (None, "x")], ids=["unchanged", "split", "fed", "none"])
+def test_looks_behind_a_reshape_that_changes_nothing(graph, shape, before) -> None:
+    text = f"agraph (float[B,2,T,8] x, int64[4] fed, int64[4] same, int64[4] other) => (y) {{ y = {f'Reshape(x, {shape})' if shape else 'Neg(x)'} }}"
+    model = graph(text, {"same": np.zeros(4, np.int64), "other": np.array([0, 0, -1, 4])})
+    found = _values.unreshaped(model.graph.inputs[0] if shape is None else model.graph.outputs[0])
+    assert found.name == before
+    assert _values.unreshaped(None) is None
+
+
 def test_makes_shapes() -> None:
     class Op:
         def initializer(self, tensor):

@@ -26,18 +26,31 @@ BIASED = """
 agraph (float16[S,64] x, float16[5,64] weight, float16[5] bias) => (float16[S,5] y)
 { [linear] y = Gemm<transB = 1>(x, weight, bias) }
 """
+PASSED_ON = """
+agraph (float16[B,S,64] x, float16[64,5] weight) => (float16[B,S,5] y)
+{ same = Identity(weight) [linear] y = MatMul(x, same) }
+"""
 STORED_WIDE = """
 agraph (float16[B,S,64] x, float[64,5] weight) => (float16[B,S,5] y)
 { half = Cast<to = 10>(weight) [linear] y = MatMul(x, half) }
 """
 STEP = 2**-7  # every quantised weight is a float16
-FORMS = {"transposed": TRANSPOSED, "in-out": IN_OUT, "dequantised": DEQUANTISED, "gemm": BIASED, "stored-float32": STORED_WIDE}
+FORMS = {
+    "passed-on": PASSED_ON,
+    "transposed": TRANSPOSED,
+    "in-out": IN_OUT,
+    "dequantised": DEQUANTISED,
+    "gemm": BIASED,
+    "stored-float32": STORED_WIDE,
+}
 
 
 def stored(form, random):
     weights = {"weight": random(5, 64, dtype=np.float16), "bias": random(5, dtype=np.float16)}
+    in_out = {"weight": weights["weight"].T.copy()}
     return {
-        "in-out": {"weight": weights["weight"].T.copy()},
+        "in-out": in_out,
+        "passed-on": in_out,
         "stored-float32": {"weight": weights["weight"].T.astype(np.float32)},
         "dequantised": {"weight": (weights["weight"] * 20).astype(np.int8), "steps": np.full(5, STEP, np.float16)},
         "gemm": weights,
@@ -47,7 +60,7 @@ def stored(form, random):
 def exact(form, x, weights):
     """What the linear multiplies, in float64."""
     weight = weights["weight"].astype(np.float64) * (STEP if form == "dequantised" else 1)
-    turned = weight if form in {"in-out", "stored-float32"} else weight.T
+    turned = weight if form in {"in-out", "stored-float32", "passed-on"} else weight.T
     return x.astype(np.float64) @ turned + weights.get("bias", np.zeros(5)).astype(np.float64)
 
 
@@ -121,12 +134,14 @@ def test_result_that_is_read_twice_and_given_out_is_the_rounded_one(graph, rando
     [
         "agraph (float16[B,S,64] x, float16[B,64,T] keys) => (float16[B,S,T] y) { y = MatMul(x, keys) }",
         "agraph (float16[B,S,64] x, float16[B,T,64] keys) => (float16[B,S,T] y) { k = Transpose<perm = [0, 2, 1]>(keys) y = MatMul(x, k) }",
+        "agraph (float16[B,S,64] x, float[B,64,T] keys) => (float16[B,S,T] y) { k = Cast<to = 10>(keys) y = MatMul(x, k) }",
+        "agraph (float16[S,64] x, float16[64,T] keys, float16[5] weight) => (float16[S,T] y) { y = Gemm(x, keys, weight) }",
         "agraph (float16[B,S,64] x, float16[64,5] weight) => (float16[B,S,5] y) { w = Neg(weight) y = MatMul(x, w) }",
         IN_OUT.replace("float16", "float"),
         IN_OUT.replace("float16", "bfloat16"),
         "agraph (float16[B,S,64] x, float16[64] weight) => (float16[B,S,64] y) { y = Mul(x, weight) }",
     ],
-    ids=["computed", "computed-turned", "weight-is-computed", "float32", "bfloat16", "no-product"],
+    ids=["computed", "computed-turned", "computed-cast", "only-the-bias-is-stored", "weight-is-computed", "float32", "bfloat16", "no-product"],
 )
 def test_other_nodes_are_no_candidates(graph, text) -> None:
     model = graph(text)
@@ -138,12 +153,13 @@ def test_other_nodes_are_no_candidates(graph, text) -> None:
     assert contract.SUMS_IN_FLOAT32.broken_at(model) is None
 
 
-def test_operators_of_another_domain_are_no_candidates(graph, random) -> None:
-    model = graph(IN_OUT, stored={"weight": random(64, 5, dtype=np.float16)})
-    (node,) = model.graph
-    assert accumulate.is_candidate(node)
-    node.domain = "com.example"
-    assert not accumulate.is_candidate(node)
+@pytest.mark.parametrize("foreign", ["MatMul", "Transpose"])
+def test_operators_of_another_domain_are_no_candidates(graph, random, foreign) -> None:
+    model = graph(TRANSPOSED, stored={"weight": random(5, 64, dtype=np.float16)})
+    nodes = {node.op_type: node for node in model.graph}
+    assert accumulate.is_candidate(nodes["MatMul"])
+    nodes[foreign].domain = "com.example"
+    assert not accumulate.is_candidate(nodes["MatMul"])
 
 
 def test_either_operand_may_be_the_weight(graph, random) -> None:

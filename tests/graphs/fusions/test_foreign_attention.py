@@ -7,6 +7,7 @@ from onnx_ir.passes import common as common_passes
 
 from graphs.fusions import foreign_attention
 from graphs.fusions._reading import apply_reader
+from graphs.fusions._stacked_heads import NOT_STACKED
 
 H, K, D, SCALE = 4, 2, 8, 0.25
 HEAD = (
@@ -16,6 +17,7 @@ HEAD = (
     " float ten = {10}, float loose = {-10000}, int64[1] two = {2}, int64[1] first = {1},\n"
     f" int64[5] repeated = {{2, {K}, 2, 5, {D}}}, int64[5] tiled = {{2, 2, {K}, 5, {D}}}, int64[4] joined = {{2, {H}, 5, {D}}},\n"
     " float billion = {-1000000000}, int64[4] each = {0, 0, 1, 1}, int64[5] groups = {1, 1, 2, 1, 1},\n"
+    f" int64[4] rows = {{0, {K}, -1, 0}}, int64[4] heads = {{0, {H}, -1, 0}},\n"
     f" int64[3] flat = {{{2 * H}, 5, {D}}}, int64[3] crossed = {{4, 10, {D}}}, int64[4] unflat = {{2, {H}, {D}, 5}}>\n{{\n"
     "key = Concat<axis=2>(past_key, new_key)\n value = Concat<axis=-2>(past_value, new_value)\n"
 )
@@ -29,6 +31,12 @@ END = "[softmax] weights = Softmax<axis=-1>(masked)\n y = MatMul(weights, values
 GUARDED = "[softmax] soft = Softmax<axis=-1>(masked)\n odd = IsNaN(soft)\n weights = Where(odd, zero, soft)\n y = MatMul(weights, values)\n}"
 TEXT = HEAD + KEYS + VALUES + TURN + SCORES + BIAS + END
 ONE_NODE = HEAD + KEYS + VALUES + "[softmax] y = Attention<scale=0.25>(query, keys, values, allowed)\n}"
+STACKED = HEAD + (
+    "stacked = Reshape(query, rows)\n turned = Transpose<perm=[0,1,3,2]>(key)\n"
+    + SCORES.replace("query", "stacked")
+    + "twice = Concat<axis=2>(allowed, allowed)\n"
+    " masked = Where(twice, scores, least)\n [softmax] weights = Softmax(masked)\n both = MatMul(weights, value)\n y = Reshape(both, heads)\n}"
+)
 HALF_SCORES = (
     "query16 = Cast<to=10>(query)\n keys16 = Cast<to=10>(keys)\n turned16 = Transpose<perm=[0,1,3,2]>(keys16)\n"
     "raw16 = MatMul(query16, turned16)\n raw = Cast<to=1>(raw16)\n scores = Mul(raw, scale)\n"
@@ -91,6 +99,7 @@ def fuse(model):
         (TEXT, VALUES, VALUES.replace("Expand(value5, repeated)", "Tile(value5, groups)")),
         (ONE_NODE, "", ""),
         (ONE_NODE, "keys, values, allowed)", "keys, values, bias)"),
+        (STACKED, "", ""),
     ],
 )
 def test_fuses_every_spelling_and_keeps_the_numbers(attention, run, given, text, before, after) -> None:
@@ -107,6 +116,7 @@ def test_fuses_every_spelling_and_keeps_the_numbers(attention, run, given, text,
     (node,) = (node for node in model.graph if node.op_type == "Attention")
     assert {name: attribute.value for name, attribute in node.attributes.items()} == {"scale": 1.0}
     assert [value.name for value in node.inputs[1:3]] == ["key", "value"]
+    assert (node.inputs[0].shape, node.inputs[3].dtype, node.inputs[3].shape) == ([2, H, 3, D], ir.DataType.BOOL, [None, 1, 3, 5])
     scaled = node.inputs[0].producer()
     assert (scaled.op_type, scaled.inputs[0].name) == ("Mul", "query")
     assert scaled.inputs[1].const_value.numpy() == pytest.approx(SCALE)
@@ -252,6 +262,7 @@ def test_a_fully_masked_row_attends_to_itself(attention, run, given, softmax) ->
         (TEXT, "Concat<axis=2>(past_key, new_key)", "Concat<axis=2>(new_key, past_key)", "keys end with [2, 2, 2, 8]; expected the 3 new rows"),
         (TEXT, "key5 = Unsqueeze(key, two)", WRITTEN, "keys come from ScatterElements: a cache of fixed capacity"),
         (ONE_NODE, "(query, keys, values", "(query, unknown, unknown", "keys and None values: not known, or not alike"),
+        (STACKED, "Concat<axis=2>(allowed, allowed)", "Concat<axis=2>(allowed, allowed5)", NOT_STACKED),
     ],
 )
 def test_refuses_with_a_reason(attention, text, before, after, reason) -> None:
@@ -274,6 +285,7 @@ def test_refuses_with_a_reason(attention, text, before, after, reason) -> None:
         "slots": f"int64[2,{K},3,{D}]",
         "fed,": f"float[2,{H},3,5]",
         "fed4": "int64[N]",
+        "allowed5": "bool[2,1,3,5]",
     }
     for name, type_ in fed.items():
         if name in after:

@@ -78,12 +78,18 @@ def test_packs_to_one_linear_and_keeps_the_numbers(graph, run, random, biases):
     splits = [node for node in model.graph if node.op_type == "Split"]
     assert [node.attributes["axis"].value for node in splits] == [2, 2]
     assert [tuple(node.inputs[1].const_value.numpy()) for node in splits] == [((H + K) * D, K * D), (H * D, K * D)]
-    assert all(node.metadata_props["module"] for node in model.graph)
+    assert {node.metadata_props["module"] for node in model.graph} == {MODULE, f"{MODULE}.qkv_proj"}
+    assert {value.dtype for node in (*splits, rotation) for value in node.outputs} == {ir.DataType.FLOAT}
+    assert [value.shape for node in (*splits, rotation) for value in node.outputs] == [
+        ["B", "S", width] for width in ((H + K) * D, K * D, H * D, K * D, (H + K) * D)
+    ]
+    assert [node.inputs[1].name for node in splits] == [f"{MODULE}.parts", f"{MODULE}.rotated"]
     for ours, theirs in zip(run(model, given), before, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
 REFUSED = {
+    "the query's weight": ({"turn": "[0,1]"}, "the query is not projected by a transposed weight [out, in]"),
     "another table": ({"ksin": "other"}, "query and key are not rotated by the same tables and positions in front of it"),
     "another input": ({"kx": "x2"}, "query, key and value are projected from different inputs"),
     "some biases": ({"biases": "qv"}, "some of query, key and value have a bias and some have none"),
@@ -108,20 +114,30 @@ def test_refuses_what_is_not_a_projection_or_is_read_elsewhere(graph, random):
         assert result.fired == 0
         return result.refused[0].reason
 
-    assert (
-        reason(lambda _, nodes: nodes["qr"].replace_input_with(0, nodes["qm"].inputs[0]))
-        == "the query is not projected by a transposed weight [out, in]"
-    )
-    assert (
-        reason(lambda model, nodes: model.graph.append(ir.node("Identity", [nodes["kr"].outputs[0]])))
-        == "a rotated query or key is read elsewhere too"
-    )
+    for part, name in (("q", "query"), ("k", "key"), ("v", "value")):
+        unprojected = f"the {name} is not projected by a transposed weight [out, in]"
+        x, reader, operand = ("qm", "y", 2) if part == "v" else ("vm", f"{part}r", 0)
+        assert reason(lambda _, nodes, at=(x, reader, operand): nodes[at[1]].replace_input_with(at[2], nodes[at[0]].inputs[0])) == unprojected
+        assert reason(lambda _, nodes, part=part: nodes[f"{part}m"].replace_input_with(1, nodes[f"{part}t"].inputs[0])) == unprojected
+    for index, part in enumerate("qk"):
+        unrotated = "query and key are not rotated by the same tables and positions in front of it"
+        assert reason(lambda _, nodes, at=(index, f"{part}m"): nodes["y"].replace_input_with(at[0], nodes[at[1]].outputs[0])) == unrotated
+        read_twice = "a rotated query or key is read elsewhere too"
+        assert reason(lambda model, nodes, rotated=f"{part}r": model.graph.append(ir.node("Identity", [nodes[rotated].outputs[0]]))) == read_twice
 
 
 def test_attention_over_a_packed_input_is_no_candidate(graph, random):
     model = make(graph, random)
     apply_reader(model, pack_rotated_qkv)
     (attention,) = [node for node in model.graph if node.op_type == "GroupQueryAttention"]
-    assert pack_rotated_qkv.is_candidate(attention)
+    assert [node for node in model.graph if pack_rotated_qkv.is_candidate(node)] == [attention]
     attention.replace_input_with(1, None)
+    assert not pack_rotated_qkv.is_candidate(attention)
+
+
+def test_operators_of_other_names_or_domains_are_no_candidates(graph, random):
+    attention = next(node for node in make(graph, random).graph if node.op_type == "GroupQueryAttention")
+    attention.op_type = "MultiHeadAttention"
+    assert not pack_rotated_qkv.is_candidate(attention)
+    attention.op_type, attention.domain = "GroupQueryAttention", "com.example"
     assert not pack_rotated_qkv.is_candidate(attention)

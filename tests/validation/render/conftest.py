@@ -39,6 +39,40 @@ def make_part(scenario: str, positions: int, noise: float) -> Report:
     }  # fmt: skip
 
 
+def make_scope(text: str | None, tokens: int, kl: float, increase: float, error: float) -> Report:
+    def difference(value: float) -> Report:
+        return {"value": value, "se": abs(value) / 4, "interval": [value / 2, value * 1.5], "noise": "beyond noise"}
+
+    return ({"text": text} if text else {}) | {
+        "tokens": tokens, "perplexity": 15.21 * (1 + increase / 100), "reference_perplexity": 15.21, "perplexity_increase_pct": increase,
+        "perplexity_se_pct": error, "perplexity_interval_pct": [increase - 1.96 * error, increase + 1.96 * error],
+        "perplexity_noise": "inside noise" if abs(increase) < 1.96 * error else "beyond noise", "mean_kl": kl, "kl_interval": [kl * 0.9, kl * 1.1],
+        "p99_kl": kl * 8, "top1_agreement": 0.981, "top1_interval": [0.975, 0.986], "top5_agreement": 0.97,
+        "against_float16": {"perplexity_pct": difference(increase), "mean_kl": difference(kl), "top1_agreement": difference(-0.012)},
+    }  # fmt: skip
+
+
+def make_quality(kl: float, increase: float, error: float) -> Report:
+    """Of two texts, and greedy text of two prompts, one of which parts at its 13th token."""
+    greedy = [{"prompt": "The", "tokens": 48, "diverges_at": at, "reference_margin": None if at is None else 0.02} for at in (None, 12)]
+    texts = [make_scope(text, 1024, kl * factor, increase, error) for text, factor in (("default.txt", 0.9), ("code.txt", 1.1))]
+    return {"all": make_scope(None, 2048, kl, increase, error), "texts": texts, "greedy": greedy, "greedy_missing": None}
+
+
+def _sensitivity(layers: int) -> Report:
+    """As ``quantize`` measures it: the down projection of layer 1 is a spike, and kept."""
+    kinds = {"qkv_proj": "self_attn", "o_proj": "self_attn", "gate_up_proj": "mlp", "down_proj": "mlp"}
+    draw = random.Random(0).uniform
+    linears = [
+        {"name": f"model.layers.{layer}.{part}.{kind}", "layer": layer, "kind": kind, "mean_kl": draw(1e-5, 9e-5), "kl_se": 2e-6,
+         "bytes_saved": 331_776, "weight_error": 0.0061, "activation_peak": 31.5, "kept": False, "reason": None}
+        for layer in range(layers) for kind, part in kinds.items()
+    ]  # fmt: skip
+    spike = {"mean_kl": 0.0123, "activation_peak": 24265.0, "kept": True, "reason": "alone it costs more than all others"}
+    linears[4 * min(1, layers - 1) + 3] |= spike
+    return {"scheme": "int8-smoothquant", "tokens": 1024, "linears": linears}
+
+
 def make_stage(name: str, layers: int, broken_layer: int | None = None) -> Report:
     """One stage: quiet for graphs, noisier for quantised ones; ``broken_layer`` adds 15 times the error of its rounding."""
     draw = random.Random(name.removesuffix("-engine")).uniform
@@ -76,6 +110,7 @@ def make_stage(name: str, layers: int, broken_layer: int | None = None) -> Repor
         "mean_kl": kl, "top1_agreement": 0.981 if quantised else 0.9994,
         "perplexity": 15.21 * (1 + increase / 100), "perplexity_increase_pct": increase, "perplexity_se_pct": error, "seconds": 41.7,
         "checks": checks, "passed": all(item["passed"] is not False for item in checks), "local_ratios": local,
+        "hidden_errors": [noise * 0.0012 * (1 + layer / 40) for layer in range(layers)], "quality": make_quality(kl, increase, error),
         "decode_errors": [mean_abs * draw(0.7, 1.25) for _ in range(64)],
         "warnings": ["model.layers.2.mlp.down_proj reaches 61 % of float16's range"] if name == "fused" else [],
         "scenarios": [
@@ -86,7 +121,8 @@ def make_stage(name: str, layers: int, broken_layer: int | None = None) -> Repor
         ],
     }  # fmt: skip
     unmeasured = ("noise_ratio", "part_noise_ratio", "strict_noise_ratio", "worst_local_ratio", "worst_local_layer", "cache_error", "range_peak",
-                  "range_tensor", "perplexity", "perplexity_increase_pct", "perplexity_se_pct", "local_ratios", "decode_errors")  # fmt: skip
+                  "range_tensor", "perplexity", "perplexity_increase_pct", "perplexity_se_pct", "local_ratios", "decode_errors",
+                  "hidden_errors", "quality")  # fmt: skip
     return stage | dict.fromkeys(unmeasured) if name.endswith("-engine") else stage
 
 
@@ -138,7 +174,9 @@ def make_report(stages: int = 5, layers: int = 30, broken_layer: int | None = No
             "config": {"hidden_size": 576, "num_hidden_layers": layers, "rope_theta": 100000.0, "tie_word_embeddings": True},
         },
         "cache": {"form": "dynamic", "capacity": None},
-        "text": {"name": "default.txt", "sha256": "c0ffee" * 10 + "0123", "scored_tokens": 2048, "kind": "text"},
+        "text": {"name": "default.txt, code.txt", "sha256": "c0ffee" * 10 + "0123", "scored_tokens": 2048, "kind": "text",
+                 "window": 512, "stride": 256, "bos": None},
+        "float16": {"quality": make_quality(2e-5, 0.002, 0.014) | {"greedy": None}, "hidden_errors": [0.0009] * layers},
         "floor": {"mean_abs": 0.0123, "max_abs": 0.131, "source": "transformers 5.23 LlamaForCausalLM float16", "reason": None},
         "fusion": make_fusion(layers),
         "stages": made,
@@ -162,3 +200,9 @@ def build_report() -> ReportBuilder:
 def report() -> Report:
     """A report of five stages that all passed."""
     return make_report()
+
+
+@pytest.fixture(scope="session")
+def make_sensitivity() -> Callable[[int], Report]:
+    """`make_sensitivity(layers)`: of one scheme, with one linear kept."""
+    return _sensitivity

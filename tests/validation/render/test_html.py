@@ -60,6 +60,7 @@ def replaced(value: Any, text: str, *, keep: tuple[str, ...] = ("comparison",)) 
     if isinstance(value, dict):
         free = not value.keys() & {"schema", "name", "stage", "check", "file", "scenario", "mean_abs", "verified", "audit", "sha256", "checks"}
         free &= not value.keys() & {"outside", "first", "kind"}  # a plan's layers
+        free &= not value.keys() & {"quality", "all", "tokens", "interval", "perplexity_pct", "scheme"}  # quality and sensitivity
         return {(f"{text}{index}" if free else key): item if key in keep else replaced(item, text) for index, (key, item) in enumerate(value.items())}
     if isinstance(value, list):
         return [replaced(item, text) for item in value]
@@ -185,11 +186,11 @@ def test_page_of_a_bare_report_is_a_page() -> None:
 
 
 @pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
-def test_hostile_strings_stay_text(build_report: Callable[..., dict[str, Any]], text: str) -> None:
-    report = replaced(build_report(broken_layer=3), text)
-    html = render_html(report)
+def test_hostile_strings_stay_text(build_report: Callable[..., dict[str, Any]], make_sensitivity: Callable[[int], dict[str, Any]], text: str) -> None:
+    whole = build_report(broken_layer=3) | {"sensitivity": [make_sensitivity(30)]}
+    html = render_html(replaced(whole, text))
     page = Page(html)
-    known = Page(render_html(build_report(broken_layer=3)))
+    known = Page(render_html(whole))
     assert set(page.tags) <= set(known.tags)
     assert {name for _, name, _ in page.attributes} <= {name for _, name, _ in known.attributes}
     assert "1234321" not in page.text

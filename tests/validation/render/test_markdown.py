@@ -35,7 +35,7 @@ def test_markdown_has_the_verdict_on_top_then_what_failed(build_report: Any) -> 
     lines = render_markdown(build_report(broken_layer=15)).splitlines()
     assert lines[0] == "## ❌ Parity failed: 5 of 7 stages ran, 2 not run"
     headings = [line for line in lines if line.startswith("#")]
-    assert headings[1:] == ["### Failing checks", "### Stages", "### Warnings", "### Fusion", "### Engines", "### Not run"]
+    assert headings[1:] == ["### Failing checks", "### Stages", "### Quality", "### Warnings", "### Fusion", "### Engines", "### Not run"]
     (row,) = [line for line in lines if line.startswith("| fused | worst local ratio")]
     assert row.startswith("| fused | worst local ratio | layer 15 | 15.2 | ≤ 2 | a layer may add twice what rounding it adds")
 
@@ -82,13 +82,18 @@ def test_escape_leaves_plain_names_readable() -> None:
 
 
 @pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
-def test_hostile_names_break_no_table(build_report: Any, text: str) -> None:
+def test_hostile_names_break_no_table(build_report: Any, make_sensitivity: Any, text: str) -> None:
     report = build_report(broken_layer=3)
     report["model"]["name"] = report["headline"] = report["stages"][1]["stage"] = report["engines"][0]["file"] = text
+    report["sensitivity"] = [make_sensitivity(4)]
+    report["sensitivity"][0]["scheme"] = report["sensitivity"][0]["linears"][7]["reason"] = text
+    report["sensitivity"][0]["linears"][7] |= {"name": text, "kind": text}
+    for stage in (report["float16"], *report["stages"][:3]):
+        stage["quality"]["texts"][1]["text"] = text
     report["not_run"][0]["reason"] = report["text"]["name"] = report["floor"]["reason"] = text
     for check in report["stages"][1]["checks"]:
         check |= {"where": text, "reason": text, "passed": False}
     rendered = render_markdown(report)
-    assert [sorted(set(widths)) for widths in tables(rendered)] == [[6], [12], [5], [7]]
+    assert [sorted(set(widths)) for widths in tables(rendered)] == [[6], [12], [5], [5], [5], [8], [5], [7]]
     assert not {"html_block", "html_inline", "link_open", "image", "code_inline", "fence"} & {token.type for token in parse(rendered)}
     rendered.encode()

@@ -1,0 +1,81 @@
+"""What float16 itself costs on the texts and layer by layer: the reference rounded to float16 after every operation, its products in float32 kernels.
+
+A quantised form is read beside it: what is no further from float32 than this is no loss that a float16 model would not have too.
+Letters: L tokens, E hidden, N layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from artifact.progress import Progress, silent
+from validation import perplexity
+from validation.floor import Float32Products
+from validation.perplexity import TokenScores, Window
+from validation.reference import Reference, ReferenceRun
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Float16Costs:
+    """Scores of the texts' tokens, None where there are none; relative error of the hidden state after each layer [N], along the main sequence."""
+
+    scores: TokenScores | None
+    hidden_errors: list[float]
+
+
+def measure_float16(
+    reference: Reference,
+    main: tuple[NDArray[np.int64], ReferenceRun],
+    windows: Sequence[Window],
+    runs: Sequence[ReferenceRun],
+    progress: Progress = silent,
+) -> Float16Costs:
+    """Run the reference in float16, layer by layer.
+
+    Args:
+        reference: on the checkpoint's weights.
+        main: the main sequence, and what the reference computed for it, with hidden states.
+        windows, runs: of the texts, and what the reference computed for each.
+        progress: told which layer runs.
+    """
+    ids, exact = main
+    assert exact.hidden is not None
+    with Float32Products():
+        sequences = [ids, *(window.inputs for window in windows)]
+        rounded, *halves = reference.run(sequences, keep_hidden={0}, keep_cache=(), dtype=torch.float16, progress=progress)
+        scores = score_run(windows, halves, runs) if windows else None
+    assert rounded.hidden is not None
+    return Float16Costs(scores, relative_errors(rounded.hidden[1:], exact.hidden[1:]))
+
+
+def score_run(windows: Sequence[Window], runs: Sequence[ReferenceRun], reference: Sequence[ReferenceRun] | None = None) -> TokenScores:
+    """Scores of what the reference computed; in float32 it is compared with nothing."""
+    scored = [slice(len(window.inputs) - len(window.targets), None) for window in windows]
+    against = None if reference is None else lambda index: reference[index].logits(scored[index])
+    return perplexity.score(windows, lambda index: runs[index].logits(scored[index]), against)
+
+
+def relative_errors(states: Sequence[Array], reference: Sequence[Array]) -> list[float]:
+    """Error of each layer's hidden state ÷ its size, both as lengths of vectors, the mean over positions.
+
+    Position by position, because the first token's state is a thousand times larger than the others' and would be all that one sum sees.
+
+    Args:
+        states: N arrays [L, E] of any float dtype.
+        reference: the same in float32.
+    """
+    with np.errstate(invalid="ignore", over="ignore"):
+        return [_relative(ours.astype(np.float32), theirs) for ours, theirs in zip(states, reference, strict=True)]
+
+
+def _relative(ours: Array, theirs: Array) -> float:
+    size = np.linalg.norm(theirs, axis=-1)
+    return float(np.mean(np.linalg.norm(ours - theirs, axis=-1)[size > 0] / size[size > 0], dtype=np.float64)) if size.any() else 0.0
