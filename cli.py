@@ -56,6 +56,7 @@ class Precision(StrEnum):
     fp16 = "fp16"
     int8 = "int8"
     int8_smoothquant = "int8-smoothquant"
+    int4 = "int4"
     fp32 = "fp32"
 
 
@@ -243,9 +244,7 @@ def fuse(
 @app.command()
 def quantize(
     artifact: Artifact,
-    scheme: Annotated[
-        Scheme, typer.Option(help="int8: weight-only, one scale per output channel (W8A16); int4: for onnxruntime alone.")
-    ] = Scheme.int8,
+    scheme: Annotated[Scheme, typer.Option(help="int8: weight-only, one scale per output channel (W8A16); int4: one scale per block.")] = Scheme.int8,
     target: Annotated[
         FuseTarget, typer.Option(help="Whose fused graph, and whose operators; onnxruntime: one scale per block.")
     ] = FuseTarget.tensorrt,

@@ -70,7 +70,7 @@ _QUANTIZE = "python cli.py quantize {artifact} --scheme "
 MADE_BY = {
     **dict.fromkeys(("traced.onnx", CHECKSUMS), "python cli.py export --checkpoint SRC --out {artifact}"),
     **{"fused.onnx": "python cli.py fuse {artifact}", "fused-onnxruntime.onnx": "python cli.py fuse {artifact} --target onnxruntime"},
-    **{f"{one}.onnx": _QUANTIZE + one for one in ("int8", "int8-smoothquant")},
+    **{f"{one}.onnx": _QUANTIZE + one for one in ("int8", "int8-smoothquant", "int4")},
     **{f"{one}-onnxruntime.onnx": f"{_QUANTIZE}{one} --target onnxruntime" for one in ("int8", "int4")},
     CALIBRATION: "python cli.py quantize {artifact}",
 }

@@ -79,8 +79,10 @@ def _environment(folder: Path) -> Path:
     if not stamp.is_file():
         torch = next(line for line in (ROOT / "constraints.txt").read_text().splitlines() if line.startswith("torch==")) + "+cpu"
         subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True, capture_output=True, text=True)
-        for packages in ([torch, "--extra-index-url", CPU_WHEELS], [MODELOPT, torch, "transformers"]):
-            subprocess.run([str(python), "-m", "pip", "install", "--quiet", *packages], check=True, capture_output=True, text=True)
+        install = [str(python), "-m", "pip", "install", "--quiet"]
+        if subprocess.run([*install, torch], capture_output=True, check=False).returncode:  # as scripts/setup does
+            subprocess.run([*install, torch, "--extra-index-url", CPU_WHEELS], check=True, capture_output=True, text=True)
+        subprocess.run([*install, MODELOPT, torch, "transformers"], check=True, capture_output=True, text=True)
         stamp.touch()
     return python
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from artifact.errors import QuantizationError, UsageError
+from artifact.errors import QuantizationError
 from artifact.manifest import locked, read_manifest, require_artifact
 from artifact.progress import Progress, silent
 from artifact.step_kinds import CALIBRATION
@@ -14,12 +15,13 @@ from artifact.tensor_file import read_checksums
 from artifact.weight_files import check_weight_files
 from commands.calibrate import CalibrationOptions, calibrate, why_plain
 
-SCHEMES: dict[str, tuple[str, ...]] = {"tensorrt": ("int8", "int8-smoothquant"), "onnxruntime": ("int8", "int4")}
+if TYPE_CHECKING:
+    from graphs.quantize.statistics import Statistics
+
+SCHEMES: dict[str, tuple[str, ...]] = {"tensorrt": ("int8", "int8-smoothquant", "int4"), "onnxruntime": ("int8", "int4")}
 """Target → what it can be quantised to."""
-CALIBRATED = {("tensorrt", "int8"), ("tensorrt", "int8-smoothquant")}
-"""(target, scheme) that look at activations before they round."""
 NEEDS_ACTIVATIONS = ("int8-smoothquant",)
-"""Schemes that can't do without."""
+"""Schemes that can't do without calibration."""
 SOURCES = {"tensorrt": "fused.onnx", "onnxruntime": "fused-onnxruntime.onnx"}
 
 
@@ -68,17 +70,13 @@ def quantize(
     force: bool = False,
     progress: Progress = silent,
 ) -> Outcome:
-    """Quantise the target's fused graph, calibrated where the scheme uses that; writes `<scheme>.onnx` or `<scheme>-onnxruntime.onnx`."""
+    """Quantise the target's fused graph, calibrated where it can be; writes `<scheme>.onnx` or `<scheme>-onnxruntime.onnx`."""
     require_artifact(artifact, "quantize", weights=True)
     if scheme not in SCHEMES.get(target, ()):
         known = "; ".join(f"{name}: {', '.join(schemes)}" for name, schemes in SCHEMES.items())
         raise QuantizationError(f"no scheme {scheme!r} for target {target!r}; there are: {known}")
     options = {"scheme": scheme} if target == "tensorrt" else {"scheme": scheme, "target": target}
     step_id = _step_id(f"quantize-{scheme}", target)
-    if (target, scheme) not in CALIBRATED:
-        if calibration is not None and calibration.given:
-            raise UsageError(f"{scheme} for {target} is not calibrated", hint=f"leave out {calibration.given}")
-        return run_step(artifact, step_id, options, _work(scheme, target, None), inputs=(SOURCES[target],), force=force, progress=progress)
     with locked(artifact):
         wanted = calibration or CalibrationOptions()
         plainly = why_plain(artifact, wanted)
@@ -96,26 +94,33 @@ def quantize(
 
 
 def _work(scheme: str, target: str, plainly: str | None) -> Callable[[StepContext], Report]:
-    """What writes a quantised graph; where it is calibrated, the report says on what, or why not."""
+    """What writes a quantised graph; the report says on what it was calibrated, or why not."""
 
     def work(step: StepContext) -> Report:
         for file in sorted({tensor.file for tensor in read_checksums(step.artifact).values()}):
             require(step.artifact, file)
-        if target == "onnxruntime":
-            from graphs.quantize.blocks import quantize_blocks
-
-            return quantize_blocks(step, scheme)
-        from graphs.quantize.int8 import quantize_int8
-        from graphs.quantize.int8_smoothquant import quantize_int8_smoothquant
         from graphs.quantize.statistics import Statistics
 
+        write = _writer(scheme, target)
         if plainly is not None:
-            return quantize_int8(step, None) | {"calibration": {"text": None, "reason": plainly}}
+            return write(step, None) | {"calibration": {"text": None, "reason": plainly}}
         measured = read_manifest(step.artifact)["steps"]["calibrate"]["report"]
-        quantizer = quantize_int8 if scheme == "int8" else quantize_int8_smoothquant
-        return quantizer(step, Statistics(step.artifact / CALIBRATION)) | {"calibration": measured}
+        return write(step, Statistics(step.artifact / CALIBRATION)) | {"calibration": measured}
 
     return work
+
+
+def _writer(scheme: str, target: str) -> Callable[[StepContext, Statistics | None], Report]:
+    """What writes the graph of a scheme, from statistics or plainly."""
+    if target == "onnxruntime":
+        from graphs.quantize.blocks import quantize_blocks
+
+        return lambda step, statistics: quantize_blocks(step, scheme, statistics)
+    from graphs.quantize.int4 import quantize_int4
+    from graphs.quantize.int8 import quantize_int8
+    from graphs.quantize.int8_smoothquant import quantize_int8_smoothquant
+
+    return {"int8": quantize_int8, "int8-smoothquant": quantize_int8_smoothquant, "int4": quantize_int4}[scheme]
 
 
 def _step_id(name: str, target: str) -> str:

@@ -99,9 +99,16 @@ def _audit(folder: Path, manifest: Manifest, outputs: dict[str, str], broken: li
     missing = [f"the weights were compared with nothing: {reason}"] if reason else []
     graphs = [file for file in outputs if file.endswith(".onnx") and "/" not in file and (folder / file).is_file()]
     try:
-        return {"not_verified": missing, "audit": audit_artifact(folder, manifest["model"], graphs, checkpoint, progress=progress)}
+        audit = audit_artifact(folder, manifest["model"], graphs, checkpoint, reach=_reach(manifest), progress=progress)
+        return {"not_verified": missing, "audit": audit}
     except ToolkitError as error:  # a graph that can't be read
         return {"broken": [*broken, str(error)], "not_verified": missing}
+
+
+def _reach(manifest: Manifest) -> dict[str, int]:
+    """Stage → levels by which its weights may be off the nearest ones, as the report of its quantisation says."""
+    reports = {step_id.removeprefix("quantize-"): step["report"] for step_id, step in manifest["steps"].items() if step_id.startswith("quantize-")}
+    return {stage: report.get("reach", 0) for stage, report in reports.items()}
 
 
 def _reopen(model: Report, own: Path | None) -> tuple[Checkpoint | None, str]:

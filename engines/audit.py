@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from artifact.config import LlamaConfig
 from engines.checks import Check, check, first
-from engines.form_limits import LAYER_TEXT, FormLimits, form_limits
+from engines.form_limits import LAYER_TEXT, QUANTIZED_BITS, FormLimits, form_limits
 from engines.graph_weights import Weight, find_biases, find_weights, weights_bytes
 from engines.kernel_source import read_kernel_sources, source_bytes
 from engines.layer_checks import ATTENTION_KERNELS, attention_check, integers_check, layer_checks, logits_check, quantized_check
@@ -21,9 +21,9 @@ from engines.plan_sums import REASON, float16_sums
 from engines.static_checks import is_static, static_checks
 from engines.weight_search import Copies, count_copies
 
-QUANTIZED = ("int8", "int8-smoothquant")
 BYTES_PER_WEIGHT = {
-    **dict.fromkeys(QUANTIZED, (1.05, "int8 and its scales; 2 would be float16")),
+    **dict.fromkeys(("int8", "int8-smoothquant"), (1.05, "int8 and its scales; 2 would be float16")),
+    "int4": (0.57, "two levels a byte and a scale for each block of 32 to 128; 1 would be int8"),
     "fp16": (2.1, "float16, once; a second layout would show as 4"),
 }
 """Precision → limit over all linears of that precision, and why."""
@@ -43,8 +43,8 @@ def audit_plan(
     Args:
         plan: TensorRT-RTX plan.
         graph_file: ``<stage>-engine.onnx``.
-        precision: ``fp16``, ``int8``, ``int8-smoothquant`` or ``fp32``; fp32 comes from the unpacked graph, so of it only the weights' presence is
-            asked.
+        precision: ``fp16``, ``int8``, ``int8-smoothquant``, ``int4`` or ``fp32``; fp32 comes from the unpacked graph, so of it only the weights'
+            presence is asked.
         profiles: their names, in the plan's order.
         config: of the model.
         lowered: whether the graph's attention was written in the operators of an older TensorRT release.
@@ -60,16 +60,17 @@ def audit_plan(
     programs, weights = read_programs(plan), find_weights(graph)
     reader, gated, static = PlanReader(graph, config), precision != "fp32", is_static(graph)
     launches = {name: _launches(programs, index, reader) for index, name in enumerate(profiles)}
-    quantized, packed = precision in QUANTIZED, not any(APART in weight.name for weight in weights)
-    per_weight, worst = bytes_per_weight(programs, weights, quantized=quantized)
-    integer = any(weight.integer for weight in weights)
-    limits = form_limits(config, static=static, packed=packed, lowered=lowered, quantized=quantized, integer=integer)
+    quantized = QUANTIZED_BITS.get(precision)
+    per_weight, worst = bytes_per_weight(programs, weights, quantized=quantized is not None)
+    packed, integer = not any(APART in weight.name for weight in weights), any(weight.integer for weight in weights)
+    limits = form_limits(config, static=static, packed=packed, lowered=lowered, precision=precision, integer=integer)
     checks = [*_weight_checks(plan, graph, weights, gated), *_kernel_checks(programs, launches, reader, config, gated=gated, limits=limits)]
-    if quantized:
+    if quantized is not None:
         apart = {"decode": limits.written_out * config.num_hidden_layers}
-        checks += [quantized_check(found, weights, name, written_out=apart.get(name, 0)) for name, found in launches.items()]
+        dtype = f"int{quantized}"
+        checks += [quantized_check(found, weights, name, dtype, written_out=apart.get(name, 0)) for name, found in launches.items()]
         checks += [integers_check(found, weights, name) for name, found in launches.items()]
-        checks.append(_read_quantized(programs, weights, apart["decode"]))
+        checks.append(_read_quantized(programs, weights, quantized, apart["decode"]))
     if precision in BYTES_PER_WEIGHT:
         limit, reason = BYTES_PER_WEIGHT[precision]
         checks.append(check("bytes_per_weight", per_weight, limit, "<=", reason, where=worst))
@@ -159,15 +160,18 @@ def _once(copies: Sequence[Copies], gated: bool) -> Check:
     return check("weights_stored_twice", len(twice), 0 if gated else None, "<=", reason, where=first(twice))
 
 
-def _read_quantized(programs: Sequence[Program], weights: Sequence[Weight], limit: int) -> Check:
+def _read_quantized(programs: Sequence[Program], weights: Sequence[Weight], bits: int, limit: int) -> Check:
     """How many quantised weights their own GEMM does not read in some profile: another kernel writes them out in float16 for it."""
     written = [
-        weight.name
-        for weight in weights
-        if weight.quantized and any(sum(c.size_bytes for c in _constants([program], weight.linears)) < weight.parameters for program in programs)
+        weight.name for weight in weights if weight.quantized and any(8 * _bytes(program, weight) < bits * weight.parameters for program in programs)
     ]
     reason = "a weight that is written out in float16 before it is multiplied costs more memory traffic than a float16 engine"
     return check("weights_written_out", len(written), limit, "<=", reason, where=first(written))
+
+
+def _bytes(program: Program, weight: Weight) -> int:
+    """Of the constants that a weight's linears read in one program."""
+    return sum(constant.size_bytes for constant in _constants([program], weight.linears))
 
 
 def _constant_bytes(programs: Sequence[Program], weights: int, gated: bool) -> Check:

@@ -25,7 +25,7 @@ from engines.targets import Target, find_target
 
 logger = logging.getLogger(__name__)
 
-STAGES = {"fp16": "fused", "int8": "int8", "int8-smoothquant": "int8-smoothquant", "fp32": "traced"}
+STAGES = {"fp16": "fused", "int8": "int8", "int8-smoothquant": "int8-smoothquant", "int4": "int4", "fp32": "traced"}
 """Precision → the stage its engine is built from; fp32 is for exact parity, so nothing is fused before TensorRT sees it."""
 BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (TensorRTRTX(),)}
 
@@ -44,7 +44,7 @@ def build_engine(
 
     Args:
         step: the artifact; its manifest describes the model.
-        precision: a key of ``STAGES``.
+        precision: a name of ``STAGES``.
         target: a name of ``targets``.
         backend: ``auto`` or a name of ``BACKENDS``.
         max_batch: rows.

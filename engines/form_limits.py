@@ -9,8 +9,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from artifact.config import LlamaConfig
-from engines.layer_checks import ATTENTION_KERNELS, LIMITS, STATIC_LIMITS, UNPACKED_LIMITS, LayerLimit
+from engines.layer_checks import ATTENTION_KERNELS, BLOCK_LIMITS, LIMITS, STATIC_LIMITS, UNPACKED_LIMITS, LayerLimit
 
+QUANTIZED_BITS = {"int8": 8, "int8-smoothquant": 8, "int4": 4}
+"""Precision → bits of a quantised weight."""
+PACKED_LIMITS = {"int4": BLOCK_LIMITS}
+"""Precision → what a layer of a packed graph may hold, where it is not as in float16."""
 LAYER_TEXT = 400_000
 """What TensorRT-RTX 1.7.1 adds in text (programs and CUDA source) for each layer, whatever the width."""
 STATIC_LAYER_TEXT = 800_000
@@ -65,7 +69,7 @@ ROUNDED = {"kernels_per_layer": (1, "int8 by int8: decode rounds attention's res
 """What rounding inputs adds to decode; prefill's copy of attention's result does it on its way (docs/adr/015)."""
 
 
-def form_limits(config: LlamaConfig, *, static: bool, packed: bool, lowered: bool, quantized: bool, integer: bool = False) -> FormLimits:
+def form_limits(config: LlamaConfig, *, static: bool, packed: bool, lowered: bool, precision: str, integer: bool = False) -> FormLimits:
     """The limits of a form.
 
     Args:
@@ -73,21 +77,21 @@ def form_limits(config: LlamaConfig, *, static: bool, packed: bool, lowered: boo
         static: whether the cache is written in place; such a graph is never lowered.
         packed: whether query, key and value are one linear, and gate and up.
         lowered: whether Attention was written in older operators.
-        quantized: whether the linears' weights are int8.
+        precision: of the engine.
         integer: whether inputs of linears are rounded to int8 too.
     """
-    limits = _form_limits(config, static=static, packed=packed, lowered=lowered, quantized=quantized)
+    limits = _form_limits(config, static=static, packed=packed, lowered=lowered, precision=precision)
     return replace(limits, layer=tuple(_raised(limit, ROUNDED) for limit in limits.layer)) if integer else limits
 
 
-def _form_limits(config: LlamaConfig, *, static: bool, packed: bool, lowered: bool, quantized: bool) -> FormLimits:
+def _form_limits(config: LlamaConfig, *, static: bool, packed: bool, lowered: bool, precision: str) -> FormLimits:
     if static:
         return FormLimits(STATIC_LIMITS, ATTENTION_KERNELS, STATIC_LAYER_TEXT)
-    limits = LIMITS if packed else UNPACKED_LIMITS
+    limits = UNPACKED_LIMITS if not packed else PACKED_LIMITS.get(precision, LIMITS)
     if not lowered:
         return FormLimits(limits, ATTENTION_KERNELS, LAYER_TEXT)
     grouped = config.num_key_value_heads < config.num_attention_heads
-    form = MULTI_HEAD if not grouped else GROUPED_INT8 if quantized else GROUPED
+    form = MULTI_HEAD if not grouped else GROUPED_INT8 if precision in QUANTIZED_BITS else GROUPED
     return FormLimits(tuple(_raised(limit, form.decode) for limit in limits), form.attention, form.layer_text, form.written_out)
 
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
+import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 PASSED_THROUGH = ("Transpose", "DequantizeLinear", "Cast", "Identity")
 """Operators between a stored weight and the linear that uses it."""
@@ -19,7 +22,7 @@ class Weight:
         name: of the initializer.
         tensor: its bytes, mapped.
         linears: names of the MatMul and Gemm nodes, as TensorRT prints them; empty for an embedding alone, and for a bias.
-        quantized: int8 with a scale.
+        quantized: int8 or int4 with scales.
         integer: the linears' input is int8 with a scale too, so that levels are multiplied.
     """
 
@@ -33,6 +36,12 @@ class Weight:
     def parameters(self) -> int:
         """How many numbers."""
         return prod(self.tensor.shape.numpy())
+
+    def stored(self) -> NDArray[Any]:
+        """Its numbers as they lie in the file: of four bits two in a byte, rows apart."""
+        if self.tensor.dtype == ir.DataType.INT4:
+            return np.frombuffer(self.tensor.tobytes(), np.uint8).reshape(self.tensor.shape.numpy()[0], -1)
+        return self.tensor.numpy()
 
 
 def node_label(node: ir.Node) -> str:

@@ -20,9 +20,10 @@ LONGEST_DEFAULT = 4096
 TYPICAL_LENGTH = 512
 """Tokens that kernels are tuned for, in a prompt and in the cache of a decode step."""
 
-LEAST_ROWS = {"int8": 2, "int8-smoothquant": 2}
+LEAST_ROWS = {"int8": 2, "int8-smoothquant": 2, "int4": 2}
 """Precision → rows that the profiles must admit, used or not. Where rows and tokens are both fixed to 1, TensorRT-RTX 1.7.1 multiplies by a vector,
-in a kernel that can't read INT8: each step writes every weight out as float16 first (8 such kernels in 2 layers of 7B widths; none with 2 rows)."""
+in a kernel that can't read INT8 or INT4: each step writes every weight out as float16 first
+(INT8: 8 such kernels in 2 layers of 7B widths; none with 2 rows)."""
 
 Range = tuple[int, int, int]
 Shape = tuple[int, ...]

@@ -51,7 +51,7 @@ def count_copies(plan: Path, weights: Sequence[Weight]) -> list[Copies]:
 
 def _samples(weight: Weight) -> tuple[bytes, bytes]:
     """The most varied piece of a row and of a column; each starts at a multiple of 8 bytes in its layout. A vector is its own transpose."""
-    array = weight.tensor.numpy()
+    array = weight.stored()
     if array.ndim == 1:
         return _most_varied(array[None]), _most_varied(array[None])
     return _most_varied(array), _most_varied(array.T)

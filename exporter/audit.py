@@ -3,7 +3,8 @@
 same dtype      the stored bytes are the checkpoint's
 converted       they are what converting the checkpoint's values gives again, bit for bit
 packed          q·k·v and gate·up: the members' bytes one after the other
-int8            every scale is finite and positive, every dequantised value within half a scale of the checkpoint's in the artifact's dtype
+int8            every scale is finite and positive, every dequantised value within half a scale of the checkpoint's in the artifact's dtype,
+                or as many more as the rounding was free to take
 
 All of them, in every graph, have the checkpoint's shape. Nothing is held in memory but blocks. What differs is described by norm and correlation,
 and by what it is instead, where that can be told.
@@ -49,6 +50,7 @@ def audit_artifact(
     checkpoint: Checkpoint | None,
     *,
     written: Mapping[str, StoredTensor] | None = None,
+    reach: Mapping[str, int] | None = None,
     progress: Progress = silent,
 ) -> Report:
     """Check all graphs of an artifact.
@@ -59,6 +61,7 @@ def audit_artifact(
         graphs: files in the folder.
         checkpoint: what the weights came from; None where it is gone.
         written: where each weight was compared when it was written; then no byte is read, and a graph must point at those places. None: read all.
+        reach: stage → levels by which its rounding may be off the nearest one; 0 for all others.
         progress: told what is read.
 
     Returns:
@@ -76,7 +79,7 @@ def audit_artifact(
     if checkpoint is not None:
         for graph in names:
             failed += [(graph, name, "is not in the graph") for name in _missing(graph, weights[graph], checkpoint, config)]
-        auditor = Auditor(artifact, checkpoint, dtype, {(weight.graph, weight.name): weight for weight in every}, written)
+        auditor = Auditor(artifact, checkpoint, dtype, {(weight.graph, weight.name): weight for weight in every}, written, reach or {})
         broken, judged = {(graph, name) for graph, name, _ in failed}, set[Hashable]()
         for done, weight in enumerate(every):
             progress(f"comparing {weight.file}", done, len(every))
@@ -106,6 +109,7 @@ class Auditor:
     dtype: Dtype
     by_name: dict[tuple[str, str], GraphWeight]
     written: Mapping[str, StoredTensor] | None
+    reach: Mapping[str, int]
 
     def what_is_judged(self, weight: GraphWeight) -> Hashable:
         """Equal for weights of two graphs where one verdict is both's: all that they declare, and their scale."""
@@ -167,7 +171,7 @@ class Auditor:
             yield from tensor_blocks(self.checkpoint, StoredTensor(name, "", weight.dtype, self.checkpoint.shapes[name], 0, 0), self.dtype)
 
     def _within_scale(self, weight: GraphWeight, parts: tuple[str, ...]) -> str:
-        """Half a scale of the weight in the artifact's dtype, and what float32 loses in the comparison; written so that NaN anywhere fails."""
+        """Half a scale of the weight in the artifact's dtype and those of its reach, and what float32 loses in comparing; NaN anywhere fails."""
         place = self._scale_of(weight)
         if place is None or place.shape != weight.shape[:1]:
             return f"has {'no scale' if place is None else f'a scale of {list(place.shape)}'}"
@@ -180,7 +184,9 @@ class Auditor:
             step = scale[start:stop, None]
             error = np.abs(read_rows(self.artifact, weight, start, stop) * step - convert(rows, TORCH_DTYPES[self.dtype]).to(torch.float32).numpy())
             worst, start = float(np.maximum(worst, (error / step).max())), stop  # np.maximum keeps NaN
-        return "" if worst <= HALF else f"a dequantised value is {worst:.3g} scales from the checkpoint's; half a scale is the limit"
+        reach = self.reach.get(stage_of(weight.graph), 0)
+        limit = f"{reach + 0.5:.3g} scales are" if reach else "half a scale is"
+        return "" if worst <= HALF + reach else f"a dequantised value is {worst:.3g} scales from the checkpoint's; {limit} the limit"
 
 
 def stage_of(graph: str) -> str:

@@ -15,7 +15,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
@@ -26,8 +25,10 @@ from artifact.steps import StepContext, require
 from artifact.tensor_file import StoredTensor
 from graphs.fusions._contrib import CONTRIB, CONTRIB_VERSION
 from graphs.quantize.linears import Linear, find_linears
-from graphs.quantize.rounding import Format, Round, pack, round_to_nearest
-from graphs.quantize.writer import SAFETENSORS, Piece, add_initializer, read_mapped, row_blocks, shape_of, write_pieces
+from graphs.quantize.rounder import Rounder, rounding_report
+from graphs.quantize.rounding import Format, pack
+from graphs.quantize.statistics import Statistics
+from graphs.quantize.writer import SAFETENSORS, Piece, add_initializer, read_mapped, shape_of, write_pieces
 
 SOURCE = "fused-onnxruntime.onnx"
 LEVEL_4 = 4
@@ -54,15 +55,19 @@ SCHEMES: Mapping[str, BlockScheme] = {
 """Wide blocks are faster, narrow ones more exact, weights and activations alike; each exception is where width was measured to cost most."""
 
 
-def quantize_blocks(step: StepContext, scheme: str, *, rounding: Round | None = None) -> dict[str, Any]:
+def quantize_blocks(step: StepContext, scheme: str, statistics: Statistics | None = None) -> dict[str, Any]:
     """Write ``<scheme>-onnxruntime.onnx`` and its weights from ``fused-onnxruntime.onnx``; the embedding is read as it is.
 
+    Args:
+        step: the artifact.
+        scheme: a name of ``SCHEMES``.
+        statistics: what calibration measured of activations; None rounds plainly. Of lm_head nothing is measured.
+
     Returns:
-        scheme, target, linears, quantized, kept, formats (which → how many linears), bytes, nodes, weight_error (root mean square, relative to the
-        weights').
+        scheme, target, method, linears, quantized, kept, formats (which → how many linears), bytes, nodes, weight_error, output_error, rounded.
 
     Raises:
-        QuantizationError: the graph is quantised already, has no linears, or a weight holds NaN or Inf.
+        QuantizationError: the graph is quantised already, has no linears; a weight holds NaN or Inf, or the statistics are of another model.
     """
     model = load_graph(require(step.artifact, SOURCE))
     if any(node.op_type == "MatMulNBits" for node in model.graph):
@@ -71,14 +76,13 @@ def quantize_blocks(step: StepContext, scheme: str, *, rounding: Round | None = 
     if not linears:
         hint = f"python cli.py inspect {step.artifact}/{SOURCE}"
         raise QuantizationError(f"{SOURCE} holds no MatMul by a constant weight [out, in]", hint=hint)
-    errors: dict[str, float] = {}
-    stored = write_pieces(step, f"{scheme}-onnxruntime", [_piece(step, linear, scheme, rounding or round_to_nearest, errors) for linear in linears])
+    rounder = Rounder(statistics)
+    stored = write_pieces(step, f"{scheme}-onnxruntime", [_piece(step, linear, SCHEMES[scheme].of(module_of(linear)), rounder) for linear in linears])
     for linear in linears:
         _replace(model.graph, linear, SCHEMES[scheme].of(module_of(linear)), stored)
     with step.write(f"{scheme}-onnxruntime.onnx") as temporary:
         ir.save(model, temporary)
     forms = Counter(SCHEMES[scheme].of(module_of(linear)) for linear in linears)
-    worst = max(errors, key=lambda name: errors[name])
     return {
         "scheme": scheme,
         "target": "onnxruntime",
@@ -88,7 +92,7 @@ def quantize_blocks(step: StepContext, scheme: str, *, rounding: Round | None = 
         "formats": {f"{form.bits} bits, blocks of {form.block_size}": count for form, count in forms.items()},
         "bytes": sum(tensor.length for tensor in stored.values()),
         "nodes": model.graph.num_nodes(),
-        "weight_error": {"worst": worst, "worst_rms": errors[worst], "mean_rms": sum(errors.values()) / len(errors)},
+        **rounding_report(rounder),
     }
 
 
@@ -97,37 +101,18 @@ def module_of(linear: Linear) -> str:
     return linear.matmul.metadata_props.get(MODULE_KEY) or linear.name
 
 
-def _piece(step: StepContext, linear: Linear, scheme: str, rounding: Round, errors: dict[str, float]) -> Piece:
-    """Bytes and scales of one linear; its relative root mean square error is added to ``errors``."""
-    module, (rows, columns) = module_of(linear), shape_of(linear.weight)
-    form = SCHEMES[scheme].of(module)
-    blocks = form.blocks(columns)
-    dtype = SAFETENSORS[linear.weight.dtype or ir.DataType.FLOAT]
-    shapes = {"levels": ("U8", (rows, blocks, form.block_size * form.bits // 8)), "scales": (dtype, (rows, blocks))}
+def _piece(step: StepContext, linear: Linear, form: Format, rounder: Rounder) -> Piece:
+    """Bytes and scales of one linear."""
+    module, (rows, columns), dtype = module_of(linear), shape_of(linear.weight), linear.weight.dtype or ir.DataType.FLOAT
+    grid, blocks = form.grid(dtype.numpy()), form.blocks(columns)
+    shapes = {"levels": ("U8", (rows, blocks, form.block_size * form.bits // 8)), "scales": (SAFETENSORS[dtype], (rows, blocks))}
 
     def make() -> Iterator[NDArray[Any]]:
-        levels, scales, errors[module] = read_mapped(linear.weight, step.artifact, lambda weight: _round_blocks(weight, module, form, rounding))
-        yield levels
-        yield scales
+        levels, scales = read_mapped(linear.weight, step.artifact, lambda weight: rounder.round(weight, module, grid))
+        yield pack(grid.blocked(levels), form)
+        yield scales.astype(dtype.numpy())
 
     return Piece(module, {_name(linear, what): shape for what, shape in shapes.items()}, make)
-
-
-def _round_blocks(weight: NDArray[Any], module: str, form: Format, rounding: Round) -> tuple[NDArray[np.uint8], NDArray[Any], float]:
-    """Bytes, scales and relative root mean square error of one weight [out, in]; float32 copies of some rows at a time."""
-    height, columns = weight.shape
-    blocks = form.blocks(columns)
-    packed = np.empty((height, blocks, form.block_size * form.bits // 8), np.uint8)
-    scales = np.empty((height, blocks), weight.dtype)
-    squared = total = 0.0
-    for rows, exact in row_blocks(weight, module):
-        padded = np.pad(exact, ((0, 0), (0, blocks * form.block_size - columns)))
-        blocked = padded.reshape(-1, blocks, form.block_size)
-        levels, scales[rows] = rounding(blocked, form)
-        packed[rows] = pack(levels, form)
-        squared += float(np.square(levels * scales[rows].astype(np.float32)[:, :, None] - blocked).sum())
-        total += float(np.square(exact).sum())
-    return packed, scales, (squared / total) ** 0.5 if total else 0.0
 
 
 def _name(linear: Linear, what: str) -> str:

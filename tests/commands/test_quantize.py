@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from artifact.errors import ArtifactError, QuantizationError, UsageError
+from artifact.errors import ArtifactError, QuantizationError
 from artifact.manifest import read_manifest, write_manifest
 from artifact.stale import command_of, stale_steps
 from artifact.steps import Outcome, run_step
@@ -123,10 +123,23 @@ def test_a_text_that_is_not_there_is_refused(artifact: Path, tmp_path: Path) -> 
     assert "calibrate" not in steps(artifact)
 
 
-def test_options_of_a_scheme_that_is_not_calibrated_are_a_usage_error(artifact: Path) -> None:
-    with pytest.raises(UsageError, match="int4 for onnxruntime is not calibrated") as caught:
-        quantize(artifact, scheme="int4", target="onnxruntime", calibration=CalibrationOptions(calibration_tokens=128))
-    assert caught.value.hint == "leave out --calibration-tokens"
+@pytest.mark.parametrize("scheme", ["int8", "int4"])
+def test_schemes_of_onnx_runtime_are_calibrated_too(artifact: Path, scheme: str) -> None:
+    fuse(artifact, target="onnxruntime")
+    outcome = quantize(artifact, scheme=scheme, target="onnxruntime", calibration=CalibrationOptions(calibration_tokens=128))
+    assert calibration(outcome)["text"] == "calibration.jsonl"
+    assert outcome.report["method"] == "gptq"
+    by_name = {entry["name"]: entry for entry in outcome.report["rounded"]}
+    assert "output_rms" not in by_name["lm_head"]
+    measured = [entry for entry in by_name.values() if "output_rms" in entry]
+    assert len(measured) == outcome.report["quantized"] - 1
+    assert sum(entry["output_rms"] for entry in measured) < sum(entry["plain_output_rms"] for entry in measured)
+
+
+def test_int4_names_the_linear_that_no_block_divides(artifact: Path) -> None:
+    with pytest.raises(QuantizationError, match=r"model\.layers\.0\.mlp\.down_proj: rows of 48 weights can't be cut"):
+        quantize(artifact, scheme="int4")
+    assert not (artifact / "int4.onnx").exists()
 
 
 def test_nothing_is_measured_before_there_is_a_graph_to_quantise(artifact: Path) -> None:

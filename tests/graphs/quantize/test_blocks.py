@@ -108,13 +108,6 @@ def test_files_are_one_a_layer_and_one_for_the_rest_with_their_checksums(step):
     assert {entry["dtype"] for entry in entries.values()} == {"U8", "F32"}
 
 
-def test_another_rounding_can_be_given(step):
-    def to_zero(rows: np.ndarray, form: Format) -> tuple[np.ndarray, np.ndarray]:
-        return np.zeros(rows.shape, np.int16), np.ones(rows.shape[:2], np.float32)
-
-    assert quantize_blocks(step, "int8", rounding=to_zero)["weight_error"]["mean_rms"] == pytest.approx(1)
-
-
 def test_format_of_a_module_is_the_first_exception_or_the_usual_one():
     scheme = BlockScheme(Format(4, 32), {"lm_head": Format(8, 64)})
     assert (scheme.of("lm_head"), scheme.of("model.layers.0.mlp.up_proj")) == (Format(8, 64), Format(4, 32))

@@ -15,7 +15,7 @@ from artifact.errors import QuantizationError
 from artifact.layout import MODULE_KEY
 from artifact.steps import StepContext
 from artifact.tensor_file import plan_tensors, write_tensors
-from graphs.quantize.int8 import LEVELS, quantize_int8, quantize_rows
+from graphs.quantize.int8 import quantize_int8
 from graphs.quantize.linears import find_linears
 
 GRAPH = """<ir_version: 10, opset_import: ["" : 23]>
@@ -52,35 +52,6 @@ def artifact(folder: Path, *, bad: bool = False) -> StepContext:
         node.metadata_props[MODULE_KEY] = module
     ir.save(model, folder / "fused.onnx")
     return StepContext(folder)
-
-
-def test_rows_are_within_half_a_level_and_never_clipped() -> None:
-    weight = np.random.default_rng(1).standard_normal((64, 256)).astype(np.float16)
-    levels, scale = quantize_rows(weight, weight.dtype)
-    assert scale.dtype == np.float16
-    assert np.abs(levels).max(axis=1).min() >= LEVELS - 1
-    error = np.abs(levels * scale.astype(np.float32)[:, None] - weight.astype(np.float32))
-    assert (error <= 0.5 * scale.astype(np.float32)[:, None] * (1 + 1e-6)).all()
-
-
-@pytest.mark.parametrize("magnitude", [1e-7, 1e-3, 1.0, 6e4])
-def test_rows_of_any_magnitude_keep_their_largest_weight(magnitude: float) -> None:
-    weight = (np.linspace(-1, 1, 16)[None] * magnitude).astype(np.float16)
-    levels, scale = quantize_rows(weight, weight.dtype)
-    assert np.isfinite(scale).all()
-    assert np.abs(levels).max() <= LEVELS
-    assert np.abs(levels * scale.astype(np.float32)[:, None] - weight.astype(np.float32)).max() <= 0.5 * float(scale[0])
-
-
-def test_row_of_zeros_stays_zero() -> None:
-    levels, scale = quantize_rows(np.zeros((1, 4), np.float16), np.dtype(np.float16))
-    assert not levels.any()
-    assert scale[0] == 1
-
-
-def test_symmetric_weights_quantise_alike() -> None:
-    weight = np.random.default_rng(2).standard_normal((4, 32)).astype(np.float16)
-    assert np.array_equal(quantize_rows(weight, weight.dtype)[0], -quantize_rows(-weight, weight.dtype)[0])
 
 
 def test_layer_linears_are_quantised_and_lm_head_is_kept(tmp_path: Path) -> None:

@@ -1,0 +1,174 @@
+"""Weight-only schemes for TensorRT: levels and scales in the place of a linear's weight, activations untouched.
+
+Before:  x ─ MatMul(Transpose(weight float [out, in]))
+After:   x ─ MatMul(Transpose(DequantizeLinear(levels [out, in], scale)))
+         The casts of a linear that adds up in float32 stay where they are.
+
+The linears of the layers are quantised; embedding and lm_head keep their precision. Weights are read and written one at a time.
+Source: https://onnx.ai/onnx/operators/onnx__DequantizeLinear.html
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from artifact.errors import QuantizationError
+from artifact.graph_file import load_graph
+from artifact.layout import MODULE_KEY, layer_of
+from artifact.steps import StepContext, require
+from artifact.tensor_file import StoredTensor
+from graphs.quantize.linears import Linear, find_linears
+from graphs.quantize.rounder import Rounder, rounding_report
+from graphs.quantize.rounding import FACTORS, Grid, Levels, largest_over, nibbles
+from graphs.quantize.statistics import Statistics
+from graphs.quantize.writer import SAFETENSORS, Piece, add_initializer, read_mapped, shape_of, write_pieces
+
+SOURCE = "fused.onnx"
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a scheme stores weights: symmetric, levels of ``dtype``.
+
+    Attributes:
+        scheme: its name, which is also the graph's.
+        dtype: INT8 or INT4, two of which share a byte.
+        low, high: levels.
+        opset: the first in which DequantizeLinear reads them.
+        block_of: name of a linear and its columns → columns that share a scale; raises QuantizationError. None: a whole row does.
+    """
+
+    scheme: str
+    dtype: ir.DataType
+    low: int
+    high: int
+    opset: int
+    block_of: Callable[[str, int], int] | None = None
+
+    def grid(self, name: str, columns: int, dtype: np.dtype[Any]) -> Grid:
+        """Levels and scales of one linear; scales are rounded up to ``dtype`` before anything is rounded by them."""
+        block = columns if self.block_of is None else self.block_of(name, columns)
+        return Grid(self.low, self.high, block, largest_over(self.high, dtype), () if self.dtype == ir.DataType.INT8 else FACTORS)
+
+    def stored(self, levels: Levels) -> NDArray[Any]:
+        """Levels [out, in] as their bytes."""
+        return levels if self.dtype == ir.DataType.INT8 else nibbles(levels)
+
+    def levels_name(self, linear: Linear) -> str:
+        """`….weight_int8`, `….weight_int4`."""
+        return f"{linear.name}.weight_{self.dtype.name.lower()}"
+
+
+def quantize_weights(step: StepContext, form: Form, statistics: Statistics | None = None) -> dict[str, Any]:
+    """Write ``<scheme>.onnx`` and ``weights/<scheme>-*.safetensors`` from ``fused.onnx``.
+
+    Args:
+        step: the artifact.
+        form: the scheme.
+        statistics: what calibration measured of activations; None rounds plainly.
+
+    Returns:
+        scheme, method, linears, quantized, kept, bytes, bytes_per_weight, nodes, blocks, weight_error, rounded.
+
+    Raises:
+        QuantizationError: the graph is quantised already, has no linears or an opset that is too old; a weight holds NaN or Inf, or has no block
+            that divides it; or the statistics are of another model.
+    """
+    model, linears, chosen = open_source(step, form)
+    rounder = Rounder(statistics)
+    grids = {linear.name: form.grid(linear.name, shape_of(linear.weight)[1], _scale_dtype(linear).numpy()) for linear in chosen}
+    stored = write_pieces(step, form.scheme, [_piece(step, linear, form, grids[linear.name], rounder) for linear in chosen])
+    for linear in chosen:
+        dequantize(model.graph, linear, form, grids[linear.name].block_size, stored)
+    with step.write(f"{form.scheme}.onnx") as temporary:
+        ir.save(model, temporary)
+    size = sum(tensor.length for tensor in stored.values())
+    return {
+        "scheme": form.scheme,
+        "linears": len(linears),
+        "quantized": len(chosen),
+        "kept": kept_always(linears, chosen),
+        "bytes": size,
+        "bytes_per_weight": round(size / sum(prod(shape_of(linear.weight)) for linear in chosen), 4),
+        "blocks": _blocks(form, grids),
+        "nodes": model.graph.num_nodes(),
+        **rounding_report(rounder),
+    }
+
+
+def open_source(step: StepContext, form: Form) -> tuple[ir.Model, list[Linear], list[Linear]]:
+    """``fused.onnx``, its linears, and those of the layers: the ones that are quantised.
+
+    Raises:
+        QuantizationError: the graph is quantised already, has no linears in its layers, or an opset that is too old.
+    """
+    model = load_graph(require(step.artifact, SOURCE))
+    linears = _linears(step, model, form)
+    chosen = [linear for linear in linears if layer_of(linear.name) is not None]
+    if not chosen:
+        hint = f"python cli.py inspect {step.artifact}/{SOURCE}"
+        raise QuantizationError(f"{SOURCE} holds no MatMul by a constant weight [out, in] in a decoder layer", hint=hint)
+    return model, linears, chosen
+
+
+def kept_always(linears: list[Linear], chosen: list[Linear]) -> list[dict[str, str]]:
+    """What no scheme for TensorRT quantises, and why."""
+    outside = [linear.matmul.metadata_props.get(MODULE_KEY, linear.name) for linear in linears if linear not in chosen]
+    embedding = {"name": "model.embed_tokens", "reason": "the embedding is looked up, not multiplied"}
+    return [embedding, *({"name": name, "reason": "the output layer keeps its precision"} for name in outside)]
+
+
+def _linears(step: StepContext, model: ir.Model, form: Form) -> list[Linear]:
+    if any(node.op_type in ("DequantizeLinear", "QuantizeLinear") for node in model.graph):
+        raise QuantizationError(f"{SOURCE} is quantised already", hint=f"python cli.py fuse {step.artifact} --force")
+    opset = model.opset_imports.get("", 0)
+    if opset < form.opset:
+        message = f"{form.scheme} needs opset {form.opset}, {SOURCE} is of opset {opset}: it was fused for an older TensorRT"
+        raise QuantizationError(message, hint=f"python cli.py fuse {step.artifact} --force")
+    return list(find_linears(model.graph))
+
+
+def _blocks(form: Form, grids: Mapping[str, Grid]) -> dict[str, int]:
+    """How many linears have blocks of which size."""
+    return {} if form.block_of is None else {str(size): count for size, count in Counter(grid.block_size for grid in grids.values()).items()}
+
+
+def _scale_dtype(linear: Linear) -> ir.DataType:
+    return linear.weight.dtype or ir.DataType.FLOAT16
+
+
+def _piece(step: StepContext, linear: Linear, form: Form, grid: Grid, rounder: Rounder) -> Piece:
+    """A linear's levels and scales."""
+    (rows, columns), scales = shape_of(linear.weight), _scale_dtype(linear)
+    levels_form = ("I8", (rows, columns)) if form.dtype == ir.DataType.INT8 else ("U8", (rows, columns // 2))
+    scale_shape = (rows,) if form.block_of is None else (rows, grid.blocks(columns))
+
+    def make() -> Iterator[NDArray[Any]]:
+        levels, scale = read_mapped(linear.weight, step.artifact, lambda weight: rounder.round(weight, linear.name, grid))
+        yield form.stored(levels)
+        yield scale.reshape(scale_shape).astype(scales.numpy())
+
+    return Piece(linear.name, {form.levels_name(linear): levels_form, f"{linear.name}.weight_scale": (SAFETENSORS[scales], scale_shape)}, make)
+
+
+def dequantize(graph: ir.Graph, linear: Linear, form: Form, block: int, stored: Mapping[str, StoredTensor]) -> None:
+    """Put DequantizeLinear between the stored levels and the transpose."""
+    operands = [
+        add_initializer(graph, stored[form.levels_name(linear)], form.dtype, shape_of(linear.weight)),
+        add_initializer(graph, stored[f"{linear.name}.weight_scale"], _scale_dtype(linear)),
+    ]
+    output = ir.Value(name=f"{linear.name}.DequantizeLinear", shape=linear.weight.shape, type=linear.weight.type)
+    attributes = {"axis": 0} if form.block_of is None else {"axis": 1, "block_size": block}
+    node = ir.node("DequantizeLinear", operands, attributes, outputs=[output], name=output.name, metadata_props={MODULE_KEY: linear.name})
+    graph.insert_before(linear.transpose, node)
+    linear.transpose.replace_input_with(0, output)
+    if not linear.weight.uses():
+        del graph.initializers[str(linear.weight.name)]
