@@ -120,7 +120,12 @@ def _writer(scheme: str, target: str) -> Callable[[StepContext, Statistics | Non
     from graphs.quantize.int8 import quantize_int8
     from graphs.quantize.int8_smoothquant import quantize_int8_smoothquant
 
-    return {"int8": quantize_int8, "int8-smoothquant": quantize_int8_smoothquant, "int4": quantize_int4}[scheme]
+    writers: dict[str, Callable[[StepContext, Statistics | None], Report]] = {
+        "int8": quantize_int8,
+        "int8-smoothquant": quantize_int8_smoothquant,
+        "int4": quantize_int4,
+    }
+    return writers[scheme]
 
 
 def _step_id(name: str, target: str) -> str:

@@ -114,7 +114,7 @@ class _Scaled(Statistics):
         found, vector = self._measured.of(site), self._scaling.columns(site)
         if vector is None:
             return found
-        return SiteStatistics(found.absmax / vector, found.mean_square / np.square(vector), found.samples / vector, found.first / vector)
+        return SiteStatistics(found.absmax / vector, found.mean_square / vector / vector, found.samples / vector, found.first / vector)
 
 
 def _piece(step: StepContext, linear: Linear, scaling: Scaling, rounder: Rounder, *, whole: bool) -> Piece:

@@ -137,7 +137,8 @@ def factors(inputs: Floats, weights: Floats, alpha: float | None) -> Floats:
         return np.ones(len(inputs), np.float32)
     logarithm = alpha * np.log(np.maximum(inputs, LEAST)) - (1 - alpha) * np.log(np.maximum(weights, LEAST))
     bound = np.log(LARGEST_FACTOR)
-    return np.exp(np.clip(logarithm - logarithm.mean(), -bound, bound)).astype(np.float32)
+    vector: Floats = np.exp(np.clip(logarithm - logarithm.mean(), -bound, bound)).astype(np.float32)
+    return vector
 
 
 def _scale(absmax: Floats, vector: Floats, headroom: float) -> float:
