@@ -61,6 +61,8 @@ def _quantize(report: Report) -> Iterable[Sheet]:
     yield Sheet(f"{report['scheme']}{target}: {report['quantized']} of {report['linears']} linears quantised, {_megabytes(report['bytes'])}")
     if "calibration" in report:
         yield Sheet(_calibration(report["calibration"]))
+    if "w8a8" in report:
+        yield Sheet(f"{report['w8a8']['share']:.1%} of the layers' weights multiply int8 by int8 ({report['w8a8']['linears']} linears)")
     yield from (Sheet(f"{count} linears: {form}") for form, count in report.get("formats", {}).items())
     for kept in report["kept"]:
         yield Sheet(f"kept: {kept['name']}: {kept['reason']}")

@@ -175,6 +175,9 @@ def test_smoothquant_is_calibrated_through_the_command(artifact: Path) -> None:
     outcome = quantize(artifact, scheme="int8-smoothquant")
     assert calibration(outcome)["text"] == "calibration.jsonl"
     assert outcome.report["w8a8"]["share"] == 1
+    assert any(
+        "100.0% of the layers' weights multiply int8 by int8" in sheet.title for sheet in summarize("quantize", outcome.report, up_to_date=False)
+    )
     assert (artifact / "int8-smoothquant.onnx").is_file()
     assert quantize(artifact, scheme="int8-smoothquant").up_to_date
 
