@@ -258,7 +258,13 @@ def fuse(
 @app.command()
 def quantize(
     artifact: Artifact,
-    scheme: Annotated[Scheme, typer.Option(help="int8: weight-only, one scale per output channel (W8A16); int4: one scale per block.")] = Scheme.int8,
+    scheme: Annotated[
+        Scheme,
+        typer.Option(
+            help="int8: weight-only, one scale per output channel (W8A16); int8-smoothquant: inputs too, by static scales (W8A8); "
+            "int4: weight-only, one scale per block."
+        ),
+    ] = Scheme.int8,
     target: Annotated[
         FuseTarget, typer.Option(help="Whose fused graph, and whose operators; onnxruntime: one scale per block.")
     ] = FuseTarget.tensorrt,

@@ -20,7 +20,6 @@ from commands.calibrate import TAKEN, CalibrationOptions, calibrate, why_plain
 from commands.placement import Model, OpenModel, PlacementOptions, check_placeable, decide, score
 
 if TYPE_CHECKING:
-    from graphs.quantize.smoothing import Smoothing
     from graphs.quantize.statistics import Statistics
 
 Kept = Mapping[str, str]
@@ -170,16 +169,13 @@ def _writer(scheme: str, target: str, *, given: bool) -> Write:
     if scheme == "int8-smoothquant":
         from graphs.quantize.int8_smoothquant import quantize_int8_smoothquant
 
-        def smooth(step: StepContext, statistics: Statistics | None, kept: Kept, found: Mapping[str, Smoothing] | None) -> Report:
-            assert statistics is not None
-            return quantize_int8_smoothquant(step, statistics, kept=kept, found=found)
-
-        return smooth
+        return lambda step, statistics, kept, found: quantize_int8_smoothquant(step, statistics, kept=kept, found=found)
     if scheme == "int4":
         from graphs.quantize.int4 import quantize_int4
 
         return lambda step, statistics, kept, found: quantize_int4(step, statistics)
     from graphs.quantize.int8 import quantize_int8
+    from graphs.quantize.int8_smoothquant import quantize_int8_smoothquant
 
     return lambda step, statistics, kept, found: quantize_int8(step, statistics, kept)
 

@@ -69,6 +69,8 @@ def _quantize(report: Report) -> Iterable[Sheet]:
     yield from (Sheet(f"{count} linears: blocks of {size}") for size, count in report.get("blocks", {}).items())
     if "placement" in report:
         yield Sheet(_placement(report["placement"]))
+    if "w8a8" in report:
+        yield Sheet(f"{report['w8a8']['share']:.1%} of the layers' weights multiply int8 by int8 ({report['w8a8']['linears']} linears)")
     yield from (Sheet(f"{count} linears: {form}") for form, count in report.get("formats", {}).items())
     for kept in report["kept"]:
         yield Sheet(f"kept: {kept['name']}: {kept['reason']}")

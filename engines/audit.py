@@ -61,8 +61,8 @@ def audit_plan(
     launches = {name: _launches(programs, index, reader) for index, name in enumerate(profiles)}
     dtype = QUANTIZED_TYPES.get(precision)
     per_weight, worst = bytes_per_weight(programs, weights, quantized=dtype is not None)
-    packed = not any(APART in weight.name for weight in weights)
-    limits = form_limits(config, static=static, packed=packed, lowered=lowered, precision=precision)
+    packed, integer = not any(APART in weight.name for weight in weights), any(weight.integer for weight in weights)
+    limits = form_limits(config, static=static, packed=packed, lowered=lowered, precision=precision, integer=integer)
     checks = [*_weight_checks(plan, graph, weights, gated), *_kernel_checks(programs, launches, reader, config, gated=gated, limits=limits)]
     if dtype is not None:
         apart = {"decode": limits.written_out * config.num_hidden_layers}

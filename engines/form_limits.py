@@ -9,13 +9,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from artifact.config import LlamaConfig
-from engines.layer_checks import ATTENTION_KERNELS, BLOCK_LIMITS, LIMITS, SMOOTHQUANT_LIMITS, STATIC_LIMITS, UNPACKED_LIMITS, LayerLimit
+from engines.layer_checks import ATTENTION_KERNELS, BLOCK_LIMITS, LIMITS, STATIC_LIMITS, UNPACKED_LIMITS, LayerLimit
 
 QUANTIZED_BITS = {"int8": 8, "int4": 4}
 """Type of a quantised weight → its bits."""
 QUANTIZED_TYPES = {"int8": "int8", "int8-smoothquant": "int8", "int4": "int4"}
 """Precision → type of its quantised weights."""
-PACKED_LIMITS = {"int8-smoothquant": SMOOTHQUANT_LIMITS, "int4": BLOCK_LIMITS}
+PACKED_LIMITS = {"int4": BLOCK_LIMITS}
 """Precision → what a layer of a packed graph may hold, where it is not as in float16."""
 LAYER_TEXT = 400_000
 """What TensorRT-RTX 1.7.1 adds in text (programs and CUDA source) for each layer, whatever the width."""
@@ -67,7 +67,11 @@ MULTI_HEAD = Lowered({"copied_caches_per_layer": _COPIED}, ATTENTION_KERNELS, 62
 """Without groups: the kernel that writes query, keys and values in prefill is stored for every layer."""
 
 
-def form_limits(config: LlamaConfig, *, static: bool, packed: bool, lowered: bool, precision: str) -> FormLimits:
+ROUNDED = {"kernels_per_layer": (1, "int8 by int8: decode rounds attention's result in a kernel of its own; norms and SiLU round theirs")}
+"""What rounding inputs adds to decode; prefill's copy of attention's result does it on its way (docs/adr/015)."""
+
+
+def form_limits(config: LlamaConfig, *, static: bool, packed: bool, lowered: bool, precision: str, integer: bool = False) -> FormLimits:
     """The limits of a form.
 
     Args:
@@ -76,7 +80,13 @@ def form_limits(config: LlamaConfig, *, static: bool, packed: bool, lowered: boo
         packed: whether query, key and value are one linear, and gate and up.
         lowered: whether Attention was written in older operators.
         precision: of the engine.
+        integer: whether inputs of linears are rounded to int8 too.
     """
+    limits = _form_limits(config, static=static, packed=packed, lowered=lowered, precision=precision)
+    return replace(limits, layer=tuple(_raised(limit, ROUNDED) for limit in limits.layer)) if integer else limits
+
+
+def _form_limits(config: LlamaConfig, *, static: bool, packed: bool, lowered: bool, precision: str) -> FormLimits:
     if static:
         return FormLimits(STATIC_LIMITS, ATTENTION_KERNELS, STATIC_LAYER_TEXT)
     limits = UNPACKED_LIMITS if not packed else PACKED_LIMITS.get(precision, LIMITS)
@@ -84,11 +94,11 @@ def form_limits(config: LlamaConfig, *, static: bool, packed: bool, lowered: boo
         return FormLimits(limits, ATTENTION_KERNELS, LAYER_TEXT)
     grouped = config.num_key_value_heads < config.num_attention_heads
     form = MULTI_HEAD if not grouped else GROUPED_INT8 if precision in QUANTIZED_TYPES else GROUPED
-    return FormLimits(tuple(_raised(limit, form) for limit in limits), form.attention, form.layer_text, form.written_out)
+    return FormLimits(tuple(_raised(limit, form.decode) for limit in limits), form.attention, form.layer_text, form.written_out)
 
 
-def _raised(limit: LayerLimit, form: Lowered) -> LayerLimit:
-    if limit.check not in form.decode:
+def _raised(limit: LayerLimit, decode: Mapping[str, tuple[int, str]]) -> LayerLimit:
+    if limit.check not in decode:
         return limit
-    more, why = form.decode[limit.check]
+    more, why = decode[limit.check]
     return replace(limit, limits={**limit.limits, "decode": limit.limits["decode"] + more}, reason=f"{limit.reason}; {why}")

@@ -89,16 +89,6 @@ BLOCK_LIMITS = (
 )
 """The same for INT4 in blocks."""
 
-SMOOTHQUANT_LIMITS = (
-    _kernels(
-        11,
-        11,
-        "as in float16, and in decode one that rounds attention's result to int8; norms and SiLU round theirs, prefill's copy does it on its way",
-    ),
-    *LIMITS[1:],
-)
-"""The same for int8 by int8 (docs/adr/015)."""
-
 STATIC_LIMITS = (
     _kernels(
         12,

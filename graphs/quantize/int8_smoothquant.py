@@ -24,21 +24,22 @@ from artifact.errors import QuantizationError
 from artifact.manifest import read_manifest
 from artifact.steps import StepContext
 from artifact.tensor_file import StoredTensor
-from graphs.quantize.int8 import FORM, quantize_rows
+from graphs.quantize.int8 import FORM
 from graphs.quantize.islands import Islands
 from graphs.quantize.linears import Linear, site_of
+from graphs.quantize.rounder import Rounder, rounding_report
 from graphs.quantize.scaling import Scaling, fold
 from graphs.quantize.smoothing import Smoothing, smooth
-from graphs.quantize.statistics import Statistics
+from graphs.quantize.statistics import SiteStatistics, Statistics
 from graphs.quantize.weight_only import dequantize, kept_always, open_fused
-from graphs.quantize.writer import SAFETENSORS, Piece, add_initializer, read_mapped, row_blocks, shape_of, write_pieces
+from graphs.quantize.writer import SAFETENSORS, Piece, add_initializer, read_mapped, shape_of, write_pieces
 
 SCHEME = "int8-smoothquant"
 NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
 def quantize_int8_smoothquant(
-    step: StepContext, statistics: Statistics, *, kept: Mapping[str, str] = NOTHING, found: Mapping[str, Smoothing] | None = None
+    step: StepContext, statistics: Statistics | None, *, kept: Mapping[str, str] = NOTHING, found: Mapping[str, Smoothing] | None = None
 ) -> dict[str, Any]:
     """Write ``int8-smoothquant.onnx`` and ``weights/int8-smoothquant-*.safetensors`` from ``fused.onnx``.
 
@@ -49,13 +50,15 @@ def quantize_int8_smoothquant(
         found: what ``smooth`` found, if that is known already.
 
     Returns:
-        scheme, linears, quantized, kept, bytes, nodes, weight_error (root mean square, relative to the weights'), w8a8 {linears, share of the
-        layers' linear weights}, sites [{site, alpha, headroom, activation_scale, error, first_error, plain_error}].
+        scheme, linears, quantized, kept, bytes, nodes, what ``rounding_report`` says, w8a8 {linears, share of the layers' linear weights},
+        sites [{site, alpha, headroom, activation_scale, error, first_error, plain_error}].
 
     Raises:
-        QuantizationError: the graph is quantised already, has no linears, or none of a name that is kept; a weight holds NaN or Inf; the statistics
-            are another model's.
+        QuantizationError: there are no statistics, or another model's; the graph is quantised already, has no linears, or none of a name that is
+            kept; a weight holds NaN or Inf.
     """
+    if statistics is None:
+        raise QuantizationError(f"{SCHEME} rounds activations by scales that are measured", hint="--scheme int8 is weight-only")
     model, linears, chosen = open_fused(step, SCHEME, FORM.opset)
     if unknown := kept.keys() - {linear.name for linear in chosen}:
         raise QuantizationError(f"fused.onnx has no linear {sorted(unknown)[0]} that could be kept from {SCHEME}")
@@ -64,13 +67,12 @@ def quantize_int8_smoothquant(
     sites = {site: list(group) for site, group in groupby(rounded, key=lambda linear: site_of(linear.name))}
     smoothing = found or smooth(config, statistics, sites, lambda site: _weights(sites[site], step.artifact), step.progress)
     scaling = fold(config, {site: smoothing[site].vector for site in sites}, lambda name: _read(model.graph, name, step.artifact))
-    errors: dict[str, float] = {}
-    pieces = [_piece(step, linear, scaling, errors, whole=linear.name not in kept) for linear in chosen]
+    rounder = Rounder(_Scaled(statistics, scaling))
+    pieces = [_piece(step, linear, scaling, rounder, whole=linear.name not in kept) for linear in chosen]
     stored = write_pieces(step, SCHEME, [*_vectors(model.graph, scaling, chosen, step.artifact), *pieces])
     _rewrite(model.graph, chosen, kept, smoothing, stored)
     with step.write(f"{SCHEME}.onnx") as temporary:
         ir.save(model, temporary)
-    worst = max(errors, key=lambda name: errors[name])
     return {
         "scheme": SCHEME,
         "linears": len(linears),
@@ -78,7 +80,7 @@ def quantize_int8_smoothquant(
         "kept": [*kept_always(linears, chosen), *({"name": name, "reason": reason} for name, reason in kept.items())],
         "bytes": sum(tensor.length for tensor in stored.values()),
         "nodes": model.graph.num_nodes(),
-        "weight_error": {"worst": worst, "worst_rms": errors[worst], "mean_rms": sum(errors.values()) / len(errors)},
+        **rounding_report(rounder),
         "w8a8": {"linears": len(rounded), "share": _elements(rounded) / _elements(chosen)},
         "sites": [{"site": site, **smoothing[site].as_report()} for site in sites],
     }
@@ -100,32 +102,36 @@ def _read(graph: ir.Graph, name: str, folder: Path) -> NDArray[Any]:
     return read_mapped(graph.initializers[name], folder, np.array)
 
 
-def _piece(step: StepContext, linear: Linear, scaling: Scaling, errors: dict[str, float], *, whole: bool) -> Piece:
-    """Levels [out, in] and scales [out] of one linear; scales are float32 in an island, else of the weight's dtype."""
-    shape = shape_of(linear.weight)
-    dtype = SAFETENSORS[ir.DataType.FLOAT if whole else linear.weight.dtype or ir.DataType.FLOAT16]
+class _Scaled(Statistics):
+    """Statistics of inputs as they are once they are divided by what is folded: what the rounding of scaled weights has to see."""
+
+    def __init__(self, measured: Statistics, scaling: Scaling) -> None:
+        self.path, self.metadata = measured.path, measured.metadata
+        self._measured, self._scaling = measured, scaling
+
+    def of(self, site: str) -> SiteStatistics:
+        """One site's, divided."""
+        found, vector = self._measured.of(site), self._scaling.columns(site)
+        if vector is None:
+            return found
+        return SiteStatistics(found.absmax / vector, found.mean_square / vector / vector, found.samples / vector, found.first / vector)
+
+
+def _piece(step: StepContext, linear: Linear, scaling: Scaling, rounder: Rounder, *, whole: bool) -> Piece:
+    """Levels [out, in] and scales [out] of one linear as it is scaled; scales are float32 in an island, else of the weight's dtype."""
+    rows, columns = shape_of(linear.weight)
+    dtype = ir.DataType.FLOAT if whole else linear.weight.dtype or ir.DataType.FLOAT16
+
+    def use(weight: NDArray[Any]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+        return rounder.round(scaling.weight(linear.name, weight), linear.name, FORM.grid(linear.name, columns, dtype.numpy()))
 
     def make() -> Iterator[NDArray[Any]]:
-        def use(weight: NDArray[Any]) -> tuple[NDArray[np.int8], NDArray[Any], float]:
-            return _round(weight, linear.name, scaling, np.dtype(np.float32) if whole else weight.dtype)
-
-        levels, scale, errors[linear.name] = read_mapped(linear.weight, step.artifact, use)
+        levels, scale = read_mapped(linear.weight, step.artifact, use)
         yield levels
-        yield scale
+        yield scale.reshape(rows).astype(dtype.numpy())
 
-    return Piece(linear.name, {f"{linear.name}.weight_int8": ("I8", shape), f"{linear.name}.weight_scale": (dtype, shape[:1])}, make)
-
-
-def _round(weight: NDArray[Any], name: str, scaling: Scaling, dtype: np.dtype[Any]) -> tuple[NDArray[np.int8], NDArray[Any], float]:
-    """Levels, scales and relative root mean square error of a weight [out, in] as it is once it is scaled."""
-    levels, scale = np.empty(weight.shape, np.int8), np.empty(weight.shape[0], dtype)
-    squared = total = 0.0
-    for rows, exact in row_blocks(weight, name):
-        scaled = scaling.weight(name, exact, rows.start)
-        levels[rows], scale[rows] = quantize_rows(scaled, dtype)
-        squared += float(np.square(levels[rows] * scale[rows].astype(np.float32)[:, None] - scaled).sum())
-        total += float(np.square(scaled).sum())
-    return levels, scale, (squared / total) ** 0.5 if total else 0.0
+    forms = {f"{linear.name}.weight_int8": ("I8", (rows, columns)), f"{linear.name}.weight_scale": (SAFETENSORS[dtype], (rows,))}
+    return Piece(linear.name, forms, make)
 
 
 def _vectors(graph: ir.Graph, scaling: Scaling, chosen: list[Linear], folder: Path) -> Iterator[Piece]:

@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 
 from artifact.config import LlamaConfig
 from artifact.progress import Progress, silent
-from graphs.quantize.int8 import quantize_rows
+from graphs.quantize.int8 import FORM
+from graphs.quantize.rounding import round_plainly
 from graphs.quantize.statistics import SiteStatistics, Statistics
 
 Floats = NDArray[np.float32]
@@ -146,8 +147,8 @@ def _scale(absmax: Floats, vector: Floats, headroom: float) -> float:
 
 def _rounded(weight: Floats) -> Floats:
     """Weights [out, in] as they are once they are dequantised."""
-    levels, step = quantize_rows(weight, np.dtype(np.float32))
-    rounded: Floats = levels * step[:, None]
+    levels, step = round_plainly(weight, FORM.grid("", weight.shape[1], np.dtype(np.float32)))
+    rounded: Floats = levels * step
     return rounded
 
 

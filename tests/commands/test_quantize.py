@@ -169,3 +169,26 @@ def test_metadata_of_the_statistics_is_json_free_of_paths(artifact: Path, tmp_pa
     with (artifact / FILE).open("rb") as file:
         header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
     assert header["__metadata__"]["text"] == "t.txt"
+
+
+def test_smoothquant_is_calibrated_through_the_command(artifact: Path) -> None:
+    outcome = quantize(artifact, scheme="int8-smoothquant")
+    assert calibration(outcome)["text"] == "calibration.jsonl"
+    assert outcome.report["w8a8"]["share"] == 1
+    assert any(
+        "100.0% of the layers' weights multiply int8 by int8" in sheet.title for sheet in summarize("quantize", outcome.report, up_to_date=False)
+    )
+    assert (artifact / "int8-smoothquant.onnx").is_file()
+    assert quantize(artifact, scheme="int8-smoothquant").up_to_date
+
+
+@pytest.mark.parametrize("has_tokenizer", [True, False])
+def test_smoothquant_without_calibration_is_refused_with_the_reason(artifact: Path, has_tokenizer: bool) -> None:
+    if not has_tokenizer:
+        (artifact / "tokenizer.json").unlink()
+    options = CalibrationOptions(calibration="none") if has_tokenizer else None
+    reason = "--calibration none" if has_tokenizer else "no tokenizer.json"
+    with pytest.raises(QuantizationError, match=reason) as caught:
+        quantize(artifact, scheme="int8-smoothquant", calibration=options)
+    assert caught.value.hint == "--scheme int8 is weight-only"
+    assert not (artifact / "int8-smoothquant.onnx").exists()

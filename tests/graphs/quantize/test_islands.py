@@ -15,9 +15,10 @@ from artifact.errors import QuantizationError
 from artifact.layout import MODULE_KEY
 from graphs.fusions import accumulate
 from graphs.fusions._reading import apply_reader
-from graphs.quantize.int8 import quantize_rows
+from graphs.quantize.int8 import FORM
 from graphs.quantize.islands import Islands
 from graphs.quantize.linears import find_linears, site_of
+from graphs.quantize.rounding import round_plainly
 from validation.graph_interface import SESSION_ENTRIES
 from validation.strict import run_strict
 
@@ -34,6 +35,12 @@ g (DTYPE[B,S,64] x, DTYPE[24,64] q, DTYPE[24,64] k) => (DTYPE[B,S,24] y_q, DTYPE
 }"""
 STEP = 0.03
 """Activation scale: the largest inputs are beyond 127 of it and are clipped."""
+
+
+def quantize_rows(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Levels [out, in] and scales [out] float32."""
+    levels, scale = round_plainly(weight.astype(np.float32), FORM.grid("", weight.shape[1], np.dtype(np.float32)))
+    return levels, scale[:, 0]
 
 
 def weights() -> dict[str, np.ndarray]:
@@ -76,7 +83,7 @@ def quantised(dtype: str = "float16", step: float = STEP) -> tuple[ir.Model, dic
     islands = Islands(model.graph)
     for linear in list(find_linears(model.graph)):
         assert linear.weight.const_value is not None
-        levels, scale = quantize_rows(linear.weight.const_value.numpy(), np.dtype(np.float32))
+        levels, scale = quantize_rows(linear.weight.const_value.numpy())
         stored[linear.name] = levels, scale
         islands.put(linear, step, constant(model, f"{linear.name}.weight_int8", levels), constant(model, f"{linear.name}.weight_scale", scale))
     return model, stored
@@ -168,7 +175,7 @@ def test_float_weight_that_something_else_reads_stays() -> None:
     name = str(linear.weight.name)
     other = ir.node("Identity", [linear.weight])
     model.graph.append(other)
-    levels, scale = quantize_rows(weights()["q"], np.dtype(np.float32))
+    levels, scale = quantize_rows(weights()["q"])
     Islands(model.graph).put(linear, STEP, constant(model, "levels", levels), constant(model, "scale", scale))
     assert name in model.graph.initializers
 
