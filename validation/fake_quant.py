@@ -6,7 +6,7 @@ scheme rounds it and everything around it stays as it is.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
@@ -21,6 +21,16 @@ from graphs.quantize.int8 import quantize_rows
 
 LOWEST, HIGHEST = -128, 127
 """What QuantizeLinear saturates to."""
+Weight = NDArray[np.float32]
+Rounding = Callable[[str, Weight], Weight]
+"""Module path of a linear and its weight [out, in], smoothed → as it is once it is dequantised."""
+
+
+def round_rows(name: str, weight: Weight) -> Weight:
+    """Plain rounding, one float32 scale a row."""
+    levels, scale = quantize_rows(weight, np.dtype(np.float32))
+    rounded: Weight = levels * scale[:, None]
+    return rounded
 
 
 @dataclass(frozen=True)
@@ -30,18 +40,19 @@ class Form:
     Attributes:
         columns: s [in] float32; None for no smoothing.
         activation_scale: of the smoothed input; None where it is not quantised.
+        rounding: of the smoothed weight.
         scale_dtype: of the weight's scales.
     """
 
     columns: NDArray[np.float32] | None = None
     activation_scale: float | None = None
+    rounding: Rounding = round_rows
     scale_dtype: str = "float32"
 
-    def weight(self, weight: Tensor) -> Tensor:
-        """[out, in] float32 → as it is once it is dequantised."""
+    def weight(self, name: str, weight: Tensor) -> Tensor:
+        """Module path and [out, in] float32 → as it is once it is dequantised."""
         smoothed = weight.numpy() if self.columns is None else weight.numpy() * self.columns
-        levels, scale = quantize_rows(smoothed, np.dtype(self.scale_dtype))
-        rounded = levels * scale.astype(np.float32)[:, None]
+        rounded = self.rounding(name, smoothed)
         return torch.from_numpy(rounded if self.columns is None else rounded / self.columns)
 
     def input(self, values: Tensor) -> Tensor:
@@ -71,7 +82,7 @@ def quantised(layer: DecoderLayer, forms: Mapping[str, Form]) -> Iterator[dict[s
             for member in members_of(name):
                 linear = layer.get_submodule(member)
                 exact = linear.get_parameter("weight")
-                rounded = form.weight(exact.detach())
+                rounded = form.weight(f"{layer_prefix(layer_of(name) or 0)}.{member}", exact.detach())
                 squared += float((rounded - exact.detach()).square().sum())
                 total += float(exact.detach().square().sum())
                 linear.weight = nn.Parameter(rounded, requires_grad=False)

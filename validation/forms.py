@@ -13,10 +13,12 @@ from artifact.io_spec import Dtype
 from artifact.layout import layer_of, layer_prefix
 from artifact.progress import Progress
 from graphs.quantize.linears import site_of
+from graphs.quantize.rounder import Rounder
 from graphs.quantize.smoothing import Smoothing, smooth
-from graphs.quantize.statistics import Statistics
+from graphs.quantize.statistics import Divided, Statistics
 from validation.fake_quant import Form, members_of
 from validation.reference import Reference
+from validation.rounded_once import RoundedOnce
 from validation.sensitivity import Forms
 
 SCALES: Mapping[Dtype, str] = {"fp16": "float16", "fp32": "float32"}
@@ -46,8 +48,9 @@ MakeForms = Callable[[Reference, Statistics, Iterable[str], Dtype, Progress], Sc
 
 
 def int8_forms(reference: Reference, statistics: Statistics, names: Iterable[str], dtype: Dtype, progress: Progress) -> SchemeForms:
-    """Weight-only, by plain rounding: what rounding by data costs is less."""
-    return SchemeForms({name: Form(scale_dtype=SCALES[dtype]) for name in names}, {})
+    """Weight-only."""
+    rounding = RoundedOnce(Rounder(statistics), SCALES[dtype], statistics.path.parent)
+    return SchemeForms({name: Form(rounding=rounding, scale_dtype=SCALES[dtype]) for name in names}, {})
 
 
 def smoothquant_forms(reference: Reference, statistics: Statistics, names: Iterable[str], dtype: Dtype, progress: Progress) -> SchemeForms:
@@ -55,8 +58,10 @@ def smoothquant_forms(reference: Reference, statistics: Statistics, names: Itera
     chosen = list(names)
     sites = dict.fromkeys(site_of(name) for name in chosen)
     found = smooth(reference.config, statistics, sites, lambda site: _weights(reference, site), progress)
-    forms = {name: Form(found[site_of(name)].vector, found[site_of(name)].activation_scale) for name in chosen}
-    return SchemeForms(forms, {name: Form(scale_dtype=SCALES[dtype]) for name in chosen}, found)
+    smoothed = Divided(statistics, {site: one.vector for site, one in found.items()})
+    rounding = RoundedOnce(Rounder(smoothed), "float32", statistics.path.parent)
+    forms = {name: Form(found[site_of(name)].vector, found[site_of(name)].activation_scale, rounding) for name in chosen}
+    return SchemeForms(forms, int8_forms(reference, statistics, chosen, dtype, progress).quantised, found)
 
 
 def _weights(reference: Reference, site: str) -> NDArray[Any]:

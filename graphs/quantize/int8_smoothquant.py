@@ -30,7 +30,7 @@ from graphs.quantize.linears import Linear, site_of
 from graphs.quantize.rounder import Rounder, rounding_report
 from graphs.quantize.scaling import Scaling, fold
 from graphs.quantize.smoothing import Smoothing, smooth
-from graphs.quantize.statistics import SiteStatistics, Statistics
+from graphs.quantize.statistics import Divided, Statistics
 from graphs.quantize.weight_only import dequantize, kept_always, open_fused
 from graphs.quantize.writer import SAFETENSORS, Piece, add_initializer, read_mapped, shape_of, write_pieces
 
@@ -67,7 +67,7 @@ def quantize_int8_smoothquant(
     sites = {site: list(group) for site, group in groupby(rounded, key=lambda linear: site_of(linear.name))}
     smoothing = found or smooth(config, statistics, sites, lambda site: _weights(sites[site], step.artifact), step.progress)
     scaling = fold(config, {site: smoothing[site].vector for site in sites}, lambda name: _read(model.graph, name, step.artifact))
-    rounder = Rounder(_Scaled(statistics, scaling))
+    rounder = Rounder(Divided(statistics, {site: smoothing[site].vector for site in sites}))
     pieces = [_piece(step, linear, scaling, rounder, whole=linear.name not in kept) for linear in chosen]
     stored = write_pieces(step, SCHEME, [*_vectors(model.graph, scaling, chosen, step.artifact), *pieces])
     _rewrite(model.graph, chosen, kept, smoothing, stored)
@@ -100,21 +100,6 @@ def _read(graph: ir.Graph, name: str, folder: Path) -> NDArray[Any]:
     if name not in graph.initializers:
         raise QuantizationError(f"fused.onnx has no {name}, which smoothing has to change", hint="python cli.py fuse ART --force")
     return read_mapped(graph.initializers[name], folder, np.array)
-
-
-class _Scaled(Statistics):
-    """Statistics of inputs as they are once they are divided by what is folded: what the rounding of scaled weights has to see."""
-
-    def __init__(self, measured: Statistics, scaling: Scaling) -> None:
-        self.path, self.metadata = measured.path, measured.metadata
-        self._measured, self._scaling = measured, scaling
-
-    def of(self, site: str) -> SiteStatistics:
-        """One site's, divided."""
-        found, vector = self._measured.of(site), self._scaling.columns(site)
-        if vector is None:
-            return found
-        return SiteStatistics(found.absmax / vector, found.mean_square / vector / vector, found.samples / vector, found.first / vector)
 
 
 def _piece(step: StepContext, linear: Linear, scaling: Scaling, rounder: Rounder, *, whole: bool) -> Piece:

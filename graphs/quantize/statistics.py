@@ -12,6 +12,7 @@ Letters: n sampled rows, m sequences.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,21 @@ class Statistics:
             return SiteStatistics(*(self._file.get_tensor(f"{site}.{field}").astype(np.float32) for field in FIELDS))
         except SafetensorError as error:
             raise QuantizationError(f"{self.path} has no statistics of {site}: it was made for another model") from error
+
+
+class Divided(Statistics):
+    """Statistics of inputs once they are divided by a vector [in] a site: what the rounding of smoothed weights has to see."""
+
+    def __init__(self, measured: Statistics, vectors: Mapping[str, Floats]) -> None:
+        self.path, self.metadata = measured.path, measured.metadata
+        self._measured, self._vectors = measured, vectors
+
+    def of(self, site: str) -> SiteStatistics:
+        """One site's, divided; of one without a vector as they are."""
+        found, vector = self._measured.of(site), self._vectors.get(site)
+        if vector is None:
+            return found
+        return SiteStatistics(found.absmax / vector, found.mean_square / vector / vector, found.samples / vector, found.first / vector)
 
 
 def _open(path: Path, hint: str | None) -> Any:

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+import torch
 
 from artifact.progress import silent
 from artifact.steps import StepContext
 from exporter.checkpoints import Checkpoint
+from graphs.quantize.int8 import FORM
+from graphs.quantize.rounder import Rounder
 from graphs.quantize.smoothing import search
-from graphs.quantize.statistics import Statistics
+from graphs.quantize.statistics import Divided, Statistics
 from validation.calibration import write_statistics
 from validation.calibration_text import CalibrationText
 from validation.forms import FORMS
 from validation.reference import Reference
+from validation.rounded_once import RoundedOnce
 
 LAYER = "model.layers.1"
 PACKED = [f"{LAYER}.{name}" for name in ("self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj")]
@@ -37,19 +43,47 @@ def test_int8_rounds_weights_alone_and_leaves_the_rest_in_float(reference: Refer
     forms = FORMS["int8"](reference, statistics, PACKED, "fp16", silent)
     chosen = forms.of(PACKED[:2])
     assert list(chosen) == PACKED[:2]
-    assert {(form.columns, form.activation_scale, form.scale_dtype) for form in chosen.values()} == {(None, None, "float16")}
+    assert {(form.columns, form.activation_scale) for form in chosen.values()} == {(None, None)}
+    weight = _weight(reference, "self_attn.o_proj")
+    expected = rounded(weight, PACKED[1], Rounder(statistics), "float16")
+    found = chosen[PACKED[1]].weight(PACKED[1], torch.from_numpy(weight)).numpy()
+    np.testing.assert_array_equal(found, expected)
+    assert not np.array_equal(found, rounded(weight, PACKED[1], Rounder(), "float16"))  # rounding has seen the inputs
+
+
+def _weight(reference: Reference, name: str) -> np.ndarray:
+    return reference.read(f"{LAYER}.{name}.weight").float().numpy()
+
+
+def rounded(weight: np.ndarray, name: str, rounder: Rounder, scale_dtype: str) -> np.ndarray:
+    levels, scale = rounder.round(weight, name, FORM.grid(name, weight.shape[1], np.dtype(scale_dtype)))
+    return levels * scale
+
+
+def test_a_weight_is_rounded_once_and_leaves_no_file(statistics: Statistics, tmp_path: Path) -> None:
+    weight = np.random.default_rng(2).standard_normal((6, 8)).astype(np.float32)
+    rounder = Rounder()
+    once = RoundedOnce(rounder, "float32", tmp_path)
+    first = once("model.layers.0.mlp.up_proj", weight)
+    rounder.round = None  # type: ignore[method-assign, assignment]
+    np.testing.assert_array_equal(once("model.layers.0.mlp.up_proj", weight), first)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_smoothquant_rounds_inputs_by_what_was_searched_and_keeps_the_rest_weight_only(reference: Reference, statistics: Statistics) -> None:
     forms = FORMS["int8-smoothquant"](reference, statistics, PACKED, "fp32", silent)
     chosen = forms.of(PACKED[1:])
-    assert (chosen[PACKED[0]].columns, chosen[PACKED[0]].activation_scale, chosen[PACKED[0]].scale_dtype) == (None, None, "float32")
+    assert (chosen[PACKED[0]].columns, chosen[PACKED[0]].activation_scale) == (None, None)
     weight = np.concatenate([reference.read(f"{LAYER}.mlp.{name}.weight").float().numpy() for name in ("gate_proj", "up_proj")])
     expected = search(weight, statistics.of(PACKED[2]))
     np.testing.assert_array_equal(chosen[PACKED[2]].columns, expected.vector)
     assert chosen[PACKED[2]].activation_scale == expected.activation_scale
     assert forms.smoothing is not None
     assert set(forms.smoothing) == set(PACKED)
+    down, name = _weight(reference, "mlp.down_proj"), PACKED[3]
+    vector = forms.smoothing[name].vector
+    stored = rounded(down * vector, name, Rounder(Divided(statistics, {name: vector})), "float32")
+    np.testing.assert_array_equal(chosen[name].weight(name, torch.from_numpy(down)).numpy(), stored / vector)
 
 
 def test_linears_that_are_not_packed_share_the_search_of_their_site(reference: Reference, statistics: Statistics) -> None:
