@@ -40,7 +40,7 @@ from validation.artifact_weights import artifact_reader
 from validation.calibration import READERS
 from validation.calibration_text import load_sequences
 from validation.graph_runner import GraphRunner
-from validation.perplexity import TokenScores, Window, increase_pct, make_windows, score
+from validation.perplexity import TokenScores, Window, score
 from validation.reference import Reference, ReferenceRun
 
 DOCUMENT = ROOT / "docs" / "quantization.md"
@@ -57,7 +57,6 @@ class Yardstick:
     """The tokens, and what the float32 reference says of them."""
 
     windows: Sequence[Window]
-    texts: Sequence[str]
     runs: Sequence[ReferenceRun]
     scores: TokenScores
 
@@ -67,14 +66,16 @@ class Yardstick:
 
     def row(self, name: str, scores: TokenScores) -> list[str]:
         """One line of the table; increases of each text apart, too."""
-        assert scores.kl is not None
-        by_text = [self._increase(scores, np.repeat([text == of for of in self.texts], WINDOW)) for text in TEXTS]
+        texts = np.repeat([window.text for window in self.windows], WINDOW)
+        by_text = [self._increase(scores, texts == index) for index in range(len(TEXTS))]
         kl = (f"{scores.kl.mean():.4f}", f"{np.quantile(scores.kl, 0.99):.3f}")
-        return [name, self._increase(scores, np.ones(len(scores.nll), bool)), *kl, *by_text]
+        return [name, self._increase(scores, texts >= 0), *kl, *by_text]
 
     def _increase(self, scores: TokenScores, some: NDArray[np.bool_]) -> str:
-        increase, error = increase_pct(TokenScores(scores.nll[some]), TokenScores(self.scores.nll[some]))
-        return f"{increase:+.2f} ± {error:.2f}"
+        difference = (scores.nll - self.scores.nll)[some]
+        ratio = np.exp(difference.mean())
+        error = ratio * difference.std(ddof=1) / np.sqrt(len(difference))
+        return f"{PERCENT * (ratio - 1):+.2f} ± {PERCENT * error:.2f}"
 
 
 def main() -> None:
@@ -91,14 +92,14 @@ def main() -> None:
     for name, scores in forms(artifact, yardstick, options.folder, options.skip):
         (curve if name.endswith("%") else rows).append(yardstick.row(name, scores))
         sys.stderr.write(" | ".join((curve if name.endswith("%") else rows)[-1]) + "\n")
-    options.out.write_text(document(rows, curve, options.tokens, float(yardstick.scores.perplexity)), encoding="utf-8")
+    options.out.write_text(document(rows, curve, options.tokens, float(np.exp(yardstick.scores.nll.mean()))), encoding="utf-8")
 
 
 def make_artifact(folder: Path, dtype: str) -> Path:
     """The demo model, exported, fused and quantised with the commands that a user has; a second call does only what has changed."""
     calibrated = f"--calibration-tokens {CALIBRATION_TOKENS}"
     commands = [f"export --checkpoint demo --dtype {dtype} --out {folder}", f"fuse {folder}"]
-    commands += [f"quantize {folder} --scheme {scheme} {calibrated}" for scheme in ("int8", SCHEME) if dtype == "fp16"]
+    commands += [f"quantize {folder} --scheme {scheme} {calibrated}" for scheme in ("int8", "int4", SCHEME) if dtype == "fp16"]
     for line in commands:
         subprocess.run([sys.executable, str(ROOT / "cli.py"), *line.split(), "--json"], check=True, stdout=subprocess.DEVNULL)
     return folder
@@ -107,13 +108,12 @@ def make_artifact(folder: Path, dtype: str) -> Path:
 def make_yardstick(artifact: Path, tokens: int) -> Yardstick:
     """Windows of three texts and the reference's run over them."""
     tokenizer, checkpoint, each = Tokenizer.from_file(str(artifact / "tokenizer.json")), open_checkpoint("demo"), tokens // len(TEXTS)
-    windows, texts = [], []
-    for name, read in TEXTS.items():
+    windows = []
+    for index, read in enumerate(TEXTS.values()):
         ids = np.asarray(tokenizer.encode(read(), add_special_tokens=False).ids[: each + 1], np.int64)
-        windows += make_windows(ids, each, WINDOW, None)
-        texts += [name] * (each // WINDOW)
+        windows += [Window(ids[start : start + WINDOW], ids[start + 1 : start + WINDOW + 1], index) for start in range(0, each, WINDOW)]
     runs = Reference(checkpoint.config, checkpoint.read).run([window.inputs for window in windows], keep_cache=())
-    return Yardstick(windows, texts, runs, score(windows, lambda index: runs[index].logits()))
+    return Yardstick(windows, runs, score(windows, lambda index: runs[index].logits()))
 
 
 def forms(artifact: Path, yardstick: Yardstick, folder: Path, skip: Sequence[str]) -> Iterator[tuple[str, TokenScores]]:
@@ -143,7 +143,9 @@ def forms(artifact: Path, yardstick: Yardstick, folder: Path, skip: Sequence[str
             "windows": np.stack([np.append(window.inputs, window.targets[-1]) for window in yardstick.windows]),
             "reference": np.stack([run.final_hidden.float().numpy() for run in yardstick.runs]),
         }
-        yield "ModelOpt INT8_SMOOTHQUANT_CFG", TokenScores(**by_modelopt(folder / "fp16", folder, given))
+        found = by_modelopt(folder / "fp16", folder, given)
+        nothing = np.full(len(found["nll"]), np.nan)
+        yield "ModelOpt INT8_SMOOTHQUANT_CFG", TokenScores(found["nll"], found["kl"], nothing, nothing)
 
 
 def variants(artifact: Path, config: LlamaConfig) -> Iterator[tuple[str, Kept, Mapping[str, Smoothing]]]:
