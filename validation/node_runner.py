@@ -74,7 +74,7 @@ def run_nodes(
 
 
 def load_constant(value: ir.Value) -> Array:
-    """The array of an initializer; external data is mapped, and unmapped when the array is gone.
+    """The array of an initializer; external data is mapped, and unmapped when the array is gone. Levels of four bits come as int8.
 
     Raises:
         ValidationError: the value is no initializer, or its file is missing or too short.
@@ -83,17 +83,22 @@ def load_constant(value: ir.Value) -> Array:
     if tensor is None:
         raise ValidationError(f"{value.name} is read, but it is no input and no constant, and no node before computes it")
     if not isinstance(tensor, ir.ExternalTensor):
-        return tensor.numpy()
+        return _fed(tensor)
     location, offset, length = tensor.location, tensor.offset, tensor.length
     # a new object, because the graph's own would keep its file mapped
     mapped = ir.ExternalTensor(location, offset, length, tensor.dtype, shape=tensor.shape, name=str(value.name), base_dir=tensor.base_dir)
     try:
-        return mapped.numpy()
+        return _fed(mapped)
     except (OSError, ValueError) as error:
         raise ValidationError(
             f"{value.name}: {tensor.dtype.name}{list(tensor.shape)} at byte {offset or 0} of {location} can't be read: {error}",
             hint="export again; inspect --verify ART finds damaged files",
         ) from error
+
+
+def _fed(tensor: ir.TensorProtocol) -> Array:
+    """A tensor as a session is fed with it: numpy can't hand four bits to ONNX Runtime, and DequantizeLinear makes the same numbers of int8."""
+    return tensor.numpy().astype(np.int8) if tensor.dtype == ir.DataType.INT4 else tensor.numpy()
 
 
 class _Run:

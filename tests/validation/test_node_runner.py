@@ -210,3 +210,24 @@ def test_external_weight_that_is_short_missing_or_outside_is_refused(tmp_path: P
         load_constant(external(tmp_path, **options))
     assert "w: FLOAT16[4, 4] at byte 8" in str(caught.value)
     assert caught.value.hint
+
+
+def test_levels_of_four_bits_are_dequantised_as_onnx_says() -> None:
+    model = ir.from_onnx_text(
+        HEADER
+        + """
+g (float16[B,4] x) => (float16[B,2] y)
+{
+    w = DequantizeLinear<axis=1, block_size=2>(levels, scale)
+    t = Transpose<perm=[1,0]>(w)
+    y = MatMul(x, t)
+}"""
+    )
+    levels, scale = np.array([[-8, 7, 1, -1], [3, 0, -2, 5]], np.int8), np.array([[0.5, 2], [0.25, 1]], np.float16)
+    tensors = {"levels": ir.tensor(levels, dtype=None).numpy().astype(ir.DataType.INT4.numpy()), "scale": scale}
+    for value in model.graph[0].inputs:
+        value.const_value = ir.tensor(tensors[value.name], name=value.name)
+        model.graph.initializers.add(value)
+    x = np.array([[1, 2, 3, 4]], np.float16)
+    (y,) = run_nodes(model, {"x": x}).values()
+    np.testing.assert_array_equal(y, x @ (levels * np.repeat(scale, 2, axis=1)).T)
