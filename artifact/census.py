@@ -15,8 +15,11 @@ from artifact.errors import ArtifactError
 from artifact.graph_file import load_graph
 from artifact.tensor_file import ITEM_BYTES, read_checksums
 
-WORDS = {ir.DataType.FLOAT16: "F16", ir.DataType.FLOAT: "F32", ir.DataType.INT8: "I8"}
-"""ONNX dtype → safetensors' word."""
+WORDS = {ir.DataType.FLOAT16: "F16", ir.DataType.FLOAT: "F32", ir.DataType.INT8: "I8", ir.DataType.UINT8: "U8", ir.DataType.INT4: "I4"}
+"""ONNX dtype → safetensors' word; of four bits, which it has no word for, our own."""
+STORED_AS = {"I4": "U8"}
+"""Word of a graph's weight → of the tensor in the file, where that is another one: two levels share a byte."""
+BYTES = {**ITEM_BYTES, "I4": 0.5}
 ISLAND_SCALE = ".weight_scale"
 """Float32 in an artifact of any dtype where the product of two int8 operands is scaled (graphs/quantize/islands.py)."""
 INLINE_BYTES = 1024
@@ -116,9 +119,9 @@ def _misplaced(artifact: Path, weight: GraphWeight, dtype: str) -> str | None:
     if weight.inside:
         return None
     exact = weight.name.endswith(ISLAND_SCALE) and weight.dtype == "F32"
-    if weight.dtype not in ITEM_BYTES or (weight.dtype.startswith("F") and weight.dtype != dtype and not exact):
+    if weight.dtype not in BYTES or (weight.dtype.startswith("F") and weight.dtype != dtype and not exact):
         return f"is {weight.dtype} in an artifact of {dtype}"
-    if (needed := prod(weight.shape) * ITEM_BYTES[weight.dtype]) != weight.length:
+    if (needed := int(prod(weight.shape) * BYTES[weight.dtype])) != weight.length:
         return f"{weight.dtype} {list(weight.shape)} takes {needed:,} bytes; the graph points at {weight.length:,}"
     path = artifact / weight.file
     if not path.is_file() or not path.resolve().is_relative_to(artifact.resolve()):
@@ -126,7 +129,11 @@ def _misplaced(artifact: Path, weight: GraphWeight, dtype: str) -> str | None:
     if weight.offset + weight.length > path.stat().st_size:
         return f"ends at byte {weight.offset + weight.length:,} of {weight.file}, which has {path.stat().st_size:,}"
     stored = {word for begin, end, word in _entries(path) if begin < weight.offset + weight.length and weight.offset < end}
-    return None if stored == {weight.dtype} else f"is {weight.dtype} in the graph and {', '.join(sorted(stored)) or 'nothing'} in {weight.file}"
+    return (
+        None
+        if stored == {STORED_AS.get(weight.dtype, weight.dtype)}
+        else f"is {weight.dtype} in the graph and {', '.join(sorted(stored)) or 'nothing'} in {weight.file}"
+    )
 
 
 def _entries(path: Path) -> list[tuple[int, int, str]]:

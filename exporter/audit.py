@@ -5,6 +5,7 @@ converted       they are what converting the checkpoint's values gives again, bi
 packed          q·k·v and gate·up: the members' bytes one after the other
 int8            every scale is finite and positive, every dequantised value within half a scale of the checkpoint's in the artifact's dtype,
                 or as many more as the rounding was free to take
+int4, smoothed  shapes alone: a searched scale clips, and a smoothed weight is a multiple of the checkpoint's; validate judges their values
 
 All of them, in every graph, have the checkpoint's shape. Nothing is held in memory but blocks. What differs is described by norm and correlation,
 and by what it is instead, where that can be told.
@@ -15,6 +16,7 @@ from __future__ import annotations
 import os
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -39,7 +41,7 @@ from exporter.weights import ROTARY, rotary_blocks, rotary_shape
 Report = dict[str, Any]
 COMPLETE = ("traced", "fused", "int8")
 """Stages whose every initializer is known, and which use every weight; another scheme may change what it likes."""
-LEVELS, SCALE = "_int8", "_scale"
+LEVELS, BLOCK_LEVELS, SCALE, SMOOTHED = "_int8", "_int4", "_scale", "_smoothed"
 HALF = 0.5 + 1e-3
 
 
@@ -118,7 +120,7 @@ class Auditor:
 
     def judge(self, weight: GraphWeight) -> str | None:
         """Empty where the weight is the checkpoint's, why not where it is not, None where there is nothing to compare it with."""
-        base = weight.name.removesuffix(LEVELS).removesuffix(SCALE)
+        base = weight.name.removesuffix(LEVELS).removesuffix(BLOCK_LEVELS).removesuffix(SCALE).removesuffix(SMOOTHED)
         parts = (weight.name,) if weight.name in ROTARY else members(base, self.checkpoint)
         if not parts:
             known = stage_of(weight.graph) in COMPLETE and not weight.inside
@@ -126,16 +128,28 @@ class Auditor:
         if weight.inside:
             return "lies inside the graph, not in weights/"
         shape = self._shape(base, parts)
+        in_blocks = (weight.graph, base + BLOCK_LEVELS) in self.by_name
         if weight.name == base + SCALE:
-            shape = shape[:1]  # its values are judged with its levels
+            shape = (shape[0], *weight.shape[1:]) if in_blocks else shape[:1]  # its values are judged with its levels
         if weight.shape != shape:
             return f"is {list(weight.shape)} in the graph and {list(shape)} in the checkpoint"
         if weight.name == base + SCALE:
-            return "" if (weight.graph, base + LEVELS) in self.by_name else "is a scale of nothing"
+            return "" if in_blocks or (weight.graph, base + LEVELS) in self.by_name else "is a scale of nothing"
+        return self._values(weight, base, parts)
+
+    def _values(self, weight: GraphWeight, base: str, parts: tuple[str, ...]) -> str | None:
+        """What ``judge`` says of a weight of the right shape."""
+        if weight.name in (base + BLOCK_LEVELS, base + SMOOTHED) or (weight.name == base + LEVELS and weight.graph in self._smoothed):
+            return None
         try:
             return self._compare(weight, base, parts)
         except ToolkitError as error:
             return str(error)
+
+    @cached_property
+    def _smoothed(self) -> frozenset[str]:
+        """Graphs in which something is folded into weights."""
+        return frozenset(graph for graph, name in self.by_name if name.endswith(SMOOTHED))
 
     def _shape(self, base: str, parts: tuple[str, ...]) -> tuple[int, ...]:
         """What a weight made of these must have: the rows of all of them."""

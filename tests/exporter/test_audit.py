@@ -18,6 +18,7 @@ from safetensors.numpy import load_file, save_file
 
 from artifact.errors import ArtifactError
 from artifact.manifest import read_manifest
+from artifact.steps import StepContext
 from artifact.tensor_file import StoredTensor, plan_tensors, read_checksums, write_tensors
 from commands.export import ExportOptions, export
 from commands.graphs import fuse, quantize
@@ -25,6 +26,11 @@ from commands.summary import summarize
 from commands.verify import verify_artifact
 from exporter.audit import audit_artifact
 from exporter.checkpoints import CheckpointRequest, open_checkpoint
+from graphs.quantize.int8_smoothquant import quantize_int8_smoothquant
+from graphs.quantize.statistics import Statistics
+from validation.calibration import write_statistics
+from validation.calibration_text import CalibrationText
+from validation.reference import Reference
 
 pytestmark = pytest.mark.trace
 Q1 = "model.layers.1.self_attn.q_proj.weight"
@@ -249,6 +255,38 @@ def test_a_scale_of_another_length_is_found(artifact: Path, tiny_checkpoint: Pat
     found = reasons(audit(artifact, tiny_checkpoint))
     assert "is [8] in the graph and [32] in the checkpoint" in found[name]
     assert found["model.layers.1.mlp.down_proj.weight_int8"] == "has a scale of [8]"
+
+
+@pytest.fixture(scope="module")
+def wide(make_checkpoint: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A checkpoint whose widths have blocks, and its artifact with four bits and with smoothed weights."""
+    folder = tmp_path_factory.mktemp("wide")
+    source, out = make_checkpoint(folder / "checkpoint", intermediate_size=64), folder / "art"
+    export(CheckpointRequest(str(source)), out, ExportOptions())
+    fuse(out)
+    quantize(out, scheme="int4")
+    checkpoint = open_checkpoint(str(source))
+    ids = np.random.default_rng(0).integers(0, checkpoint.config.vocab_size, (2, 24))
+    text = CalibrationText(tuple(ids), None, "t.txt", "abc", 1)
+    write_statistics(StepContext(out), Reference(checkpoint.config, checkpoint.read), text, "fingerprint")
+    quantize_int8_smoothquant(StepContext(out), Statistics(out / "calibration.safetensors"))
+    return source, out
+
+
+@pytest.mark.parametrize("graph", ["int4.onnx", "int8-smoothquant.onnx"])
+def test_four_bits_and_smoothed_weights_are_held_to_their_shapes(wide: tuple[Path, Path], tmp_path: Path, graph: str) -> None:
+    source, out = wide
+    shutil.copytree(out, tmp_path / "art")
+    graphs = ("traced.onnx", "fused.onnx", "int4.onnx", "int8-smoothquant.onnx")
+    report = audit(tmp_path / "art", source, graphs)
+    assert report["failed"] == []
+    assert report["not_compared"] > 0
+    name = "model.layers.1.mlp.down_proj.weight_scale"
+    place = read_checksums(out, f"weights/{graph.removesuffix('.onnx')}-checksums.json")[name]
+    repoint(tmp_path / "art", graph, {name: replace(place, shape=(8, *place.shape[1:]), length=place.length // 4)})
+    found = reasons(audit(tmp_path / "art", source, graphs))
+    assert found[name].startswith("is [8")
+    assert found[name].endswith("in the checkpoint")
 
 
 @pytest.mark.parametrize("written", [False, True])
