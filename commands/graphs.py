@@ -97,7 +97,8 @@ def quantize(
         if plan.plainly not in (None, TAKEN) and scheme in NEEDS_ACTIVATIONS:
             short = f"{scheme} rounds activations by scales that are measured: {plan.plainly}"
             raise QuantizationError(short, hint="--scheme int8 is weight-only")
-        check_placeable(scheme, target, placing, plan.plainly)
+        if given is None:
+            check_placeable(scheme, target, placing, plan.plainly)
         if plan.plainly is None:
             calibrate(artifact, wanted, force=force, progress=progress)
             inputs.append(CALIBRATION)
@@ -116,8 +117,8 @@ def _check_given(artifact: Path, scheme: str, target: str, placement: PlacementO
     from graphs.quantize.given import check_scheme
 
     check_scheme(artifact, scheme, target)
-    if placement is not None and placement.max_perplexity_increase is not None:
-        raise UsageError(f"{artifact}: {TAKEN}; there is nothing to place", hint="leave out --max-perplexity-increase")
+    if placement is not None and placement.given:
+        raise UsageError(f"{artifact}: {TAKEN}; there is nothing to place", hint=f"leave out {placement.given}")
 
 
 @dataclass(frozen=True)

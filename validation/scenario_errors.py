@@ -98,8 +98,9 @@ def _drift(row: RowResult, own: Alone) -> Floats:
 
 
 def _against_itself(part: Part, error: float, drift: float, floor: float | None, own: Alone) -> dict[str, Any]:
-    """Two measures of a part against the sequence alone: of the logits themselves, and of their errors."""
-    return {"self_consistency": ratio(drift, floor), "spread": ratio(error, float(own.errors[part.positions].mean()))}
+    """Two measures of a part against the sequence alone: of the logits themselves, and of their errors, below float16's own all alike."""
+    alone = float(own.errors[part.positions].mean())
+    return {"self_consistency": ratio(drift, floor), "spread": ratio(error, max(alone, floor or 0.0))}
 
 
 def ratio(value: float, scale: float | None) -> float | None:

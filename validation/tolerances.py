@@ -58,6 +58,9 @@ RANGE = "a float16 tensor of the float32 run at 65504 overflows on a GPU; above 
 CONSISTENT = (
     "each row's prompt, chunk or steps against the graph's own logits for that row alone ÷ the floor there: two runs that round differ by up to 1.1"
 )
+ROUNDED_SPREAD = (
+    f"{SPREAD}; the logits themselves are not compared: where inputs are rounded, a difference of 1e-7 can be a whole level (1.00 measured)"
+)
 FEW_POSITIONS = "few positions a call: an H100 measures 1.14 with products summed in float32, 2.45 in float16 (its prefills: 1.06 to 1.4, 2.0 to 4.2)"
 REFERENCE = "nats, transformers' float16 against the reference: above it the reference is not the model that transformers computes"
 
@@ -81,8 +84,7 @@ LIMITS = (
     Limit("int8", "strict_nonfinite", "==", 0, FINITE),
     Limit("int8", "range_peak", "<", 1.0, RANGE),
     Limit("int8-smoothquant", "perplexity_increase_pct", "<=", 1.0, "increase − 2 standard errors"),
-    Limit("int8-smoothquant", "self_consistency", "<=", 2.0, CONSISTENT),
-    Limit("int8-smoothquant", "scenario_spread", "<=", 1.5, SPREAD),
+    Limit("int8-smoothquant", "scenario_spread", "<=", 1.25, ROUNDED_SPREAD),
     Limit("int8-smoothquant", "strict_nonfinite", "==", 0, FINITE),
     Limit("int8-smoothquant", "range_peak", "<", 1.0, RANGE),
     Limit("int4", "scenario_spread", "<=", 1.1, SPREAD),

@@ -120,7 +120,7 @@ def test_names_the_command_that_makes_a_missing_stage(make_stage: Make, tmp_path
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"precision": "fp8"}, "no precision 'fp8'; there is: fp16, int8, fp32"),
+        ({"precision": "fp8"}, "no precision 'fp8'; there is: fp16, int8, int8-smoothquant, int4, fp32"),
         ({"target": "h100"}, "no target 'h100'"),
         ({"backend": "tvm"}, "no backend 'tvm'; there is: auto, tensorrt-rtx"),
         ({"max_length": 257}, "256 positions, got 257"),

@@ -93,8 +93,9 @@ def test_steps_of_both_targets_stand_beside_each_other(made):
 
 def test_scheme_that_a_target_has_not_is_refused(made, tmp_path):
     _, artifact, _ = made("grouped-tied-fp16")
-    with pytest.raises(QuantizationError, match=r"no scheme 'int4' for target 'tensorrt'; there are: tensorrt: int8; onnxruntime: int8, int4"):
-        graphs.quantize(artifact, scheme="int4")
+    known = "tensorrt: int8, int8-smoothquant, int4; onnxruntime: int8, int4"
+    with pytest.raises(QuantizationError, match=f"no scheme 'int8-smoothquant' for target 'onnxruntime'; there are: {known}"):
+        graphs.quantize(artifact, scheme="int8-smoothquant", target="onnxruntime")
     with pytest.raises(FusionError, match="no fusions of foreign graphs for target 'onnxruntime'"):
         fuse_graph(artifact / "traced.onnx", tmp_path / "out.onnx", target="onnxruntime")
 
