@@ -50,7 +50,7 @@ QKV = ("q_proj", "k_proj", "v_proj", "qkv_proj")
 NARROW_8 = Format(8, 32)
 SCHEMES: Mapping[str, BlockScheme] = {
     "int8": BlockScheme(Format(8, 64), dict.fromkeys((*QKV, "lm_head"), NARROW_8)),
-    "int4": BlockScheme(Format(4, 128), {"lm_head": NARROW_8, "down_proj": Format(4, 32)} | dict.fromkeys(QKV, Format(4, 64))),
+    "int4": BlockScheme(Format(4, 128), {"lm_head": Format(4, 32), "down_proj": Format(4, 32)} | dict.fromkeys(QKV, Format(4, 64))),
 }
 """Wide blocks are faster, narrow ones more exact, weights and activations alike; each exception is where width was measured to cost most."""
 

@@ -55,7 +55,7 @@ def test_each_part_is_measured_at_its_own_positions() -> None:
     assert steps["positions"] == 2
     assert steps["noise_ratio"] == 4.0  # the floor is 2 there
     assert steps["self_consistency"] == 4.0
-    assert steps["spread"] == 16.0
+    assert steps["spread"] == 4.0  # its own error is below the floor, and counts as the floor
 
 
 def test_what_is_not_finite_stays_in_its_part() -> None:
