@@ -34,6 +34,8 @@ SHARED = ("artifact/*.py",)
 """What every step imports."""
 
 _MEASURED = (
+    "graphs/quantize/statistics.py",
+    "exporter/checkpoints/file_tensor.py",
     "validation/calibration*.py",
     "validation/artifact_weights.py",
     "validation/reference.py",
@@ -45,9 +47,13 @@ _MEASURED = (
 """What activations are measured with."""
 _QUANTISED = (
     "graphs/quantize/*.py",
+    "graphs/fusions/_*.py",
+    "commands/placement.py",
     "validation/fake_quant.py",
     "validation/forms.py",
     "validation/joint_cost.py",
+    "validation/perplexity.py",
+    "validation/rounded_once.py",
     "validation/scoring.py",
     "validation/sensitivity.py",
 )
@@ -62,16 +68,21 @@ STEPS: Mapping[str, Step] = {
         ("torch", "numpy", "tokenizers"),
     ),
     "sensitivity": Step((CHECKSUMS, "config.json", "tokenizer.json"), (*_MEASURED, *_QUANTISED, *SHARED), ("torch", "numpy", "tokenizers")),
-    "quantize": Step((CHECKSUMS, GIVEN_FILE), (*_QUANTISED, "graphs/fusions/_contrib.py", *SHARED), ("onnx-ir", "numpy")),
+    "quantize": Step(
+        (CHECKSUMS, GIVEN_FILE),
+        (*_QUANTISED, *_MEASURED, "validation/texts/default.txt", *SHARED),
+        ("onnx-ir", "numpy", "torch", "tokenizers", "safetensors"),
+    ),
     "build": Step((), ("engines/**/*.py", *SHARED), ("onnx-ir", "polygraphy", "tensorrt-rtx-cu12")),
     "validate": Step(
-        ("traced.onnx", "*.onnx", "weights/*", "tokenizer*", "engines/*/build.json"),
+        ("traced.onnx", "*.onnx", "weights/*", "tokenizer*", "engines/*/build.json", "sensitivity-*.json"),
         (
             "validation/**/*.py",
             "validation/**/*.j2",
             "validation/texts/*",
             "exporter/**/*.py",
             "graphs/diff.py",
+            "graphs/fusions/_*.py",
             "graphs/partition.py",
             "artifact/*.py",
         ),

@@ -133,6 +133,9 @@ def decide(step: StepContext, scheme: str, model: Model, limit_pct: float) -> tu
     scores, about = read_scores(step.artifact, scheme)
     config = model.reference.config
     tokens = load_tokens(step.artifact, config, None, SCORED_TOKENS + 1)
+    if about["sha256"] == tokens.sha256:
+        used = f"{tokens.name} was calibrated on; a set measured on it would look cheaper than it is"
+        raise QuantizationError(used, hint="--calibration FILE with another text, or leave it out")
     windows = make_windows(tokens.ids, SCORED_TOKENS, min(WINDOW, config.max_position_embeddings), tokens.bos)
     joint = JointCost(model.reference, windows, step.progress)
     candidates = [one.candidate for one in scores]

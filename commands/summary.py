@@ -63,7 +63,7 @@ def _quantize(report: Report) -> Iterable[Sheet]:
         yield Sheet(f"the checkpoint's own integers and scales: {report['given']}")
     elif "calibration" in report:
         yield Sheet(_calibration(report["calibration"]))
-    if "output_error" in report:
+    if "output_error" in report and report["output_error"]["chosen"]["mean_rms"] is not None:
         chosen, plain = (report["output_error"][name]["mean_rms"] for name in ("chosen", "plain"))
         yield Sheet(f"mean error of a linear's output: {chosen:.3%}, plain rounding's {plain:.3%}")
     yield from (Sheet(f"{count} linears: blocks of {size}") for size, count in report.get("blocks", {}).items())

@@ -88,6 +88,7 @@ LIMITS = (
     Limit("int8-onnxruntime", "strict_nonfinite", "==", 0, FINITE),
     Limit("int8-onnxruntime", "range_peak", "<", 1.0, RANGE),
     Limit("int8-smoothquant", "perplexity_increase_pct", "<=", 1.0, "increase − 2 standard errors"),
+    Limit("int8-smoothquant", "mean_kl", "<=", 0.02, "nats, of any number of tokens: what placement may leave is half of it, on another text"),
     Limit("int8-smoothquant", "scenario_spread", "<=", 1.25, ROUNDED_SPREAD),
     Limit("int8-smoothquant", "strict_nonfinite", "==", 0, FINITE),
     Limit("int8-smoothquant", "range_peak", "<", 1.0, RANGE),
@@ -106,6 +107,7 @@ LIMITS = (
     Limit("plan-int8", "cache_error", "<=", 0.2, "keys and values of every layer after each scenario, root mean square: int8 weights give 0.05"),
     Limit("plan-int4", "cache_error", "<=", 0.7, "keys and values of every layer after each scenario, root mean square: another layer near 1"),
     Limit("plan-int8-smoothquant", "perplexity_increase_pct", "<=", 1.0, "increase − 2 standard errors, every token of the text decoded on the GPU"),
+    Limit("plan-int8-smoothquant", "mean_kl", "<=", 0.02, "nats, every token of the text decoded on the GPU; its graph may have as much"),
     Limit("plan-fp32", "max_abs_relative", "<=", 1e-4, "float32 kernels differ by summation order alone: ÷ the largest logit, on all four scenarios"),
     Limit("plan-fp32", "cache_error", "<=", 1e-4, "keys and values of every layer, root mean square: another layer's would be near 1"),
 )
@@ -118,7 +120,7 @@ NO_FLOOR = (
 """What a float16 stage must hold instead where the checkpoint overflows in float16 and has no floor."""
 
 STRAY = "caches with a slot that no call wrote and that has changed, or with padding that is not finite: 0 · NaN would poison real tokens"
-_WITH_CACHES: tuple[Kind, ...] = ("float32", "float16", "int8", "int8-onnxruntime", "int8-smoothquant", "engine", *PLAN_KINDS.values())
+_WITH_CACHES: tuple[Kind, ...] = ("float32", "float16", "int8", "int8-onnxruntime", "int8-smoothquant", "int4", "engine", *PLAN_KINDS.values())
 STATIC = tuple(Limit(kind, "stray_slots", "==", 0, STRAY) for kind in _WITH_CACHES)
 """What a stage with a static cache must hold besides."""
 

@@ -69,8 +69,10 @@ def rounding_report(rounder: Rounder) -> dict[str, Any]:
 
 
 def _summary(found: dict[str, dict[str, float]], key: str) -> dict[str, Any]:
-    """The worst linear, and the mean of all that have the key."""
+    """The worst linear, and the mean of all that have the key; None where none has: every sampled output is 0."""
     values = {name: errors[key] for name, errors in found.items() if key in errors}
+    if not values:
+        return {"worst": None, "worst_rms": None, "mean_rms": None}
     worst = max(values, key=lambda name: values[name])
     return {"worst": worst, "worst_rms": values[worst], "mean_rms": sum(values.values()) / len(values)}
 

@@ -27,6 +27,7 @@ from exporter.export import export_checkpoint
 from graphs.quantize.placement import Measured, nats_of
 from graphs.quantize.sensitivities import LinearScore, read_scores
 from validation import joint_cost
+from validation.text import DEFAULT_TEXT
 
 ROOT = Path(__file__).resolve().parents[2]
 TOKENS = 64
@@ -172,3 +173,10 @@ def test_scores_are_those_of_the_rounding_that_is_stored(artifact: Path) -> None
     assert report["method"] == "gptq"
     assert report["weight_error"]["worst"] == worst.name
     assert report["weight_error"]["worst_rms"] == pytest.approx(worst.weight_error, rel=1e-3)
+
+
+def test_a_set_is_not_measured_on_what_was_calibrated_on(artifact: Path) -> None:
+    with pytest.raises(QuantizationError, match=r"default\.txt was calibrated on; a set measured on it would look cheaper than it is") as caught:
+        quantize(artifact, calibration=CalibrationOptions(str(DEFAULT_TEXT)), placement=PlacementOptions(50, TOKENS))
+    assert caught.value.hint == "--calibration FILE with another text, or leave it out"
+    assert not (artifact / "int8.onnx").exists()

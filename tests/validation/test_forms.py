@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+from artifact.errors import QuantizationError
 from artifact.progress import silent
 from artifact.steps import StepContext
 from exporter.checkpoints import Checkpoint
@@ -68,6 +70,29 @@ def test_a_weight_is_rounded_once_and_leaves_no_file(statistics: Statistics, tmp
     rounder.round = None  # type: ignore[method-assign, assignment]
     np.testing.assert_array_equal(once("model.layers.0.mlp.up_proj", weight), first)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_many_weights_need_one_open_file(tmp_path: Path) -> None:
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    once = RoundedOnce(Rounder(), "float32", tmp_path)
+    weights = {f"model.layers.{layer}.mlp.up_proj": np.full((2, 4), layer + 1, np.float32) for layer in range(20)}
+    for _ in range(2):
+        for name, weight in weights.items():
+            np.testing.assert_allclose(once(name, weight), weight, rtol=1e-6)
+    assert len(list(Path("/proc/self/fd").iterdir())) == before + 1
+    del once
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def test_levels_that_do_not_fit_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    once = RoundedOnce(Rounder(), "float32", tmp_path)
+    monkeypatch.setattr(once, "_file", SimpleNamespace(seek=lambda *_: 0, write=full))
+    with pytest.raises(QuantizationError, match="24 bytes of levels don't fit beside the artifact: No space left on device") as caught:
+        once("model.layers.0.mlp.up_proj", np.ones((4, 6), np.float32))
+    assert "make room" in str(caught.value.hint)
 
 
 def test_smoothquant_rounds_inputs_by_what_was_searched_and_keeps_the_rest_weight_only(reference: Reference, statistics: Statistics) -> None:
