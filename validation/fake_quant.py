@@ -15,12 +15,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from artifact.layout import PACKED, layer_of, layer_prefix
+from artifact.layout import layer_of, layer_prefix
 from exporter.model import DecoderLayer
-from graphs.quantize.int8 import quantize_rows
+from graphs.quantize.int8 import round_plainly_by_row
+from graphs.quantize.islands import HIGHEST, LOWEST
+from graphs.quantize.linears import members
 
-LOWEST, HIGHEST = -128, 127
-"""What QuantizeLinear saturates to."""
 Weight = NDArray[np.float32]
 Rounding = Callable[[str, Weight], Weight]
 """Module path of a linear and its weight [out, in], smoothed → as it is once it is dequantised."""
@@ -28,9 +28,7 @@ Rounding = Callable[[str, Weight], Weight]
 
 def round_rows(name: str, weight: Weight) -> Weight:
     """Plain rounding, one float32 scale a row."""
-    levels, scale = quantize_rows(weight, np.dtype(np.float32))
-    rounded: Weight = levels * scale[:, None]
-    return rounded
+    return round_plainly_by_row(weight)
 
 
 @dataclass(frozen=True)
@@ -63,10 +61,9 @@ class Form:
         return (values / step).round_().clamp_(LOWEST, HIGHEST).mul_(step)
 
 
-def members_of(name: str) -> tuple[str, ...]:
-    """Linears of a layer that a module path of the graph stands for: three of a packed q·k·v, else one."""
-    short = name.removeprefix(f"{layer_prefix(layer_of(name) or 0)}.")
-    return PACKED.get(short, (short,))
+def within_layer(module: str) -> str:
+    """Module path within its decoder layer: `model.layers.3.mlp.up_proj` → `mlp.up_proj`."""
+    return module.removeprefix(f"{layer_prefix(layer_of(module) or 0)}.")
 
 
 @contextmanager
@@ -79,10 +76,10 @@ def quantised(layer: DecoderLayer, forms: Mapping[str, Form]) -> Iterator[dict[s
     with ExitStack() as undo:
         for name, form in forms.items():
             squared = total = 0.0
-            for member in members_of(name):
-                linear = layer.get_submodule(member)
+            for member in members(name):
+                linear = layer.get_submodule(within_layer(member))
                 exact = linear.get_parameter("weight")
-                rounded = form.weight(f"{layer_prefix(layer_of(name) or 0)}.{member}", exact.detach())
+                rounded = form.weight(member, exact.detach())
                 squared += float((rounded - exact.detach()).square().sum())
                 total += float(exact.detach().square().sum())
                 linear.weight = nn.Parameter(rounded, requires_grad=False)

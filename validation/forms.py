@@ -10,13 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from artifact.io_spec import Dtype
-from artifact.layout import layer_of, layer_prefix
 from artifact.progress import Progress
-from graphs.quantize.linears import site_of
+from graphs.quantize.linears import members, site_of
 from graphs.quantize.rounder import Rounder
 from graphs.quantize.smoothing import Smoothing, smooth
 from graphs.quantize.statistics import Divided, Statistics
-from validation.fake_quant import Form, members_of
+from validation.fake_quant import Form
 from validation.reference import Reference
 from validation.rounded_once import RoundedOnce
 from validation.sensitivity import Forms
@@ -66,8 +65,7 @@ def smoothquant_forms(reference: Reference, statistics: Statistics, names: Itera
 
 def _weights(reference: Reference, site: str) -> NDArray[Any]:
     """[out, in] of all linears that read a site, one above the other."""
-    prefix = layer_prefix(layer_of(site) or 0)
-    return np.concatenate([reference.read(f"{prefix}.{member}.weight").numpy() for member in members_of(site)])
+    return np.concatenate([reference.read(f"{member}.weight").numpy() for member in members(site)])
 
 
 FORMS: Mapping[str, MakeForms] = {"int8": int8_forms, "int8-smoothquant": smoothquant_forms}

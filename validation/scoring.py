@@ -10,11 +10,11 @@ import numpy as np
 from artifact.config import LlamaConfig
 from artifact.layout import layer_of, linear_shapes
 from artifact.steps import StepContext
-from graphs.quantize.linears import site_of
+from graphs.quantize.linears import members, site_of
 from graphs.quantize.sensitivities import LinearScore, scores_file, write_scores
 from graphs.quantize.statistics import Statistics
 from validation.calibration_text import CalibrationText, Ids
-from validation.fake_quant import members_of
+from validation.fake_quant import within_layer
 from validation.reference import Reference
 from validation.sensitivity import Forms, Score, cost_of, score_linears
 
@@ -67,7 +67,7 @@ def choose_sequences(text: CalibrationText, tokens: int) -> tuple[Ids, bool]:
 
 
 def _linear(config: LlamaConfig, name: str, score: Score, forms: Forms, statistics: Statistics) -> LinearScore:
-    shapes = [linear_shapes(config)[member] for member in members_of(name)]
+    shapes = [linear_shapes(config)[within_layer(member)] for member in members(name)]
     item = np.dtype(forms[name].scale_dtype).itemsize
     weights, rows = sum(map(prod, shapes)), sum(shape[0] for shape in shapes)
     absmax = statistics.of(site_of(name)).absmax

@@ -18,8 +18,8 @@ from safetensors import safe_open
 
 from artifact.errors import QuantizationError
 from artifact.given import GIVEN_FILE, INPUT_SCALE, WEIGHT_SCALE, Given, given_of
-from artifact.layout import PACKED, layer_of, layer_prefix
 from artifact.manifest import export_command, read_manifest
+from graphs.quantize.linears import members
 from graphs.quantize.rounder import Errors, Rounder
 from graphs.quantize.rounding import Grid, Levels
 from graphs.quantize.writer import row_blocks
@@ -133,14 +133,6 @@ def check_scheme(artifact: Path, scheme: str, target: str) -> None:
     if target != "tensorrt":
         hint = f"python cli.py quantize {artifact} --scheme {scheme}"
         raise QuantizationError(f"the integers of a quantised checkpoint are taken for the target tensorrt, not for {target}", hint=hint)
-
-
-def members(module: str) -> tuple[str, ...]:
-    """The linears of the checkpoint whose rows a linear of a graph holds."""
-    layer = layer_of(module)
-    prefix = "" if layer is None else f"{layer_prefix(layer)}."
-    name = module.removeprefix(prefix)
-    return tuple(prefix + member for member in PACKED.get(name, (name,)))
 
 
 def to_levels(weight: Floats, scales: Floats, given: Given, name: str) -> NDArray[np.int8]:

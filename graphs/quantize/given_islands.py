@@ -21,14 +21,13 @@ from numpy.typing import NDArray
 
 from artifact.errors import QuantizationError
 from artifact.steps import StepContext
-from artifact.tensor_file import StoredTensor
 from graphs.quantize.given import GivenScales, given_scales, stored_scales
 from graphs.quantize.int8 import FORM, LEVELS
-from graphs.quantize.islands import Islands
+from graphs.quantize.islands import put_islands
 from graphs.quantize.linears import Linear, site_of
 from graphs.quantize.statistics import Statistics
-from graphs.quantize.weight_only import dequantize, kept_always, open_fused
-from graphs.quantize.writer import SAFETENSORS, Piece, add_initializer, read_mapped, shape_of, write_pieces
+from graphs.quantize.weight_only import kept_always, open_fused
+from graphs.quantize.writer import SAFETENSORS, Piece, elements, read_mapped, shape_of, write_pieces
 
 SCHEME = "int8-smoothquant"
 MOST_LOST = 0.1
@@ -71,10 +70,10 @@ def quantize_given_islands(step: StepContext, statistics: Statistics | None = No
     model, linears, chosen = open_fused(step, SCHEME, FORM.opset)
     inputs = {site: _input_scale(given, statistics, site) for site in dict.fromkeys(site_of(linear.name) for linear in chosen)}
     stored = write_pieces(step, SCHEME, [_piece(step, linear, given, whole=inputs[site_of(linear.name)].kept is None) for linear in chosen])
-    _rewrite(model.graph, chosen, inputs, stored)
+    rounded = [linear for linear in chosen if inputs[site_of(linear.name)].kept is None]
+    put_islands(model.graph, chosen, {linear.name: inputs[site_of(linear.name)].scale for linear in rounded}, stored)
     with step.write(f"{SCHEME}.onnx") as temporary:
         ir.save(model, temporary)
-    rounded = [linear for linear in chosen if inputs[site_of(linear.name)].kept is None]
     return {
         "scheme": SCHEME,
         "linears": len(linears),
@@ -82,7 +81,7 @@ def quantize_given_islands(step: StepContext, statistics: Statistics | None = No
         "kept": [*kept_always(linears, chosen), *_kept(chosen, inputs)],
         "bytes": sum(tensor.length for tensor in stored.values()),
         "nodes": model.graph.num_nodes(),
-        "w8a8": {"linears": len(rounded), "share": _elements(rounded) / _elements(chosen)},
+        "w8a8": {"linears": len(rounded), "share": elements(rounded) / elements(chosen)},
         "sites": [
             {"site": site, "activation_scale": one.scale, "median_row_error": one.lost, "kept": one.kept is not None} for site, one in inputs.items()
         ],
@@ -122,23 +121,7 @@ def _piece(step: StepContext, linear: Linear, given: GivenScales, *, whole: bool
     return Piece(linear.name, {f"{linear.name}.weight_int8": ("I8", shape), f"{linear.name}.weight_scale": (SAFETENSORS[dtype], shape[:1])}, make)
 
 
-def _rewrite(graph: ir.Graph, chosen: list[Linear], inputs: Mapping[str, InputScale], stored: dict[str, StoredTensor]) -> None:
-    islands = Islands(graph)
-    for linear in chosen:
-        one = inputs[site_of(linear.name)]
-        if one.kept is not None:
-            dequantize(graph, linear, FORM, shape_of(linear.weight)[1], stored)
-            continue
-        dtypes = {"int8": ir.DataType.INT8, "scale": ir.DataType.FLOAT}
-        levels, scale = (add_initializer(graph, stored[f"{linear.name}.weight_{part}"], dtype) for part, dtype in dtypes.items())
-        islands.put(linear, one.scale, levels, scale)
-
-
 def _kept(chosen: list[Linear], inputs: Mapping[str, InputScale]) -> Iterator[dict[str, str]]:
     for linear in chosen:
         if (reason := inputs[site_of(linear.name)].kept) is not None:
             yield {"name": linear.name, "reason": reason}
-
-
-def _elements(linears: list[Linear]) -> int:
-    return sum(rows * columns for rows, columns in (shape_of(linear.weight) for linear in linears))

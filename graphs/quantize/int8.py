@@ -13,7 +13,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from artifact.steps import StepContext
-from graphs.quantize.rounding import round_plainly
+from graphs.quantize.rounding import Floats, round_plainly
 from graphs.quantize.statistics import Statistics
 from graphs.quantize.weight_only import Form, quantize_weights
 
@@ -35,3 +35,10 @@ def quantize_rows(weight: NDArray[Any], scale_dtype: np.dtype[Any]) -> tuple[NDA
     """
     levels, scale = round_plainly(weight.astype(np.float32), FORM.grid("", weight.shape[1], scale_dtype))
     return levels, scale[:, 0].astype(scale_dtype)
+
+
+def round_plainly_by_row(weight: Floats) -> Floats:
+    """Weights [out, in] as they are once they are dequantised: plain rounding, one float32 scale a row."""
+    levels, scale = quantize_rows(weight, np.dtype(np.float32))
+    rounded: Floats = levels * scale[:, None]
+    return rounded

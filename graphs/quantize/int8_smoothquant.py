@@ -9,7 +9,7 @@ Source: SmoothQuant, arXiv:2211.10438; docs/adr/015
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from itertools import groupby
 from pathlib import Path
 from types import MappingProxyType
@@ -25,14 +25,14 @@ from artifact.manifest import read_manifest
 from artifact.steps import StepContext
 from artifact.tensor_file import StoredTensor
 from graphs.quantize.int8 import FORM
-from graphs.quantize.islands import Islands
+from graphs.quantize.islands import put_islands
 from graphs.quantize.linears import Linear, site_of
 from graphs.quantize.rounder import Rounder, rounding_report
 from graphs.quantize.scaling import Scaling, fold
 from graphs.quantize.smoothing import Smoothing, smooth
 from graphs.quantize.statistics import Divided, Statistics
-from graphs.quantize.weight_only import dequantize, kept_always, open_fused
-from graphs.quantize.writer import SAFETENSORS, Piece, add_initializer, read_mapped, shape_of, write_pieces
+from graphs.quantize.weight_only import kept_always, open_fused
+from graphs.quantize.writer import SAFETENSORS, Piece, add_initializer, elements, read_mapped, shape_of, write_pieces
 
 SCHEME = "int8-smoothquant"
 NOTHING: Mapping[str, str] = MappingProxyType({})
@@ -81,13 +81,9 @@ def quantize_int8_smoothquant(
         "bytes": sum(tensor.length for tensor in stored.values()),
         "nodes": model.graph.num_nodes(),
         **rounding_report(rounder),
-        "w8a8": {"linears": len(rounded), "share": _elements(rounded) / _elements(chosen)},
+        "w8a8": {"linears": len(rounded), "share": elements(rounded) / elements(chosen)},
         "sites": [{"site": site, **smoothing[site].as_report()} for site in sites],
     }
-
-
-def _elements(linears: Iterable[Linear]) -> int:
-    return sum(rows * columns for rows, columns in (shape_of(linear.weight) for linear in linears))
 
 
 def _weights(linears: list[Linear], folder: Path) -> NDArray[Any]:
@@ -140,14 +136,8 @@ def _rewrite(
     graph: ir.Graph, chosen: list[Linear], kept: Mapping[str, str], smoothing: Mapping[str, Smoothing], stored: Mapping[str, StoredTensor]
 ) -> None:
     """Islands, weight-only linears, and the smoothed vectors in the place of the old ones."""
-    islands = Islands(graph)
-    for linear in chosen:
-        if linear.name in kept:
-            dequantize(graph, linear, FORM, shape_of(linear.weight)[1], stored)
-            continue
-        dtypes = {"int8": ir.DataType.INT8, "scale": ir.DataType.FLOAT}
-        levels, scale = (add_initializer(graph, stored[f"{linear.name}.weight_{part}"], dtype) for part, dtype in dtypes.items())
-        islands.put(linear, smoothing[site_of(linear.name)].activation_scale, levels, scale)
+    scales = {linear.name: smoothing[site_of(linear.name)].activation_scale for linear in chosen if linear.name not in kept}
+    put_islands(graph, chosen, scales, stored)
     for name, old in [(name, value) for name, value in graph.initializers.items() if _smoothed(name) in stored]:
         new = add_initializer(graph, stored[_smoothed(name)], old.dtype or ir.DataType.FLOAT16)
         ir.convenience.replace_all_uses_with(old, new)

@@ -12,15 +12,23 @@ Source: https://docs.nvidia.com/deeplearning/tensorrt/latest/inference-library/w
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+
 import numpy as np
 import onnx_ir as ir
 
 from artifact.errors import QuantizationError
 from artifact.layout import MODULE_KEY
+from artifact.tensor_file import StoredTensor
 from graphs.fusions._values import cast_to
+from graphs.quantize.int8 import FORM
 from graphs.quantize.linears import Linear, site_of
+from graphs.quantize.weight_only import dequantize
+from graphs.quantize.writer import add_initializer, shape_of
 
 ZERO_POINT = "int8_zero_point"
+LOWEST, HIGHEST = -128, 127
+"""What QuantizeLinear saturates to."""
 
 
 class Islands:
@@ -95,3 +103,15 @@ class Islands:
         value = ir.Value(name=name, shape=ir.Shape([]), type=ir.TensorType(tensor.dtype), const_value=tensor)
         self._graph.initializers.add(value)
         return value
+
+
+def put_islands(graph: ir.Graph, linears: Iterable[Linear], scales: Mapping[str, float], stored: Mapping[str, StoredTensor]) -> None:
+    """An island for every linear whose name has an activation scale; the others become weight-only INT8. Levels and scales are stored already."""
+    islands = Islands(graph)
+    for linear in linears:
+        if linear.name not in scales:
+            dequantize(graph, linear, FORM, shape_of(linear.weight)[1], stored)
+            continue
+        dtypes = {"int8": ir.DataType.INT8, "scale": ir.DataType.FLOAT}
+        levels, scale = (add_initializer(graph, stored[f"{linear.name}.weight_{part}"], dtype) for part, dtype in dtypes.items())
+        islands.put(linear, scales[linear.name], levels, scale)

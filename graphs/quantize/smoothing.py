@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 
 from artifact.config import LlamaConfig
 from artifact.progress import Progress, silent
-from graphs.quantize.int8 import FORM
-from graphs.quantize.rounding import round_plainly
+from graphs.quantize.int8 import round_plainly_by_row
+from graphs.quantize.islands import HIGHEST, LOWEST
 from graphs.quantize.statistics import SiteStatistics, Statistics
 
 Floats = NDArray[np.float32]
@@ -35,7 +35,6 @@ ROWS, FIRST_ROWS = 192, 32
 LARGEST_FACTOR = 4096.0
 """A factor is at most so many times the geometric mean, or as small a part of it: a channel that was silent stays in range."""
 LEAST = 1e-6
-HIGHEST, LOWEST = 127, -128
 
 
 @dataclass(frozen=True)
@@ -114,7 +113,7 @@ def search(weight: Floats, measured: SiteStatistics, tie: Tie | None = None) -> 
         trial = _Trial(weight, tried_on)
         for alpha in (None, *ALPHAS):
             vector = factors(tied(made_from.absmax), weights, alpha)
-            rounded = _rounded(weight * vector)
+            rounded = round_plainly_by_row(weight * vector)
             for headroom in [headroom for of, headroom in tries if of == alpha]:
                 scale = _scale(made_from.absmax, vector, headroom)
                 tries[alpha, headroom] += trial.errors(vector, scale, rounded) / len(halves)
@@ -143,13 +142,6 @@ def factors(inputs: Floats, weights: Floats, alpha: float | None) -> Floats:
 
 def _scale(absmax: Floats, vector: Floats, headroom: float) -> float:
     return headroom * max(float((absmax / vector).max()), LEAST) / HIGHEST
-
-
-def _rounded(weight: Floats) -> Floats:
-    """Weights [out, in] as they are once they are dequantised."""
-    levels, step = round_plainly(weight, FORM.grid("", weight.shape[1], np.dtype(np.float32)))
-    rounded: Floats = levels * step
-    return rounded
 
 
 class _Trial:

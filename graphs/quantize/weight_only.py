@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from math import gcd, prod
+from math import gcd
 from typing import Any
 
 import numpy as np
@@ -30,7 +30,7 @@ from graphs.quantize.linears import Linear, find_linears
 from graphs.quantize.rounder import Rounder, rounding_report
 from graphs.quantize.rounding import FACTORS, Grid, Levels, largest_over, nibbles
 from graphs.quantize.statistics import Statistics
-from graphs.quantize.writer import SAFETENSORS, Piece, add_initializer, read_mapped, shape_of, write_pieces
+from graphs.quantize.writer import SAFETENSORS, Piece, add_initializer, elements, read_mapped, shape_of, write_pieces
 
 SOURCE = "fused.onnx"
 OUTPUT = "the output layer keeps its precision"
@@ -104,7 +104,7 @@ def quantize_weights(step: StepContext, form: Form, statistics: Statistics | Non
         "quantized": len(chosen),
         "kept": [*kept_always(linears, every), *({"name": name, "reason": reason} for name, reason in (kept or {}).items())],
         "bytes": size,
-        "bytes_per_weight": round(size / sum(prod(shape_of(linear.weight)) for linear in chosen), 4),
+        "bytes_per_weight": round(size / elements(chosen), 4),
         "blocks": _blocks(form, grids),
         "nodes": model.graph.num_nodes(),
         **rounding_report(rounder),

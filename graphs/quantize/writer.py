@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from math import prod
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,6 +20,7 @@ from artifact.errors import QuantizationError
 from artifact.layout import layer_of
 from artifact.steps import StepContext
 from artifact.tensor_file import StoredTensor, checksums_json, plan_tensors, write_tensors
+from graphs.quantize.linears import Linear
 
 Result = TypeVar("Result")
 Floats = NDArray[np.float32]
@@ -110,3 +112,8 @@ def shape_of(value: ir.Value) -> tuple[int, int]:
     assert value.shape is not None
     rows, columns = value.shape.numpy()
     return int(rows), int(columns)
+
+
+def elements(linears: Iterable[Linear]) -> int:
+    """Numbers in the weights of some linears."""
+    return sum(prod(shape_of(linear.weight)) for linear in linears)

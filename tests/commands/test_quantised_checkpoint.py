@@ -23,7 +23,7 @@ from commands.summary import summarize
 from exporter.checkpoints import open_checkpoint
 from exporter.checkpoints.quantised_model import QuantisedCheckpoint
 from exporter.export import export_checkpoint
-from graphs.quantize.given import members
+from graphs.quantize.linears import members
 
 PINNED = Path(__file__).parents[1] / "exporter" / "checkpoints" / "quantised"
 LAYER = "model.layers.0"

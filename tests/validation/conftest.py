@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from artifact import io_spec
 from artifact.config import LlamaConfig
@@ -110,6 +111,34 @@ def static_artifact(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFac
 def sound_report(sound_artifact: Path, validate: Validate) -> dict[str, Any]:
     """The report of the undamaged artifact; its floor stays in the folder."""
     return validate(sound_artifact)
+
+
+@pytest.fixture(scope="session")
+def write_number_tokenizer() -> Callable[[Path], None]:
+    """Writes a tokenizer of 64 words, the ids themselves."""
+
+    def write(artifact: Path) -> None:
+        tokenizer = Tokenizer(models.WordLevel({str(number): number for number in range(64)}, unk_token="0"))
+        tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        tokenizer.save(str(artifact / "tokenizer.json"))
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def quantized(
+    sound_artifact: Path,
+    sound_report: dict[str, Any],
+    write_number_tokenizer: Callable[[Path], None],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """Traced, fused and int8, with a tokenizer whose words are the ids; not to be changed."""
+    assert sound_report["passed"]
+    artifact = Path(shutil.copytree(sound_artifact, tmp_path_factory.mktemp("quantized") / "tiny"))
+    write_number_tokenizer(artifact)
+    run_step(artifact, "fuse", {}, fuse_artifact)
+    run_step(artifact, "quantize-int8", {}, quantize_int8)
+    return artifact
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers
 
 from artifact.config import LlamaConfig
 from artifact.errors import ValidationError
@@ -152,10 +151,10 @@ def test_a_plan_that_nothing_fits_is_not_judged_and_says_why(write_plan: Any, va
     assert report["headline"] == f"{STAGE}: measured, not judged"
 
 
-def test_text_whose_windows_do_not_fit_is_not_scored(write_plan: Any, artifact: Path, checkpoint: Checkpoint, runtime: Any, a100: Device) -> None:
-    tokenizer = Tokenizer(models.WordLevel({str(number): number for number in range(64)}, unk_token="0"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer.save(str(artifact / "tokenizer.json"))
+def test_text_whose_windows_do_not_fit_is_not_scored(
+    write_number_tokenizer: Any, write_plan: Any, artifact: Path, checkpoint: Checkpoint, runtime: Any, a100: Device
+) -> None:
+    write_number_tokenizer(artifact)
     text = artifact.parent / "numbers.txt"
     text.write_text(" ".join(str(number * number % 64) for number in range(400)))
     write_plan(max_length=80)

@@ -11,8 +11,9 @@ from exporter.checkpoints import Checkpoint
 from exporter.model import LlamaModel
 from exporter.rope import rotary_tables
 from graphs.quantize.int8 import quantize_rows
+from graphs.quantize.linears import members
 from validation import metrics, sensitivity
-from validation.fake_quant import Form, members_of, quantised
+from validation.fake_quant import Form, quantised
 from validation.joint_cost import JointCost
 from validation.perplexity import make_windows
 from validation.reference import Reference
@@ -44,8 +45,8 @@ def logits(checkpoint: Checkpoint, names: list[str], ids: np.ndarray) -> np.ndar
     cos, sin = rotary_tables(checkpoint.config, torch.float32)
     weights = {name: checkpoint.read(name).float() for name in tensor_shapes(checkpoint.config)}
     for name in names:
-        for member in members_of(name):
-            weight = f"model.layers.{name.split('.')[2]}.{member}.weight"
+        for member in members(name):
+            weight = f"{member}.weight"
             weights[weight] = Coarse().weight(weight, weights[weight])
     model.load_state_dict(weights | {"model.rotary_emb.cos": cos, "model.rotary_emb.sin": sin})
     rows, length = ids.shape

@@ -10,29 +10,13 @@ from typing import Any
 
 import onnx_ir as ir
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers
 
-from artifact.steps import StepContext, run_step
+from artifact.steps import StepContext
 from exporter.checkpoints import Checkpoint
-from graphs.pipeline import fuse_artifact
-from graphs.quantize.int8 import quantize_int8
 from validation.parity import validate_artifact
 
 pytestmark = pytest.mark.parity
 Report = dict[str, Any]
-
-
-@pytest.fixture(scope="module")
-def quantized(sound_artifact: Path, sound_report: Report, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Traced, fused and int8, with a tokenizer of 64 words; not to be changed."""
-    assert sound_report["passed"]
-    artifact = Path(shutil.copytree(sound_artifact, tmp_path_factory.mktemp("quantized") / "tiny"))
-    tokenizer = Tokenizer(models.WordLevel({str(number): number for number in range(64)}, unk_token="0"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer.save(str(artifact / "tokenizer.json"))
-    run_step(artifact, "fuse", {}, fuse_artifact)
-    run_step(artifact, "quantize-int8", {}, quantize_int8)
-    return artifact
 
 
 @pytest.fixture(scope="module")

@@ -11,16 +11,13 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers
 from typer.testing import CliRunner
 
 import cli
 from artifact import io_spec
 from artifact.errors import UsageError
-from artifact.steps import StepContext, run_step
+from artifact.steps import StepContext
 from exporter.checkpoints import Checkpoint
-from graphs.pipeline import fuse_artifact
-from graphs.quantize.int8 import quantize_int8
 from validation.parity import validate_artifact
 
 pytestmark = pytest.mark.parity
@@ -31,19 +28,6 @@ RARE = 63
 def write_words(path: Path, ids: np.ndarray) -> Path:
     path.write_text(" ".join(map(str, ids.tolist())))
     return path
-
-
-@pytest.fixture(scope="module")
-def stages(sound_artifact: Path, sound_report: Report, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Fused and int8, with a tokenizer whose words are the ids; not to be changed."""
-    assert sound_report["passed"]
-    artifact = Path(shutil.copytree(sound_artifact, tmp_path_factory.mktemp("two-texts") / "tiny"))
-    tokenizer = Tokenizer(models.WordLevel({str(number): number for number in range(64)}, unk_token="0"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer.save(str(artifact / "tokenizer.json"))
-    run_step(artifact, "fuse", {}, fuse_artifact)
-    run_step(artifact, "quantize-int8", {}, quantize_int8)
-    return artifact
 
 
 @pytest.fixture(scope="module")
@@ -64,8 +48,8 @@ def measure(checkpoint: Checkpoint, texts: list[Path]) -> Callable[[Path], Repor
 
 
 @pytest.fixture(scope="module")
-def sound(stages: Path, measure: Callable[[Path], Report], tmp_path_factory: pytest.TempPathFactory) -> Report:
-    return measure(Path(shutil.copytree(stages, tmp_path_factory.mktemp("sound") / "tiny")))
+def sound(quantized: Path, measure: Callable[[Path], Report], tmp_path_factory: pytest.TempPathFactory) -> Report:
+    return measure(Path(shutil.copytree(quantized, tmp_path_factory.mktemp("sound") / "tiny")))
 
 
 def int8(report: Report) -> Report:
@@ -110,9 +94,9 @@ def test_every_text_is_in_the_report_and_holds(sound: Report) -> None:
 
 
 def test_saboteur_of_one_text_fails_and_the_text_is_named(
-    stages: Path, sound: Report, measure: Callable[[Path], Report], sabotage: Callable[..., Path], tmp_path: Path
+    quantized: Path, sound: Report, measure: Callable[[Path], Report], sabotage: Callable[..., Path], tmp_path: Path
 ) -> None:
-    report = measure(sabotage(stages, tmp_path / "tiny", "int8", misread(32, 63)))
+    report = measure(sabotage(quantized, tmp_path / "tiny", "int8", misread(32, 63)))
     failed = {check["check"]: check["where"] for check in int8(report)["checks"] if check["passed"] is False}
     assert failed["mean_kl"] == "high.txt"
     assert of(report, "low.txt")["mean_kl"] == of(sound, "low.txt")["mean_kl"]  # what is right on the first text is left alone
@@ -120,21 +104,21 @@ def test_saboteur_of_one_text_fails_and_the_text_is_named(
 
 
 def test_saboteur_of_a_rare_token_shows_in_the_tail(
-    stages: Path, sound: Report, measure: Callable[[Path], Report], sabotage: Callable[..., Path], tmp_path: Path
+    quantized: Path, sound: Report, measure: Callable[[Path], Report], sabotage: Callable[..., Path], tmp_path: Path
 ) -> None:
-    report = measure(sabotage(stages, tmp_path / "tiny", "int8", misread(RARE, 0)))
+    report = measure(sabotage(quantized, tmp_path / "tiny", "int8", misread(RARE, 0)))
     damaged, undamaged = of(report, "high.txt"), of(sound, "high.txt")
     assert damaged["p99_kl"] / undamaged["p99_kl"] > 2 * damaged["mean_kl"] / undamaged["mean_kl"]
 
 
-def test_a_text_given_twice_is_refused(stages: Path, checkpoint: Checkpoint, texts: list[Path]) -> None:
+def test_a_text_given_twice_is_refused(quantized: Path, checkpoint: Checkpoint, texts: list[Path]) -> None:
     with pytest.raises(UsageError, match=r"low\.txt is given twice") as caught:
-        validate_artifact(StepContext(stages), checkpoint=checkpoint, stages=["int8"], text=[texts[0], texts[0]], tokens=2048)
+        validate_artifact(StepContext(quantized), checkpoint=checkpoint, stages=["int8"], text=[texts[0], texts[0]], tokens=2048)
     assert "--text FILE" in str(caught.value.hint)
 
 
-def test_the_option_repeats(stages: Path, texts: list[Path], tmp_path: Path) -> None:
-    artifact = shutil.copytree(stages, tmp_path / "tiny")
+def test_the_option_repeats(quantized: Path, texts: list[Path], tmp_path: Path) -> None:
+    artifact = shutil.copytree(quantized, tmp_path / "tiny")
     arguments = [
         "validate",
         str(artifact),
