@@ -34,14 +34,15 @@ from artifact.tensor_file import StoredTensor
 from exporter.blocks import STORED_DTYPES, convert, joined_rows, tensor_blocks
 from exporter.checkpoints import Checkpoint
 from exporter.diagnosis import describe
-from exporter.stored_rows import read_rows
+from exporter.stored_rows import read_columns, read_rows
 from exporter.trace import TORCH_DTYPES
 from exporter.weights import ROTARY, rotary_blocks, rotary_shape
 
 Report = dict[str, Any]
 COMPLETE = ("traced", "fused", "int8")
 """Stages whose every initializer is known, and which use every weight; another scheme may change what it likes."""
-LEVELS, BLOCK_LEVELS, SCALE, SMOOTHED = "_int8", "_int4", "_scale", "_smoothed"
+LEVELS, TURNED, BLOCK_LEVELS, SCALE, SMOOTHED = "_int8", "_int8_t", "_int4", "_scale", "_smoothed"
+"""What follows a weight's name: levels [out, in], those of them that are stored [in, out], and so on."""
 HALF = 0.5 + 1e-3
 
 
@@ -120,7 +121,7 @@ class Auditor:
 
     def judge(self, weight: GraphWeight) -> str | None:
         """Empty where the weight is the checkpoint's, why not where it is not, None where there is nothing to compare it with."""
-        base = weight.name.removesuffix(LEVELS).removesuffix(BLOCK_LEVELS).removesuffix(SCALE).removesuffix(SMOOTHED)
+        base = base_of(weight.name)
         parts = (weight.name,) if weight.name in ROTARY else members(base, self.checkpoint)
         if not parts:
             known = stage_of(weight.graph) in COMPLETE and not weight.inside
@@ -131,15 +132,19 @@ class Auditor:
         in_blocks = (weight.graph, base + BLOCK_LEVELS) in self.by_name
         if weight.name == base + SCALE:
             shape = (shape[0], *weight.shape[1:]) if in_blocks else shape[:1]  # its values are judged with its levels
+        elif weight.name == base + TURNED:
+            shape = shape[::-1]
         if weight.shape != shape:
             return f"is {list(weight.shape)} in the graph and {list(shape)} in the checkpoint"
         if weight.name == base + SCALE:
-            return "" if in_blocks or (weight.graph, base + LEVELS) in self.by_name else "is a scale of nothing"
+            of = (base + LEVELS, base + TURNED)
+            return "" if in_blocks or any((weight.graph, name) in self.by_name for name in of) else "is a scale of nothing"
         return self._values(weight, base, parts)
 
     def _values(self, weight: GraphWeight, base: str, parts: tuple[str, ...]) -> str | None:
         """What ``judge`` says of a weight of the right shape."""
-        if weight.name in (base + BLOCK_LEVELS, base + SMOOTHED) or (weight.name == base + LEVELS and weight.graph in self._smoothed):
+        levels = weight.name in (base + LEVELS, base + TURNED)
+        if weight.name in (base + BLOCK_LEVELS, base + SMOOTHED) or (levels and weight.graph in self._smoothed):
             return None
         try:
             return self._compare(weight, base, parts)
@@ -159,7 +164,7 @@ class Auditor:
         return (sum(shape[0] for shape in shapes), *shapes[0][1:])
 
     def _scale_of(self, weight: GraphWeight) -> GraphWeight | None:
-        return self.by_name.get((weight.graph, weight.name.removesuffix(LEVELS) + SCALE)) if weight.name.endswith(LEVELS) else None
+        return self.by_name.get((weight.graph, base_of(weight.name) + SCALE)) if weight.name.endswith((LEVELS, TURNED)) else None
 
     def _compare(self, weight: GraphWeight, base: str, parts: tuple[str, ...]) -> str:
         if self.written is not None:
@@ -187,20 +192,29 @@ class Auditor:
     def _within_scale(self, weight: GraphWeight, parts: tuple[str, ...]) -> str:
         """Half a scale of the weight in the artifact's dtype and those of its reach, and what float32 loses in comparing; NaN anywhere fails."""
         place = self._scale_of(weight)
-        if place is None or place.shape != weight.shape[:1]:
+        turned = weight.name.endswith(TURNED)
+        if place is None or place.shape != (weight.shape[-1:] if turned else weight.shape[:1]):
             return f"has {'no scale' if place is None else f'a scale of {list(place.shape)}'}"
-        scale = read_rows(self.artifact, place, 0, weight.shape[0]).astype(np.float32)
+        scale = read_rows(self.artifact, place, 0, place.shape[0]).astype(np.float32)
+        read = read_columns if turned else read_rows
         if not np.all(np.isfinite(scale) & (scale > 0)):
             return f"{int(np.sum(~(np.isfinite(scale) & (scale > 0))))} of {scale.size} scales are not finite and positive"
         start, worst = 0, 0.0
         for rows in joined_rows(self.checkpoint, parts):
             stop = start + rows.shape[0]
             step = scale[start:stop, None]
-            error = np.abs(read_rows(self.artifact, weight, start, stop) * step - convert(rows, TORCH_DTYPES[self.dtype]).to(torch.float32).numpy())
+            error = np.abs(read(self.artifact, weight, start, stop) * step - convert(rows, TORCH_DTYPES[self.dtype]).to(torch.float32).numpy())
             worst, start = float(np.maximum(worst, (error / step).max())), stop  # np.maximum keeps NaN
         reach = self.reach.get(stage_of(weight.graph), 0)
         limit = f"{reach + 0.5:.3g} scales are" if reach else "half a scale is"
         return "" if worst <= HALF + reach else f"a dequantised value is {worst:.3g} scales from the checkpoint's; {limit} the limit"
+
+
+def base_of(name: str) -> str:
+    """The name of the weight that a tensor was made of, or is the scale of."""
+    for suffix in (LEVELS, TURNED, BLOCK_LEVELS, SCALE, SMOOTHED):
+        name = name.removesuffix(suffix)
+    return name
 
 
 def stage_of(graph: str) -> str:
@@ -223,7 +237,7 @@ def _missing(graph: str, weights: list[GraphWeight], checkpoint: Checkpoint, con
     """Weights of the checkpoint that a graph does not hold, where it must hold all."""
     if stage_of(graph) not in COMPLETE:
         return []
-    held = {part for weight in weights for part in members(weight.name.removesuffix(LEVELS), checkpoint)}
+    held = {part for weight in weights for part in members(weight.name.removesuffix(LEVELS).removesuffix(TURNED), checkpoint)}
     return [name for name in checkpoint.shapes if name not in held and (layer_of(name) or 0) < config.num_hidden_layers]
 
 

@@ -23,11 +23,11 @@ from artifact.errors import QuantizationError
 from artifact.steps import StepContext
 from graphs.quantize.given import GivenScales, given_scales, stored_scales
 from graphs.quantize.int8 import FORM, LEVELS
-from graphs.quantize.islands import put_islands
+from graphs.quantize.islands import island_piece, put_islands
 from graphs.quantize.linears import Linear, site_of
 from graphs.quantize.statistics import Statistics
 from graphs.quantize.weight_only import kept_always, open_fused
-from graphs.quantize.writer import SAFETENSORS, Piece, elements, read_mapped, shape_of, write_pieces
+from graphs.quantize.writer import Piece, elements, write_pieces
 
 SCHEME = "int8-smoothquant"
 MOST_LOST = 0.1
@@ -109,16 +109,13 @@ def median_row_error(rows: NDArray[np.float32], scale: float) -> float:
 
 
 def _piece(step: StepContext, linear: Linear, given: GivenScales, *, whole: bool) -> Piece:
-    """Levels [out, in] and scales [out] of one linear; scales are float32 in an island, else of the weight's dtype."""
-    shape = shape_of(linear.weight)
-    dtype = ir.DataType.FLOAT if whole else linear.weight.dtype or ir.DataType.FLOAT16
+    """The checkpoint's own levels and scales of one linear."""
 
-    def make() -> Iterator[NDArray[Any]]:
-        levels, scales = read_mapped(linear.weight, step.artifact, lambda weight: given.levels(weight, linear.name))
-        yield levels
-        yield stored_scales(scales, dtype.numpy(), given.given.bits, linear.name)[:, 0]
+    def rounded(weight: NDArray[Any], dtype: np.dtype[Any]) -> tuple[NDArray[np.int8], NDArray[Any]]:
+        levels, scales = given.levels(weight, linear.name)
+        return levels, stored_scales(scales, dtype, given.given.bits, linear.name)
 
-    return Piece(linear.name, {f"{linear.name}.weight_int8": ("I8", shape), f"{linear.name}.weight_scale": (SAFETENSORS[dtype], shape[:1])}, make)
+    return island_piece(linear, step.artifact, rounded, whole=whole)
 
 
 def _kept(chosen: list[Linear], inputs: Mapping[str, InputScale]) -> Iterator[dict[str, str]]:

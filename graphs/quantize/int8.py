@@ -1,6 +1,6 @@
 """INT8 weight-only (W8A16): symmetric, one scale per output channel, activations untouched.
 
-Weight [out, in] ≈ levels int8 [out, in] · scale [out]        DequantizeLinear(axis=0)
+Weight [out, in] ≈ levels int8 · scale [out]        levels are stored [in, out], DequantizeLinear(axis=1)
 """
 
 from __future__ import annotations

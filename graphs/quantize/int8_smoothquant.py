@@ -25,14 +25,14 @@ from artifact.manifest import read_manifest
 from artifact.steps import StepContext
 from artifact.tensor_file import StoredTensor
 from graphs.quantize.int8 import FORM
-from graphs.quantize.islands import put_islands
+from graphs.quantize.islands import island_piece, put_islands
 from graphs.quantize.linears import Linear, site_of
 from graphs.quantize.rounder import Rounder, rounding_report
 from graphs.quantize.scaling import Scaling, fold
 from graphs.quantize.smoothing import Smoothing, smooth
 from graphs.quantize.statistics import Divided, Statistics
 from graphs.quantize.weight_only import kept_always, open_fused
-from graphs.quantize.writer import SAFETENSORS, Piece, add_initializer, elements, read_mapped, shape_of, write_pieces
+from graphs.quantize.writer import SAFETENSORS, Piece, add_initializer, elements, read_mapped, write_pieces
 
 SCHEME = "int8-smoothquant"
 NOTHING: Mapping[str, str] = MappingProxyType({})
@@ -99,20 +99,12 @@ def _read(graph: ir.Graph, name: str, folder: Path) -> NDArray[Any]:
 
 
 def _piece(step: StepContext, linear: Linear, scaling: Scaling, rounder: Rounder, *, whole: bool) -> Piece:
-    """Levels [out, in] and scales [out] of one linear as it is scaled; scales are float32 in an island, else of the weight's dtype."""
-    rows, columns = shape_of(linear.weight)
-    dtype = ir.DataType.FLOAT if whole else linear.weight.dtype or ir.DataType.FLOAT16
+    """Levels and scales of one linear as it is scaled."""
 
-    def use(weight: NDArray[Any]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-        return rounder.round(scaling.weight(linear.name, weight), linear.name, FORM.grid(linear.name, columns, dtype.numpy()))
+    def rounded(weight: NDArray[Any], dtype: np.dtype[Any]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+        return rounder.round(scaling.weight(linear.name, weight), linear.name, FORM.grid(linear.name, weight.shape[1], dtype))
 
-    def make() -> Iterator[NDArray[Any]]:
-        levels, scale = read_mapped(linear.weight, step.artifact, use)
-        yield levels
-        yield scale.reshape(rows).astype(dtype.numpy())
-
-    forms = {f"{linear.name}.weight_int8": ("I8", (rows, columns)), f"{linear.name}.weight_scale": (SAFETENSORS[dtype], (rows,))}
-    return Piece(linear.name, forms, make)
+    return island_piece(linear, step.artifact, rounded, whole=whole)
 
 
 def _vectors(graph: ir.Graph, scaling: Scaling, chosen: list[Linear], folder: Path) -> Iterator[Piece]:

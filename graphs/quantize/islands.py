@@ -12,10 +12,13 @@ Source: https://docs.nvidia.com/deeplearning/tensorrt/latest/inference-library/w
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from artifact.errors import QuantizationError
 from artifact.layout import MODULE_KEY
@@ -23,8 +26,9 @@ from artifact.tensor_file import StoredTensor
 from graphs.fusions._values import cast_to
 from graphs.quantize.int8 import FORM
 from graphs.quantize.linears import Linear, site_of
+from graphs.quantize.rounding import Levels
 from graphs.quantize.weight_only import dequantize
-from graphs.quantize.writer import add_initializer, shape_of
+from graphs.quantize.writer import SAFETENSORS, Piece, add_initializer, read_mapped, shape_of
 
 ZERO_POINT = "int8_zero_point"
 LOWEST, HIGHEST = -128, 127
@@ -103,6 +107,30 @@ class Islands:
         value = ir.Value(name=name, shape=ir.Shape([]), type=ir.TensorType(tensor.dtype), const_value=tensor)
         self._graph.initializers.add(value)
         return value
+
+
+def island_piece(
+    linear: Linear, folder: Path, rounded: Callable[[NDArray[Any], np.dtype[Any]], tuple[Levels, NDArray[Any]]], *, whole: bool
+) -> Piece:
+    """Levels and scales [out] of one linear as ``put_islands`` reads them.
+
+    Args:
+        linear: whose weight is read when the piece is made.
+        folder: of the weights.
+        rounded: weight [out, in] and the dtype of its scales → levels [out, in] and scales [out] or [out, 1].
+        whole: an island: levels [out, in] and float32 scales; else weight-only INT8's.
+    """
+    rows, columns = shape_of(linear.weight)
+    dtype = ir.DataType.FLOAT if whole else linear.weight.dtype or ir.DataType.FLOAT16
+    shape = (rows, columns) if whole else (columns, rows)
+
+    def make() -> Iterator[NDArray[Any]]:
+        levels, scale = read_mapped(linear.weight, folder, lambda weight: rounded(weight, dtype.numpy()))
+        yield levels if whole else FORM.stored(levels)
+        yield scale.reshape(rows).astype(dtype.numpy())
+
+    name = f"{linear.name}.weight_int8" if whole else FORM.levels_name(linear)
+    return Piece(linear.name, {name: ("I8", shape), f"{linear.name}.weight_scale": (SAFETENSORS[dtype], (rows,))}, make)
 
 
 def put_islands(graph: ir.Graph, linears: Iterable[Linear], scales: Mapping[str, float], stored: Mapping[str, StoredTensor]) -> None:

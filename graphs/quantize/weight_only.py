@@ -1,7 +1,8 @@
 """Weight-only schemes for TensorRT: levels and scales in the place of a linear's weight, activations untouched.
 
 Before:  x ─ MatMul(Transpose(weight float [out, in]))
-After:   x ─ MatMul(Transpose(DequantizeLinear(levels [out, in], scale)))
+After:   x ─ MatMul(DequantizeLinear(levels [in, out], scale [out]))                     INT8
+         x ─ MatMul(Transpose(DequantizeLinear(levels [out, in], scale [out, blocks])))  INT4
          The casts of a linear that adds up in float32 stay where they are.
 
 The linears of the layers are quantised; embedding and lm_head keep their precision. Weights are read and written one at a time.
@@ -28,7 +29,7 @@ from artifact.tensor_file import StoredTensor
 from graphs.quantize.given import NOT_GIVEN, GivenRounder, GivenScales, given_scales
 from graphs.quantize.linears import Linear, find_linears
 from graphs.quantize.rounder import Rounder, rounding_report
-from graphs.quantize.rounding import FACTORS, Grid, Levels, largest_over, nibbles
+from graphs.quantize.rounding import FACTORS, Grid, Levels, largest_over, nibbles, turned
 from graphs.quantize.statistics import Statistics
 from graphs.quantize.writer import SAFETENSORS, Piece, add_initializer, elements, read_mapped, shape_of, write_pieces
 
@@ -60,13 +61,18 @@ class Form:
         block = columns if self.block_of is None else self.block_of(name, columns)
         return Grid(self.low, self.high, block, largest_over(self.high, dtype), () if self.dtype == ir.DataType.INT8 else FACTORS)
 
+    @property
+    def turned(self) -> bool:
+        """Whether levels are stored [in, out]: of INT8 the compiler wants them so, and would hold a turned copy of them all while it builds."""
+        return self.dtype == ir.DataType.INT8
+
     def stored(self, levels: Levels) -> NDArray[Any]:
         """Levels [out, in] as their bytes."""
-        return levels if self.dtype == ir.DataType.INT8 else nibbles(levels)
+        return turned(levels) if self.turned else nibbles(levels)
 
     def levels_name(self, linear: Linear) -> str:
-        """`….weight_int8`, `….weight_int4`."""
-        return f"{linear.name}.weight_{self.dtype.name.lower()}"
+        """`….weight_int8_t`, `….weight_int4`."""
+        return f"{linear.name}.weight_{self.dtype.name.lower()}{'_t' if self.turned else ''}"
 
 
 def quantize_weights(step: StepContext, form: Form, statistics: Statistics | None = None, kept: Mapping[str, str] | None = None) -> dict[str, Any]:
@@ -159,7 +165,7 @@ def _scale_dtype(linear: Linear) -> ir.DataType:
 def _piece(step: StepContext, linear: Linear, form: Form, grid: Grid, rounder: Rounder) -> Piece:
     """A linear's levels and scales."""
     (rows, columns), scales = shape_of(linear.weight), _scale_dtype(linear)
-    levels_form = ("I8", (rows, columns)) if form.dtype == ir.DataType.INT8 else ("U8", (rows, columns // 2))
+    levels_form = ("I8", (columns, rows)) if form.turned else ("U8", (rows, columns // 2))
     scale_shape = (rows,) if form.block_of is None else (rows, grid.blocks(columns))
 
     def make() -> Iterator[NDArray[Any]]:
@@ -171,15 +177,21 @@ def _piece(step: StepContext, linear: Linear, form: Form, grid: Grid, rounder: R
 
 
 def dequantize(graph: ir.Graph, linear: Linear, form: Form, block: int, stored: Mapping[str, StoredTensor]) -> None:
-    """Put DequantizeLinear between the stored levels and the transpose."""
+    """Put the stored levels and DequantizeLinear where the weight was; of turned ones, where its transpose was."""
+    rows, columns = shape_of(linear.weight)
+    shape = (columns, rows) if form.turned else (rows, columns)
     operands = [
-        add_initializer(graph, stored[form.levels_name(linear)], form.dtype, shape_of(linear.weight)),
+        add_initializer(graph, stored[form.levels_name(linear)], form.dtype, shape),
         add_initializer(graph, stored[f"{linear.name}.weight_scale"], _scale_dtype(linear)),
     ]
-    output = ir.Value(name=f"{linear.name}.DequantizeLinear", shape=linear.weight.shape, type=linear.weight.type)
-    attributes = {"axis": 0} if form.block_of is None else {"axis": 1, "block_size": block}
+    output = ir.Value(name=f"{linear.name}.DequantizeLinear", shape=ir.Shape(shape), type=linear.weight.type)
+    attributes = {"axis": 1} if form.block_of is None else {"axis": 1, "block_size": block}
     node = ir.node("DequantizeLinear", operands, attributes, outputs=[output], name=output.name, metadata_props={MODULE_KEY: linear.name})
     graph.insert_before(linear.transpose, node)
-    linear.transpose.replace_input_with(0, output)
+    if form.turned:
+        linear.transpose.outputs[0].replace_all_uses_with(output)
+        graph.remove(linear.transpose, safe=True)
+    else:
+        linear.transpose.replace_input_with(0, output)
     if not linear.weight.uses():
         del graph.initializers[str(linear.weight.name)]

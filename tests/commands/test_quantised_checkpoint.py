@@ -68,10 +68,10 @@ def test_int8_graph_holds_the_checkpoints_integers_and_scales(tmp_path: Path, na
     lines = [sheet.title for sheet in summarize("quantize", report)]
     assert f"the checkpoint's own integers and scales: {checkpoint.given.words}" in lines
     assert not any("plain rounding" in line for line in lines)
-    levels, scales = stored(artifact, "int8.onnx", ".weight_int8"), stored(artifact, "int8.onnx", ".weight_scale")
+    levels, scales = stored(artifact, "int8.onnx", ".weight_int8_t"), stored(artifact, "int8.onnx", ".weight_scale")
     assert sorted(levels) == [f"{LAYER}.{linear}" for linear in ("mlp.down_proj", "mlp.gate_up_proj", "self_attn.o_proj", "self_attn.qkv_proj")]
     for module, found in levels.items():
-        assert np.array_equal(found, levels_of(checkpoint, module)), module
+        assert np.array_equal(found.T, levels_of(checkpoint, module)), module
         exact = np.concatenate([checkpoint.scales(member, 0, checkpoint.linears[member].shape[0]).numpy()[:, 0] for member in members(module)])
         assert np.array_equal(scales[module], exact.astype(scales[module].dtype)), module
     assert report["weight_error"]["worst_rms"] <= (1e-3 if dtype == "fp16" else 1e-7)

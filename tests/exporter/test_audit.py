@@ -227,7 +227,7 @@ def test_a_wrong_rotary_table_is_found(artifact: Path, tiny_checkpoint: Path) ->
 
 
 def test_an_int8_weight_beyond_its_error_bound_is_found(artifact: Path, tiny_checkpoint: Path) -> None:
-    name = "model.layers.1.mlp.down_proj.weight_int8"
+    name = "model.layers.1.mlp.down_proj.weight_int8_t"
     tensor = read_checksums(artifact, "weights/int8-checksums.json")[name]
     raw = bytearray((artifact / tensor.file).read_bytes())
     raw[tensor.offset + 5] = (raw[tensor.offset + 5] + 1) % 256
@@ -245,7 +245,7 @@ def test_a_scale_that_is_no_scale_is_found(artifact: Path, tiny_checkpoint: Path
     raw[scale.offset + 2 : scale.offset + 4] = np.float16(value).tobytes()
     (artifact / scale.file).write_bytes(raw)
     rows = scale.shape[0]
-    assert reasons(audit(artifact, tiny_checkpoint)) == {f"{name}_int8": f"1 of {rows} scales are not finite and positive"}
+    assert reasons(audit(artifact, tiny_checkpoint)) == {f"{name}_int8_t": f"1 of {rows} scales are not finite and positive"}
 
 
 def test_a_scale_of_another_length_is_found(artifact: Path, tiny_checkpoint: Path) -> None:
@@ -254,7 +254,7 @@ def test_a_scale_of_another_length_is_found(artifact: Path, tiny_checkpoint: Pat
     repoint(artifact, "int8.onnx", {name: replace(place, shape=(8,), length=16)})
     found = reasons(audit(artifact, tiny_checkpoint))
     assert "is [8] in the graph and [32] in the checkpoint" in found[name]
-    assert found["model.layers.1.mlp.down_proj.weight_int8"] == "has a scale of [8]"
+    assert found["model.layers.1.mlp.down_proj.weight_int8_t"] == "has a scale of [8]"
 
 
 @pytest.fixture(scope="module")
@@ -382,7 +382,7 @@ def test_int8_of_a_float32_checkpoint_is_judged_by_what_float16_made_of_it(tiny_
     out, _ = export(CheckpointRequest(str(folder)), tmp_path / "art", ExportOptions())
     fuse(out)
     quantize(out)
-    levels = [weight for weight in read_checksums(out, "weights/int8-checksums.json").values() if weight.name.endswith("_int8")]
+    levels = [weight for weight in read_checksums(out, "weights/int8-checksums.json").values() if weight.name.endswith("_int8_t")]
     beyond = sum(_worst_error(out, weight.name, tensors) > 0.501 for weight in levels if "down_proj" in weight.name or "o_proj" in weight.name)
     assert beyond > 0
     assert reasons(audit(out, folder)) == {}
@@ -391,13 +391,13 @@ def test_int8_of_a_float32_checkpoint_is_judged_by_what_float16_made_of_it(tiny_
 def _worst_error(artifact: Path, name: str, tensors: dict[str, NDArray[np.float32]]) -> float:
     """Of a dequantised weight against the float32 one, in scales."""
     stored = read_checksums(artifact, "weights/int8-checksums.json")
-    scale_name = name.removesuffix("_int8") + "_scale"
+    scale_name = name.removesuffix("_int8_t") + "_scale"
     values = {
         one: np.fromfile(artifact / stored[one].file, kind, offset=stored[one].offset, count=int(np.prod(stored[one].shape)))
         for one, kind in ((name, np.int8), (scale_name, np.float16))
     }
-    levels, scale = values[name].reshape(stored[name].shape).astype(np.float32), values[scale_name].astype(np.float32)[:, None]
-    return float((np.abs(levels * scale - tensors[name.removesuffix("_int8")]) / scale).max())
+    levels, scale = values[name].reshape(stored[name].shape).astype(np.float32).T, values[scale_name].astype(np.float32)[:, None]
+    return float((np.abs(levels * scale - tensors[name.removesuffix("_int8_t")]) / scale).max())
 
 
 def test_quantize_names_a_weight_file_that_is_gone(artifact: Path) -> None:

@@ -66,9 +66,10 @@ def statistics(folder: Path, width: int = IN, site: str = NAME) -> Statistics:
 def dequantized(folder: Path, scheme: str) -> np.ndarray:
     """[out, in] as the stored bytes say."""
     tensors = load_file(folder / "weights" / f"{scheme}-layer-000.safetensors")
-    levels, scale = tensors[f"{NAME}.weight_{scheme}"], tensors[f"{NAME}.weight_scale"].astype(np.float32)
+    scale = tensors[f"{NAME}.weight_scale"].astype(np.float32)
     if scheme == "int8":
-        return levels * scale[:, None]
+        return (tensors[f"{NAME}.weight_int8_t"] * scale).T
+    levels = tensors[f"{NAME}.weight_int4"]
     signed = np.stack([levels & 15, levels >> 4], axis=-1).reshape(OUT, IN).astype(np.int8)
     return np.where(signed > 7, signed - 16, signed) * np.repeat(scale, IN // scale.shape[1], axis=1)
 

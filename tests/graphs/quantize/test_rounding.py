@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from graphs.quantize.int8 import FORM, LEVELS
-from graphs.quantize.rounding import Format, Grid, largest_over, nibbles, pack, round_plainly, rounded_up
+from graphs.quantize.rounding import TURNED_ROWS, Format, Grid, largest_over, nibbles, pack, round_plainly, rounded_up, turned
 
 HALF = np.dtype(np.float16)
 
@@ -83,3 +83,11 @@ def test_scales_are_rounded_up_to_their_dtype() -> None:
     assert (stored >= exact).all()
     assert (stored <= exact * (1 + 2**-10) + 2**-24).all()
     np.testing.assert_array_equal(stored, stored.astype(np.float16).astype(np.float32))
+
+
+@pytest.mark.parametrize("shape", [(1, 3), (TURNED_ROWS, 8), (2 * TURNED_ROWS + 5, 70)])
+def test_turned_levels_are_the_transpose_in_memory_order(shape: tuple[int, int]) -> None:
+    levels = np.random.default_rng(0).integers(-127, 128, shape).astype(np.int8)
+    found = turned(levels)
+    assert found.flags.c_contiguous
+    assert np.array_equal(found, levels.T)
