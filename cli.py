@@ -123,6 +123,9 @@ TextFiles = Annotated[
     list[Path] | None, typer.Option(help="UTF-8 text for perplexity and parity; may repeat: each is judged. Default: two committed ones.")
 ]
 Tokens = Annotated[int | None, typer.Option(min=64, help="How many tokens to score, of all texts together; default: 1,024 of each, at least 2,048.")]
+Baseline = Annotated[
+    Path | None, typer.Option(help="parity.json of an older run: exit code 3 where a gate or number is worse than there.", metavar="FILE")
+]
 Calibration = Annotated[
     str | None,
     typer.Option(
@@ -175,6 +178,7 @@ def run(
     sensitivity_tokens: SensitivityTokens = None,
     text: TextFiles = None,
     tokens: Tokens = None,
+    baseline: Baseline = None,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
@@ -192,7 +196,7 @@ def run(
         CalibrationOptions(calibration, calibration_tokens, calibration_length),
         PlacementOptions(max_perplexity_increase, sensitivity_tokens),
         build.BuildOptions(target, backend.value, max_batch, max_length, capacity),
-        validate.ValidateOptions(texts=tuple(text or ()), tokens=tokens),
+        validate.ValidateOptions(texts=tuple(text or ()), tokens=tokens, baseline=baseline),
     )
     with _Watched() as progress:
         report = command.run(request, out, tuple(one.value for one in precision or ()), options, force=force, progress=progress)
@@ -322,6 +326,7 @@ def validate(
         str | None, typer.Option(help="What the graph was exported from; of an artifact, where its checkpoint is now, if it moved.", metavar="SRC")
     ] = None,
     device: Annotated[Device, typer.Option(help="cuda runs the plans too, where there is their GPU.")] = Device.cpu,
+    baseline: Baseline = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the reports, with --graph; default `reports/<file>/` beside it.", metavar="DIR")] = None,
     as_json: Json = False,
 ) -> None:
@@ -330,7 +335,7 @@ def validate(
 
     if (artifact is None) == (graph is None) or (graph is None and out is not None):
         raise typer.BadParameter("give an artifact folder, or --graph FILE and --checkpoint SRC")
-    options = command.ValidateOptions(tuple(stage or ()), tuple(text or ()), tokens, checkpoint, device.value)
+    options = command.ValidateOptions(tuple(stage or ()), tuple(text or ()), tokens, checkpoint, device.value, baseline)
     with _Watched() as progress:
         if graph is not None:
             report = command.validate_file(graph, options, out=out, progress=progress)

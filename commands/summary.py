@@ -142,11 +142,19 @@ def _validate(report: Report) -> Iterable[Sheet]:
             yield Sheet(f"stale: {failed['step']} was made from another {failed['file']}; hint: {failed['hint']}")
         else:
             yield Sheet(f"checksum: {failed.get('tensor') or failed['file']} in {failed['file']} is not what was written")
+    yield from _baseline(report.get("baseline"))
     for item in report["not_run"]:
         yield Sheet(f"not run: {item['stage']}: {item['reason']}")
     yield Sheet(f"{report['verdict']} — {report['headline']}")
     if graph:
         yield Sheet(f"report: {report['reports']}/parity.html")
+
+
+def _baseline(found: Report | None) -> Iterable[Sheet]:
+    """What became worse, in full; the rest is counted."""
+    if found:
+        yield from _failures("worse than the baseline", found["checks"])
+        yield Sheet(f"against {found['file']}: {found['words']}")
 
 
 def _failures(what: str, checks: list[Report]) -> Iterable[Sheet]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from artifact.errors import CheckpointError, UsageError, ValidationError
 from artifact.hashing import sha256_of
@@ -11,6 +12,9 @@ from artifact.manifest import require_artifact
 from artifact.progress import Progress, silent
 from artifact.steps import Outcome, Report, StepContext, run_step
 from exporter.checkpoints import Checkpoint, CheckpointRequest, open_request
+
+if TYPE_CHECKING:
+    from validation.baseline_file import Baseline
 
 
 @dataclass(frozen=True)
@@ -22,6 +26,7 @@ class ValidateOptions:
         texts: empty means the committed ones; ``tokens`` of them together are scored.
         checkpoint: where the checkpoint is now, if it moved; None means where it was exported from.
         device: ``cuda`` runs the plans too, where there is their GPU.
+        baseline: the parity.json of an older run; what became worse fails.
     """
 
     stages: tuple[str, ...] = ()
@@ -29,6 +34,7 @@ class ValidateOptions:
     tokens: int | None = None
     checkpoint: str | None = None
     device: str = "cpu"
+    baseline: Path | None = None
 
 
 def validate(artifact: Path, options: ValidateOptions, *, force: bool = True, progress: Progress = silent) -> Outcome:
@@ -36,12 +42,14 @@ def validate(artifact: Path, options: ValidateOptions, *, force: bool = True, pr
     manifest = require_artifact(artifact, "validate", weights=True)
     model = manifest["model"]
     _check_texts(options.texts)
+    baseline = _open_baseline(options.baseline, model)
     recorded = {
         "stages": list(options.stages),
         "text": [sha256_of(text) for text in options.texts],
         "tokens": options.tokens,
         "checkpoint": manifest["steps"].get("export", {}).get("options"),
         "device": options.device,
+        "baseline": None if baseline is None else baseline.sha256,
     }
 
     def work(step: StepContext) -> Report:
@@ -51,7 +59,9 @@ def validate(artifact: Path, options: ValidateOptions, *, force: bool = True, pr
         checkpoint = _reopen(options.checkpoint, model, progress)
         stages = list(options.stages) or None
         device = find_device() if options.device == "cuda" else None
-        return validate_artifact(step, checkpoint=checkpoint, stages=stages, text=options.texts or None, tokens=options.tokens, device=device)
+        return validate_artifact(
+            step, checkpoint=checkpoint, stages=stages, text=options.texts or None, tokens=options.tokens, device=device, baseline=baseline
+        )
 
     return run_step(artifact, "validate", recorded, work, force=force, progress=progress)
 
@@ -67,7 +77,19 @@ def validate_file(graph: Path, options: ValidateOptions, *, out: Path | None = N
     from validation.lone.report import validate_graph
 
     checkpoint = open_request(CheckpointRequest(options.checkpoint), progress=progress)
-    return validate_graph(graph, checkpoint, out=out, text=options.texts or None, tokens=options.tokens, progress=progress)
+    baseline = _open_baseline(options.baseline, {"fingerprint": checkpoint.fingerprint})
+    return validate_graph(graph, checkpoint, out=out, text=options.texts or None, tokens=options.tokens, baseline=baseline, progress=progress)
+
+
+def _open_baseline(path: Path | None, model: Report) -> Baseline | None:
+    """The older report, read and held against what is known of the model before anything is measured."""
+    if path is None:
+        return None
+    from validation.baseline_file import read_baseline
+
+    baseline = read_baseline(path)
+    baseline.require_comparable({"model": model})
+    return baseline
 
 
 def _check_texts(texts: tuple[Path, ...]) -> None:

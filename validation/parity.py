@@ -8,7 +8,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +22,17 @@ from artifact.steps import StepContext
 from engines.device import Device
 from exporter.checkpoints import Checkpoint
 from validation import machine, tolerances
+from validation.baseline_file import Baseline
 from validation.checksums import verify_checksums
 from validation.engine_graph import measure_engine_graph
 from validation.engines import engine_entries, split_engines
+from validation.finite import without_nonfinite
 from validation.measurement import LastRows
 from validation.oracle import Oracle, prepare_oracle
 from validation.plan_stage import measure_plan
-from validation.render import write_reports
+from validation.render import schema, write_reports
 from validation.sensitivity_file import read_sensitivities
 from validation.stage import measure_stage
-
-SCHEMA = 1
 
 
 def validate_artifact(
@@ -44,6 +43,7 @@ def validate_artifact(
     text: Sequence[Path] | None,
     tokens: int | None,
     device: Device | str | None = None,
+    baseline: Baseline | None = None,
 ) -> dict[str, Any]:
     """Measure every stage of an artifact and write ``reports/parity.{json,md,html,xml}``.
 
@@ -54,12 +54,13 @@ def validate_artifact(
         text: what to score; None are the texts that come with the package.
         tokens: how many tokens to score of all texts together; None is 1,024 of each, and at least 2,048.
         device: the GPU that plans are run on; the reason why there is none; None where plans are not to be run.
+        baseline: an older report to hold this one against.
 
     Returns:
         The report; ``passed`` is False where anything does not match.
 
     Raises:
-        ValidationError: a stage that is not there, no usable text, or a model too short for the scenarios.
+        ValidationError: a stage that is not there, no usable text, a model too short for the scenarios, or a baseline of something else.
     """
     start, manifest = time.perf_counter(), require_artifact(step.artifact, "validate")
     dtype: Dtype = manifest["model"]["dtype"]
@@ -67,20 +68,19 @@ def validate_artifact(
     stored = verify_checksums(step.artifact, manifest, step.progress)
     seconds = {"checksums": round(time.perf_counter() - start, 2)}
     oracle = prepare_oracle(step, checkpoint, dtype, kv_cache_of(manifest["model"]), text=text, tokens=tokens)
+    if baseline is not None:
+        baseline.require_comparable(oracle.describe_texts())
     measured = measure_stages(oracle, chosen, step.progress)
     engines = engine_entries(step.artifact)
     runnable, not_run = split_engines(step.artifact, engines, device)
     if isinstance(device, Device):
         measured += [measure_plan(oracle, engine, device, step.progress) for engine in runnable]
     report = {
-        "schema": SCHEMA,
+        **schema.HEAD,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "artifact": step.artifact.name,
         "model": {**manifest["model"], "parameters": parameter_count(checkpoint.config)},
-        "cache": {"form": oracle.kv_cache, "capacity": oracle.capacity if oracle.kv_cache == "static" else None},
-        **oracle.describe_texts(),
-        "float16": oracle.describe_float16(),
-        "floor": oracle.floor.as_report() | {"check": tolerances.judge_reference(oracle.floor.mean_kl, oracle.floor.reason)},
+        **_describe(oracle),
         "fusion": manifest["steps"].get("fuse", {}).get("report"),
         "sensitivity": read_sensitivities(step.artifact),
         "stages": measured,
@@ -91,12 +91,30 @@ def validate_artifact(
         **{"versions": machine.versions(), "machine": machine.machine()},
         "hashes": {f"{stage}.onnx": sha256_of(step.artifact / f"{stage}.onnx") for stage in chosen},
     }
-    report |= {"passed": overall(report), "seconds": round(time.perf_counter() - start, 2)}
-    report |= {"verdict": verdict(report), "headline": headline(report, random_weights=checkpoint.format == "random", left_out=len(unknown))}
+    report |= _judged(report, baseline, random_weights=checkpoint.format == "random", left_out=len(unknown))
+    report["seconds"] = round(time.perf_counter() - start, 2)
     report["seconds_by_part"] = seconds | oracle.seconds | {entry["stage"]: entry["seconds"] for entry in measured}
     finite: dict[str, Any] = without_nonfinite(report)
     write_reports(step, finite)
     return finite
+
+
+def _describe(oracle: Oracle) -> dict[str, Any]:
+    """What the stages are held against."""
+    return {
+        "cache": {"form": oracle.kv_cache, "capacity": oracle.capacity if oracle.kv_cache == "static" else None},
+        **oracle.describe_texts(),
+        "float16": oracle.describe_float16(),
+        "floor": oracle.floor.as_report() | {"check": tolerances.judge_reference(oracle.floor.mean_kl, oracle.floor.reason)},
+    }
+
+
+def _judged(report: dict[str, Any], baseline: Baseline | None, *, random_weights: bool, left_out: int) -> dict[str, Any]:
+    """The comparison with a baseline, and the verdict on all."""
+    report = report | {"baseline": None if baseline is None else baseline.judge(without_nonfinite(report))}
+    report["passed"] = overall(report)
+    words = {"verdict": verdict(report), "headline": headline(report, random_weights=random_weights, left_out=left_out)}
+    return {key: report[key] for key in ("baseline", "passed")} | words
 
 
 def _limits(oracle: Oracle, stages: list[str], plans: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -147,7 +165,8 @@ def overall(report: dict[str, Any]) -> bool | None:
     """False if anything failed; None if no stage was judged."""
     outcomes = [stage["passed"] for stage in report["stages"]]
     audits = [(engine.get("audit") or {}).get("passed") for engine in report["engines"]]
-    if not report["checksums"]["passed"] or report["floor"]["check"]["passed"] is False or False in outcomes or False in audits:
+    held = [report["checksums"]["passed"], report["floor"]["check"]["passed"], (report.get("baseline") or {}).get("passed")]
+    if False in (*held, *outcomes, *audits):
         return False
     return True if outcomes and all(outcomes) else None
 
@@ -158,6 +177,7 @@ def verdict(report: dict[str, Any]) -> str:
     ran, missing = len(report["stages"]), len(report["not_run"])
     failed = sum(stage["passed"] is False for stage in report["stages"])
     tail = f", {failed} failed" if failed else ""
+    tail += ", worse than the baseline" if (report.get("baseline") or {}).get("passed") is False else ""
     return f"{word}: {ran} of {ran + missing} stages ran{tail}" + (f", {missing} not run" if missing else "")
 
 
@@ -203,15 +223,6 @@ def describe(check: dict[str, Any]) -> str:
     return f"{check['check']} {shown} (must be {check['comparison']} {check['limit']:g})" + (f" in {check['where']}" if check["where"] else "")
 
 
-def without_nonfinite(value: Any) -> Any:
-    """The same value with null for NaN and inf, which JSON can't hold; the checks have judged them already."""
-    if isinstance(value, float):
-        return value if isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: without_nonfinite(item) for key, item in value.items()}
-    return [without_nonfinite(item) for item in value] if isinstance(value, list | tuple) else value
-
-
 def first_mismatch(report: dict[str, Any]) -> str | None:
     """The first thing that does not match, in one sentence; None where all does."""
     if failed := (report["checksums"] or {}).get("failed"):
@@ -226,10 +237,10 @@ def first_mismatch(report: dict[str, Any]) -> str | None:
         for check in stage["checks"]:
             if check["passed"] is False:
                 return f"{stage['stage']} does not match: {describe(check)}"
-    for engine in report["engines"]:
-        if (engine.get("audit") or {}).get("passed") is False:
-            return f"the audit of {engine['file']} failed"
-    return None
+    failed = [f"the audit of {engine['file']} failed" for engine in report["engines"] if (engine.get("audit") or {}).get("passed") is False]
+    baseline = report.get("baseline") or {}
+    worse = [f"worse than the baseline: {baseline['words']}"] if baseline.get("passed") is False else []
+    return next(iter([*failed, *worse]), None)
 
 
 def _unmeasurable(stage: str, there: list[str], dtype: Dtype) -> str | None:

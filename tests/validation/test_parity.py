@@ -16,7 +16,8 @@ from artifact.steps import StepContext, run_step
 from exporter.checkpoints import Checkpoint
 from exporter.export import export_checkpoint
 from exporter.model import RMSNorm
-from validation.parity import choose_stages, headline, overall, validate_artifact, verdict, without_nonfinite
+from validation.finite import without_nonfinite
+from validation.parity import choose_stages, headline, overall, validate_artifact, verdict
 
 pytestmark = pytest.mark.parity
 Report = dict[str, Any]

@@ -17,13 +17,15 @@ from artifact.progress import Progress, silent
 from artifact.steps import StepContext
 from exporter.checkpoints import Checkpoint
 from validation import machine, tolerances
+from validation.baseline_file import Baseline
+from validation.finite import without_nonfinite
 from validation.lone.floors import cached_floor
 from validation.lone.graph import LoneGraph, open_lone_graph
 from validation.lone.limits import Plan, plan_scenarios
 from validation.lone.measure import LOCAL, UNCUT, measure_graph
 from validation.oracle import Oracle, prepare_oracle
-from validation.parity import SCHEMA, first_mismatch, quality_unproven, without_nonfinite
-from validation.render import render_all
+from validation.parity import first_mismatch, quality_unproven
+from validation.render import render_all, schema
 from validation.structure import ONE_POSITION
 from validation.text import TOKENIZER
 
@@ -31,7 +33,14 @@ REPORTS = "reports"
 
 
 def validate_graph(
-    path: Path, checkpoint: Checkpoint, *, out: Path | None, text: Sequence[Path] | None, tokens: int | None, progress: Progress = silent
+    path: Path,
+    checkpoint: Checkpoint,
+    *,
+    out: Path | None,
+    text: Sequence[Path] | None,
+    tokens: int | None,
+    baseline: Baseline | None = None,
+    progress: Progress = silent,
 ) -> dict[str, Any]:
     """Measure a graph and write ``parity.{json,md,html,xml}``.
 
@@ -41,6 +50,7 @@ def validate_graph(
         out: folder of the reports; None is ``reports/<name of the file without .onnx>/`` beside it.
         text: what to score; None are the texts that come with the package.
         tokens: how many tokens to score of all texts together; None is 1,024 of each, and at least 2,048.
+        baseline: an older report to hold this one against.
         progress: told what is being done.
 
     Returns:
@@ -60,9 +70,12 @@ def validate_graph(
         if text is not None and TOKENIZER not in sidecars:
             raise ValidationError(f"{checkpoint.source} has no {TOKENIZER}, so {text[0]} can't be tokenised", hint="leave out --text")
         oracle = prepare_oracle(step, checkpoint, graph.dtype, text=text, tokens=tokens, measure=cached_floor)
+    if baseline is not None:
+        baseline.require_comparable(oracle.describe_texts())
     plan = plan_scenarios(graph, oracle.scenarios)
     entry = measure_graph(oracle, graph, plan, progress)
     report = _report(graph, checkpoint, oracle, plan, entry) | {"graph": described, "hashes": described["hashes"]}
+    report |= _judged(report, baseline, plan, checkpoint)
     report |= {"seconds": round(time.perf_counter() - start, 2), "seconds_by_part": oracle.seconds | {entry["stage"]: entry["seconds"]}}
     finite: dict[str, Any] = without_nonfinite(report)
     for suffix, content in render_all(finite).items():
@@ -84,10 +97,10 @@ def reports_folder(graph: Path, out: Path | None) -> Path:
 
 
 def _report(graph: LoneGraph, checkpoint: Checkpoint, oracle: Oracle, plan: Plan, entry: dict[str, Any]) -> dict[str, Any]:
-    """All of the report but what is known only at its end."""
+    """All of the report but its verdict and what is known only at its end."""
     name, kind, has_floor = graph.path.name, graph.precision.kind, oracle.floor.mean_abs is not None
     report: dict[str, Any] = {
-        "schema": SCHEMA,
+        **schema.HEAD,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "artifact": name,
         "model": {
@@ -112,8 +125,15 @@ def _report(graph: LoneGraph, checkpoint: Checkpoint, oracle: Oracle, plan: Plan
     }
     if any(check["check"] == LOCAL and check["passed"] is None for check in entry["checks"]) and not graph.names_layers:
         report["not_run"].append({"stage": f"{name}, local ratios", "reason": UNCUT})
-    report["passed"] = False if report["floor"]["check"]["passed"] is False else entry["passed"]
-    return report | {"verdict": _verdict(report, plan), "headline": _headline(report, plan, checkpoint)}
+    return report
+
+
+def _judged(report: dict[str, Any], baseline: Baseline | None, plan: Plan, checkpoint: Checkpoint) -> dict[str, Any]:
+    """The verdict on a report, and its comparison with a baseline."""
+    compared = None if baseline is None else baseline.judge(without_nonfinite(report))
+    held = (report["floor"]["check"]["passed"], (compared or {}).get("passed"))
+    report = report | {"baseline": compared, "passed": False if False in held else report["stages"][0]["passed"]}
+    return {key: report[key] for key in ("baseline", "passed")} | {"verdict": _verdict(report, plan), "headline": _headline(report, plan, checkpoint)}
 
 
 def _verdict(report: dict[str, Any], plan: Plan) -> str:
@@ -123,7 +143,8 @@ def _verdict(report: dict[str, Any], plan: Plan) -> str:
     whole = sum(entry["scenario"] not in cut for entry in report["stages"][0]["scenarios"])
     missing = len(report["not_run"])
     total = len(cut | {scenario.name for scenario in plan.scenarios})
-    return f"{word}: {whole} of {total} scenarios ran whole" + (f", {missing} not run" if missing else "")
+    worse = ", worse than the baseline" if (report.get("baseline") or {}).get("passed") is False else ""
+    return f"{word}: {whole} of {total} scenarios ran whole{worse}" + (f", {missing} not run" if missing else "")
 
 
 def _headline(report: dict[str, Any], plan: Plan, checkpoint: Checkpoint) -> str:

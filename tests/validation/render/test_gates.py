@@ -12,7 +12,7 @@ COLUMNS = {column.key: column for column in METRICS}
 def test_groups_come_in_the_order_they_are_checked(report: dict[str, Any]) -> None:
     names = [group.name for group in groups(report)]
     assert names == [
-        "checksums", "traced", "fused", "int8", "fused-engine", "int8-engine",
+        "checksums", "reference", "traced", "fused", "int8", "fused-engine", "int8-engine",
         "audit of engines/a100-80gb-fp16/part-00.plan", "audit of engines/a100-80gb-int8/part-00.plan",
     ]  # fmt: skip
 
@@ -42,7 +42,7 @@ def test_failed_group_without_a_failed_check_still_fails(report: dict[str, Any],
 def test_counts_hold_every_check_once(build_report: Any) -> None:
     report = build_report(broken_layer=3)
     report["stages"][0]["checks"][0]["passed"] = None
-    total = 1 + sum(len(stage["checks"]) for stage in report["stages"]) + sum(len(engine["audit"]["checks"]) for engine in report["engines"])
+    total = 2 + sum(len(stage["checks"]) for stage in report["stages"]) + sum(len(engine["audit"]["checks"]) for engine in report["engines"])
     found = counts(report)
     assert (found[False], found[None], sum(found.values())) == (1, 1, total)
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from typing import Any
 from xml.etree import ElementTree as ET
 
@@ -60,9 +61,61 @@ def test_junit_parses_back_whatever_the_names(report: dict[str, Any], name: str)
     report["stages"][0]["checks"][0] |= {"passed": False, "where": name}
     expected = name.translate(dict.fromkeys([0, 8, 0xFFFE, 0xD800]))
     suite = suites(report)[expected]
-    assert next(suite.iter("failure")).text == expected
+    assert (next(suite.iter("failure")).text or "").endswith(f"\n{expected}")
 
 
 def test_junit_of_no_stages_is_well_formed(build_report: Any) -> None:
-    root = ET.fromstring(render_junit(build_report(stages=0) | {"engines": [], "not_run": [], "checksums": None}))
+    root = ET.fromstring(render_junit(build_report(stages=0) | {"engines": [], "not_run": [], "checksums": None, "floor": None}))
     assert (root.get("tests"), list(root)) == ("0", [])
+
+
+SUITE_CHILDREN = ("properties", "testcase", "system-out", "system-err")
+ATTRIBUTES = {
+    "testsuites": {"name", "time", "tests", "failures", "errors", "skipped", "disabled"},
+    "testsuite": {"name", "tests", "failures", "errors", "skipped", "disabled", "time", "timestamp", "hostname", "id", "package"},
+    "properties": set(),
+    "property": {"name", "value"},
+    "testcase": {"name", "classname", "time", "assertions", "status"},
+    "failure": {"message", "type"},
+    "skipped": {"message"},
+}
+CHILDREN = {
+    "testsuites": {"testsuite"},
+    "testsuite": set(SUITE_CHILDREN),
+    "properties": {"property"},
+    "testcase": {"skipped", "error", "failure", "system-out", "system-err"},
+}
+REQUIRED = {"testsuite": {"name", "tests"}, "testcase": {"name"}, "property": {"name", "value"}}
+
+
+@pytest.mark.parametrize("broken", [None, 15])
+def test_junit_keeps_to_the_common_schema(build_report: Any, broken: int | None) -> None:
+    """What Jenkins' junit-10.xsd allows, with `skipped` on the root, which pytest writes too; the order of a suite's children counts."""
+    root = ET.fromstring(render_junit(build_report(broken_layer=broken)))
+    assert root.tag == "testsuites"
+    for element in root.iter():
+        assert set(element.keys()) <= ATTRIBUTES[element.tag], element.tag
+        assert set(element.keys()) >= REQUIRED.get(element.tag, set())
+        assert {child.tag for child in element} <= CHILDREN.get(element.tag, set())
+        for key in {"tests", "failures", "errors", "skipped"} & set(element.keys()):
+            assert (element.get(key) or "").isdigit()
+        if element.get("time") is not None:
+            assert float(element.get("time") or "") >= 0
+    for suite in root:
+        order = [SUITE_CHILDREN.index(child.tag) for child in suite]
+        assert order == sorted(order)
+        assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d", suite.get("timestamp") or "2026-03-04T10:11:12")
+
+
+def test_junit_names_every_case_once(report: dict[str, Any]) -> None:
+    """A CI folds cases of one name into one, and a failure could hide there."""
+    cases = [(case.get("classname"), case.get("name")) for case in ET.fromstring(render_junit(report)).iter("testcase")]
+    assert len(cases) == len(set(cases))
+
+
+def test_junit_tells_cases_of_one_name_apart(report: dict[str, Any]) -> None:
+    checks = report["stages"][0]["checks"]
+    checks += [dict(checks[0]), dict(checks[0])]
+    names = [case.get("name") for case in suites(report)[report["stages"][0]["stage"]].iter("testcase")]
+    first = names[0]
+    assert names[-2:] == [f"{first} #2", f"{first} #3"]

@@ -16,7 +16,7 @@ def test_json_holds_the_report_with_the_verdict_on_top(report: dict[str, Any]) -
     shuffled = dict(sorted(report.items(), reverse=True)) | {"extra": 1}
     text = render_json(shuffled)
     assert json.loads(text) == shuffled
-    assert list(json.loads(text))[:6] == ["schema", "created", "artifact", "passed", "verdict", "headline"]
+    assert list(json.loads(text))[:7] == ["schema", "schema_id", "created", "artifact", "passed", "verdict", "headline"]
     assert list(json.loads(text))[-1] == "extra"
     assert text == render_json(report | {"extra": 1})
 
