@@ -87,6 +87,7 @@ class Backend(StrEnum):
 
     auto = "auto"
     tensorrt_rtx = "tensorrt-rtx"
+    tensorrt = "tensorrt"
 
 
 Artifact = Annotated[Path, typer.Argument(help="Artifact folder.", metavar="ART")]
@@ -115,7 +116,19 @@ Weights = Annotated[
 ]
 Force = Annotated[bool, typer.Option("--force", help="Do it even where it is up to date.")]
 Target = Annotated[str, typer.Option(help="GPU to build for: a100 (= a100-80gb), a100-40gb, a10, l4 …")]
-BackendOption = Annotated[Backend, typer.Option(help="Who builds the engine.")]
+BackendOption = Annotated[
+    Backend, typer.Option(help="Who builds the engine: tensorrt-rtx needs no GPU; tensorrt is enterprise TensorRT, on the target's GPU.")
+]
+VersionCompatible = Annotated[bool, typer.Option("--version-compatible", help="A plan that later TensorRT releases run too; tensorrt alone.")]
+WeightStreaming = Annotated[bool, typer.Option("--weight-streaming", help="Weights may stay on the host; tensorrt alone.")]
+StripWeights = Annotated[
+    bool, typer.Option("--strip-weights", help="A plan without its weights, put back from the graph when it is loaded; tensorrt alone.")
+]
+OptimizationLevel = Annotated[int | None, typer.Option(min=0, max=5, help="How long to look for faster kernels; default 3; tensorrt alone.")]
+TimingCacheOption = Annotated[
+    str | None,
+    typer.Option(help="Kernel times to use and add to; default: your own, by release and GPU; tensorrt alone.", metavar="FILE|none"),
+]
 MaxBatch = Annotated[int, typer.Option(min=1, help="Largest batch of the engine.")]
 Capacity = Annotated[int | None, typer.Option(min=2, help="Tokens that a static cache holds, prompt and answer together; of it alone.")]
 MaxLength = Annotated[int | None, typer.Option(min=2, help="Largest number of tokens, past included; default the model's, at most 4096.")]
@@ -299,13 +312,20 @@ def build(
     max_batch: MaxBatch = 4,
     max_length: MaxLength = None,
     capacity: Capacity = None,
+    version_compatible: VersionCompatible = False,
+    weight_streaming: WeightStreaming = False,
+    strip_weights: StripWeights = False,
+    optimization_level: OptimizationLevel = None,
+    timing_cache: TimingCacheOption = None,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
     """ONNX → TensorRT plan, audited: `cli.py build artifacts/llama-2-7b --precision int8 --target a100`."""
     from commands import build as command
+    from engines.backends.flags import BuildFlags
 
-    options = command.BuildOptions(target, backend.value, max_batch, max_length, capacity)
+    flags = BuildFlags(version_compatible, weight_streaming, strip_weights, optimization_level, timing_cache=timing_cache)
+    options = command.BuildOptions(target, backend.value, max_batch, max_length, capacity, flags)
     with _Watched() as progress:
         outcome = command.build(artifact, precision.value, options, force=force, progress=progress)
     _show("build", outcome.report, as_json=as_json, up_to_date=outcome.up_to_date)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from artifact.errors import EngineError
 from artifact.manifest import kv_cache_of, require_artifact
 from artifact.progress import Progress, silent
 from artifact.steps import Outcome, Report, StepContext, require, run_step
+from engines.backends.flags import BuildFlags
 from engines.build import STAGES, build_engine
 from engines.cache_form import longest
 from engines.targets import find_target
@@ -21,13 +22,20 @@ WEIGHTS = ("weights/layer-*.safetensors", "weights/shared.safetensors", "weights
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """What decides a plan; ``max_length`` None means the model's, at most 4096; ``capacity`` is its counterpart for a static cache."""
+    """What decides a plan.
+
+    Attributes:
+        max_length: None means the model's, at most 4096.
+        capacity: its counterpart for a static cache.
+        flags: the compiler's own options.
+    """
 
     target: str = "a100-80gb"
     backend: str = "auto"
     max_batch: int = 4
     max_length: int | None = None
     capacity: int | None = None
+    flags: BuildFlags = field(default_factory=BuildFlags)
 
 
 def build(artifact: Path, precision: str, options: BuildOptions, *, force: bool = False, progress: Progress = silent) -> Outcome:
@@ -48,11 +56,12 @@ def build(artifact: Path, precision: str, options: BuildOptions, *, force: bool 
     }
 
     def work(step: StepContext) -> Report:
-        report: Report = build_engine(step, **chosen)
+        report: Report = build_engine(step, **chosen, flags=options.flags)
         return report
 
     inputs = (stage, *WEIGHTS, f"weights/{precision}-layer-*.safetensors")  # another scheme's weights are none of this engine's business
-    return run_step(artifact, f"build-{target}-{precision}", chosen, work, inputs=inputs, force=force, progress=progress)
+    recorded = {**chosen, "flags": dict(options.flags.asked())}
+    return run_step(artifact, f"build-{target}-{precision}", recorded, work, inputs=inputs, force=force, progress=progress)
 
 
 def check_precision(dtype: str, precision: str) -> None:

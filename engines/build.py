@@ -13,8 +13,9 @@ from artifact.config import LlamaConfig
 from artifact.errors import EngineError
 from artifact.manifest import Manifest, kv_cache_of, read_manifest
 from artifact.steps import StepContext, require
-from engines.audit import audit_plan
-from engines.backends.protocol import Backend, BuildRequest, BuildResult
+from engines.backends.flags import BuildFlags
+from engines.backends.protocol import AuditRequest, Backend, BuildRequest, BuildResult
+from engines.backends.tensorrt import TensorRT
 from engines.backends.tensorrt_rtx import TensorRTRTX
 from engines.cache_form import cache_entry, longest
 from engines.engine_graph import write_engine_graph
@@ -27,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 STAGES = {"fp16": "fused", "int8": "int8", "int8-smoothquant": "int8-smoothquant", "int4": "int4", "fp32": "traced"}
 """Precision → the stage its engine is built from; fp32 is for exact parity, so nothing is fused before TensorRT sees it."""
-BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (TensorRTRTX(),)}
+BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (TensorRTRTX(), TensorRT())}
 
 
 def build_engine(
@@ -39,6 +40,7 @@ def build_engine(
     max_batch: int = 4,
     max_length: int | None = None,
     capacity: int | None = None,
+    flags: BuildFlags | None = None,
 ) -> dict[str, Any]:
     """Write ``<stage>-engine.onnx``, ``engines/<target>-<precision>/part-00.plan`` and ``build.json``.
 
@@ -50,15 +52,18 @@ def build_engine(
         max_batch: rows.
         max_length: tokens in prompt and answer together; None is the model's, at most 4096. Of a dynamic cache only.
         capacity: the same for a static cache, which needs it.
+        flags: what else the compiler is asked for.
 
     Returns:
         ``engines``: one entry a plan, as in ``build.json``; ``passed``: whether every audit passed.
 
     Raises:
-        EngineError: no such target, precision or backend; a bound of the other cache form; no room; or the compiler failed.
+        EngineError: no such target, precision or backend; an option that the backend lacks; a bound of the other cache form; no room; or the
+            compiler failed.
         ArtifactError: the stage is not there.
     """
-    stage, chosen, gpu, manifest = _stage(precision), choose_backend(backend), find_target(target), read_manifest(step.artifact)
+    flags = flags or BuildFlags()
+    stage, chosen, gpu, manifest = _stage(precision), choose_backend(backend, flags), find_target(target), read_manifest(step.artifact)
     model, lowering = manifest["model"], _lowering(manifest, stage)
     config, form, dtype = LlamaConfig(**model["config"]), kv_cache_of(model), model["dtype"]
     length, rows = longest(form, config, max_length, capacity), max(max_batch, LEAST_ROWS.get(precision, 1))
@@ -68,10 +73,9 @@ def build_engine(
     check_room(step.artifact / folder, weights_bytes(ir.load(graph_file).graph), config.num_hidden_layers, packed=stage != "traced")
     plan_name = f"{folder}/part-00.plan"
     with step.write(plan_name) as plan:
-        result = chosen.build(BuildRequest(graph_file, plan, gpu, tuple(profiles)), step.progress)
+        result = chosen.build(BuildRequest(graph_file, plan, gpu, tuple(profiles), flags), step.progress)
         step.progress("auditing the plan", 0, 1)
-        lowered, names = "Attention" in lowering["lowered"], [profile.name for profile in profiles]
-        audit = audit_plan(plan, graph_file, precision=precision, profiles=names, config=config, lowered=lowered)
+        audit = chosen.audit(AuditRequest(plan, graph_file, precision, profiles, config, "Attention" in lowering["lowered"]), result)
         size = plan.stat().st_size
         logger.info("%s: %d bytes in %.1f s", plan_name, size, result.seconds)
     entry = {
@@ -84,7 +88,7 @@ def build_engine(
         "profiles": {profile.name: dict(profile.axes) for profile in profiles},
         **audit,
         **_identity(step, graph_file.name, plan_name),
-        **_compiler(result, gpu),
+        **_compiler(result, gpu, flags),
         **lowering,
         "max_batch": max_batch,
         "max_length": length,
@@ -120,8 +124,10 @@ def _identity(step: StepContext, graph: str, plan: str) -> dict[str, str]:
     return {"graph": graph, "graph_sha256": step.outputs[graph]["sha256"], "plan_sha256": step.outputs[plan]["sha256"]}
 
 
-def _compiler(result: BuildResult, gpu: Target) -> dict[str, str]:
-    return {"tensorrt_version": result.version, "compute_capability": ".".join(map(str, gpu.compute_capability))}
+def _compiler(result: BuildResult, gpu: Target, flags: BuildFlags) -> dict[str, Any]:
+    """Who built it, for what, and what it was asked for."""
+    capability = ".".join(map(str, gpu.compute_capability))
+    return {"tensorrt_version": result.version, "compute_capability": capability, "flags": flags.as_record(), **result.compiler}
 
 
 def _cost(result: BuildResult) -> dict[str, Any]:
@@ -133,11 +139,12 @@ def _cost(result: BuildResult) -> dict[str, Any]:
     }
 
 
-def choose_backend(name: str) -> Backend:
+def choose_backend(name: str, flags: BuildFlags | None = None) -> Backend:
     """A backend that can build here.
 
     Raises:
-        EngineError: no backend of that name, or none that can build on this machine; the hint is the command that installs it.
+        EngineError: no backend of that name, or none that can build on this machine (the hint is the command that installs it), or it lacks an
+            option.
     """
     if name != "auto" and name not in BACKENDS:
         raise EngineError(f"no backend {name!r}; there is: auto, {', '.join(BACKENDS)}")
@@ -147,6 +154,9 @@ def choose_backend(name: str) -> Backend:
     if usable is None:
         words = "; ".join(f"{backend}: {reason}" for backend, reason in reasons.items())
         raise EngineError(f"this machine can't build engines: {words}", hint=candidates[0].install_hint())
+    if lacking := usable.lacks(flags or BuildFlags()):
+        other = next((backend.name for backend in BACKENDS.values() if not backend.lacks(flags or BuildFlags())), None)
+        raise EngineError(f"{usable.name} has no {' and no '.join(lacking)}", hint=f"--backend {other} has it" if other else None)
     return usable
 
 
