@@ -130,7 +130,10 @@ TimingCacheOption = Annotated[
     typer.Option(help="Kernel times to use and add to; default: your own, by release and GPU; tensorrt alone.", metavar="FILE|none"),
 ]
 MaxBatch = Annotated[int, typer.Option(min=1, help="Largest batch of the engine.")]
-Capacity = Annotated[int | None, typer.Option(min=2, help="Tokens that a static cache holds, prompt and answer together; of it alone.")]
+Capacity = Annotated[
+    str | None,
+    typer.Option(help="Tokens that a static cache holds, prompt and answer together; several, 512,1024,2048: an engine for each.", metavar="N[,N…]"),
+]
 MaxLength = Annotated[int | None, typer.Option(min=2, help="Largest number of tokens, past included; default the model's, at most 4096.")]
 TextFiles = Annotated[
     list[Path] | None, typer.Option(help="UTF-8 text for perplexity and parity; may repeat: each is judged. Default: two committed ones.")
@@ -192,7 +195,7 @@ def run(
     as_json: Json = False,
 ) -> None:
     """All steps, resumable: `cli.py run --checkpoint demo --precision fp16 --precision int8`."""
-    from commands import build, validate
+    from commands import buckets, build, validate
     from commands import run as command
     from commands.calibrate import CalibrationOptions
     from commands.export import ExportOptions
@@ -204,7 +207,7 @@ def run(
         ExportOptions(dtype.value, kv_cache.value, weights.value),
         CalibrationOptions(calibration, calibration_tokens, calibration_length),
         PlacementOptions(max_perplexity_increase, sensitivity_tokens),
-        build.BuildOptions(target, backend.value, max_batch, max_length, capacity),
+        buckets.with_capacities(build.BuildOptions(target, backend.value, max_batch, max_length), buckets.parse_capacities(capacity)),
         validate.ValidateOptions(texts=tuple(text or ()), tokens=tokens),
     )
     with _Watched() as progress:
@@ -321,13 +324,15 @@ def build(
     as_json: Json = False,
 ) -> None:
     """ONNX → TensorRT plan, audited: `cli.py build artifacts/llama-2-7b --precision int8 --target a100`."""
+    from commands import buckets
     from commands import build as command
     from engines.backends.flags import BuildFlags
 
     flags = BuildFlags(version_compatible, weight_streaming, strip_weights, optimization_level, timing_cache=timing_cache)
-    options = command.BuildOptions(target, backend.value, max_batch, max_length, capacity, flags)
+    options = command.BuildOptions(target, backend.value, max_batch, max_length, flags=flags)
+    options = buckets.with_capacities(options, buckets.parse_capacities(capacity))
     with _Watched() as progress:
-        outcome = command.build(artifact, precision.value, options, force=force, progress=progress)
+        outcome = buckets.build_all(artifact, precision.value, options, force=force, progress=progress)
     _show("build", outcome.report, as_json=as_json, up_to_date=outcome.up_to_date)
 
 

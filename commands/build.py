@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from artifact.config import LlamaConfig
+from artifact.engine_names import Bucket, engine_folder
 from artifact.errors import EngineError
 from artifact.manifest import kv_cache_of, require_artifact
 from artifact.progress import Progress, silent
@@ -28,6 +29,7 @@ class BuildOptions:
         max_length: None means the model's, at most 4096.
         capacity: its counterpart for a static cache.
         flags: the compiler's own options.
+        buckets: several capacities of a static cache, an engine for each (``buckets.build_all``).
     """
 
     target: str = "a100-80gb"
@@ -36,6 +38,7 @@ class BuildOptions:
     max_length: int | None = None
     capacity: int | None = None
     flags: BuildFlags = field(default_factory=BuildFlags)
+    buckets: tuple[Bucket, ...] = ()
 
 
 def build(artifact: Path, precision: str, options: BuildOptions, *, force: bool = False, progress: Progress = silent) -> Outcome:
@@ -60,8 +63,10 @@ def build(artifact: Path, precision: str, options: BuildOptions, *, force: bool 
         return report
 
     inputs = (stage, *WEIGHTS, f"weights/{precision}-layer-*.safetensors")  # another scheme's weights are none of this engine's business
-    recorded = {**chosen, "flags": dict(options.flags.asked())}
-    return run_step(artifact, f"build-{target}-{precision}", recorded, work, inputs=inputs, force=force, progress=progress)
+    capacity = f"{options.capacity}," if isinstance(options.capacity, Bucket) else options.capacity  # as it is asked for
+    recorded = {**chosen, "capacity": capacity, **options.flags.recorded()}
+    step_id = engine_folder(target, precision, options.capacity).replace("engines/", "build-")
+    return run_step(artifact, step_id, recorded, work, inputs=inputs, force=force, progress=progress)
 
 
 def check_precision(dtype: str, precision: str) -> None:

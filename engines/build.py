@@ -10,6 +10,7 @@ from typing import Any
 import onnx_ir as ir
 
 from artifact.config import LlamaConfig
+from artifact.engine_names import engine_folder, engine_graph
 from artifact.errors import EngineError
 from artifact.manifest import Manifest, kv_cache_of, read_manifest
 from artifact.steps import StepContext, require
@@ -51,7 +52,7 @@ def build_engine(
         backend: ``auto`` or a name of ``BACKENDS``.
         max_batch: rows.
         max_length: tokens in prompt and answer together; None is the model's, at most 4096. Of a dynamic cache only.
-        capacity: the same for a static cache, which needs it.
+        capacity: the same for a static cache, which needs it; a ``Bucket`` stands in the names of folder and graph.
         flags: what else the compiler is asked for.
 
     Returns:
@@ -68,8 +69,7 @@ def build_engine(
     config, form, dtype = LlamaConfig(**model["config"]), kv_cache_of(model), model["dtype"]
     length, rows = longest(form, config, max_length, capacity), max(max_batch, LEAST_ROWS.get(precision, 1))
     profiles = make_profiles(config, dtype, form, max_batch=rows, max_length=length)
-    graph_file = _engine_graph(step, stage, capacity)
-    folder = f"engines/{gpu.name}-{precision}"
+    graph_file, folder = _engine_graph(step, stage, capacity), engine_folder(gpu.name, precision, capacity)
     check_room(step.artifact / folder, weights_bytes(ir.load(graph_file).graph), config.num_hidden_layers, packed=stage != "traced")
     plan_name = f"{folder}/part-00.plan"
     with step.write(plan_name) as plan:
@@ -100,7 +100,7 @@ def build_engine(
 
 def _engine_graph(step: StepContext, stage: str, capacity: int | None) -> Path:
     """Write the graph that is built."""
-    source, name = require(step.artifact, f"{stage}.onnx"), f"{stage}-engine.onnx"
+    source, name = require(step.artifact, f"{stage}.onnx"), engine_graph(stage, capacity)
     with step.write(name) as graph_file:
         write_engine_graph(source, graph_file, capacity=capacity)
     return step.artifact / name

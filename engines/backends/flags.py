@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -45,9 +44,13 @@ class BuildFlags:
         if self.timing_cache is not None and self.timing_cache != NO_CACHE and Path(self.timing_cache).is_dir():
             raise EngineError(f"--timing-cache {self.timing_cache} is a folder", hint="name a file; it is made where there is none")
 
-    def asked(self) -> Mapping[str, Any]:
-        """Option → value, of those that differ from their default."""
-        return {OPTIONS[one.name]: getattr(self, one.name) for one in fields(self) if getattr(self, one.name) != one.default}
+    def asked(self) -> list[str]:
+        """The options that are not at their default."""
+        return [OPTIONS[name] for name in self.recorded()]
+
+    def recorded(self) -> dict[str, Any]:
+        """Field → value, of those that are not at their default: what decides a plan, as the manifest keeps it."""
+        return {one.name: getattr(self, one.name) for one in fields(self) if getattr(self, one.name) != one.default}
 
     def as_record(self) -> dict[str, Any]:
         """Every one, as build.json keeps it."""

@@ -37,7 +37,7 @@ class TensorRTRTX:
 
     def lacks(self, flags: BuildFlags) -> list[str]:
         """All of them: without a driver most fail or do nothing (docs/adr/007), and the rest change no plan that was measured."""
-        return list(flags.asked())
+        return flags.asked()
 
     def build(self, request: BuildRequest, progress: Progress) -> BuildResult:
         """Build in a worker process (``tensorrt_rtx_worker``), streamed to ``request.plan``."""
