@@ -7,7 +7,8 @@ Letters: r rows at a time, n samples.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import astuple, dataclass, field
 from math import sqrt
 from typing import Any
 
@@ -20,7 +21,7 @@ from graphs.quantize.gptq import REACH, TINY, Feedback, make_feedback, round_in_
 from graphs.quantize.linears import site_of
 from graphs.quantize.rounding import Floats, Grid, Levels, round_plainly, search_scale
 from graphs.quantize.statistics import SiteStatistics, Statistics
-from graphs.quantize.writer import row_blocks
+from graphs.quantize.writer import exact_rows, row_slices
 
 METHODS = {False: "plain", True: "gptq"}
 """By whether there are statistics."""
@@ -43,6 +44,9 @@ class Errors:
     output: float = 0.0
     output_error: float = 0.0
     plain_output_error: float = 0.0
+
+    def __add__(self, other: Errors) -> Errors:
+        return Errors(*(mine + others for mine, others in zip(astuple(self), astuple(other), strict=True)))
 
     def report(self) -> dict[str, float]:
         """weight_rms; with calibration also output_rms and plain_output_rms."""
@@ -118,17 +122,16 @@ class Rounder:
         """
         seen = self.input_of(name, weight.shape[1])
         levels, scale = np.empty(weight.shape, np.int8), np.empty((len(weight), grid.blocks(weight.shape[1])), np.float32)
-        errors = self.errors[name] = Errors()
-        for rows, exact in row_blocks(weight, name, *(() if seen is None else (DRIVEN_VALUES,))):
-            levels[rows], scale[rows] = plain = round_plainly(exact, grid)
-            if seen is not None:
-                levels[rows], scale[rows] = round_by(seen.feedback, exact, grid, plain)
-                errors.output += _squares(seen.samples @ exact.T)
-                errors.plain_output_error += _squares(seen.samples @ _error(exact, grid, *plain).T)
-            error = _error(exact, grid, levels[rows], scale[rows])
-            errors.output_error += 0.0 if seen is None else _squares(seen.samples @ error.T)
-            errors.weight += _squares(exact)
-            errors.weight_error += _squares(error)
+
+        def round_rows(rows: slice) -> Errors:
+            exact = exact_rows(weight, name, rows)
+            plain = round_plainly(exact, grid)
+            levels[rows], scale[rows] = chosen = plain if seen is None else round_by(seen.feedback, exact, grid, plain)
+            return _measured(exact, grid, chosen, plain, seen)
+
+        with ThreadPoolExecutor() as pool:  # plain rounding only: the products of the other have threads of their own
+            found = list(pool.map(round_rows, row_slices(weight)) if seen is None else map(round_rows, row_slices(weight, DRIVEN_VALUES)))
+        self.errors[name] = sum(found, start=Errors())
         return levels, scale
 
     def input_of(self, name: str, columns: int) -> Input | None:
@@ -165,6 +168,15 @@ def round_by(feedback: Feedback, exact: Floats, grid: Grid, plain: tuple[Levels,
     before = feedback.objective(-_error(exact, grid, *plain).T)
     better = (feedback.objective(weight - levels * spread, residual) < before)[:, None]
     return np.where(better, levels.T, plain[0]).astype(np.int8), np.where(better, scale, plain[1])
+
+
+def _measured(exact: Floats, grid: Grid, chosen: tuple[Levels, Floats], plain: tuple[Levels, Floats], seen: Input | None) -> Errors:
+    """What some rows [r, in] cost as they were rounded, and on sampled inputs, where there are any, beside plain rounding."""
+    error = _error(exact, grid, *chosen)
+    if seen is None:
+        return Errors(_squares(exact), _squares(error))
+    outputs = (exact.T, error.T, _error(exact, grid, *plain).T)
+    return Errors(_squares(exact), _squares(error), *(_squares(seen.samples @ of_weight) for of_weight in outputs))
 
 
 def _error(exact: Floats, grid: Grid, levels: Levels, scale: Floats) -> Floats:

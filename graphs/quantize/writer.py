@@ -89,13 +89,25 @@ def row_blocks(weight: NDArray[Any], name: str, values: int = ROW_BLOCK_VALUES) 
     Raises:
         QuantizationError: one of them is NaN or Inf.
     """
+    return ((rows, exact_rows(weight, name, rows)) for rows in row_slices(weight, values))
+
+
+def row_slices(weight: NDArray[Any], values: int = ROW_BLOCK_VALUES) -> list[slice]:
+    """The rows of a weight [out, in] in blocks of about so many values."""
     height = max(1, values // weight.shape[1])
-    for start in range(0, len(weight), height):
-        rows = slice(start, min(start + height, len(weight)))
-        exact = weight[rows].astype(np.float32)
-        if not np.isfinite(exact).all():
-            raise QuantizationError(f"{name}.weight holds NaN or Inf in rows {rows.start} … {rows.stop - 1}")
-        yield rows, exact
+    return [slice(start, min(start + height, len(weight))) for start in range(0, len(weight), height)]
+
+
+def exact_rows(weight: NDArray[Any], name: str, rows: slice) -> Floats:
+    """Those rows of a weight, copied to float32.
+
+    Raises:
+        QuantizationError: one of them is NaN or Inf.
+    """
+    exact = weight[rows].astype(np.float32)
+    if not np.isfinite(exact).all():
+        raise QuantizationError(f"{name}.weight holds NaN or Inf in rows {rows.start} … {rows.stop - 1}")
+    return exact
 
 
 def add_initializer(graph: ir.Graph, tensor: StoredTensor, dtype: ir.DataType, shape: tuple[int, ...] | None = None) -> ir.Value:
