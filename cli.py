@@ -19,6 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from artifact.errors import ToolkitError
+from artifact.room import bytes_of
 from commands.sheet import Sheet
 from commands.summary import summarize
 
@@ -158,6 +159,7 @@ MaxIncrease = Annotated[
     ),
 ]
 SensitivityTokens = Annotated[int | None, typer.Option(min=16, help="Tokens that each linear is scored on, with a limit; default 512.")]
+MaxMemory = Annotated[float | None, typer.Option(min=0.1, help="GB (10^9 bytes) that building a plan may take; default: what is free.", metavar="GB")]
 Json = Annotated[bool, typer.Option("--json", help="Print the report as one JSON object, and nothing else, on stdout.")]
 
 
@@ -184,6 +186,7 @@ def run(
     max_batch: MaxBatch = 4,
     max_length: MaxLength = None,
     capacity: Capacity = None,
+    max_memory: MaxMemory = None,
     calibration: Calibration = None,
     calibration_tokens: CalibrationTokens = None,
     calibration_length: CalibrationLength = None,
@@ -207,7 +210,9 @@ def run(
         ExportOptions(dtype.value, kv_cache.value, weights.value),
         CalibrationOptions(calibration, calibration_tokens, calibration_length),
         PlacementOptions(max_perplexity_increase, sensitivity_tokens),
-        buckets.with_capacities(build.BuildOptions(target, backend.value, max_batch, max_length), buckets.parse_capacities(capacity)),
+        buckets.with_capacities(
+            build.BuildOptions(target, backend.value, max_batch, max_length, max_memory=bytes_of(max_memory)), buckets.parse_capacities(capacity)
+        ),
         validate.ValidateOptions(texts=tuple(text or ()), tokens=tokens),
     )
     with _Watched() as progress:
@@ -315,6 +320,7 @@ def build(
     max_batch: MaxBatch = 4,
     max_length: MaxLength = None,
     capacity: Capacity = None,
+    max_memory: MaxMemory = None,
     version_compatible: VersionCompatible = False,
     weight_streaming: WeightStreaming = False,
     strip_weights: StripWeights = False,
@@ -329,7 +335,7 @@ def build(
     from engines.backends.flags import BuildFlags
 
     flags = BuildFlags(version_compatible, weight_streaming, strip_weights, optimization_level, timing_cache=timing_cache)
-    options = command.BuildOptions(target, backend.value, max_batch, max_length, flags=flags)
+    options = command.BuildOptions(target, backend.value, max_batch, max_length, flags=flags, max_memory=bytes_of(max_memory))
     options = buckets.with_capacities(options, buckets.parse_capacities(capacity))
     with _Watched() as progress:
         outcome = buckets.build_all(artifact, precision.value, options, force=force, progress=progress)
@@ -401,6 +407,30 @@ def bench(
 
     options = command.BenchOptions(prompt_tokens, new_tokens, batch)
     _show("bench", command.bench(artifact, options, stage=stage, device=device.value), as_json=as_json)
+
+
+@app.command()
+def estimate(
+    size: Size = None,
+    checkpoint: Checkpoint = None,
+    revision: Revision = None,
+    config: Config = None,
+    precision: Annotated[Precision, typer.Option(help="Precision of the engine.")] = Precision.fp16,
+    target: Target = "a100",
+    kv_cache: KvCache = KvCacheOption.dynamic,
+    max_batch: MaxBatch = 4,
+    max_length: MaxLength = None,
+    capacity: Annotated[int | None, typer.Option(min=2, help="Tokens that a static cache holds.")] = None,
+    max_memory: MaxMemory = None,
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """Memory, disk, time, and what the GPU can do, before anything starts: `cli.py estimate --size 13b --precision int8 --target a100-40gb`."""
+    from commands import estimate as command
+    from exporter.checkpoints.request import CheckpointRequest
+
+    options = command.EstimateOptions(precision.value, target, kv_cache.value, max_batch, max_length, capacity, bytes_of(max_memory))
+    _show("estimate", command.estimate_command(CheckpointRequest(checkpoint, size, revision, config), options, out=out), as_json=as_json)
 
 
 @app.command()

@@ -15,6 +15,7 @@ from artifact.steps import Outcome, Report, StepContext, require, run_step
 from engines.backends.flags import BuildFlags
 from engines.build import STAGES, build_engine
 from engines.cache_form import longest
+from engines.engine_options import EngineOptions
 from engines.targets import find_target
 
 WEIGHTS = ("weights/layer-*.safetensors", "weights/shared.safetensors", "weights/rotary.safetensors", "weights/checksums.json")
@@ -23,13 +24,14 @@ WEIGHTS = ("weights/layer-*.safetensors", "weights/shared.safetensors", "weights
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """What decides a plan.
+    """What decides a plan, and what building may take.
 
     Attributes:
         max_length: None means the model's, at most 4096.
         capacity: its counterpart for a static cache.
         flags: the compiler's own options.
         buckets: several capacities of a static cache, an engine for each (``buckets.build_all``).
+        max_memory: bytes; None means what is free. It decides no byte of a plan that is built.
     """
 
     target: str = "a100-80gb"
@@ -39,6 +41,7 @@ class BuildOptions:
     capacity: int | None = None
     flags: BuildFlags = field(default_factory=BuildFlags)
     buckets: tuple[Bucket, ...] = ()
+    max_memory: int | None = None
 
 
 def build(artifact: Path, precision: str, options: BuildOptions, *, force: bool = False, progress: Progress = silent) -> Outcome:
@@ -59,7 +62,7 @@ def build(artifact: Path, precision: str, options: BuildOptions, *, force: bool 
     }
 
     def work(step: StepContext) -> Report:
-        report: Report = build_engine(step, **chosen, flags=options.flags)
+        report: Report = build_engine(step, EngineOptions(**chosen, flags=options.flags, max_memory=options.max_memory))
         return report
 
     inputs = (stage, *WEIGHTS, f"weights/{precision}-layer-*.safetensors")  # another scheme's weights are none of this engine's business

@@ -18,11 +18,14 @@ from engines.backends.flags import BuildFlags
 from engines.backends.protocol import AuditRequest, Backend, BuildRequest, BuildResult
 from engines.backends.tensorrt import TensorRT
 from engines.backends.tensorrt_rtx import TensorRTRTX
-from engines.cache_form import cache_entry, longest
+from engines.build_cost import Graph, build_cost
+from engines.cache_form import cache_entry
 from engines.engine_graph import write_engine_graph
-from engines.graph_weights import weights_bytes
-from engines.preflight import check_room
-from engines.profiles import LEAST_ROWS, make_profiles
+from engines.engine_options import EngineOptions
+from engines.estimate import device_report, load_of
+from engines.graph_weights import levels_bytes, weights_bytes
+from engines.preflight import check_build
+from engines.profiles import make_profiles
 from engines.targets import Target, find_target
 
 logger = logging.getLogger(__name__)
@@ -32,28 +35,12 @@ STAGES = {"fp16": "fused", "int8": "int8", "int8-smoothquant": "int8-smoothquant
 BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (TensorRTRTX(), TensorRT())}
 
 
-def build_engine(
-    step: StepContext,
-    *,
-    precision: str,
-    target: str,
-    backend: str = "auto",
-    max_batch: int = 4,
-    max_length: int | None = None,
-    capacity: int | None = None,
-    flags: BuildFlags | None = None,
-) -> dict[str, Any]:
+def build_engine(step: StepContext, options: EngineOptions) -> dict[str, Any]:
     """Write ``<stage>-engine.onnx``, ``engines/<target>-<precision>/part-00.plan`` and ``build.json``.
 
     Args:
         step: the artifact; its manifest describes the model.
-        precision: a key of ``STAGES``.
-        target: a name of ``targets``.
-        backend: ``auto`` or a name of ``BACKENDS``.
-        max_batch: rows.
-        max_length: tokens in prompt and answer together; None is the model's, at most 4096. Of a dynamic cache only.
-        capacity: the same for a static cache, which needs it; a ``Bucket`` stands in the names of folder and graph.
-        flags: what else the compiler is asked for.
+        options: of the engine.
 
     Returns:
         ``engines``: one entry a plan, as in ``build.json``; ``passed``: whether every audit passed.
@@ -63,14 +50,21 @@ def build_engine(
             compiler failed.
         ArtifactError: the stage is not there.
     """
-    flags = flags or BuildFlags()
-    stage, chosen, gpu, manifest = _stage(precision), choose_backend(backend, flags), find_target(target), read_manifest(step.artifact)
+    precision, capacity, flags, max_batch = options.precision, options.capacity, options.flags, options.max_batch
+    stage, chosen, gpu, manifest = (
+        _stage(precision),
+        choose_backend(options.backend, flags),
+        find_target(options.target),
+        read_manifest(step.artifact),
+    )
     model, lowering = manifest["model"], _lowering(manifest, stage)
     config, form, dtype = LlamaConfig(**model["config"]), kv_cache_of(model), model["dtype"]
-    length, rows = longest(form, config, max_length, capacity), max(max_batch, LEAST_ROWS.get(precision, 1))
+    load = load_of(config, precision, form, max_batch=max_batch, max_length=options.max_length, capacity=capacity)
+    length, rows = load.length, load.batch
     profiles = make_profiles(config, dtype, form, max_batch=rows, max_length=length)
     graph_file, folder = _engine_graph(step, stage, capacity), engine_folder(gpu.name, precision, capacity)
-    check_room(step.artifact / folder, weights_bytes(ir.load(graph_file).graph), config.num_hidden_layers, packed=stage != "traced")
+    needs = build_cost(_graph(graph_file, config.num_hidden_layers, precision, static=form == "static"))
+    check_build(needs, step.artifact / folder, max_memory=options.max_memory)
     plan_name = f"{folder}/part-00.plan"
     with step.write(plan_name) as plan:
         result = chosen.build(BuildRequest(graph_file, plan, gpu, tuple(profiles), flags), step.progress)
@@ -93,9 +87,16 @@ def build_engine(
         "max_batch": max_batch,
         "max_length": length,
         **cache_entry(form, config, dtype, rows, length, result.static_cache),
+        "device": device_report(config, load, gpu),
         "notes": _notes(lowering, precision, admitted=rows, asked=max_batch),
     }
     return _record(step, f"{folder}/build.json", {"engines": [entry], "passed": audit["audit"]["passed"]})
+
+
+def _graph(file: Path, layers: int, precision: str, *, static: bool) -> Graph:
+    """What a graph's build depends on."""
+    graph = ir.load(file).graph
+    return Graph(weights_bytes(graph), layers, precision, levels_bytes(graph), STAGES[precision] != "traced", static)
 
 
 def _engine_graph(step: StepContext, stage: str, capacity: int | None) -> Path:

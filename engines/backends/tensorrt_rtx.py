@@ -15,6 +15,8 @@ from engines.backends.worker import MEGABYTE, USE_RTX, run_worker
 
 NEEDED = {"tensorrt_rtx": "tensorrt-rtx-cu12", "polygraphy": "polygraphy"}
 """Module → the distribution that brings it."""
+ENVIRONMENT = {USE_RTX: "1", "MALLOC_MMAP_THRESHOLD_": "131072"}
+"""Of the worker. The fixed threshold keeps weights out of malloc's heap, which does not shrink: 22 layers, 1.2 GB: 2.6 GB at the peak, else 3.1."""
 
 
 class TensorRTRTX:
@@ -48,7 +50,7 @@ class TensorRTRTX:
             "profiles": [dict(profile.shapes) for profile in request.profiles],
         }
         start = time.perf_counter()
-        result, peak = run_worker("engines.backends.tensorrt_rtx_worker", message, {USE_RTX: "1"}, progress)
+        result, peak = run_worker("engines.backends.tensorrt_rtx_worker", message, ENVIRONMENT, progress)
         seconds = time.perf_counter() - start
         memory = (peak.resident // MEGABYTE, peak.anonymous // MEGABYTE)
         return BuildResult(round(seconds, 2), *memory, result["version"], result["network_layers"], result["static_cache"])
