@@ -19,6 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from artifact.errors import ToolkitError
+from artifact.room import bytes_of
 from commands.sheet import Sheet
 from commands.summary import summarize
 
@@ -87,6 +88,7 @@ class Backend(StrEnum):
 
     auto = "auto"
     tensorrt_rtx = "tensorrt-rtx"
+    tensorrt = "tensorrt"
 
 
 Artifact = Annotated[Path, typer.Argument(help="Artifact folder.", metavar="ART")]
@@ -115,9 +117,24 @@ Weights = Annotated[
 ]
 Force = Annotated[bool, typer.Option("--force", help="Do it even where it is up to date.")]
 Target = Annotated[str, typer.Option(help="GPU to build for: a100 (= a100-80gb), a100-40gb, a10, l4 …")]
-BackendOption = Annotated[Backend, typer.Option(help="Who builds the engine.")]
+BackendOption = Annotated[
+    Backend, typer.Option(help="Who builds the engine: tensorrt-rtx needs no GPU; tensorrt is enterprise TensorRT, on the target's GPU.")
+]
+VersionCompatible = Annotated[bool, typer.Option("--version-compatible", help="A plan that later TensorRT releases run too; tensorrt alone.")]
+WeightStreaming = Annotated[bool, typer.Option("--weight-streaming", help="Weights may stay on the host; tensorrt alone.")]
+StripWeights = Annotated[
+    bool, typer.Option("--strip-weights", help="A plan without its weights, put back from the graph when it is loaded; tensorrt alone.")
+]
+OptimizationLevel = Annotated[int | None, typer.Option(min=0, max=5, help="How long to look for faster kernels; default 3; tensorrt alone.")]
+TimingCacheOption = Annotated[
+    str | None,
+    typer.Option(help="Kernel times to use and add to; default: your own, by release and GPU; tensorrt alone.", metavar="FILE|none"),
+]
 MaxBatch = Annotated[int, typer.Option(min=1, help="Largest batch of the engine.")]
-Capacity = Annotated[int | None, typer.Option(min=2, help="Tokens that a static cache holds, prompt and answer together; of it alone.")]
+Capacity = Annotated[
+    str | None,
+    typer.Option(help="Tokens that a static cache holds, prompt and answer together; several, 512,1024,2048: an engine for each.", metavar="N[,N…]"),
+]
 MaxLength = Annotated[int | None, typer.Option(min=2, help="Largest number of tokens, past included; default the model's, at most 4096.")]
 TextFiles = Annotated[
     list[Path] | None, typer.Option(help="UTF-8 text for perplexity and parity; may repeat: each is judged. Default: two committed ones.")
@@ -145,6 +162,7 @@ MaxIncrease = Annotated[
     ),
 ]
 SensitivityTokens = Annotated[int | None, typer.Option(min=16, help="Tokens that each linear is scored on, with a limit; default 512.")]
+MaxMemory = Annotated[float | None, typer.Option(min=0.1, help="GB (10^9 bytes) that building a plan may take; default: what is free.", metavar="GB")]
 Json = Annotated[bool, typer.Option("--json", help="Print the report as one JSON object, and nothing else, on stdout.")]
 
 
@@ -171,6 +189,7 @@ def run(
     max_batch: MaxBatch = 4,
     max_length: MaxLength = None,
     capacity: Capacity = None,
+    max_memory: MaxMemory = None,
     calibration: Calibration = None,
     calibration_tokens: CalibrationTokens = None,
     calibration_length: CalibrationLength = None,
@@ -183,7 +202,7 @@ def run(
     as_json: Json = False,
 ) -> None:
     """All steps, resumable: `cli.py run --checkpoint demo --precision fp16 --precision int8`."""
-    from commands import build, validate
+    from commands import buckets, build, validate
     from commands import run as command
     from commands.calibrate import CalibrationOptions
     from commands.export import ExportOptions
@@ -195,7 +214,9 @@ def run(
         ExportOptions(dtype.value, kv_cache.value, weights.value),
         CalibrationOptions(calibration, calibration_tokens, calibration_length),
         PlacementOptions(max_perplexity_increase, sensitivity_tokens),
-        build.BuildOptions(target, backend.value, max_batch, max_length, capacity),
+        buckets.with_capacities(
+            build.BuildOptions(target, backend.value, max_batch, max_length, max_memory=bytes_of(max_memory)), buckets.parse_capacities(capacity)
+        ),
         validate.ValidateOptions(texts=tuple(text or ()), tokens=tokens, baseline=baseline),
     )
     with _Watched() as progress:
@@ -303,15 +324,25 @@ def build(
     max_batch: MaxBatch = 4,
     max_length: MaxLength = None,
     capacity: Capacity = None,
+    max_memory: MaxMemory = None,
+    version_compatible: VersionCompatible = False,
+    weight_streaming: WeightStreaming = False,
+    strip_weights: StripWeights = False,
+    optimization_level: OptimizationLevel = None,
+    timing_cache: TimingCacheOption = None,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
     """ONNX → TensorRT plan, audited: `cli.py build artifacts/llama-2-7b --precision int8 --target a100`."""
+    from commands import buckets
     from commands import build as command
+    from engines.backends.flags import BuildFlags
 
-    options = command.BuildOptions(target, backend.value, max_batch, max_length, capacity)
+    flags = BuildFlags(version_compatible, weight_streaming, strip_weights, optimization_level, timing_cache=timing_cache)
+    options = command.BuildOptions(target, backend.value, max_batch, max_length, flags=flags, max_memory=bytes_of(max_memory))
+    options = buckets.with_capacities(options, buckets.parse_capacities(capacity))
     with _Watched() as progress:
-        outcome = command.build(artifact, precision.value, options, force=force, progress=progress)
+        outcome = buckets.build_all(artifact, precision.value, options, force=force, progress=progress)
     _show("build", outcome.report, as_json=as_json, up_to_date=outcome.up_to_date)
 
 
@@ -381,6 +412,30 @@ def bench(
 
     options = command.BenchOptions(prompt_tokens, new_tokens, batch)
     _show("bench", command.bench(artifact, options, stage=stage, device=device.value), as_json=as_json)
+
+
+@app.command()
+def estimate(
+    size: Size = None,
+    checkpoint: Checkpoint = None,
+    revision: Revision = None,
+    config: Config = None,
+    precision: Annotated[Precision, typer.Option(help="Precision of the engine.")] = Precision.fp16,
+    target: Target = "a100",
+    kv_cache: KvCache = KvCacheOption.dynamic,
+    max_batch: MaxBatch = 4,
+    max_length: MaxLength = None,
+    capacity: Annotated[int | None, typer.Option(min=2, help="Tokens that a static cache holds.")] = None,
+    max_memory: MaxMemory = None,
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """Memory, disk, time, and what the GPU can do, before anything starts: `cli.py estimate --size 13b --precision int8 --target a100-40gb`."""
+    from commands import estimate as command
+    from exporter.checkpoints.request import CheckpointRequest
+
+    options = command.EstimateOptions(precision.value, target, kv_cache.value, max_batch, max_length, capacity, bytes_of(max_memory))
+    _show("estimate", command.estimate_command(CheckpointRequest(checkpoint, size, revision, config), options, out=out), as_json=as_json)
 
 
 @app.command()

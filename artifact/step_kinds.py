@@ -73,7 +73,7 @@ STEPS: Mapping[str, Step] = {
         (*_QUANTISED, *_MEASURED, "validation/texts/default.txt", *SHARED),
         ("onnx-ir", "numpy", "torch", "tokenizers", "safetensors"),
     ),
-    "build": Step((), ("engines/**/*.py", *SHARED), ("onnx-ir", "polygraphy", "tensorrt-rtx-cu12")),
+    "build": Step((), ("engines/**/*.py", *SHARED), ("onnx-ir", "polygraphy", "tensorrt-rtx-cu12", "tensorrt")),
     "validate": Step(
         ("traced.onnx", "*.onnx", "weights/*", "tokenizer*", "engines/*/build.json", "sensitivity-*.json"),
         (

@@ -52,7 +52,8 @@ def bench(artifact: Path, options: BenchOptions, *, stage: str = "fused", device
         device: ``cpu`` runs the graph in ONNX Runtime, ``cuda`` the plan.
 
     Returns:
-        stage, backend, device, file, kv_cache, batch, prompt_tokens, new_tokens, prefill_tokens_per_s, decode_tokens_per_s,
+        stage, backend, device, file, kv_cache, capacity (of a static cache that the plan or graph fixes), batch, prompt_tokens, new_tokens,
+        prefill_tokens_per_s, decode_tokens_per_s,
         time_to_first_token_ms, decode_ms, peak_rss_mb (of the host). Token rates count all rows; each is the median of its repeats, logits on the
         host and the next token chosen.
 
@@ -77,6 +78,7 @@ def bench(artifact: Path, options: BenchOptions, *, stage: str = "fused", device
         "device": opened.device,
         "file": opened.file,
         "kv_cache": opened.decoder.kv_cache,
+        "capacity": opened.decoder.capacity,
         "batch": options.batch,
         "prompt_tokens": options.prompt_tokens,
         "new_tokens": options.new_tokens,

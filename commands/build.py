@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from artifact.config import LlamaConfig
+from artifact.engine_names import Bucket, engine_folder
 from artifact.errors import EngineError
 from artifact.manifest import kv_cache_of, require_artifact
 from artifact.progress import Progress, silent
 from artifact.steps import Outcome, Report, StepContext, require, run_step
+from engines.backends.flags import BuildFlags
 from engines.build import STAGES, build_engine
 from engines.cache_form import longest
+from engines.engine_options import EngineOptions
 from engines.targets import find_target
 
 WEIGHTS = ("weights/layer-*.safetensors", "weights/shared.safetensors", "weights/rotary.safetensors", "weights/checksums.json")
@@ -21,13 +24,24 @@ WEIGHTS = ("weights/layer-*.safetensors", "weights/shared.safetensors", "weights
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """What decides a plan; ``max_length`` None means the model's, at most 4096; ``capacity`` is its counterpart for a static cache."""
+    """What decides a plan, and what building may take.
+
+    Attributes:
+        max_length: None means the model's, at most 4096.
+        capacity: its counterpart for a static cache.
+        flags: the compiler's own options.
+        buckets: several capacities of a static cache, an engine for each (``buckets.build_all``).
+        max_memory: bytes; None means what is free. It decides no byte of a plan that is built.
+    """
 
     target: str = "a100-80gb"
     backend: str = "auto"
     max_batch: int = 4
     max_length: int | None = None
     capacity: int | None = None
+    flags: BuildFlags = field(default_factory=BuildFlags)
+    buckets: tuple[Bucket, ...] = ()
+    max_memory: int | None = None
 
 
 def build(artifact: Path, precision: str, options: BuildOptions, *, force: bool = False, progress: Progress = silent) -> Outcome:
@@ -48,11 +62,14 @@ def build(artifact: Path, precision: str, options: BuildOptions, *, force: bool 
     }
 
     def work(step: StepContext) -> Report:
-        report: Report = build_engine(step, **chosen)
+        report: Report = build_engine(step, EngineOptions(**chosen, flags=options.flags, max_memory=options.max_memory))
         return report
 
     inputs = (stage, *WEIGHTS, f"weights/{precision}-layer-*.safetensors")  # another scheme's weights are none of this engine's business
-    return run_step(artifact, f"build-{target}-{precision}", chosen, work, inputs=inputs, force=force, progress=progress)
+    capacity = f"{options.capacity}," if isinstance(options.capacity, Bucket) else options.capacity  # as it is asked for
+    recorded = {**chosen, "capacity": capacity, **options.flags.recorded()}
+    step_id = engine_folder(target, precision, options.capacity).replace("engines/", "build-")
+    return run_step(artifact, step_id, recorded, work, inputs=inputs, force=force, progress=progress)
 
 
 def check_precision(dtype: str, precision: str) -> None:

@@ -14,6 +14,8 @@ from artifact.manifest import read_manifest
 from artifact.progress import Progress, silent
 from artifact.steps import Outcome, Report, StepContext, run_step
 from artifact.weight_files import check_weight_files
+from engines.preflight import check_memory
+from engines.step_costs import calibrate_cost
 
 NONE = "none"
 TOKENIZER = "tokenizer.json"
@@ -80,6 +82,7 @@ def calibrate(artifact: Path, options: CalibrationOptions, *, force: bool = Fals
         manifest = read_manifest(artifact)
         check_weight_files(artifact, manifest)
         model, config = manifest["model"], LlamaConfig(**manifest["model"]["config"])
+        check_memory(calibrate_cost(config), artifact)
         text = load_sequences(artifact, config, source, tokens=options.calibration_tokens, length=options.calibration_length)
         return write_statistics(step, Reference(config, artifact_reader(artifact)), text, model["fingerprint"])
 

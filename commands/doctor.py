@@ -13,6 +13,7 @@ import psutil
 
 from artifact.hub_folder import cache_folder
 from engines import device
+from engines.backends.tensorrt import TensorRT
 from engines.device import Device
 from engines.targets import TARGETS
 
@@ -66,7 +67,7 @@ def _why_no_plans(versions: dict[str, str | None], gpu: Device | str) -> str | N
     if not _fitting(gpu):
         built = sorted({target.compute_capability for target in TARGETS.values()})
         return f"no target has this GPU's compute capability; plans are built for {', '.join(f'{major}.{minor}' for major, minor in built)}"
-    if not (versions["tensorrt-rtx-cu12"] and versions["polygraphy"]):
+    if not (versions["polygraphy"] and any(versions[package] for package in ("tensorrt-rtx-cu12", "tensorrt"))):
         return "pip install 'llama2trt[tensorrt-rtx]'"
     return None
 
@@ -93,7 +94,7 @@ def _hub(installed: bool, ask: bool) -> dict[str, Any]:
 
 
 def _abilities(versions: dict[str, str | None], gpu: Device | str, hub: dict[str, Any]) -> list[tuple[str, bool | None, str]]:
-    why = _why_no_plans(versions, gpu)
+    why, enterprise = _why_no_plans(versions, gpu), TensorRT().unavailable()
     return [
         ("export checkpoints to ONNX", bool(versions["torch"] and versions["onnxscript"]), "scripts/setup"),
         ("read GGUF files", bool(versions["gguf"]), "scripts/setup"),
@@ -101,7 +102,7 @@ def _abilities(versions: dict[str, str | None], gpu: Device | str, hub: dict[str
         ("fuse and quantise graphs", bool(versions["onnxscript"] and versions["onnx-ir"]), "scripts/setup"),
         ("validate on the CPU", bool(versions["onnxruntime-gpu"] and versions["transformers"]), "scripts/setup"),
         ("build A100 engines without a GPU (TensorRT-RTX)", bool(versions["tensorrt-rtx-cu12"]), "pip install 'llama2trt[tensorrt-rtx]'"),
-        ("build with enterprise TensorRT", False, "its backend is not written yet"),
+        ("build with enterprise TensorRT (--backend tensorrt), on the GPU that is here", enterprise is None, enterprise or ""),
         ("run engines", why is None, why or ""),
     ]
 

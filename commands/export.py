@@ -11,6 +11,8 @@ from artifact.ownership import check_belongs
 from artifact.progress import Progress, silent
 from artifact.steps import Outcome, Report, StepContext, run_step
 from artifact.tensor_file import WeightsMode
+from engines.preflight import check_memory
+from engines.step_costs import export_cost
 from exporter.checkpoints import Checkpoint, CheckpointRequest, open_request, pin_request
 from exporter.checkpoints.protocol import InFiles
 
@@ -74,6 +76,7 @@ def export_into(
     def work(step: StepContext) -> Report:
         from exporter.export import export_checkpoint  # torch.onnx takes seconds to import
 
+        check_memory(export_cost(checkpoint.config, options.dtype), artifact)  # what is written already counts too: export looks at the disk itself
         return export_checkpoint(step, checkpoint, request=request, dtype=options.dtype, kv_cache=options.kv_cache, weights=options.weights)
 
     recorded = {"checkpoint": checkpoint.fingerprint, "state": checkpoint.state, **asdict(options)}

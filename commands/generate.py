@@ -41,7 +41,7 @@ def generate(
         say: gets the text piece by piece.
 
     Returns:
-        stage, backend, device, kv_cache, capacity (None of a dynamic cache), prompt, text, prompt_tokens, new_tokens, finished,
+        stage, backend, device, file, kv_cache, capacity (None of a dynamic cache), prompt, text, prompt_tokens, new_tokens, finished,
         time_to_first_token_ms, decode_tokens_per_s.
 
     Raises:
@@ -59,7 +59,7 @@ def generate(
     ids = tokenizer.encode(prompt).ids
     _check_length(ids, config, max_new_tokens)
     first, tokens, shown = 0.0, list[int](), ""
-    with open_session(artifact, stage, device, batch=1, length=len(ids) + max_new_tokens) as opened:
+    with open_session(artifact, stage, device, batch=1, length=len(ids) + max_new_tokens, capacity=capacity) as opened:
         slots = _capacity(opened.decoder, len(ids), max_new_tokens, capacity)
         start = time.perf_counter()
         for token in (int(chosen[0]) for chosen in greedy(opened.decoder, [ids], slots or 0)):
@@ -75,6 +75,7 @@ def generate(
         "stage": stage,
         "backend": opened.backend,
         "device": opened.device,
+        "file": opened.file,
         "kv_cache": opened.decoder.kv_cache,
         "capacity": slots,
         "prompt": prompt,

@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from artifact.config import LlamaConfig
 from artifact.errors import QuantizationError, UsageError
 from artifact.given import given_of
 from artifact.manifest import locked, read_manifest, require_artifact
@@ -18,6 +19,8 @@ from artifact.tensor_file import read_checksums
 from artifact.weight_files import check_weight_files
 from commands.calibrate import TAKEN, CalibrationOptions, calibrate, why_plain
 from commands.placement import Model, OpenModel, PlacementOptions, check_placeable, decide, score
+from engines.preflight import check_step
+from engines.step_costs import quantize_cost
 
 if TYPE_CHECKING:
     from graphs.quantize.statistics import Statistics
@@ -141,6 +144,7 @@ def _work(plan: _Plan) -> Callable[[StepContext], Report]:
             require(step.artifact, file)
         from graphs.quantize.statistics import Statistics
 
+        _check_room(step.artifact, plan)
         write = _writer(plan.scheme, plan.target, given=plan.given)
         if plan.plainly is not None:
             return write(step, None, {}, None) | {"calibration": {"text": None, "reason": plan.plainly}}
@@ -155,6 +159,13 @@ def _work(plan: _Plan) -> Callable[[StepContext], Report]:
         return write(step, statistics, kept, smoothing) | about
 
     return work
+
+
+def _check_room(artifact: Path, plan: _Plan) -> None:
+    """Memory, and disk for what is not there from an earlier run."""
+    config = LlamaConfig(**read_manifest(artifact)["model"]["config"])
+    written = sum(path.stat().st_size for path in artifact.glob(f"weights/{plan.scheme}-*.safetensors"))
+    check_step(quantize_cost(config, plan.scheme, calibrated=plan.plainly is None), artifact, replaced=written)
 
 
 def _writer(scheme: str, target: str, *, given: bool) -> Write:

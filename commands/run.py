@@ -10,13 +10,13 @@ from artifact.errors import UsageError
 from artifact.manifest import locked
 from artifact.progress import Progress, silent
 from artifact.steps import Outcome, Report
-from commands.build import BuildOptions, build, check_precision
+from commands.buckets import build_all, check_lengths
+from commands.build import BuildOptions, check_precision
 from commands.calibrate import CalibrationOptions
 from commands.export import ExportOptions, export_into, resolve
 from commands.graphs import SCHEMES, fuse, quantize
 from commands.placement import PlacementOptions
 from commands.validate import ValidateOptions, validate
-from engines.cache_form import longest
 from exporter.checkpoints import CheckpointRequest, pin_request
 
 
@@ -67,7 +67,7 @@ def run(
         check_precision(exported.dtype, precision)
     request = pin_request(request, progress=progress)
     checkpoint, artifact = resolve(request, out, exported, force=force, progress=progress)
-    longest(exported.kv_cache, checkpoint.config, built.max_length, built.capacity)
+    check_lengths(built, exported.kv_cache, checkpoint.config)
     with locked(artifact):
         outcomes = {"export": export_into(artifact, checkpoint, request, exported, force=force, progress=progress)}
         outcomes["fuse"] = fuse(artifact, force=force, progress=progress)
@@ -76,7 +76,7 @@ def run(
                 artifact, scheme=scheme, calibration=options.calibration, placement=options.placement, force=force, progress=progress
             )
         for precision in wanted:
-            outcomes[f"build-{precision}"] = build(artifact, precision, built, force=force, progress=progress)
+            outcomes[f"build-{precision}"] = build_all(artifact, precision, built, force=force, progress=progress)
         outcomes["validate"] = validate(artifact, replace(options.validate, checkpoint=request.source), force=force, progress=progress)
     return {
         "artifact": str(artifact),

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from artifact.config import LlamaConfig
+from artifact.engine_names import is_engine, stage_of
 from artifact.errors import EngineError, ToolkitError, UsageError
-from artifact.io_spec import KvCache
+from artifact.io_spec import BATCH, TOTAL, KvCache
 from artifact.manifest import kv_cache_of, read_manifest
 from artifact.steps import require
 from engines import device as devices
@@ -18,7 +20,7 @@ from validation.calls import AnyCall
 from validation.engines import engine_entries
 from validation.graph_runner import GraphRunner
 from validation.greedy import Decoder
-from validation.tolerances import ENGINE, STAGE_ORDER
+from validation.tolerances import STAGE_ORDER
 
 
 class PlanDecoder:
@@ -56,13 +58,14 @@ def check_stage(artifact: Path, stage: str) -> None:
     Raises:
         UsageError: no stage has this name; with those that are there.
     """
-    if stage.removesuffix(ENGINE) not in STAGE_ORDER:
-        there = [name for base in STAGE_ORDER for name in (base, base + ENGINE) if (artifact / f"{name}.onnx").is_file()]
+    if stage_of(stage) not in STAGE_ORDER:
+        names = {path.stem for path in artifact.glob("*.onnx")}
+        there = [name for base in STAGE_ORDER for name in sorted(names) if stage_of(name) == base]
         raise UsageError(f"--stage {stage!r} is not a stage; {artifact} has: {', '.join(there) or 'none'}")
 
 
 @contextmanager
-def open_session(artifact: Path, stage: str, device: str, *, batch: int, length: int) -> Iterator[Opened]:
+def open_session(artifact: Path, stage: str, device: str, *, batch: int, length: int, capacity: int | None = None) -> Iterator[Opened]:
     """A stage, ready to be called; what it holds on the GPU is given back at the end.
 
     Args:
@@ -71,6 +74,7 @@ def open_session(artifact: Path, stage: str, device: str, *, batch: int, length:
         device: ``cpu`` runs the graph in ONNX Runtime, ``cuda`` the plan.
         batch: rows.
         length: positions that will be used.
+        capacity: of a static cache, the one plan that is meant; None takes the smallest that holds ``length``.
 
     Raises:
         ArtifactError: no such stage.
@@ -80,24 +84,42 @@ def open_session(artifact: Path, stage: str, device: str, *, batch: int, length:
     config, dtype = LlamaConfig(**model["config"]), model["dtype"]
     if device == "cpu":
         graph = require(artifact, f"{stage}.onnx")
-        runner = GraphRunner(graph, config, dtype, kv_cache_of(model), one_position=stage.endswith(ENGINE))
+        runner = GraphRunner(graph, config, dtype, kv_cache_of(model), one_position=is_engine(stage))
         yield Opened(runner, "onnxruntime-cpu", "cpu", graph.name)
         return
     gpu = devices.read_device()
-    plan, backend = open_plan(artifact, stage.removesuffix(ENGINE), gpu)
+    plan, backend = open_plan(artifact, stage_of(stage), gpu, Wanted(batch, length, capacity))
     with PlanSession(plan, config, dtype, batch=batch, length=length) as session:
         yield Opened(PlanDecoder(session, plan), backend, gpu.name, plan.name)
 
 
-def open_plan(artifact: Path, stage: str, gpu: devices.Device) -> tuple[Plan, str]:
-    """The first plan of a stage that runs on this GPU, and the runtime with its version.
+@dataclass(frozen=True)
+class Wanted:
+    """What a plan must hold: rows, positions, and of static caches perhaps the one of a capacity."""
+
+    batch: int
+    length: int
+    capacity: int | None = None
+
+    def order(self, entry: Mapping[str, Any]) -> tuple[bool, int]:
+        """Plans that hold it first, the smallest first; of those that don't, the largest first, because its refusal says how far it reaches."""
+        ranges = entry["profiles"]["prefill"]
+        slots = int(entry.get("capacity") or 0)
+        room = slots or ranges[TOTAL][2]
+        meant = self.capacity in (None, slots) if slots else True
+        fits = meant and ranges[BATCH][2] >= self.batch and room >= self.length
+        return not fits, slots if fits else -slots
+
+
+def open_plan(artifact: Path, stage: str, gpu: devices.Device, wanted: Wanted) -> tuple[Plan, str]:
+    """The smallest plan of a stage that holds what is wanted and runs on this GPU, and the runtime with its version.
 
     Raises:
         EngineError: there is none; with the reason of each that there is.
     """
-    entries = [entry for entry in engine_entries(artifact) if entry["graph"] == f"{stage}{ENGINE}.onnx"]
+    entries = [entry for entry in engine_entries(artifact) if stage_of(entry["graph"].removesuffix(".onnx")) == stage]
     reasons = []
-    for entry in entries:
+    for entry in sorted(entries, key=wanted.order):
         try:
             require(artifact, entry["file"])  # what was made from another graph than there is now is refused
             return Plan(artifact, entry, gpu), f"{entry['backend']} {entry['tensorrt_version']}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from commands.sheet import Report, Sheet
+from commands.summary_estimate import device_sheets, sheets_of_estimate
 from commands.summary_inspect import sheets_of_inspect
 from engines.plan_words import layer_lines
 
@@ -114,6 +115,7 @@ def _engines(engines: list[Report]) -> Iterable[Sheet]:
         yield Sheet(engine["file"], ("profile", "where", "kernels", "in order"), kernels)
         yield from (Sheet(f"{engine['file']}: {note}") for note in engine["notes"])
         yield from _failures(engine["file"], engine["audit"]["checks"])
+        yield from device_sheets(engine["device"])
 
 
 def _validate(report: Report) -> Iterable[Sheet]:
@@ -233,4 +235,5 @@ _SUMMARIES: dict[str, Callable[[Report], Iterable[Sheet]]] = {
     "run": _run,
     "doctor": _doctor,
     "inspect": sheets_of_inspect,
+    "estimate": sheets_of_estimate,
 }

@@ -6,11 +6,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from artifact.config import LlamaConfig
 from artifact.errors import CheckpointError, UsageError, ValidationError
 from artifact.hashing import sha256_of
 from artifact.manifest import require_artifact
 from artifact.progress import Progress, silent
 from artifact.steps import Outcome, Report, StepContext, run_step
+from engines.preflight import check_memory
+from engines.step_costs import validate_cost
 from exporter.checkpoints import Checkpoint, CheckpointRequest, open_request
 
 if TYPE_CHECKING:
@@ -56,6 +59,7 @@ def validate(artifact: Path, options: ValidateOptions, *, force: bool = True, pr
         from engines.device import find_device
         from validation.parity import validate_artifact
 
+        check_memory(validate_cost(LlamaConfig(**model["config"])), artifact)
         checkpoint = _reopen(options.checkpoint, model, progress)
         stages = list(options.stages) or None
         device = find_device() if options.device == "cuda" else None

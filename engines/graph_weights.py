@@ -54,6 +54,12 @@ def weights_bytes(graph: ir.Graph) -> int:
     return sum(value.const_value.nbytes for value in graph.initializers.values() if value.const_value is not None)
 
 
+def levels_bytes(graph: ir.Graph) -> int:
+    """Bytes of what is quantised, without its scales."""
+    stored = (value.const_value for value in graph.initializers.values())
+    return sum(tensor.nbytes for tensor in stored if tensor is not None and tensor.dtype in (ir.DataType.INT8, ir.DataType.INT4))
+
+
 def find_weights(graph: ir.Graph) -> list[Weight]:
     """The two-dimensional weights that linears and the embedding use, in graph order; a tied one once."""
     found: dict[str, tuple[list[str], bool, bool]] = {}

@@ -23,6 +23,7 @@ from artifact.io_spec import Dtype
 from engines import device_memory
 from engines.device import Device
 from engines.device_cache import Feeds, FixedCache, GrowingCache
+from engines.plan_loading import load_engine
 
 logger = logging.getLogger(__name__)
 Array = NDArray[Any]
@@ -49,18 +50,24 @@ def why_not_here(artifact: Path, entry: Mapping[str, Any], device: Device) -> st
         return f"{entry['file']} is not there"
     if (digest := sha256_of(plan)) != entry["plan_sha256"]:
         return f"{entry['file']} is not the plan that was built (SHA-256 {digest[:12]}…, expected {entry['plan_sha256'][:12]}…)"
-    return _other_runtime(entry["backend"], entry["tensorrt_version"])
+    return _other_runtime(entry["backend"], entry["tensorrt_version"], newer=entry.get("flags", {}).get("version_compatible", False))
 
 
-def _other_runtime(backend: str, version: str) -> str | None:
-    """Why what is installed can't load a plan of a backend's version; None where it can."""
+def _other_runtime(backend: str, version: str, *, newer: bool) -> str | None:
+    """Why what is installed can't load a plan of a backend's version; None where it can. ``newer``: a later release may."""
     if backend not in MODULES:
         return f"no runtime is known for plans of {backend!r}"
     try:
         module = _runtime(backend)
     except ImportError as error:
         return f"its runtime can't be imported: {error}"
-    return None if module.__version__ == version else f"built by {backend} {version}, here is {module.__version__}"
+    here = str(module.__version__)
+    fits = here == version or (newer and _numbers(here) > _numbers(version))
+    return None if fits else f"built by {backend} {version}, here is {here}"
+
+
+def _numbers(version: str) -> list[int]:
+    return [int(part) for part in version.split(".") if part.isdigit()]
 
 
 class Plan:
@@ -85,11 +92,7 @@ class Plan:
         self.capacity: int = entry.get("capacity") or 0
         self._trt = trt = _runtime(entry["backend"])
         self._errors = _errors(trt)
-        runtime = trt.Runtime(self._errors)
-        self._engine = runtime.deserialize_cuda_engine((artifact / self.name).read_bytes())
-        self._runtime = runtime  # owns the engine
-        if self._engine is None:
-            raise EngineError(f"{self.name}: the runtime can't load it: {self._errors.last()}")
+        self._runtime, self._engine = load_engine(trt, self._errors, artifact, entry)
         self._contexts: dict[str, Any] = {}
 
     def context(self, profile: str, stream: int) -> Any:

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from artifact import engine_names
 from artifact.census import GraphWeight, graph_weights, take_census
 from artifact.config import LlamaConfig
 from artifact.errors import ToolkitError
@@ -219,7 +220,7 @@ def base_of(name: str) -> str:
 
 def stage_of(graph: str) -> str:
     """`fused` for fused.onnx and fused-engine.onnx."""
-    return graph.removesuffix(".onnx").removesuffix("-engine")
+    return engine_names.stage_of(graph.removesuffix(".onnx"))
 
 
 def members(name: str, checkpoint: Checkpoint) -> tuple[str, ...]:

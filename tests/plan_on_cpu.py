@@ -192,7 +192,7 @@ class Context:
 
 def write_plan(artifact: Path, graph: str, profiles: Mapping[str, Mapping[str, tuple[int, int, int]]], **entry: Any) -> dict[str, Any]:
     """Write a plan of an engine graph, and ``build.json`` as build writes it; gives the plan's entry."""
-    folder = artifact / "engines" / f"a100-80gb-{entry.get('precision', 'fp16')}"
+    folder = artifact / "engines" / f"a100-80gb-{entry.get('precision', 'fp16')}{entry.pop('suffix', '')}"
     folder.mkdir(parents=True, exist_ok=True)
     plan = folder / "part-00.plan"
     plan.write_text(json.dumps({"graph": str(artifact / graph), "profiles": profiles}))

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 import cli
 
 ROOT = Path(__file__).resolve().parents[1]
-COMMANDS = ["run", "export", "fuse", "quantize", "build", "validate", "generate", "bench", "inspect", "doctor"]
+COMMANDS = ["estimate", "run", "export", "fuse", "quantize", "build", "validate", "generate", "bench", "inspect", "doctor"]
 
 
 def run_cli(*arguments: str | Path, code: int = 0) -> subprocess.CompletedProcess[str]:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from artifact.engine_names import stage_of
 from artifact.errors import ToolkitError
 from artifact.progress import Progress
 from engines.engine_graph import gather_last_position
@@ -47,7 +48,7 @@ def measure_engine_graph(oracle: Oracle, stage: str, expected: LastRows | None, 
     measured = StageMeasurement()
     numbers: dict[str, float] = {}
     checks = []
-    graph, base = (oracle.artifact / f"{name}.onnx" for name in (stage, stage.removesuffix(tolerances.ENGINE)))
+    graph, base = (oracle.artifact / f"{name}.onnx" for name in (stage, stage_of(stage)))
     try:
         if (difference := _compare_numbers(oracle, graph, expected or _run_stage(oracle, base), measured)) is not None:
             numbers["engine_difference"] = difference

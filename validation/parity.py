@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from artifact.engine_names import bucket_of, is_engine, stage_of
 from artifact.errors import UsageError, ValidationError
 from artifact.hashing import sha256_of
 from artifact.io_spec import Dtype
@@ -127,8 +128,8 @@ def measure_stages(oracle: Oracle, stages: list[str], progress: Progress) -> lis
     """The entries of some stages, in their order; an engine graph takes from its stage what it must give."""
     entries, expected = [], dict[str, LastRows]()
     for stage in stages:
-        if stage.endswith(tolerances.ENGINE):
-            entries.append(measure_engine_graph(oracle, stage, expected.get(stage.removesuffix(tolerances.ENGINE)), progress))
+        if is_engine(stage):
+            entries.append(measure_engine_graph(oracle, stage, expected.get(stage_of(stage)), progress))
         else:
             entry, expected[stage] = measure_stage(oracle, stage, progress)
             entries.append(entry)
@@ -157,8 +158,7 @@ def choose_stages(artifact: Path, wanted: list[str] | None, dtype: Dtype) -> tup
             chosen.append(stage)
     if not chosen:
         raise ValidationError(f"{artifact} has no graph to measure", hint=MADE_BY["traced.onnx"].format(artifact=artifact))
-    order = [name + suffix for name in tolerances.STAGE_ORDER for suffix in ("", tolerances.ENGINE)]
-    return sorted(set(chosen), key=order.index), sorted(left_out, key=lambda entry: entry["stage"])
+    return sorted(set(chosen), key=_place), sorted(left_out, key=lambda entry: entry["stage"])
 
 
 def overall(report: dict[str, Any]) -> bool | None:
@@ -243,8 +243,13 @@ def first_mismatch(report: dict[str, Any]) -> str | None:
     return next(iter([*failed, *worse]), None)
 
 
+def _place(stage: str) -> tuple[int, bool, int]:
+    """By stage; each before its engine graphs, and these by capacity."""
+    return tolerances.STAGE_ORDER.index(stage_of(stage)), is_engine(stage), bucket_of(stage)
+
+
 def _unmeasurable(stage: str, there: list[str], dtype: Dtype) -> str | None:
     if tolerances.kind_of(stage, dtype) is None:
         return "not a stage that this version knows"
-    base = stage.removesuffix(tolerances.ENGINE)
+    base = stage_of(stage)
     return None if base in there else f"its stage {base}.onnx is not there to compare it with"

@@ -11,6 +11,7 @@ from math import isfinite
 from operator import eq, le, lt
 from typing import Any, Literal
 
+from artifact.engine_names import is_engine, stage_of
 from artifact.errors import ValidationError
 from artifact.io_spec import Dtype, KvCache
 
@@ -127,9 +128,9 @@ STATIC = tuple(Limit(kind, "stray_slots", "==", 0, STRAY) for kind in _WITH_CACH
 
 def kind_of(stage: str, dtype: Dtype) -> Kind | None:
     """Which rows judge a stage; None for a stage that this version does not know."""
-    if stage.removesuffix(ENGINE) not in STAGE_ORDER:
+    if stage_of(stage) not in STAGE_ORDER:
         return None
-    if stage.endswith(ENGINE):
+    if is_engine(stage):
         return "engine"
     if stage in FLOAT_STAGES:
         return "float16" if dtype == "fp16" else "float32"
@@ -138,7 +139,7 @@ def kind_of(stage: str, dtype: Dtype) -> Kind | None:
 
 def is_ungated(stage: str) -> bool:
     """Whether a stage's weights have no limit for quality."""
-    return kind_of(stage.removesuffix(ENGINE), "fp16") == UNGATED
+    return kind_of(stage_of(stage), "fp16") == UNGATED
 
 
 def plan_kind(precision: str) -> Kind:

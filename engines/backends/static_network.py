@@ -10,9 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import tensorrt_rtx as trt
-
 from artifact.errors import EngineError
+from engines.backends.flavour import trt
 
 
 def prepare_static(network: Any, lengths_of: Mapping[str, str], n_caches: int) -> dict[str, int]:

@@ -28,6 +28,8 @@ ROOT = Path(__file__).resolve().parents[2]
 SAMPLE_S = 0.02
 KILLED = (signal.SIGKILL, signal.SIGTERM)
 MEGABYTE = 10**6
+USE_RTX = "POLYGRAPHY_USE_TENSORRT_RTX"
+"""Which TensorRT a worker builds with, and Polygraphy with it: ``1`` is TensorRT-RTX, ``0`` enterprise TensorRT."""
 
 
 class PeakMemory(threading.Thread):

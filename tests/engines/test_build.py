@@ -18,6 +18,7 @@ from artifact.manifest import write_manifest
 from artifact.steps import StepContext
 from commands.summary import summarize
 from engines.build import build_engine, choose_backend
+from engines.engine_options import EngineOptions
 
 Make = Callable[..., Any]
 
@@ -36,7 +37,7 @@ def test_build_engine_writes_graph_plan_and_record(make_stage: Make, tmp_path: P
     step = artifact_of(make_stage, tmp_path, precision)
     told: list[str] = []
     step.progress = lambda what, done, total: told.append(what)
-    report = build_engine(step, precision=precision, target="a100", max_batch=2)
+    report = build_engine(step, EngineOptions(precision=precision, target="a100", max_batch=2))
     (engine,) = report["engines"]
     plan = tmp_path / engine["file"]
     assert engine["file"] == f"engines/a100-80gb-{precision}/part-00.plan"
@@ -56,7 +57,7 @@ def test_build_engine_writes_graph_plan_and_record(make_stage: Make, tmp_path: P
 
 def test_int8_for_one_row_is_built_for_two_and_says_so(make_stage: Make, tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx-cu12 is not installed")
-    (engine,) = build_engine(artifact_of(make_stage, tmp_path, "int8"), precision="int8", target="a100", max_batch=1)["engines"]
+    (engine,) = build_engine(artifact_of(make_stage, tmp_path, "int8"), EngineOptions(precision="int8", target="a100", max_batch=1))["engines"]
     assert engine["audit"]["passed"]
     assert engine["max_batch"] == 1
     assert all(axes["batch_size"] == (1, 1, 2) for axes in engine["profiles"].values())
@@ -68,7 +69,7 @@ def test_int8_for_one_row_is_built_for_two_and_says_so(make_stage: Make, tmp_pat
 def test_a_static_cache_is_built_at_its_capacity_and_written_in_place(make_stage: Make, tmp_path: Path, precision: str) -> None:
     pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx-cu12 is not installed")
     step = artifact_of(make_stage, tmp_path, precision, kv_cache="static")
-    report = build_engine(step, precision=precision, target="a100", max_batch=3, capacity=96)
+    report = build_engine(step, EngineOptions(precision=precision, target="a100", max_batch=3, capacity=96))
     assert report["passed"] is True
     (engine,) = report["engines"]
     recorded = json.loads((tmp_path / engine["file"]).with_name("build.json").read_text())["engines"][0]
@@ -96,7 +97,7 @@ def test_each_cache_form_has_its_own_bound(make_stage: Make, tmp_path: Path, kv_
     step = artifact_of(make_stage, tmp_path, "fp16", kv_cache=kv_cache)
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(EngineError, match=words) as error:
-        build_engine(step, precision="fp16", target="a100", **options)
+        build_engine(step, EngineOptions(precision="fp16", target="a100", **options))
     assert error.value.hint is not None
     assert hint in error.value.hint
     assert sorted(tmp_path.rglob("*")) == before
@@ -104,7 +105,7 @@ def test_each_cache_form_has_its_own_bound(make_stage: Make, tmp_path: Path, kv_
 
 def test_a_failed_audit_is_not_passed(make_stage: Make, tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx-cu12 is not installed")
-    report = build_engine(artifact_of(make_stage, tmp_path, "fp16", split_last=True), precision="fp16", target="a100", max_batch=1)
+    report = build_engine(artifact_of(make_stage, tmp_path, "fp16", split_last=True), EngineOptions(precision="fp16", target="a100", max_batch=1))
     assert report["passed"] is False
     assert (tmp_path / report["engines"][0]["file"]).exists()
 
@@ -112,7 +113,7 @@ def test_a_failed_audit_is_not_passed(make_stage: Make, tmp_path: Path) -> None:
 def test_names_the_command_that_makes_a_missing_stage(make_stage: Make, tmp_path: Path) -> None:
     step = artifact_of(make_stage, tmp_path, "fp16")
     with pytest.raises(ArtifactError, match=r"has no int8\.onnx") as error:
-        build_engine(step, precision="int8", target="a100")
+        build_engine(step, EngineOptions(precision="int8", target="a100"))
     assert error.value.hint is not None
     assert "quantize" in error.value.hint
 
@@ -131,7 +132,7 @@ def test_refuses_bad_options_and_writes_nothing(make_stage: Make, tmp_path: Path
     step = artifact_of(make_stage, tmp_path, "fp16")
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(EngineError, match=words):
-        build_engine(step, **{"precision": "fp16", "target": "a100", **options})
+        build_engine(step, EngineOptions(**{"precision": "fp16", "target": "a100", **options}))
     assert sorted(tmp_path.rglob("*")) == before
 
 

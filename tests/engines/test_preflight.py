@@ -1,4 +1,4 @@
-"""engines/preflight.py: the bounds cover what was measured, and a lack is refused with numbers."""
+"""engines/preflight.py: a lack is refused before the step, with both numbers and what to do."""
 
 from __future__ import annotations
 
@@ -9,43 +9,67 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from artifact.errors import EngineError
-from engines.preflight import check_room, memory_needed, plan_size
+from artifact.errors import EngineError, QuantizationError, ToolkitError
+from artifact.presets import preset
+from engines.build_cost import Graph, build_cost
+from engines.preflight import ERRORS, check_build, check_memory, check_step
+from engines.step_costs import Work, quantize_cost, step_costs
 
-MEASURED = [  # weights MB, layers, peak anonymous MB, plan MB: packed graphs, TensorRT-RTX 1.7.1, two profiles
-    (269, 30, 809, 290),
-    (163, 30, 846, 202),
-    (326, 30, 803, 345),
-    (880, 2, 1088, 881),
-    (13_476, 32, 13_300, 13_497),
-    (13_339, 40, 13_400, 13_386),
-]
+GB = 10**9
+BUILD = build_cost(Graph(13_476 * 10**6, 32, "fp16"))
 
 
-@pytest.mark.parametrize(("weights", "layers", "peak", "plan"), MEASURED)
-def test_bounds_hold_and_are_not_wild(weights: int, layers: int, peak: int, plan: int) -> None:
-    memory, disk = memory_needed(weights * 10**6, layers, packed=True) / 1e6, plan_size(weights * 10**6, layers, packed=True) / 1e6
-    assert peak <= memory <= 1.35 * peak
-    assert plan <= disk <= 1.3 * plan
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """What the machine says is free; a test changes it."""
+    free = SimpleNamespace(memory=10**15, disk=10**15)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=free.memory))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free.disk))
+    return free
 
 
-def test_unpacked_graphs_need_more() -> None:
-    assert memory_needed(10**9, 2, packed=False) > 1.5 * memory_needed(10**9, 2, packed=True)
-    assert plan_size(10**9, 2, packed=False) > 1.5 * plan_size(10**9, 2, packed=True)
+def test_a_build_is_refused_without_memory(machine: SimpleNamespace, tmp_path: Path) -> None:
+    machine.memory = 8 * GB
+    with pytest.raises(EngineError, match=r"the build needs about 14\.1 GB of memory, 8\.0 GB are free") as error:
+        check_build(BUILD, tmp_path)
+    assert "--parts auto" in str(error.value.hint)
 
 
-def test_refuses_too_little_memory_with_both_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=8 * 10**9))
-    with pytest.raises(EngineError, match=r"about 14\.9 GB of memory, 8\.0 GB are free") as error:
-        check_room(tmp_path, 13_476 * 10**6, 32, packed=True)
-    assert error.value.hint
+def test_a_build_is_refused_without_disk_where_its_folder_is_still_to_be_made(machine: SimpleNamespace, tmp_path: Path) -> None:
+    machine.disk = GB
+    with pytest.raises(EngineError, match=r"the build needs about 13\.5 GB of disk, .* has 1\.0 GB free"):
+        check_build(BUILD, tmp_path / "engines" / "a100")
 
 
-def test_refuses_a_full_disk_where_the_folder_is_still_to_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=10**8))
-    with pytest.raises(EngineError, match=r"about 0\.3 GB of disk, .* has 0\.1 GB free"):
-        check_room(tmp_path / "engines" / "a100", 269 * 10**6, 30, packed=True)
+def test_max_memory_stands_in_the_place_of_what_is_free(machine: SimpleNamespace, tmp_path: Path) -> None:
+    machine.memory = 8 * GB
+    check_build(BUILD, tmp_path, max_memory=15 * GB)
+    with pytest.raises(EngineError, match=r"--max-memory is 12\.0 GB"):
+        check_build(BUILD, tmp_path, max_memory=12 * GB)
+
+
+@pytest.mark.parametrize("lack", ["memory", "disk"])
+def test_every_step_has_its_own_error(machine: SimpleNamespace, tmp_path: Path, lack: str) -> None:
+    steps = [step for step in step_costs(preset("13b"), Work("int8")) if step.step in ERRORS]
+    assert [step.step for step in steps] == list(ERRORS)
+    setattr(machine, lack, 10_000)
+    for step in steps:
+        if lack == "disk" and not step.disk_bytes:
+            continue
+        with pytest.raises(ToolkitError, match=f"{step.step} needs about .* GB of {lack}") as error:
+            check_step(step, tmp_path)
+        assert type(error.value) is ERRORS[step.step]
+        assert error.value.hint
+
+
+def test_what_a_rerun_replaces_is_not_needed_twice(machine: SimpleNamespace, tmp_path: Path) -> None:
+    cost = quantize_cost(preset("7b"), "int8")
+    machine.disk = 5 * GB
+    check_step(cost, tmp_path, replaced=3 * GB)
+    with pytest.raises(QuantizationError, match=r"quantize needs about 6\.5 GB of disk"):
+        check_step(cost, tmp_path)
+    check_memory(cost, tmp_path)
 
 
 def test_passes_where_there_is_room(tmp_path: Path) -> None:
-    check_room(tmp_path / "engines", 10**6, 1, packed=True)
+    check_build(build_cost(Graph(10**6, 1, "fp16")), tmp_path / "engines")

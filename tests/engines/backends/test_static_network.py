@@ -109,7 +109,7 @@ import engines.backends.static_network as network
 network.give_lengths = lambda network, lengths_of: None
 {more}
 import engines.backends.tensorrt_rtx_worker as worker
-worker.main()
+worker.answer(worker.build)
 """
 
 

@@ -1,0 +1,45 @@
+"""What an engine's graph and folder are called: by stage, and where a static cache is built in several sizes by the size too.
+
+``fused-engine.onnx`` and ``engines/a100-80gb-fp16/``; of a bucket ``fused-engine-c1024.onnx`` and ``engines/a100-80gb-fp16-c1024/``.
+"""
+
+from __future__ import annotations
+
+import re
+
+_ENGINE = re.compile(r"(?P<stage>.+)-engine(?:-c(?P<capacity>\d+))?")
+
+
+class Bucket(int):
+    """A static cache's capacity that is one of several, and so stands in the names of its engine."""
+
+
+def engine_graph(stage: str, capacity: int | None = None) -> str:
+    """File of the graph that is built from a stage."""
+    return f"{stage}-engine{_suffix(capacity)}.onnx"
+
+
+def engine_folder(target: str, precision: str, capacity: int | None = None) -> str:
+    """Folder of an engine, in the artifact."""
+    return f"engines/{target}-{precision}{_suffix(capacity)}"
+
+
+def is_engine(name: str) -> bool:
+    """Whether a graph (its name without ``.onnx``) is an engine's."""
+    return _ENGINE.fullmatch(name) is not None
+
+
+def stage_of(name: str) -> str:
+    """The stage that an engine's graph was made from; any other graph is its own."""
+    match = _ENGINE.fullmatch(name)
+    return match["stage"] if match else name
+
+
+def bucket_of(name: str) -> int:
+    """Capacity of a bucket's graph; 0 of any other."""
+    match = _ENGINE.fullmatch(name)
+    return int(match["capacity"] or 0) if match else 0
+
+
+def _suffix(capacity: int | None) -> str:
+    return f"-c{int(capacity)}" if isinstance(capacity, Bucket) else ""

@@ -1,0 +1,78 @@
+"""What building one plan takes: anonymous memory at its peak, bytes of the plan, seconds. The one place that predicts them.
+
+Fitted to builds with TensorRT-RTX 1.7.1, two profiles, packed graphs; `benchmarks/build_prediction.py` builds them again and prints the ratios.
+Unpacked graphs keep two layouts of q·k·v and gate·up in a plan with two profiles (docs/adr/005), and are bounded from above only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from engines.form_limits import QUANTIZED_TYPES
+
+MEGABYTE = 10**6
+
+
+@dataclass(frozen=True)
+class Fit:
+    """One line: ``base + layer · L + weight · bytes``."""
+
+    base: int
+    layer: int
+    weight: float = 1.0
+
+    def at(self, weights_bytes: int, layers: int) -> int:
+        """Bytes."""
+        return self.base + self.layer * layers + int(self.weight * weights_bytes)
+
+
+MEMORY = Fit(304 * MEGABYTE, 10_200_000)
+PLAN = {False: Fit(2_990_000, 373_000), True: Fit(2_440_000, 975_000)}
+"""By whether weights are quantised: a plan is its weights and text, which depends on the layers and not on their width."""
+TURNED = 1.0
+"""Copies of the levels [out, in] that the compiler makes besides: with two rows or more it wants them as [in, out]."""
+UNPACKED = 1.75
+STATIC_LAYER_TEXT = 330_000
+"""What a static cache adds to each layer's text (docs/adr/009)."""
+SECONDS, SECONDS_A_LAYER, BYTES_A_SECOND = 5.0, 0.27, 300e6
+"""13 s for SmolLM2 and 58 s for 7B FP16 and 13B INT8, on two cores that do nothing else."""
+
+
+@dataclass(frozen=True)
+class Graph:
+    """What is built, as far as its cost depends on it.
+
+    Attributes:
+        weights_bytes: of the graph, tied weights once.
+        layers: decoder layers.
+        precision: of the engine.
+        levels_bytes: of the weights, what is quantised.
+        packed: q·k·v and gate·up are one linear each.
+        static: the cache is written in place.
+    """
+
+    weights_bytes: int
+    layers: int
+    precision: str
+    levels_bytes: int = 0
+    packed: bool = True
+    static: bool = False
+
+
+@dataclass(frozen=True)
+class BuildCost:
+    """Bytes of anonymous memory and of the plan, and seconds on two cores."""
+
+    memory_bytes: int
+    plan_bytes: int
+    seconds: float
+
+
+def build_cost(graph: Graph) -> BuildCost:
+    """What building it will take; the weights' own map comes on top of the memory, but can be given back."""
+    quantized, factor = graph.precision in QUANTIZED_TYPES, 1.0 if graph.packed else UNPACKED
+    weights = int(factor * graph.weights_bytes)
+    text = graph.static * STATIC_LAYER_TEXT * graph.layers
+    seconds = SECONDS + SECONDS_A_LAYER * graph.layers + weights / BYTES_A_SECOND
+    memory = MEMORY.at(weights, graph.layers) + int(TURNED * graph.levels_bytes)
+    return BuildCost(memory, PLAN[quantized].at(weights, graph.layers) + text, round(seconds, 1))

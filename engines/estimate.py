@@ -1,0 +1,178 @@
+"""What a model, a precision and a GPU take, before anything is started: every step on this machine, the GPU's memory, and the bounds of speed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from artifact.config import LlamaConfig
+from artifact.errors import EngineError
+from artifact.io_spec import KvCache
+from artifact.layout import parameter_count
+from artifact.room import gigabytes
+from engines.build_cost import BuildCost, build_cost
+from engines.cache_form import longest
+from engines.device_fit import Load, fit
+from engines.part_plan import Limits, PartPlan, part_graph, plan_parts
+from engines.profiles import LEAST_ROWS, TYPICAL_LENGTH
+from engines.roofline import DECODE_SHARE, PREFILL_SHARE, compare, roofline
+from engines.step_costs import Rates, StepCost, Work, as_json, disk_total, step_costs
+from engines.targets import Target
+from engines.weight_sizes import check_blocks, weight_sizes
+
+PRECISIONS = ("fp16", "int8", "int8-smoothquant", "int4")
+"""What is compared."""
+LONG_PROMPT = 2048
+TIMES = "times are of the order of magnitude: they scale with the two rates, and other work on the machine makes them longer"
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What is free here, and how fast it is.
+
+    Attributes:
+        memory_bytes: available.
+        disk_bytes: free where the artifact goes.
+        rates: measured.
+    """
+
+    memory_bytes: int
+    disk_bytes: int
+    rates: Rates
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked about.
+
+    Attributes:
+        config: of the model.
+        load: what the engine is used for.
+        target: the GPU.
+        calibrated: whether a scheme that looks at activations may.
+        max_memory: bytes that a build may take; None: what is free.
+        packed: whether its graph's linears can be packed.
+    """
+
+    config: LlamaConfig
+    load: Load
+    target: Target
+    calibrated: bool = True
+    max_memory: int | None = None
+    packed: bool = True
+
+
+def load_of(config: LlamaConfig, precision: str, kv_cache: KvCache, *, max_batch: int, max_length: int | None, capacity: int | None = None) -> Load:
+    """What a build's options ask of a GPU: rows as the profiles will admit them, and the length that they end at.
+
+    Raises:
+        EngineError: a bound of the other cache form, or none where one is needed.
+    """
+    return Load(precision, max(max_batch, LEAST_ROWS.get(precision, 1)), longest(kv_cache, config, max_length, capacity), kv_cache)
+
+
+def estimate(question: Question, machine: Machine) -> dict[str, Any]:
+    """Answer a question for a machine.
+
+    Raises:
+        EngineError: INT4, and rows that can't be cut into blocks.
+
+    Returns:
+        ``parameters``, ``weights_bytes``; ``steps`` [{step, memory_bytes, disk_bytes, seconds, assumption}], ``disk_bytes``, ``seconds``;
+        ``parts`` {count, layers, reason}; ``lacks`` [words of what does not fit this machine, with what would]; ``device`` (``device_report``);
+        ``machine``; ``fits``: whether all of it does, here and on the GPU.
+    """
+    config, load = question.config, question.load
+    check_blocks(config, load.precision)
+    device = device_report(config, load, question.target)
+    cut, refused = _parts(question, machine, device["fit"]["gpus"])
+    largest = _largest(question, cut)
+    steps = step_costs(config, Work(load.precision, load.kv_cache, question.calibrated, question.packed, largest), machine.rates)
+    lacks = [*([refused] if refused else []), *_lacks(steps, machine, built=not refused)]
+    return {
+        "parameters": parameter_count(config),
+        "precision": load.precision,
+        "max_batch": load.batch,
+        "max_length": load.length,
+        "kv_cache": load.kv_cache,
+        "weights_bytes": weight_sizes(config, load.precision).total,
+        "steps": [as_json(step) for step in steps],
+        "peak_memory_bytes": max(step.memory_bytes for step in steps),
+        "disk_bytes": disk_total(steps),
+        "seconds": round(sum(step.seconds for step in steps)),
+        "times": TIMES,
+        "parts": {"count": len(cut.layers), "layers": [list(layers) for layers in cut.layers], "reason": cut.reason},
+        "device": device,
+        "machine": {"memory_bytes": machine.memory_bytes, "disk_bytes": machine.disk_bytes, **machine.rates.as_json()},
+        "lacks": lacks,
+        "fits": not lacks and device["fit"]["fits"],
+    }
+
+
+def device_report(config: LlamaConfig, load: Load, target: Target) -> dict[str, Any]:
+    """Of one engine on one GPU: does it fit (``fit``), the bounds of speed (``roofline``), and precisions compared (``faster``).
+
+    Args:
+        config: of the model.
+        load: what it is used for.
+        target: the GPU.
+    """
+    prompt = min(LONG_PROMPT, load.length)
+    shapes = {
+        "one row, empty cache": (1, 0),
+        f"one row, {prompt:,} tokens cached": (1, prompt),
+        f"{load.batch} rows, {prompt:,} tokens cached": (load.batch, prompt),
+    }
+    bounds = {words: roofline(config, load.precision, target, batch=batch, prompt=prompt, cached=cached) for words, (batch, cached) in shapes.items()}
+    return {
+        "fit": fit(config, load, target),
+        "roofline": {words: bound.as_json() for words, bound in bounds.items()},
+        "prompt_tokens": prompt,
+        "reached": {"decode": list(DECODE_SHARE), "prefill": list(PREFILL_SHARE)},
+        "faster": [_compared(config, precision, target, prompt) for precision in PRECISIONS],
+        "note": target.note,
+    }
+
+
+def _compared(config: LlamaConfig, precision: str, target: Target, prompt: int) -> dict[str, Any]:
+    """One row, a typical cache; a precision that the widths forbid has a reason in the place of factors."""
+    try:
+        check_blocks(config, precision)
+        return compare(config, precision, target, batch=1, prompt=prompt, cached=min(TYPICAL_LENGTH, prompt))
+    except EngineError as error:
+        return {"precision": precision, "decode": None, "prefill": None, "why": str(error)}
+
+
+def _parts(question: Question, machine: Machine, gpus: int | None) -> tuple[PartPlan, str]:
+    """The cut that fits, and no words; or one part a layer, and why even that does not."""
+    given = question.max_memory
+    words = f"{gigabytes(machine.memory_bytes)} of free memory" if given is None else f"--max-memory, {gigabytes(given)}"
+    limits = Limits(None, machine.memory_bytes if given is None else given, words, gpus or 1, question.target.name)
+    static = question.load.kv_cache == "static"
+    try:
+        return plan_parts(question.config, question.load.precision, limits, packed=question.packed, static=static), ""
+    except EngineError as error:
+        count = question.config.num_hidden_layers
+        return PartPlan(tuple((layer, layer) for layer in range(count)), "no cut fits"), f"build: {error}"
+
+
+def _largest(question: Question, cut: PartPlan) -> BuildCost:
+    config, precision = question.config, question.load.precision
+    sizes, static = weight_sizes(config, precision), question.load.kv_cache == "static"
+    graphs = [part_graph(sizes, part, precision, packed=question.packed, static=static, tied=config.tie_word_embeddings) for part in cut.layers]
+    return max(map(build_cost, graphs), key=lambda cost: cost.memory_bytes)
+
+
+def _lacks(steps: list[StepCost], machine: Machine, *, built: bool) -> list[str]:
+    """What this machine has too little of."""
+    lacks = [
+        f"{step.step}: about {gigabytes(step.memory_bytes)} of memory, {gigabytes(machine.memory_bytes)} are free"
+        for step in steps
+        if step.memory_bytes > machine.memory_bytes and (step.step != "build" or built)
+    ]
+    needed = disk_total(steps)
+    if needed > machine.disk_bytes:
+        weights = next(step.disk_bytes for step in steps if step.step == "export")
+        less = f"; --weights reference of a float16 checkpoint saves {gigabytes(weights)}"
+        lacks.append(f"disk: about {gigabytes(needed)}, {gigabytes(machine.disk_bytes)} are free{less}")
+    return lacks

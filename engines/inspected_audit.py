@@ -1,0 +1,84 @@
+"""The audit of an enterprise TensorRT plan, from what TensorRT says of it: its interface is held to what was asked, its kernels are shown.
+
+The limits on kernels (``layer_checks``) were measured on TensorRT-RTX alone. Until a plan of this compiler has been measured they are no verdict on
+it: every number is there, none is gated. What holds for any compiler is.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from artifact.config import LlamaConfig
+from artifact.io_spec import cache_names
+from engines.checks import Check, check, first
+from engines.graph_weights import weights_bytes
+from engines.inspected_plan import read_layers
+from engines.layer_checks import LIMITS, STATIC_LIMITS, attention_check, layer_checks
+from engines.plan_layers import PlanReader, describe
+from engines.profiles import Profile
+from engines.static_checks import IN_PLACE, is_static
+
+SHOWN = "shown, not asked for: its limit was measured on TensorRT-RTX"
+
+
+def audit_inspected(plan: Path, graph_file: Path, facts: Mapping[str, Any], *, profiles: Sequence[Profile], config: LlamaConfig) -> dict[str, Any]:
+    """Audit a plan by what its runtime says.
+
+    Args:
+        plan: the file; only its size is looked at.
+        graph_file: what it was built from.
+        facts: of ``backends.engine_facts.read_engine``.
+        profiles: as asked, in the plan's order.
+        config: of the model.
+
+    Returns:
+        As ``audit.audit_plan``; ``bytes_per_weight`` is None: the inspector does not say which weights are stored.
+    """
+    graph = ir.load(graph_file).graph
+    reader, static = PlanReader(graph, config), is_static(graph)
+    programs = read_layers(facts["layers"], len(profiles))
+    launches = {profile.name: reader.launches(program) for profile, program in zip(profiles, programs, strict=True)}
+    checks = [*_interface(facts, profiles, graph), _plan_bytes(plan, graph)]
+    checks += [_in_place(facts, config, graph)] if static else []
+    limits = STATIC_LIMITS if static else LIMITS
+    for name, found in launches.items():
+        shown = [attention_check(found, name, config.num_hidden_layers, gated=False), *layer_checks(found, name, gated=False, limits=limits)]
+        checks += [line | {"reason": f"{line['reason']}; {SHOWN}"} for line in shown]
+    return {
+        "kernels": dict(Counter(launch.kernel.name for found in launches.values() for launch in found).most_common()),
+        "kernels_by_profile": {name: dict(Counter(launch.kernel.name for launch in found).most_common()) for name, found in launches.items()},
+        "kernels_by_layer": {name: describe(found) for name, found in launches.items()},
+        "bytes_per_weight": None,
+        "audit": {"passed": all(line["passed"] is not False for line in checks), "checks": checks},
+    }
+
+
+def _interface(facts: Mapping[str, Any], profiles: Sequence[Profile], graph: ir.Graph) -> list[Check]:
+    """As many profiles as asked, of the shapes asked, and every output of the graph."""
+    found = facts["profiles"]
+    lines = [check("profiles", len(found), len(profiles), "==", "a profile for prefill and one for decode")]
+    for asked, given in zip(profiles, found, strict=False):
+        other = [name for name, shapes in asked.shapes.items() if [list(shape) for shape in shapes] != given.get(name)]
+        reason = "each input's smallest, optimum and largest shape as asked"
+        lines.append(check(f"shapes_{asked.name}", len(other), 0, "==", reason, where=first(other)))
+    missing = sorted({str(value.name) for value in graph.outputs} - set(facts["outputs"]))
+    lines.append(check("outputs_missing", len(missing), 0, "==", "logits, and each layer's keys and values", where=first(missing)))
+    return lines
+
+
+def _in_place(facts: Mapping[str, Any], config: LlamaConfig, graph: ir.Graph) -> Check:
+    """Caches that the runtime itself says share their buffer with the input."""
+    outputs = {value.name for value in graph.outputs}
+    names = [(past, present) for past, present in cache_names(config) if present in outputs]
+    apart = [present for past, present in names if facts["aliases"].get(present) != past]
+    return check("caches_in_place", len(names) - len(apart), len(names), "==", IN_PLACE, where=first(apart))
+
+
+def _plan_bytes(plan: Path, graph: ir.Graph) -> Check:
+    ratio = round(plan.stat().st_size / weights_bytes(graph), 4)
+    return check("plan_bytes_per_weight_byte", ratio, None, "<=", f"the file ÷ the graph's constants; {SHOWN}")

@@ -1,0 +1,190 @@
+"""What each step takes of the machine: peak memory, disk, time. Memory and disk are measured rules; times scale with two rates, and are rough.
+
+Letters: L decoder layers, E hidden, F ffn.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from math import prod
+from typing import Any
+
+from artifact.config import LlamaConfig
+from artifact.io_spec import DTYPE_BYTES, Dtype, KvCache
+from artifact.layout import PACKED, linear_shapes, parameter_count
+from engines.build_cost import MEGABYTE, BuildCost, build_cost
+from engines.form_limits import QUANTIZED_TYPES
+from engines.part_plan import part_graph
+from engines.weight_sizes import linear_parameters, weight_sizes
+
+SIDECAR_BYTES = 64 * MEGABYTE
+"""Graphs, tokenizer, manifest, reports."""
+EXPORT_MEMORY = 560 * MEGABYTE
+"""Of any size and format: a block of weights at a time (355 to 554 MB measured at 7B, 13B and 70B widths, docs/export.md)."""
+FUSE_MEMORY, FUSE_MEMORY_A_LAYER = 125 * MEGABYTE, 600_000
+QUANTIZE_MEMORY, QUANTIZE_VALUES, DRIVEN_VALUES = 240 * MEGABYTE, 4.0, 8.0
+"""A linear at a time as float32, and the same again where rounding is driven by calibration (7B: 0.6 and 1.0 GB)."""
+TORCH_MEMORY = 900 * MEGABYTE
+"""torch, its threads' buffers, and the tokens' hidden states."""
+CALIBRATION_TOKENS, SCORED_TOKENS = 8192, 2048
+BUILD_PARENT = 130 * MEGABYTE
+"""The process that waits for the compiler and audits the plan."""
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What a machine was measured to do.
+
+    Attributes:
+        disk_gb_s: 10^9 bytes a second, written and synced.
+        gflops: float32 matrix products with all cores.
+    """
+
+    disk_gb_s: float
+    gflops: float
+
+    def as_json(self) -> dict[str, float]:
+        """Rounded."""
+        return {key: round(value, 2) for key, value in asdict(self).items()}
+
+
+REFERENCE = Rates(0.6, 60.0)
+"""Two virtual cores of one physical core, on which the times below were taken."""
+EXPORT_S, EXPORT_GB_S = 12.0, 0.5
+FUSE_S, FUSE_S_A_LAYER = 2.0, 0.05
+QUANTIZE_S, PLAIN_WEIGHTS_S, DRIVEN_WEIGHTS_S = 8.0, 70e6, 5e6
+"""Weights a second, plainly and by calibration."""
+VALIDATE_S, PASSES = 30.0, 2
+"""Of each stage, the passes over the scored tokens that its scenarios, strict mode and texts come to."""
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """Of one step.
+
+    Attributes:
+        step: its command.
+        memory_bytes: at its peak, anonymous: what can't be given back.
+        disk_bytes: that it adds to the artifact.
+        seconds: an order of magnitude.
+        assumption: what that rests on.
+    """
+
+    step: str
+    memory_bytes: int
+    disk_bytes: int
+    seconds: float
+    assumption: str
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is to be done.
+
+    Attributes:
+        precision: of the engine.
+        kv_cache: form of the cache.
+        calibrated: whether activations are measured on a text first.
+        packed: q·k·v and gate·up are one linear each.
+        largest_part: what building the largest part takes; None: one plan.
+    """
+
+    precision: str
+    kv_cache: KvCache = "dynamic"
+    calibrated: bool = True
+    packed: bool = True
+    largest_part: BuildCost | None = None
+
+    @property
+    def dtype(self) -> Dtype:
+        """Of the artifact."""
+        return "fp32" if self.precision == "fp32" else "fp16"
+
+
+def step_costs(config: LlamaConfig, work: Work, rates: Rates = REFERENCE) -> list[StepCost]:
+    """The steps that lead to a validated engine, in order; those that a precision does not need are left out."""
+    quantised = work.precision in QUANTIZED_TYPES
+    stages = 3 + quantised  # traced, fused, quantised, and the engine graph
+    steps = [export_cost(config, work.dtype, rates), fuse_cost(config, rates)]
+    if quantised:
+        steps += [calibrate_cost(config, rates)] * work.calibrated + [quantize_cost(config, work.precision, rates, calibrated=work.calibrated)]
+    return [*steps, plan_cost(config, work, rates), validate_cost(config, stages, rates)]
+
+
+def export_cost(config: LlamaConfig, dtype: Dtype, rates: Rates = REFERENCE) -> StepCost:
+    """Checkpoint → weights; a download is not in it."""
+    size = DTYPE_BYTES[dtype] * parameter_count(config) + SIDECAR_BYTES
+    speed = EXPORT_GB_S * min(1.0, rates.disk_gb_s / REFERENCE.disk_gb_s)
+    return StepCost("export", EXPORT_MEMORY, size, EXPORT_S + size / (speed * 1e9), f"written, hashed and audited at {speed:.2f} GB/s")
+
+
+def fuse_cost(config: LlamaConfig, rates: Rates = REFERENCE) -> StepCost:
+    """Graph → graph; no weight is touched."""
+    layers = config.num_hidden_layers
+    return StepCost("fuse", FUSE_MEMORY + FUSE_MEMORY_A_LAYER * layers, 0, FUSE_S + FUSE_S_A_LAYER * layers, f"{FUSE_S_A_LAYER} s a layer")
+
+
+def calibrate_cost(config: LlamaConfig, rates: Rates = REFERENCE) -> StepCost:
+    """Float32 over the calibration text, a layer at a time; what it writes is gone again when nothing reads it any more."""
+    seconds = 10 + 2 * linear_parameters(config) * CALIBRATION_TOKENS / (rates.gflops * 1e9)
+    hidden = 3 * CALIBRATION_TOKENS * config.hidden_size * DTYPE_BYTES["fp32"]
+    return StepCost("calibrate", _torch_memory(config) + hidden, 0, seconds, f"{CALIBRATION_TOKENS:,} tokens at {rates.gflops:.0f} GFLOP/s")
+
+
+def quantize_cost(config: LlamaConfig, scheme: str, rates: Rates = REFERENCE, *, calibrated: bool = True) -> StepCost:
+    """Levels and scales beside the weights that they stand for."""
+    largest = max(_packed_parameters(config))
+    values = DRIVEN_VALUES if calibrated else QUANTIZE_VALUES
+    speed = (DRIVEN_WEIGHTS_S if calibrated else PLAIN_WEIGHTS_S) * rates.gflops / REFERENCE.gflops
+    size = config.num_hidden_layers * weight_sizes(config, scheme).layer
+    how = "rounded by calibration" if calibrated else "rounded plainly"
+    seconds = QUANTIZE_S + linear_parameters(config) / speed
+    return StepCost("quantize", QUANTIZE_MEMORY + int(values * largest), size, seconds, f"{speed / 1e6:.1f} million weights a second, {how}")
+
+
+def plan_cost(config: LlamaConfig, work: Work, rates: Rates = REFERENCE) -> StepCost:
+    """Compiler and audit; in parts the memory is the largest part's, disk and time are all parts'."""
+    sizes, static = weight_sizes(config, work.precision), work.kv_cache == "static"
+    whole = build_cost(part_graph(sizes, (0, sizes.layers - 1), work.precision, packed=work.packed, static=static, tied=config.tie_word_embeddings))
+    largest = whole if work.largest_part is None else work.largest_part
+    slower = max(1.0, REFERENCE.gflops / rates.gflops, REFERENCE.disk_gb_s / rates.disk_gb_s)
+    return StepCost("build", largest.memory_bytes + BUILD_PARENT, whole.plan_bytes, whole.seconds * slower, "0.27 s a layer, weights at 0.3 GB/s")
+
+
+def validate_cost(config: LlamaConfig, stages: int = 3, rates: Rates = REFERENCE) -> StepCost:
+    """Reference and stages, a layer at a time."""
+    passes = 1 + PASSES * stages
+    seconds = VALIDATE_S + 2 * linear_parameters(config) * SCORED_TOKENS * passes / (rates.gflops * 1e9)
+    how = f"{passes} passes over {SCORED_TOKENS:,} tokens at {rates.gflops:.0f} GFLOP/s"
+    return StepCost("validate", validate_memory(config), SIDECAR_BYTES, seconds, how)
+
+
+def validate_memory(config: LlamaConfig) -> int:
+    """A float32 layer for the reference and one for the graph, lm_head, and logits of the scored tokens."""
+    head = config.vocab_size * config.hidden_size * DTYPE_BYTES["fp32"]
+    return _torch_memory(config) + _layer_float32(config) + head + SCORED_TOKENS * config.vocab_size * DTYPE_BYTES["fp32"]
+
+
+def _torch_memory(config: LlamaConfig) -> int:
+    return TORCH_MEMORY + _layer_float32(config)
+
+
+def _layer_float32(config: LlamaConfig) -> int:
+    return DTYPE_BYTES["fp32"] * linear_parameters(config) // config.num_hidden_layers
+
+
+def _packed_parameters(config: LlamaConfig) -> list[int]:
+    """Parameters of the linears of a packed layer."""
+    alone = {name: prod(shape) for name, shape in linear_shapes(config).items()}
+    packed = [sum(alone.pop(member) for member in members) for members in PACKED.values()]
+    return [*packed, *alone.values()]
+
+
+def disk_total(steps: list[StepCost]) -> int:
+    """What all steps together leave behind."""
+    return sum(step.disk_bytes for step in steps)
+
+
+def as_json(step: StepCost) -> dict[str, Any]:
+    """One line of a report."""
+    return asdict(step) | {"seconds": round(step.seconds)}

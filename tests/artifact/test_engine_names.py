@@ -1,0 +1,29 @@
+"""artifact/engine_names.py: names go out and come back."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from artifact.engine_names import Bucket, bucket_of, engine_folder, engine_graph, is_engine, stage_of
+
+
+@pytest.mark.parametrize(
+    ("name", "stage", "bucket"),
+    [("fused", "fused", 0), ("fused-engine", "fused", 0), ("int8-smoothquant-engine-c512", "int8-smoothquant", 512), ("engine", "engine", 0)],
+)
+def test_a_graphs_stage_and_bucket_are_in_its_name(name: str, stage: str, bucket: int) -> None:
+    assert (stage_of(name), bucket_of(name), is_engine(name)) == (stage, bucket, name != stage)
+
+
+def test_one_capacity_stands_in_no_name_and_one_of_several_does() -> None:
+    assert (engine_graph("int8"), engine_graph("int8", 512), engine_graph("int8", Bucket(512))) == (
+        "int8-engine.onnx",
+        "int8-engine.onnx",
+        "int8-engine-c512.onnx",
+    )
+    assert engine_folder("l4", "fp16", 512) == "engines/l4-fp16"
+    assert engine_folder("l4", "fp16", Bucket(512)) == "engines/l4-fp16-c512"
+    assert json.dumps({"capacity": Bucket(512)}) == '{"capacity": 512}'
+    assert f"{Bucket(512)}" == "512"

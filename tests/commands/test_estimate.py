@@ -1,0 +1,84 @@
+"""commands/estimate.py: which model is meant without fetching one, and what a person and a program get."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+import cli
+from artifact.errors import ArtifactError, CheckpointError, EngineError, UsageError
+from commands.estimate import EstimateOptions, estimate_command, find_model
+from commands.machine_rates import measure_rates
+from exporter.checkpoints.request import CheckpointRequest
+
+
+@pytest.fixture(autouse=True)
+def nothing_cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "empty"))
+    monkeypatch.setattr("exporter.checkpoints.hub_cache.find_snapshot", lambda repository, revision: None)
+
+
+def test_a_size_is_known_without_its_weights_and_its_download_is_said() -> None:
+    model = find_model(CheckpointRequest(size="13b"))
+    assert (model.name, model.config.num_hidden_layers) == ("meta-llama/Llama-2-13b-hf", 40)
+    assert model.download_bytes == pytest.approx(26.0e9, rel=0.01)
+
+
+def test_a_size_that_was_never_published_has_nothing_to_download() -> None:
+    model = find_model(CheckpointRequest(size="llama1-33b"))
+    assert (model.name, model.download_bytes) == ("llama1-33b", 0)
+
+
+def test_a_folder_is_read_and_random_weights_are_not_calibrated_on(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    assert find_model(CheckpointRequest(str(tiny_checkpoint))).config.hidden_size == 32
+    random = CheckpointRequest("random:0", size="7b")
+    assert find_model(random).random
+    steps = estimate_command(random, EstimateOptions(precision="int8"), out=tmp_path)["steps"]
+    assert "calibrate" not in [step["step"] for step in steps]
+
+
+@pytest.mark.parametrize("source", ["meta-llama/Llama-2-7b-hf", "demo"])
+def test_what_would_be_fetched_is_refused(source: str) -> None:
+    with pytest.raises(CheckpointError, match="an estimate downloads nothing") as error:
+        find_model(CheckpointRequest(source))
+    assert error.value.hint
+
+
+def test_no_model_no_target_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no model was given"):
+        find_model(CheckpointRequest())
+    with pytest.raises(EngineError, match="no target 'h100'"):
+        estimate_command(CheckpointRequest(size="7b"), EstimateOptions(target="h100"), out=tmp_path)
+    with pytest.raises(EngineError, match="--capacity is for a static cache"):
+        estimate_command(CheckpointRequest(size="7b"), EstimateOptions(capacity=512), out=tmp_path)
+
+
+def test_rates_are_measured_and_a_closed_folder_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rates = measure_rates(tmp_path / "not" / "there")
+    assert rates.disk_gb_s > 0
+    assert rates.gflops > 0
+
+    def closed(**_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", closed)
+    with pytest.raises(ArtifactError, match="can't be written to: Permission denied"):
+        measure_rates(tmp_path)
+
+
+def test_the_command_says_what_fits_and_how_fast_it_can_be(tmp_path: Path) -> None:
+    arguments = ["estimate", "--size", "13b", "--precision", "int8", "--target", "a100-40gb", "--out", str(tmp_path)]
+    shown = CliRunner().invoke(cli.app, arguments, terminal_width=200)
+    assert shown.exit_code == 0
+    words = " ".join(shown.output.split())
+    for line in (
+        "a100-40gb needs 2 GPUs, one part each",
+        "what fits: --precision int4; or --max-batch 3",
+        "decode reads fewer bytes; prefill multiplies",
+    ):
+        assert line in words, words
+    report = json.loads(CliRunner().invoke(cli.app, [*arguments, "--json"]).output)
+    assert (report["device"]["fit"]["gpus"], report["parts"]["count"], report["fits"]) == (2, 2, False)

@@ -1,0 +1,94 @@
+"""engines/estimate.py and step_costs.py: all steps of a precision, what is lacking, and the parts that fit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from artifact.presets import preset
+from engines.build_cost import Graph, build_cost
+from engines.estimate import Machine, Question, estimate, load_of
+from engines.step_costs import REFERENCE, Rates
+from engines.targets import find_target
+
+GB = 10**9
+ROOMY = Machine(1000 * GB, 10_000 * GB, REFERENCE)
+MEASURED = [  # precision, layers, weights, levels of them, plan in bytes; peak anonymous MB: TensorRT-RTX 1.7.1, packed, 4 rows of 4,096 tokens
+    ("fp16", 30, 270_078_818, 0, 284_264_612, 879),
+    ("fp16", 22, 2_200_621_282, 0, 2_211_869_276, 2725),
+    ("fp16", 2, 1_334_878_402, 0, 1_338_619_404, 1660),
+    ("fp16", 2, 1_925_236_930, 0, 1_928_979_500, 2249),
+]
+
+
+@pytest.mark.parametrize(("precision", "layers", "weights", "levels", "plan", "memory_mb"), MEASURED)
+def test_predictions_are_within_a_tenth_of_measured_builds(precision: str, layers: int, weights: int, levels: int, plan: int, memory_mb: int) -> None:
+    found = build_cost(Graph(weights, layers, precision, levels))
+    assert found.memory_bytes / 1e6 == pytest.approx(memory_mb, rel=0.1)
+    assert found.plan_bytes == pytest.approx(plan, rel=0.01)
+
+
+def test_unpacked_graphs_need_more() -> None:
+    packed, unpacked = (build_cost(Graph(GB, 2, "fp16", packed=packed)) for packed in (True, False))
+    assert unpacked.memory_bytes > 1.5 * packed.memory_bytes
+    assert unpacked.plan_bytes > 1.5 * packed.plan_bytes
+
+
+def ask(size: str, precision: str, target: str = "a100", machine: Machine = ROOMY, **options: Any) -> dict[str, Any]:
+    config = preset(size)
+    load = load_of(config, precision, "dynamic", max_batch=options.pop("max_batch", 4), max_length=None)
+    return estimate(Question(config, load, find_target(target), **options), machine)
+
+
+@pytest.mark.parametrize(
+    ("precision", "calibrated", "steps"),
+    [
+        ("fp16", True, ["export", "fuse", "build", "validate"]),
+        ("int8", True, ["export", "fuse", "calibrate", "quantize", "build", "validate"]),
+        ("int8", False, ["export", "fuse", "quantize", "build", "validate"]),
+    ],
+)
+def test_lists_the_steps_that_a_precision_needs(precision: str, calibrated: bool, steps: list[str]) -> None:
+    report = ask("7b", precision, calibrated=calibrated)
+    assert [step["step"] for step in report["steps"]] == steps
+    assert report["disk_bytes"] == sum(step["disk_bytes"] for step in report["steps"])
+    assert report["peak_memory_bytes"] == max(step["memory_bytes"] for step in report["steps"])
+    assert all(step["seconds"] > 0 and step["assumption"] for step in report["steps"])
+    assert (report["lacks"], report["fits"], report["parts"]["count"]) == ([], True, 1)
+
+
+def test_sizes_on_disk_are_the_weights() -> None:
+    disk = {step["step"]: step["disk_bytes"] / GB for step in ask("13b", "int8")["steps"]}
+    assert disk["export"] == pytest.approx(26.03, abs=0.1)
+    assert disk["quantize"] == pytest.approx(12.69, abs=0.02)
+    assert disk["build"] == pytest.approx(13.39, abs=0.05)
+
+
+def test_a_build_that_does_not_fit_is_cut_and_the_disk_is_asked_for() -> None:
+    report = ask("13b", "fp16", machine=Machine(20 * GB, 30 * GB, REFERENCE))
+    assert (report["parts"]["count"], report["fits"]) == (2, False)
+    assert report["parts"]["reason"].endswith("more than 20.0 GB of free memory")
+    (lack,) = report["lacks"]
+    assert lack.startswith("disk: about 52.")
+    assert next(step for step in report["steps"] if step["step"] == "build")["memory_bytes"] < 20 * GB
+
+
+def test_a_machine_that_is_too_small_for_any_cut_is_told() -> None:
+    report = ask("70b", "fp16", machine=Machine(2 * GB, 10_000 * GB, REFERENCE))
+    assert report["lacks"][0].startswith("build: the largest of 80 parts needs about")
+    assert report["fits"] is False
+
+
+def test_a_model_too_large_for_its_gpu_does_not_fit_though_the_machine_has_room() -> None:
+    report = ask("70b", "fp16")
+    assert (report["lacks"], report["fits"], report["device"]["fit"]["gpus"], report["parts"]["count"]) == ([], False, 2, 2)
+
+
+def test_one_row_of_int8_is_estimated_as_it_is_built() -> None:
+    assert ask("7b", "int8", max_batch=1)["max_batch"] == 2
+
+
+def test_times_scale_with_the_machine() -> None:
+    slow = Machine(1000 * GB, 10_000 * GB, Rates(REFERENCE.disk_gb_s / 4, REFERENCE.gflops / 4))
+    assert 3 < ask("7b", "int8", machine=slow)["seconds"] / ask("7b", "int8")["seconds"] < 4.1
