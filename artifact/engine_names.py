@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 
 _ENGINE = re.compile(r"(?P<stage>.+)-engine(?:-c(?P<capacity>\d+))?")
+_PART = re.compile(r"-part-\d+$")
 
 
 class Bucket(int):
@@ -33,6 +34,11 @@ def stage_of(name: str) -> str:
     """The stage that an engine's graph was made from; any other graph is its own."""
     match = _ENGINE.fullmatch(name)
     return match["stage"] if match else name
+
+
+def built_from(graph: str) -> str:
+    """The stage that an engine, or one part of it, was built from, by the file of its graph: ``fused-engine-part-01.onnx`` → fused."""
+    return stage_of(_PART.sub("", graph.removesuffix(".onnx")))
 
 
 def bucket_of(name: str) -> int:

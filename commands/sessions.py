@@ -9,15 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from artifact.config import LlamaConfig
-from artifact.engine_names import is_engine, stage_of
+from artifact.engine_names import built_from, is_engine, stage_of
 from artifact.errors import EngineError, ToolkitError, UsageError
 from artifact.io_spec import BATCH, TOTAL, KvCache
 from artifact.manifest import kv_cache_of, read_manifest
 from artifact.steps import require
 from engines import device as devices
-from engines.runner import Array, Plan, PlanSession
+from engines.plan import Plan, PlanChain, open_engine
+from engines.runner import Array, PlanSession
 from validation.calls import AnyCall
-from validation.engines import engine_entries
+from validation.engines import engine_entries, whole_engines
 from validation.graph_runner import GraphRunner
 from validation.greedy import Decoder
 from validation.tolerances import STAGE_ORDER
@@ -26,7 +27,7 @@ from validation.tolerances import STAGE_ORDER
 class PlanDecoder:
     """``Decoder`` of a plan: one batch, whose caches stay on the GPU."""
 
-    def __init__(self, session: PlanSession, plan: Plan) -> None:
+    def __init__(self, session: PlanSession, plan: Plan | PlanChain) -> None:
         self.name = plan.name
         self.kv_cache: KvCache = "static" if plan.capacity else "dynamic"
         self.capacity = plan.capacity or None
@@ -111,18 +112,19 @@ class Wanted:
         return not fits, slots if fits else -slots
 
 
-def open_plan(artifact: Path, stage: str, gpu: devices.Device, wanted: Wanted) -> tuple[Plan, str]:
-    """The smallest plan of a stage that holds what is wanted and runs on this GPU, and the runtime with its version.
+def open_plan(artifact: Path, stage: str, gpu: devices.Device, wanted: Wanted) -> tuple[Plan | PlanChain, str]:
+    """The smallest engine of a stage that holds what is wanted and runs on this GPU, and the runtime with its version.
 
     Raises:
         EngineError: there is none; with the reason of each that there is.
     """
-    entries = [entry for entry in engine_entries(artifact) if stage_of(entry["graph"].removesuffix(".onnx")) == stage]
+    engines = [plans for plans in whole_engines(engine_entries(artifact)) if built_from(plans[0]["graph"]) == stage]
     reasons = []
-    for entry in sorted(entries, key=wanted.order):
+    for plans in sorted(engines, key=lambda plans: wanted.order(plans[0])):
         try:
-            require(artifact, entry["file"])  # what was made from another graph than there is now is refused
-            return Plan(artifact, entry, gpu), f"{entry['backend']} {entry['tensorrt_version']}"
+            for plan in plans:
+                require(artifact, plan["file"])  # what was made from another graph than there is now is refused
+            return open_engine(artifact, plans, gpu), f"{plans[0]['backend']} {plans[0]['tensorrt_version']}"
         except ToolkitError as error:
             reasons.append(str(error))
     why = "; ".join(reasons) or f"{artifact} has no plan of {stage}"

@@ -1,15 +1,11 @@
-"""Run a plan on the GPU it was built for: whether it may run is said before it is loaded, its caches stay on the GPU.
+"""Run an engine on the GPU it was built for: its caches, and the hidden states between its parts, stay on the GPU.
 
-Letters: B batch, P past, C capacity, K kv heads, D head_dim, V vocab.
+Letters: B batch, S new tokens, P past, C capacity, K kv heads, D head_dim, E hidden, V vocab.
 """
 
 from __future__ import annotations
 
-import importlib
-import logging
 from collections.abc import Mapping
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -18,114 +14,21 @@ from numpy.typing import NDArray
 from artifact import io_spec
 from artifact.config import LlamaConfig
 from artifact.errors import EngineError
-from artifact.hashing import sha256_of
 from artifact.io_spec import Dtype
 from engines import device_memory
-from engines.device import Device
 from engines.device_cache import Feeds, FixedCache, GrowingCache
-from engines.plan_loading import load_engine
+from engines.plan import Plan, PlanChain
 
-logger = logging.getLogger(__name__)
 Array = NDArray[Any]
-MODULES = {"tensorrt-rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}
-"""Backend → the Python module of its runtime."""
-PROFILES = ("prefill", "decode")
+Shape = tuple[int, ...]
 BUILD_LARGER = "python cli.py build ART --max-batch ROWS --max-length POSITIONS"
 
 
-def why_not_here(artifact: Path, entry: Mapping[str, Any], device: Device) -> str | None:
-    """Why this plan can't run on this GPU with what is installed, found without loading it; None where it can.
-
-    Args:
-        artifact: the folder.
-        entry: the plan's entry in ``build.json``.
-        device: this machine's GPU.
-    """
-    wanted = entry["compute_capability"]
-    found = ".".join(map(str, device.compute_capability))
-    if wanted != found:
-        return f"built for compute capability {wanted} ({entry['target']}), this GPU ({device.name}) has {found}"
-    plan = artifact / entry["file"]
-    if not plan.is_file():
-        return f"{entry['file']} is not there"
-    if (digest := sha256_of(plan)) != entry["plan_sha256"]:
-        return f"{entry['file']} is not the plan that was built (SHA-256 {digest[:12]}…, expected {entry['plan_sha256'][:12]}…)"
-    return _other_runtime(entry["backend"], entry["tensorrt_version"], newer=entry.get("flags", {}).get("version_compatible", False))
-
-
-def _other_runtime(backend: str, version: str, *, newer: bool) -> str | None:
-    """Why what is installed can't load a plan of a backend's version; None where it can. ``newer``: a later release may."""
-    if backend not in MODULES:
-        return f"no runtime is known for plans of {backend!r}"
-    try:
-        module = _runtime(backend)
-    except ImportError as error:
-        return f"its runtime can't be imported: {error}"
-    here = str(module.__version__)
-    fits = here == version or (newer and _numbers(here) > _numbers(version))
-    return None if fits else f"built by {backend} {version}, here is {here}"
-
-
-def _numbers(version: str) -> list[int]:
-    return [int(part) for part in version.split(".") if part.isdigit()]
-
-
-class Plan:
-    """A plan in the GPU's memory, with one execution context a profile.
-
-    Args:
-        artifact: the folder.
-        entry: the plan's entry in ``build.json``.
-        device: this machine's GPU.
-
-    Raises:
-        EngineError: it can't run here (``why_not_here``), or the runtime refuses it.
-    """
-
-    def __init__(self, artifact: Path, entry: Mapping[str, Any], device: Device) -> None:
-        if reason := why_not_here(artifact, entry, device):
-            raise EngineError(
-                f"{entry['file']} can't run here: {reason}", hint=f"python cli.py build {artifact} --target GPU builds one for another GPU"
-            )
-        self.name = str(entry["file"])
-        self.axes: Mapping[str, Mapping[str, list[int]]] = entry["profiles"]
-        self.capacity: int = entry.get("capacity") or 0
-        self._trt = trt = _runtime(entry["backend"])
-        self._errors = _errors(trt)
-        self._runtime, self._engine = load_engine(trt, self._errors, artifact, entry)
-        self._contexts: dict[str, Any] = {}
-
-    def context(self, profile: str, stream: int) -> Any:
-        """The execution context of a profile, made when it is first needed.
-
-        Raises:
-            EngineError: the GPU's memory does not hold it, or its kernels can't be compiled.
-        """
-        if profile not in self._contexts:
-            context = self._engine.create_execution_context(self._options())
-            if context is None or not context.set_optimization_profile_async(PROFILES.index(profile), stream):
-                raise EngineError(f"{self.name}: no execution context for {profile}: {self._errors.last()}")
-            self._contexts[profile] = context
-        return self._contexts[profile]
-
-    def _options(self) -> Any:
-        """Kernels for any shape, not ones that are compiled anew in the background for each length of a growing cache: what ran is what is there."""
-        config = self._engine.create_runtime_config()
-        if hasattr(config, "dynamic_shapes_kernel_specialization_strategy"):  # TensorRT-RTX
-            config.dynamic_shapes_kernel_specialization_strategy = self._trt.DynamicShapesKernelSpecializationStrategy.NONE
-            config.cuda_graph_strategy = self._trt.CudaGraphStrategy.DISABLED
-        return config
-
-    def failed(self, what: str) -> EngineError:
-        """The error of a call, with the runtime's reason."""
-        return EngineError(f"{self.name}: {what}: {self._errors.last()}")
-
-
 class PlanSession:
-    """One batch of sequences on a plan, call after call; the caches stay on the GPU until the session is closed, or its ``with`` block left.
+    """One batch of sequences on an engine, call after call; the caches stay on the GPU until the session is closed, or its ``with`` block left.
 
     Args:
-        plan: what to run.
+        plan: what to run, in one plan or in parts.
         config, dtype: the model it is.
         batch: rows, B.
         length: positions that a dynamic cache has room for, at most the plan's; a static one has the plan's capacity.
@@ -134,7 +37,7 @@ class PlanSession:
         EngineError: the plan's profiles admit fewer rows or positions.
     """
 
-    def __init__(self, plan: Plan, config: LlamaConfig, dtype: Dtype, *, batch: int, length: int) -> None:
+    def __init__(self, plan: Plan | PlanChain, config: LlamaConfig, dtype: Dtype, *, batch: int, length: int) -> None:
         rows, positions = plan.axes["prefill"][io_spec.BATCH][2], plan.capacity or plan.axes["prefill"][io_spec.TOTAL][2]
         if batch > rows or length > positions:
             raise EngineError(f"{plan.name} admits {rows} rows of {positions} positions, asked for {batch} of {length}", hint=BUILD_LARGER)
@@ -144,6 +47,8 @@ class PlanSession:
         shape = (batch, config.num_key_value_heads, self._room, config.head_dim)
         self._cache = (FixedCache if plan.capacity else GrowingCache)(shape, self._dtype, config.num_hidden_layers)
         self._inputs: dict[str, Any] = {}
+        self._width = config.hidden_size
+        self._hidden = device_memory.allocate((batch, self._room, self._width), self._dtype, min(2, len(plan.parts) - 1))
         self._logits = device_memory.allocate((batch, 1, config.vocab_size), self._dtype)[0]
         self._names = io_spec.cache_names(config)
         self.restart()
@@ -168,11 +73,10 @@ class PlanSession:
         if rows != self._batch or self._cache.end(feeds) > self._room:
             asked = f"{rows} rows up to position {self._cache.end(feeds)}"
             raise EngineError(f"{self._plan.name}: the caches hold {self._batch} rows of {self._room} positions, the call has {asked}")
-        profile = "decode" if new == 1 else "prefill"
-        context = self._plan.context(profile, self._stream.ptr)
-        self._bind(context, profile, feeds)
-        if not context.execute_async_v3(self._stream.ptr):
-            raise self._plan.failed(f"{profile} of {new} tokens did not run")
+        addresses = {name: self._copy(name, values) for name, values in feeds.items()}
+        shapes = {name: values.shape for name, values in feeds.items()}
+        for index in range(len(self._plan.parts)):
+            self._run(index, "decode" if new == 1 else "prefill", addresses, shapes, (rows, new, self._width))
         self._cache.advance(new)
         return self._fetch([self._logits], self._logits.shape)[0]
 
@@ -183,7 +87,7 @@ class PlanSession:
     def close(self) -> None:
         """Give the GPU's memory back."""
         self._cache.free()
-        device_memory.free(*self._inputs.values(), self._logits, self._stream)
+        device_memory.free(*self._inputs.values(), *self._hidden, self._logits, self._stream)
         self._inputs = {}
 
     def __enter__(self) -> PlanSession:
@@ -192,19 +96,32 @@ class PlanSession:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _bind(self, context: Any, profile: str, feeds: Feeds) -> None:
-        """Give a context its inputs, with their shapes, and where its outputs go."""
+    def _run(self, index: int, profile: str, addresses: Mapping[str, int], shapes: Mapping[str, Shape], hidden: Shape) -> None:
+        """One part of a call: its inputs with their shapes, where its outputs go, and off.
 
-        def bind(name: str, address: int, shape: tuple[int, ...] | None) -> None:
+        A part reads the hidden state [B, S, E] that the one before wrote, and writes its own into the other of two buffers.
+        """
+        part = self._plan.parts[index]
+        context = part.context(profile, self._stream.ptr)
+
+        def bind(name: str, address: int, shape: Shape | None) -> None:
+            if not part.has(name):
+                return
             if shape is not None and not context.set_input_shape(name, shape):
-                raise self._plan.failed(f"{name} {list(shape)} is outside the {profile} profile")
+                raise part.failed(f"{name} {list(shape)} is outside the {profile} profile")
             if not context.set_tensor_address(name, address):
-                raise self._plan.failed(f"{name} can't be bound")
+                raise part.failed(f"{name} can't be bound")
 
-        for name, values in feeds.items():
-            bind(name, self._copy(name, values), values.shape)
+        for name, address in addresses.items():
+            bind(name, address, shapes[name])
+        if part.enters:
+            bind(part.enters, self._hidden[(index - 1) % 2].ptr, hidden)
+        if part.leaves:
+            bind(part.leaves, self._hidden[index % 2].ptr, None)
         self._cache.bind(bind, self._names)
         bind(io_spec.LOGITS, self._logits.ptr, None)
+        if not context.execute_async_v3(self._stream.ptr):
+            raise part.failed(f"{profile} of {hidden[1]} tokens did not run")
 
     def _copy(self, name: str, values: NDArray[np.int64]) -> int:
         """Bring an input to the GPU, where it has room for all positions; its address there."""
@@ -220,26 +137,3 @@ class PlanSession:
             buffer.view(shape).copy_to(host, self._stream)
         self._stream.synchronize()
         return copies
-
-
-def _runtime(backend: str) -> ModuleType:
-    return importlib.import_module(MODULES[backend])
-
-
-def _errors(trt: ModuleType) -> Any:
-    """TensorRT's logger, bridged; it remembers the last error."""
-
-    class Errors(trt.ILogger):  # type: ignore[misc, name-defined]
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.messages: list[str] = []
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
-                self.messages.append(message)
-            logger.debug("%s", message)
-
-        def last(self) -> str:
-            return self.messages[-1] if self.messages else "no reason given"
-
-    return Errors()

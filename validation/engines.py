@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from artifact.errors import ValidationError
 from engines.device import Device
-from engines.runner import why_not_here
+from engines.runnable import why_not_here
 
 RECORDS = "engines/*/build.json"
 NOT_ASKED = "plans run on their GPU alone, with --device cuda; the plan's ONNX graph was checked instead"
@@ -31,18 +33,30 @@ def engine_entries(artifact: Path) -> list[dict[str, Any]]:
     return entries
 
 
+def whole_engines(entries: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """The entries of each engine: one, or its parts in their order."""
+    engines: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for entry in entries:
+        engines[entry["folder"] if "part" in entry else entry["file"]].append(entry)
+    return [sorted(parts, key=lambda entry: entry.get("part", 0)) for parts in engines.values()]
+
+
 def split_engines(artifact: Path, engines: list[dict[str, Any]], device: Device | str | None) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
-    """The plans that can run here, and for each of the others the reason.
+    """The engines that can run here, and for each of the others the reason.
 
     Args:
         artifact: the folder.
         engines: of ``engine_entries``.
         device: this machine's GPU; the reason why there is none; None where plans are not to be run.
+
+    Returns:
+        The runnable ones by the entry of their first plan, with ``plans``: the entries of all its parts.
     """
     runnable, others = [], []
-    for engine in engines:
+    for plans in whole_engines(engines):
+        engine = {**plans[0], "plans": plans}
         if isinstance(device, Device):
-            reason = why_not_here(artifact, engine, device)
+            reason = next((why for plan in plans if (why := why_not_here(artifact, plan, device))), None)
         else:
             reason = f"{device}; the plan's ONNX graph was checked instead" if device else NOT_ASKED
         if reason is None:

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from artifact import io_spec
 from artifact.config import LlamaConfig
 from artifact.io_spec import Dtype
-from engines.runner import Plan, PlanSession
+from engines.plan import Plan, PlanChain
+from engines.runner import PlanSession
 from validation.calls import FORMS
 from validation.row_result import Array, RowResult, row_results
 from validation.scenarios import Scenario
@@ -27,7 +28,7 @@ class PlanRunner:
 
     one_position = True
 
-    def __init__(self, plan: Plan, config: LlamaConfig, dtype: Dtype) -> None:
+    def __init__(self, plan: Plan | PlanChain, config: LlamaConfig, dtype: Dtype) -> None:
         self.name = plan.name
         self._form = FORMS["static" if plan.capacity else "dynamic"]
         self._plan, self._config, self._dtype = plan, config, dtype

@@ -12,7 +12,7 @@ from typing import Any
 from artifact.errors import ToolkitError
 from artifact.progress import Progress
 from engines.device import Device
-from engines.runner import Plan
+from engines.plan import open_engine
 from validation import metrics, tolerances
 from validation.measurement import StageMeasurement, against_floor
 from validation.oracle import MAIN, Oracle
@@ -32,7 +32,7 @@ def measure_plan(oracle: Oracle, engine: dict[str, Any], device: Device, progres
 
     Args:
         oracle: the scenarios and the reference.
-        engine: the plan's entry in ``build.json``, with its folder.
+        engine: the plan's entry in ``build.json``, with its folder; of an engine in parts the first's, with all in ``plans``.
         device: this machine's GPU.
         progress: told what is being done.
 
@@ -47,7 +47,7 @@ def measure_plan(oracle: Oracle, engine: dict[str, Any], device: Device, progres
     progress(f"{stage}: on the GPU", 0, 1)
     measured, checks = StageMeasurement(), []
     try:
-        _measure(oracle, PlanRunner(Plan(oracle.artifact, engine, device), oracle.config, oracle.dtype), measured)
+        _measure(oracle, PlanRunner(open_engine(oracle.artifact, engine.get("plans", [engine]), device), oracle.config, oracle.dtype), measured)
     except ToolkitError as error:
         checks.append(tolerances.failed_to_run(str(error)))
     checks += judged(measured, tolerances.limits_of(kind, kv_cache=oracle.kv_cache))

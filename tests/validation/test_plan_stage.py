@@ -19,8 +19,8 @@ from artifact.steps import StepContext
 from engines.build import STAGES
 from engines.device import Device
 from engines.engine_graph import fix_capacity, gather_last_position
+from engines.plan import Plan
 from engines.profiles import make_profiles
-from engines.runner import Plan
 from exporter.checkpoints import Checkpoint
 from validation import tolerances
 from validation.graph_runner import GraphRunner

@@ -35,7 +35,7 @@ def has(name: str, version: str) -> bool:
     return any(listed == "all" or version in listed for listed in found)
 
 
-@pytest.mark.parametrize("file", [*(f"engines/backends/{source}.py" for source in SOURCES), "engines/runner.py", "engines/plan_loading.py"])
+@pytest.mark.parametrize("file", [*(f"engines/backends/{source}.py" for source in SOURCES), "engines/plan.py", "engines/plan_loading.py"])
 def test_every_name_is_in_the_bindings(file: str) -> None:
     names = set(spelled(ast.parse((ROOT / file).read_text()))) - RTX_ALONE
     assert names or file.endswith("timing_cache.py")
