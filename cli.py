@@ -405,12 +405,13 @@ def bench(
     prompt_tokens: Annotated[int, typer.Option(min=1, help="Tokens of each prompt.")] = 512,
     new_tokens: Annotated[int, typer.Option(min=1, help="Decode steps that are measured.")] = 64,
     batch: Annotated[int, typer.Option(min=1, help="Prompts at once.")] = 1,
+    check_tokens: Annotated[int, typer.Option(min=0, help="Tokens of a plan that its graph on the CPU judges; 0: none.")] = 16,
     as_json: Json = False,
 ) -> None:
     """Tokens a second and time to the first token: `cli.py bench artifacts/llama-2-7b --stage fused --device cuda`."""
     from commands import bench as command
 
-    options = command.BenchOptions(prompt_tokens, new_tokens, batch)
+    options = command.BenchOptions(prompt_tokens, new_tokens, batch, check_tokens=check_tokens)
     _show("bench", command.bench(artifact, options, stage=stage, device=device.value), as_json=as_json)
 
 

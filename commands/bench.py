@@ -12,10 +12,13 @@ from typing import Any
 import numpy as np
 
 from artifact.config import LlamaConfig
+from artifact.engine_names import stage_of
 from artifact.errors import ValidationError
 from artifact.manifest import require_artifact
 from artifact.memory import peak_rss_mb
-from commands.sessions import check_stage, open_session
+from commands.sessions import Opened, check_stage, open_session
+from commands.token_check import check_tokens
+from engines.roofline import roofline
 from validation.calls import FORMS, AnyCall, Turn
 from validation.greedy import Decoder
 from validation.row_result import Array
@@ -23,18 +26,25 @@ from validation.row_result import Array
 Report = dict[str, Any]
 WARM_UP = 4
 """Decode steps before the clock starts: kernels are compiled and caches are filled then."""
+CHECKED_PROMPT = 32
+"""Tokens of a prompt whose continuation is checked on the CPU: enough to use the prefill profile."""
 STRIDE = 7919
 """A prime: the prompt's ids are spread over the vocabulary."""
 
 
 @dataclass(frozen=True)
 class BenchOptions:
-    """What is measured: ``batch`` rows, each a prompt of ``prompt_tokens``, then ``new_tokens`` steps; prefill is run ``repeats`` times."""
+    """What is measured: ``batch`` rows, each a prompt of ``prompt_tokens``, then ``new_tokens`` steps; prefill is run ``repeats`` times.
+
+    Attributes:
+        check_tokens: of each row, that a plan chooses and its graph on the CPU judges; 0 checks none.
+    """
 
     prompt_tokens: int = 512
     new_tokens: int = 64
     batch: int = 1
     repeats: int = 3
+    check_tokens: int = 16
 
     @property
     def positions(self) -> int:
@@ -55,7 +65,8 @@ def bench(artifact: Path, options: BenchOptions, *, stage: str = "fused", device
         stage, backend, device, file, kv_cache, capacity (of a static cache that the plan or graph fixes), batch, prompt_tokens, new_tokens,
         prefill_tokens_per_s, decode_tokens_per_s,
         time_to_first_token_ms, decode_ms, peak_rss_mb (of the host). Token rates count all rows; each is the median of its repeats, logits on the
-        host and the next token chosen.
+        host and the next token chosen. On a GPU also roofline (this card's bounds and the share reached; None, and roofline_reason, where it is not
+        known), tokens (of ``check_tokens``) and passed.
 
     Raises:
         UsageError: no stage has this name.
@@ -72,7 +83,8 @@ def bench(artifact: Path, options: BenchOptions, *, stage: str = "fused", device
         )
     with open_session(artifact, stage, device, batch=options.batch, length=options.positions) as opened:
         first_s, step_s = _measure(opened.decoder, config, options)
-    return {
+        checked = _check(artifact, stage, opened.decoder, config, options) if device == "cuda" and options.check_tokens else None
+    measured = {
         "stage": stage,
         "backend": opened.backend,
         "device": opened.device,
@@ -88,6 +100,32 @@ def bench(artifact: Path, options: BenchOptions, *, stage: str = "fused", device
         "decode_ms": round(1000 * step_s, 3),
         "peak_rss_mb": peak_rss_mb(),
     }
+    if device == "cpu":
+        return measured
+    passed = {} if checked is None else {"passed": checked["passed"]}
+    return {**measured, **_beside_roofline(opened, config, options, first_s, step_s), "tokens": checked, **passed}
+
+
+def _beside_roofline(opened: Opened, config: LlamaConfig, options: BenchOptions, first_s: float, step_s: float) -> Report:
+    """The bounds of this very card at the sizes that were measured, and how much of each was reached."""
+    if opened.card is None or opened.precision is None:
+        return {"roofline": None, "roofline_reason": f"no data sheet of {opened.device}: its bandwidth and peak are not known here"}
+    cached = opened.decoder.capacity or options.prompt_tokens + WARM_UP + options.new_tokens // 2
+    bounds = roofline(config, opened.precision, opened.card, batch=options.batch, prompt=options.prompt_tokens, cached=cached)
+    first_ms = bounds.time_to_first_token_ms
+    reached = {
+        "decode_share": round(bounds.decode_step_ms / (1000 * step_s), 4),
+        "prefill_share": None if first_ms is None else round(first_ms / (1000 * first_s), 4),
+    }
+    return {"roofline": {"card": opened.card.name, **bounds.as_json(), **reached}, "roofline_reason": None}
+
+
+def _check(artifact: Path, stage: str, plan: Decoder, config: LlamaConfig, options: BenchOptions) -> Report:
+    """The plan's tokens behind short prompts, judged by the stage's graph on the CPU."""
+    count = min(options.check_tokens, options.positions - 1)
+    prompts = _ids(config, options)[:, : min(CHECKED_PROMPT, options.positions - count)]
+    with open_session(artifact, stage_of(stage), "cpu", batch=options.batch, length=options.positions) as graph:
+        return check_tokens(plan, graph.decoder, prompts.tolist(), count)
 
 
 def _measure(decoder: Decoder, config: LlamaConfig, options: BenchOptions) -> tuple[float, float]:
@@ -106,11 +144,16 @@ def _measure(decoder: Decoder, config: LlamaConfig, options: BenchOptions) -> tu
 
 def _turns(config: LlamaConfig, options: BenchOptions) -> Iterator[Turn]:
     """The prompt, then one token at a time."""
-    ids = (np.arange(options.batch * options.prompt_tokens, dtype=np.int64) * STRIDE % config.vocab_size).reshape(options.batch, -1)
-    past = 0
+    ids, past = _ids(config, options), 0
     for size in (options.prompt_tokens, *[1] * (WARM_UP + options.new_tokens)):
         yield Turn(tuple(ids[:, :size]), (past,) * options.batch)
         past += size
+
+
+def _ids(config: LlamaConfig, options: BenchOptions) -> Array:
+    """The prompts, [B, prompt_tokens] int64."""
+    ids: Array = np.arange(options.batch * options.prompt_tokens, dtype=np.int64) * STRIDE % config.vocab_size
+    return ids.reshape(options.batch, -1)
 
 
 def _timed(decoder: Decoder, call: AnyCall, cache: list[Array]) -> tuple[float, list[Array]]:

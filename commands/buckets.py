@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from artifact.engine_names import Bucket, engine_folder
 from artifact.errors import EngineError, UsageError
 from artifact.manifest import kv_cache_of, require_artifact
 from artifact.progress import Progress, silent
+from artifact.room import free_disk, gigabytes
 from artifact.steps import Outcome, require
 from commands.build import BuildOptions, build
 from engines.build import STAGES
@@ -87,9 +87,9 @@ def _check_disk(artifact: Path, precision: str, options: BuildOptions) -> None:
     stage, target = STAGES[precision], find_target(options.target).name
     missing = [one for one in options.buckets if not (artifact / engine_folder(target, precision, one) / "part-00.plan").is_file()]
     needed = len(missing) * weights_bytes(ir.load(require(artifact, f"{stage}.onnx")).graph)
-    free = shutil.disk_usage(artifact).free
+    free = free_disk(artifact)
     if needed > free:
         raise EngineError(
-            f"{len(missing)} plans need about {needed / 1e9:.1f} GB of disk, {artifact} has {free / 1e9:.1f} GB free",
+            f"{len(missing)} plans need about {gigabytes(needed)} of disk, {artifact} has {gigabytes(free)} free",
             hint="fewer numbers in --capacity, or free some",
         )

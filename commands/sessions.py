@@ -15,8 +15,10 @@ from artifact.io_spec import BATCH, TOTAL, KvCache
 from artifact.manifest import kv_cache_of, read_manifest
 from artifact.steps import require
 from engines import device as devices
+from engines.cards import card_of
 from engines.plan import Plan, PlanChain, open_engine
 from engines.runner import Array, PlanSession
+from engines.targets import Target
 from validation.calls import AnyCall
 from validation.engines import engine_entries, whole_engines
 from validation.graph_runner import GraphRunner
@@ -45,12 +47,23 @@ class PlanDecoder:
 
 @dataclass(frozen=True)
 class Opened:
-    """A stage that can be called, who runs it (``onnxruntime-cpu``, or the runtime and its version), on what device, and from which file."""
+    """A stage that can be called.
+
+    Attributes:
+        decoder: to call.
+        backend: ``onnxruntime-cpu``, or the runtime and its version.
+        device: ``cpu``, or the GPU's name.
+        file: the graph, or the plan; of an engine in parts the first.
+        precision: of the plan; None of a graph.
+        card: which of the known GPUs this one is; None of a CPU, or where it is none of them.
+    """
 
     decoder: Decoder
     backend: str
     device: str
     file: str
+    precision: str | None = None
+    card: Target | None = None
 
 
 def check_stage(artifact: Path, stage: str) -> None:
@@ -91,7 +104,7 @@ def open_session(artifact: Path, stage: str, device: str, *, batch: int, length:
     gpu = devices.read_device()
     plan, backend = open_plan(artifact, stage_of(stage), gpu, Wanted(batch, length, capacity))
     with PlanSession(plan, config, dtype, batch=batch, length=length) as session:
-        yield Opened(PlanDecoder(session, plan), backend, gpu.name, plan.name)
+        yield Opened(PlanDecoder(session, plan), backend, gpu.name, plan.name, plan.precision, card_of(gpu))
 
 
 @dataclass(frozen=True)

@@ -175,6 +175,23 @@ def _bench(report: Report) -> Iterable[Sheet]:
     )
     yield Sheet("", ("", "tokens/s", "median"), rows, numbers=True)
     yield Sheet(f"peak memory of the host {report['peak_rss_mb']:,} MB")
+    if "roofline" in report:
+        yield from _on_gpu(report)
+
+
+def _on_gpu(report: Report) -> Iterable[Sheet]:
+    """Beside the roofline, and against the graph."""
+    bounds, tokens = report["roofline"], report["tokens"]
+    if bounds is None:
+        yield Sheet(f"no roofline: {report['roofline_reason']}")
+    else:
+        decode = f"decode {bounds['decode_tokens_per_s']:,.1f} tokens/s ({bounds['decode_share']:.0%} reached)"
+        first = bounds["time_to_first_token_ms"]
+        prefill = "" if first is None else f", first token in {first:,.2f} ms ({bounds['prefill_share']:.0%} reached)"
+        yield Sheet(f"at best on {bounds['card']}: {decode}{prefill}")
+    if tokens is not None:
+        others = f"; {tokens['decisive']} otherwise and not for rounding, first {tokens['first']}" if tokens["decisive"] else ""
+        yield Sheet(f"{tokens['equal']} of {tokens['checked']} tokens are those of the ONNX graph on the CPU{others}")
 
 
 def _run(report: Report) -> Iterable[Sheet]:

@@ -150,8 +150,8 @@ def choose_backend(name: str, flags: BuildFlags | None = None) -> Backend:
     if name != "auto" and name not in BACKENDS:
         raise EngineError(f"no backend {name!r}; there is: auto, {', '.join(BACKENDS)}")
     candidates = list(BACKENDS.values()) if name == "auto" else [BACKENDS[name]]
-    reasons = {backend.name: backend.unavailable() for backend in candidates}
-    usable = next((backend for backend in candidates if reasons[backend.name] is None), None)
+    reasons: dict[str, str] = {}
+    usable = next((backend for backend in candidates if not reasons.setdefault(backend.name, backend.unavailable() or "")), None)
     if usable is None:
         words = "; ".join(f"{backend}: {reason}" for backend, reason in reasons.items())
         raise EngineError(f"this machine can't build engines: {words}", hint=candidates[0].install_hint())

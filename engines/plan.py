@@ -39,7 +39,7 @@ class Plan:
             raise EngineError(
                 f"{entry['file']} can't run here: {reason}", hint=f"python cli.py build {artifact} --target GPU builds one for another GPU"
             )
-        self.name = str(entry["file"])
+        self.name, self.precision = str(entry["file"]), str(entry["precision"])
         self.axes: Mapping[str, Mapping[str, list[int]]] = entry["profiles"]
         self.capacity: int = entry.get("capacity") or 0
         self._trt = trt = runtime_module(entry["backend"])
@@ -100,7 +100,8 @@ class PlanChain:
     def __init__(self, artifact: Path, entries: Sequence[Mapping[str, Any]], device: Device) -> None:
         _check_order(entries)
         self.parts = tuple(Plan(artifact, entry, device) for entry in entries)
-        self.name, self.axes, self.capacity = self.parts[0].name, self.parts[0].axes, self.parts[0].capacity
+        first = self.parts[0]
+        self.name, self.precision, self.axes, self.capacity = first.name, first.precision, first.axes, first.capacity
 
 
 def open_engine(artifact: Path, entries: Sequence[Mapping[str, Any]], device: Device) -> Plan | PlanChain:
