@@ -5,7 +5,6 @@ Letters: B batch, P past, C capacity, K kv heads, D head_dim, V vocab.
 
 from __future__ import annotations
 
-import importlib
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,56 +17,17 @@ from numpy.typing import NDArray
 from artifact import io_spec
 from artifact.config import LlamaConfig
 from artifact.errors import EngineError
-from artifact.hashing import sha256_of
 from artifact.io_spec import Dtype
 from engines import device_memory
 from engines.device import Device
 from engines.device_cache import Feeds, FixedCache, GrowingCache
 from engines.plan_loading import load_engine
+from engines.runnable import runtime_module, why_not_here
 
 logger = logging.getLogger(__name__)
 Array = NDArray[Any]
-MODULES = {"tensorrt-rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}
-"""Backend → the Python module of its runtime."""
 PROFILES = ("prefill", "decode")
 BUILD_LARGER = "python cli.py build ART --max-batch ROWS --max-length POSITIONS"
-
-
-def why_not_here(artifact: Path, entry: Mapping[str, Any], device: Device) -> str | None:
-    """Why this plan can't run on this GPU with what is installed, found without loading it; None where it can.
-
-    Args:
-        artifact: the folder.
-        entry: the plan's entry in ``build.json``.
-        device: this machine's GPU.
-    """
-    wanted = entry["compute_capability"]
-    found = ".".join(map(str, device.compute_capability))
-    if wanted != found:
-        return f"built for compute capability {wanted} ({entry['target']}), this GPU ({device.name}) has {found}"
-    plan = artifact / entry["file"]
-    if not plan.is_file():
-        return f"{entry['file']} is not there"
-    if (digest := sha256_of(plan)) != entry["plan_sha256"]:
-        return f"{entry['file']} is not the plan that was built (SHA-256 {digest[:12]}…, expected {entry['plan_sha256'][:12]}…)"
-    return _other_runtime(entry["backend"], entry["tensorrt_version"], newer=entry.get("flags", {}).get("version_compatible", False))
-
-
-def _other_runtime(backend: str, version: str, *, newer: bool) -> str | None:
-    """Why what is installed can't load a plan of a backend's version; None where it can. ``newer``: a later release may."""
-    if backend not in MODULES:
-        return f"no runtime is known for plans of {backend!r}"
-    try:
-        module = _runtime(backend)
-    except ImportError as error:
-        return f"its runtime can't be imported: {error}"
-    here = str(module.__version__)
-    fits = here == version or (newer and _numbers(here) > _numbers(version))
-    return None if fits else f"built by {backend} {version}, here is {here}"
-
-
-def _numbers(version: str) -> list[int]:
-    return [int(part) for part in version.split(".") if part.isdigit()]
 
 
 class Plan:
@@ -90,7 +50,7 @@ class Plan:
         self.name = str(entry["file"])
         self.axes: Mapping[str, Mapping[str, list[int]]] = entry["profiles"]
         self.capacity: int = entry.get("capacity") or 0
-        self._trt = trt = _runtime(entry["backend"])
+        self._trt = trt = runtime_module(entry["backend"])
         self._errors = _errors(trt)
         self._runtime, self._engine = load_engine(trt, self._errors, artifact, entry)
         self._contexts: dict[str, Any] = {}
@@ -220,10 +180,6 @@ class PlanSession:
             buffer.view(shape).copy_to(host, self._stream)
         self._stream.synchronize()
         return copies
-
-
-def _runtime(backend: str) -> ModuleType:
-    return importlib.import_module(MODULES[backend])
 
 
 def _errors(trt: ModuleType) -> Any:

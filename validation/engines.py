@@ -8,7 +8,7 @@ from typing import Any
 
 from artifact.errors import ValidationError
 from engines.device import Device
-from engines.runner import why_not_here
+from engines.runnable import why_not_here
 
 RECORDS = "engines/*/build.json"
 NOT_ASKED = "plans run on their GPU alone, with --device cuda; the plan's ONNX graph was checked instead"

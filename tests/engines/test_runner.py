@@ -21,7 +21,8 @@ from engines.backends.tensorrt_rtx import TensorRTRTX
 from engines.device import Device, read_device
 from engines.engine_graph import write_engine_graph
 from engines.profiles import make_profiles
-from engines.runner import Plan, PlanSession, why_not_here
+from engines.runnable import why_not_here
+from engines.runner import Plan, PlanSession
 from engines.targets import TARGETS, Target
 from exporter.checkpoints import open_checkpoint
 from exporter.export import export_checkpoint
