@@ -70,6 +70,12 @@ def test_all_reasons_are_found_and_the_first_is_looked_for_alone(tmp_path: Path,
     assert why_not_here(tmp_path, entry, H100)
 
 
+@pytest.mark.parametrize(("built_by", "fits"), [("1.6.9", True), ("1.7.1.116", True), ("1.8", False)])
+def test_a_version_compatible_plan_runs_on_a_later_release(tmp_path: Path, entry: Entry, built_by: str, fits: bool) -> None:
+    reason = why_not_here(tmp_path, entry | {"tensorrt_version": built_by, "flags": {"version_compatible": True}}, A100)
+    assert (reason is None) is fits
+
+
 def test_a_plan_may_be_without_its_graph_and_without_a_recorded_one(tmp_path: Path, entry: Entry) -> None:
     (tmp_path / "g.onnx").unlink()
     assert list(foreign_files(tmp_path, entry)) == []
