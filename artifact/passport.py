@@ -18,10 +18,13 @@ Passport = dict[str, Any]
 PASSPORTS = "passports"
 RECORD = "build.json"
 CHECKPOINT = ("name", "source", "revision", "format", "fingerprint", "dtype", "kv_cache")
-ENGINE = ("precision", "target", "compute_capability", "backend", "tensorrt_version", "max_batch", "max_length", "capacity", "kv_cache", "profiles")
+ENGINE = (
+    *("precision", "target", "compute_capability", "backend", "tensorrt_version"),
+    *("max_batch", "max_length", "capacity", "kv_cache", "profiles", "flags"),
+)
 CONTENT = (
     *("precision", "compute_capability", "tensorrt_version", "bytes", "bytes_per_weight", "network_layers", "graph_sha256"),
-    *("profiles", "kernels_by_profile", "kernels_by_layer"),
+    *("profiles", "flags", "kernels_by_profile", "kernels_by_layer"),
 )
 """What of ``build.json`` is the same in every build of one graph."""
 PLAN = ("file", "bytes", "plan_sha256", "graph", "graph_sha256", "part", "layers")

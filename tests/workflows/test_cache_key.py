@@ -4,6 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
+import pytest
+
 BASE = {"CHECKPOINT": "random:0", "SIZE": "7b", "PRECISIONS": "fp16", "TARGET": "a100-80gb", "MAX_BATCH": "4", "MAX_LENGTH": ""}
 
 
@@ -24,6 +26,13 @@ def test_key_is_of_the_checkpoints_content_not_of_its_place(cache_key: ModuleTyp
     assert contents[0] == contents[1]
     assert contents[0] != contents[2]
     assert contents[0]["fingerprint"]
+
+
+def test_a_published_size_is_what_the_hub_has_now(cache_key: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    described = {"7b": {"repository": "meta-llama/Llama-2-7b-hf"}, "meta-llama/Llama-2-7b-hf": {"revision": "c0ffee"}}
+    monkeypatch.setattr(cache_key, "inspect", described.__getitem__)
+    assert cache_key.content_of({"CHECKPOINT": "", "SIZE": "7b"}) == {"revision": "c0ffee"}
+    assert cache_key.content_of({"CHECKPOINT": "", "SIZE": ""}) == {}
 
 
 def test_a_checkpoint_that_is_not_there_is_the_runs_to_report(cache_key: ModuleType, tmp_path: Path) -> None:

@@ -39,10 +39,12 @@ def cache_keys(environment: Mapping[str, str]) -> dict[str, str]:
 def content_of(environment: Mapping[str, str]) -> dict[str, str]:
     """Hash or commit of the checkpoint; empty for random weights, which their name says whole."""
     source = environment.get("CHECKPOINT") or environment.get("SIZE", "")
-    if source.startswith("random"):
+    if not source or source.startswith("random"):
         return {}
     try:
         found = inspect(source)
+        if "/" in str(found.get("repository", "")):  # a published size: what is there now
+            found = inspect(found["repository"])
     except ToolkitError as error:  # the run will say so, with its hint
         print(f"cache key: {error}", file=sys.stderr)  # noqa: T201
         return {}
