@@ -23,11 +23,13 @@ class Step:
         inputs: glob patterns in the artifact folder; the first must match.
         rules: glob patterns of source files, from the project's root.
         packages: distributions whose versions matter.
+        judges: takes inputs that were changed by hand, because saying so is its work.
     """
 
     inputs: tuple[str, ...]
     rules: tuple[str, ...]
     packages: tuple[str, ...]
+    judges: bool = False
 
 
 SHARED = ("artifact/*.py",)
@@ -87,6 +89,7 @@ STEPS: Mapping[str, Step] = {
             "artifact/*.py",
         ),
         ("torch", "transformers", "onnxruntime-gpu", "onnxruntime", "onnx-ir", "numpy", "tokenizers"),
+        judges=True,
     ),
 }
 """Step name → what it depends on. A step id is a name, or a name and a variant: `quantize-int8`, `fuse-onnxruntime`, `build-a100-80gb-fp16`."""

@@ -15,10 +15,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from artifact.changed import require_unchanged
 from artifact.errors import ArtifactError
 from artifact.hashing import sha256_of
 from artifact.journal import Entry, Journal, is_ours
 from artifact.manifest import FINGERPRINT, Manifest, atomic_write, fingerprint, locked, read_manifest, unchanged, write_manifest
+from artifact.passport import with_passports
 from artifact.progress import Progress, silent
 from artifact.stale import stale_maker
 from artifact.step_kinds import MADE_BY, STEPS
@@ -98,7 +100,7 @@ def run_step(
         progress: told what is being done.
 
     Raises:
-        ArtifactError: an input is missing (the hint says which command makes it), or another run holds the folder.
+        ArtifactError: an input is missing or was changed by hand (the hint says which command makes it), or another run holds the folder.
     """
     kind = STEPS[step_id.split("-", maxsplit=1)[0]]
     with locked(artifact):
@@ -107,7 +109,7 @@ def run_step(
             "options": dict(options),
             "versions": _versions(kind.packages),
             "rules": rules_hash(kind.rules),
-            "inputs": _input_hashes(artifact, manifest, (*inputs, *kind.inputs)),
+            "inputs": _input_hashes(artifact, manifest, (*inputs, *kind.inputs), refuse_changed=not kind.judges),
         }
         reason = "forced" if force else _why_stale(artifact, manifest["steps"].get(step_id), wanted)
         recorded = {file for step in manifest["steps"].values() for file in step["outputs"]}
@@ -127,7 +129,7 @@ def run_step(
         manifest = read_manifest(artifact)  # the work may have described the model
         _remove_stale(artifact, manifest, step_id, step.outputs)
         manifest["steps"][step_id] = {**wanted, "outputs": step.outputs, "seconds": seconds, "report": report}
-        write_manifest(artifact, manifest)
+        write_manifest(artifact, with_passports(artifact, manifest))
         journal.end()
         return Outcome(report, reason)
 
@@ -155,7 +157,7 @@ def forget_step(artifact: Path, step_id: str) -> None:
         if files and not any(file in step["inputs"] for step in manifest["steps"].values() for file in files):
             _remove_stale(artifact, manifest, step_id, {})
             del manifest["steps"][step_id]
-            write_manifest(artifact, manifest)
+            write_manifest(artifact, with_passports(artifact, manifest))
 
 
 def _why_stale(artifact: Path, record: dict[str, Any] | None, wanted: dict[str, Any]) -> str:
@@ -175,13 +177,15 @@ def _difference(old: object, new: object) -> str:
     return f": {', '.join(keys[:3])}"
 
 
-def _input_hashes(artifact: Path, manifest: Manifest, patterns: tuple[str, ...]) -> dict[str, str]:
+def _input_hashes(artifact: Path, manifest: Manifest, patterns: tuple[str, ...], *, refuse_changed: bool) -> dict[str, str]:
     if patterns:
         require(artifact, patterns[0])
     recorded = {file: record for step in manifest["steps"].values() for file, record in step["outputs"].items()}
     hashes = {}
     for path in sorted({path for pattern in patterns for path in artifact.glob(pattern) if path.is_file()}):
         file = path.relative_to(artifact).as_posix()
+        if refuse_changed:
+            require_unchanged(artifact, manifest, file)
         same = file in recorded and unchanged(path, recorded[file])
         hashes[file] = recorded[file]["sha256"] if same else sha256_of(path)
     return hashes

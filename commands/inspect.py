@@ -6,14 +6,15 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from artifact.changed import changed_files
 from artifact.config import LlamaConfig
 from artifact.errors import ArtifactError, FusionError
-from artifact.hashing import sha256_of
 from artifact.journal import unfinished_steps
 from artifact.layout import MODULE_KEY, layer_of, parameter_count
 from artifact.manifest import MANIFEST, fingerprint, read_manifest
 from artifact.progress import Progress, silent
 from artifact.stale import stale_steps
+from commands.inspect_engine import describe_engines, inspect_plan
 from commands.verify import verify_artifact
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def inspect(path: str, *, verify: bool = False, progress: Progress = silent) -> 
     if found.suffix == ".onnx":
         return _graph(found)
     if found.suffix == ".plan":
-        return _plan(found)
+        return inspect_plan(found)
     return _checkpoint(path, progress)
 
 
@@ -63,6 +64,8 @@ def _artifact(folder: Path, *, verify: bool, progress: Progress) -> Report:
         "stale": [stale.words for stale in stale_steps(folder, manifest).values()],
         "files": {file: record["size"] for file, record in outputs.items()},
         "fusion": {rule["rule"]: f"{rule['fired']} of {rule['expected']}, {len(rule['refused'])} refused" for rule in fused["rules"]},
+        "changed": [f"{file} is not the file that {step} wrote" for file, step in changed_files(folder, manifest).items()],
+        "engines": describe_engines(folder, manifest),
         "graphs": {path.name: _operators(path) for path in sorted(folder.glob("*.onnx"))},
     }
     return report | verify_artifact(folder, manifest, progress) if verify else report
@@ -119,24 +122,6 @@ def _graph(path: Path) -> Report:
         "layer_operators": layer_operators(model).as_json(),
         "needs_tensorrt": needed_release(model.graph).as_json(),
         "file": fingerprint(path),
-    }
-
-
-def _plan(path: Path) -> Report:
-    import json
-
-    if not path.is_file():
-        raise ArtifactError(f"{path} is not there")
-    record = path.parent / "build.json"
-    if not record.is_file():
-        return {"path": str(path), "kind": "TensorRT plan", "note": "no build.json beside it: made by another tool", "file": fingerprint(path)}
-    engines = json.loads(record.read_text(encoding="utf-8"))["engines"]
-    engine = next((engine for engine in engines if Path(engine["file"]).name == path.name), None)
-    if engine is None:
-        return {"path": str(path), "kind": "TensorRT plan", "note": "build.json beside it does not name this file", "file": fingerprint(path)}
-    same = sha256_of(path) == engine["plan_sha256"]
-    return {"path": str(path), "kind": "TensorRT plan", "passed": same, "as_built": same} | {
-        key: value for key, value in engine.items() if key != "file"
     }
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 
 from commands.sheet import Report, Sheet
 
-ABOUT = ("path", "kind", "passed", "words", "graphs", "layer_operators", "needs_tensorrt")
+ABOUT = ("path", "kind", "passed", "words", "graphs", "layer_operators", "needs_tensorrt", "runs_here", "why_not_here", "passport")
 """Keys that have lines of their own."""
 
 
@@ -24,8 +24,25 @@ def sheets_of_inspect(report: Report) -> Iterable[Sheet]:
         elif isinstance(value, list) and value:
             yield Sheet(key, (), tuple((_plain(item),) for item in value))
     yield from _graphs(report)
+    yield from _plan(report)
     if verdict:
         yield Sheet(verdict)
+
+
+def _plan(report: Report) -> Iterator[Sheet]:
+    """Of a plan: what it stands for, by hashes, and whether it runs here."""
+    passport = report.get("passport")
+    if passport:
+        checkpoint, parity = passport["checkpoint"], passport["parity"]
+        rows = [("checkpoint", f"{checkpoint['name']} ({checkpoint['source']}), fingerprint {checkpoint['fingerprint']}")]
+        rows += [(file, sha256) for file, sha256 in passport["graphs"].items()]
+        rows += [(plan["file"], plan["plan_sha256"]) for plan in passport["plans"]]
+        rows += [("its content", plan["content_sha256"]) for plan in passport["plans"]]
+        rows += [("built by", f"{passport['backend']} {passport['tensorrt_version']} for {passport['target']} ({passport['compute_capability']})")]
+        rows += [("parity", parity["words"]), *((f"parity of {stage}", _plain(passed)) for stage, passed in parity.get("stages", {}).items())]
+        yield Sheet("passport", (), tuple(rows))
+    if "runs_here" in report:
+        yield Sheet("runs here: yes" if report["runs_here"] else f"runs here: no: {'; '.join(report['why_not_here'])}")
 
 
 def _verdict(report: Report) -> str:

@@ -97,3 +97,8 @@ def test_hostile_names_break_no_table(build_report: Any, make_sensitivity: Any, 
     assert [sorted(set(widths)) for widths in tables(rendered)] == [[6], [12], [5], [5], [5], [8], [5], [7]]
     assert not {"html_block", "html_inline", "link_open", "image", "code_inline", "fence"} & {token.type for token in parse(rendered)}
     rendered.encode()
+
+
+def test_a_large_report_is_short_enough_for_a_job_summary(build_report: Any) -> None:
+    """GitHub takes 1 MiB a step; people read less."""
+    assert len(render_markdown(build_report(stages=7, layers=80)).encode()) < 32_000

@@ -1,0 +1,73 @@
+"""What actionlint can't see: no expression inside a script, permissions, pinned actions, inputs that the local action has, scripts that parse."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+ACTIONS = sorted((ROOT / ".github" / "actions").glob("*/action.yml"))
+Step = dict[str, Any]
+
+
+def steps_of(path: Path) -> Iterator[Step]:
+    parsed = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if path.name == "action.yml":
+        yield from parsed["runs"]["steps"]
+    else:
+        for job in parsed["jobs"].values():
+            yield from job["steps"]
+
+
+ALL = [(path, step) for path in (*WORKFLOWS, *ACTIONS) for step in steps_of(path)]
+RUN = [(path, step) for path, step in ALL if "run" in step]
+IDS = [f"{path.parent.name}/{path.name}: {step.get('name')}" for path, step in RUN]
+
+
+def test_there_is_what_the_readme_names() -> None:
+    assert {path.stem for path in WORKFLOWS} >= {"ci", "engines"}
+    assert [path.parent.name for path in ACTIONS] == ["build-engine"]
+
+
+@pytest.mark.parametrize(("path", "step"), RUN, ids=IDS)
+def test_script_holds_no_expression_and_parses(path: Path, step: Step) -> None:
+    assert "${{" not in step["run"], "an expression in a script can be injected into: give it through env"
+    assert step.get("name")
+    assert path.name != "action.yml" or step.get("shell") == "bash"
+    subprocess.run(["bash", "-n"], input=step["run"], text=True, check=True, timeout=10)
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
+def test_workflow_may_read_and_nothing_else(path: Path) -> None:
+    parsed = yaml.safe_load(path.read_text(encoding="utf-8"))
+    assert parsed["permissions"] == {"contents": "read"}
+    assert all("permissions" not in job and job["timeout-minutes"] for job in parsed["jobs"].values())
+    checkouts = [step for step in steps_of(path) if str(step.get("uses", "")).startswith("actions/checkout@")]
+    assert all(step["with"]["persist-credentials"] is False for step in checkouts)
+
+
+def test_actions_of_others_are_githubs_own_and_pinned() -> None:
+    used = [step["uses"] for _, step in ALL if "uses" in step and not step["uses"].startswith("./")]
+    assert used
+    assert [name for name in used if not re.fullmatch(r"actions/[a-z-]+@(v\d+|[0-9a-f]{40})", name)] == []
+
+
+def test_local_action_gets_inputs_that_it_has() -> None:
+    for path, step in ALL:
+        if str(step.get("uses", "")).startswith("./"):
+            action = yaml.safe_load((ROOT / step["uses"] / "action.yml").read_text(encoding="utf-8"))
+            assert set(step.get("with", {})) <= set(action["inputs"]), path
+
+
+def test_every_input_of_the_action_is_used_and_described() -> None:
+    text = ACTIONS[0].read_text(encoding="utf-8")
+    action = yaml.safe_load(text)
+    assert [name for name in action["inputs"] if f"inputs.{name}" not in text] == []
+    assert [name for name, entry in (action["inputs"] | action["outputs"]).items() if not entry["description"]] == []
