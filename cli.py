@@ -143,6 +143,9 @@ Tokens = Annotated[int | None, typer.Option(min=64, help="How many tokens to sco
 Baseline = Annotated[
     Path | None, typer.Option(help="parity.json of an older run: exit code 3 where a gate or number is worse than there.", metavar="FILE")
 ]
+Streamed = Annotated[
+    bool | None, typer.Option("--streamed/--whole", help="Graphs one layer at a time, or loaded whole; default: by the memory that is free.")
+]
 Calibration = Annotated[
     str | None,
     typer.Option(
@@ -358,6 +361,7 @@ def validate(
     ] = None,
     device: Annotated[Device, typer.Option(help="cuda runs the plans too, where there is their GPU.")] = Device.cpu,
     baseline: Baseline = None,
+    streamed: Streamed = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the reports, with --graph; default `reports/<file>/` beside it.", metavar="DIR")] = None,
     as_json: Json = False,
 ) -> None:
@@ -366,7 +370,7 @@ def validate(
 
     if (artifact is None) == (graph is None) or (graph is None and out is not None):
         raise typer.BadParameter("give an artifact folder, or --graph FILE and --checkpoint SRC")
-    options = command.ValidateOptions(tuple(stage or ()), tuple(text or ()), tokens, checkpoint, device.value, baseline)
+    options = command.ValidateOptions(tuple(stage or ()), tuple(text or ()), tokens, checkpoint, device.value, baseline, streamed)
     with _Watched() as progress:
         if graph is not None:
             report = command.validate_file(graph, options, out=out, progress=progress)

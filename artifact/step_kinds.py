@@ -85,6 +85,7 @@ STEPS: Mapping[str, Step] = {
             "exporter/**/*.py",
             "graphs/diff.py",
             "graphs/fusions/_*.py",
+            "graphs/joined.py",
             "graphs/partition.py",
             "artifact/*.py",
         ),

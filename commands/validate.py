@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from artifact.config import LlamaConfig
 from artifact.errors import CheckpointError, UsageError, ValidationError
@@ -30,6 +30,7 @@ class ValidateOptions:
         checkpoint: where the checkpoint is now, if it moved; None means where it was exported from.
         device: ``cuda`` runs the plans too, where there is their GPU.
         baseline: the parity.json of an older run; what became worse fails.
+        streamed: whether graphs are run one layer at a time; None is where they would take too much of the memory.
     """
 
     stages: tuple[str, ...] = ()
@@ -38,6 +39,7 @@ class ValidateOptions:
     checkpoint: str | None = None
     device: str = "cpu"
     baseline: Path | None = None
+    streamed: bool | None = None
 
 
 def validate(artifact: Path, options: ValidateOptions, *, force: bool = True, progress: Progress = silent) -> Outcome:
@@ -53,6 +55,7 @@ def validate(artifact: Path, options: ValidateOptions, *, force: bool = True, pr
         "checkpoint": manifest["steps"].get("export", {}).get("options"),
         "device": options.device,
         "baseline": None if baseline is None else baseline.sha256,
+        "streamed": options.streamed,
     }
 
     def work(step: StepContext) -> Report:
@@ -62,20 +65,19 @@ def validate(artifact: Path, options: ValidateOptions, *, force: bool = True, pr
         check_memory(validate_cost(LlamaConfig(**model["config"])), artifact)
         checkpoint = _reopen(options.checkpoint, model, progress)
         stages = list(options.stages) or None
+        asked: dict[str, Any] = {"text": options.texts or None, "tokens": options.tokens, "streamed": options.streamed}
         device = find_device() if options.device == "cuda" else None
-        return validate_artifact(
-            step, checkpoint=checkpoint, stages=stages, text=options.texts or None, tokens=options.tokens, device=device, baseline=baseline
-        )
+        return validate_artifact(step, checkpoint=checkpoint, stages=stages, device=device, baseline=baseline, **asked)
 
     return run_step(artifact, "validate", recorded, work, force=force, progress=progress)
 
 
 def validate_file(graph: Path, options: ValidateOptions, *, out: Path | None = None, progress: Progress = silent) -> Report:
     """Compare any decoder's ONNX file with the checkpoint that it was exported from; no artifact is needed."""
-    if options.checkpoint is None or options.stages or options.device != "cpu":
+    if options.checkpoint is None or options.stages or options.device != "cpu" or options.streamed:
         raise UsageError(
-            "--graph FILE is checked against a checkpoint on the CPU, and is its only stage",
-            hint="--graph FILE --checkpoint SRC, without --stage and --device",
+            "--graph FILE is checked against a checkpoint on the CPU, loaded whole, and is its only stage",
+            hint="--graph FILE --checkpoint SRC, without --stage, --device and --streamed",
         )
     _check_texts(options.texts)
     from validation.lone.report import validate_graph

@@ -8,7 +8,7 @@ metadata make no difference, and a changed edge, attribute, constant or weight n
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import onnx_ir as ir
@@ -56,24 +56,28 @@ def compare_graphs(left: ir.Model, right: ir.Model) -> GraphDifference:
 
 def moved_weights(left: ir.Graph, right: ir.Graph) -> list[str]:
     """Names of external weights that the two graphs read from different bytes, or that only one reads; ``compare_graphs`` goes by names alone."""
-    left_places, right_places = _places(left), _places(right)
+    left_places, right_places = external_places(left), external_places(right)
     return [name for name in left_places | right_places if left_places.get(name) != right_places.get(name)]
 
 
-def _places(graph: ir.Graph) -> dict[str, tuple[str, int | None, int | None]]:
+def external_places(graph: ir.Graph) -> dict[str, tuple[str, int | None, int | None]]:
     """Weight → file, offset, length."""
     external = {name: value.const_value for name, value in graph.initializers.items()}
     return {name: (str(tensor.location), tensor.offset, tensor.length) for name, tensor in external.items() if isinstance(tensor, ir.ExternalTensor)}
 
 
-def graph_digests(graph: ir.Graph, *, replace: Callable[[ir.Value], str | None] = lambda value: None) -> dict[ir.Value, str]:
+def graph_digests(
+    graph: ir.Graph, *, entering: Mapping[str, str] | None = None, replace: Callable[[ir.Value], str | None] = lambda value: None
+) -> dict[ir.Value, str]:
     """Digest of how each value of a graph is computed.
 
     Args:
         graph: sorted topologically.
+        entering: graph input → digest of what another graph computes for it; others count by name.
         replace: gives a digest of its own to a value, for comparing modulo one edit; None leaves it.
     """
-    digests: dict[ir.Value, str] = {value: _digest("input", str(value.name)) for value in graph.inputs}
+    given = entering or {}
+    digests: dict[ir.Value, str] = {value: given.get(str(value.name)) or _digest("input", str(value.name)) for value in graph.inputs}
     for value in graph.initializers.values():
         digests[value] = _digest("initializer", _constant_key(value))
     for node in graph:

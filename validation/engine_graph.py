@@ -18,8 +18,7 @@ from artifact.progress import Progress
 from engines.engine_graph import gather_last_position
 from graphs.diff import compare_graphs, moved_weights
 from validation import metrics, tolerances
-from validation.graph_runner import GraphRunner
-from validation.measurement import LastRows, StageMeasurement, run_scenario
+from validation.measurement import ArtifactRunner, LastRows, StageMeasurement, record_join, run_scenario
 from validation.oracle import Oracle
 from validation.row_result import RowResult
 from validation.scenario_errors import compare_scenario
@@ -50,7 +49,7 @@ def measure_engine_graph(oracle: Oracle, stage: str, expected: LastRows | None, 
     checks = []
     graph, base = (oracle.artifact / f"{name}.onnx" for name in (stage, stage_of(stage)))
     try:
-        if (difference := _compare_numbers(oracle, graph, expected or _run_stage(oracle, base), measured)) is not None:
+        if (difference := _compare_numbers(oracle, graph, expected or _run_stage(oracle, base, progress), measured, progress)) is not None:
             numbers["engine_difference"] = difference
         different = structural_difference(graph, base)
         numbers["engine_structure"] = len(different)
@@ -58,7 +57,7 @@ def measure_engine_graph(oracle: Oracle, stage: str, expected: LastRows | None, 
             measured.where["engine_structure"] = different[0]
     except ToolkitError as error:
         checks.append(tolerances.failed_to_run(str(error)))
-    rows = tolerances.limits_of("engine", kv_cache=oracle.kv_cache)
+    rows = tolerances.limits_of("engine", kv_cache=oracle.kv_cache, streamed=oracle.residency.streamed)
     found = measured.numbers | numbers
     checks += [
         tolerances.judge(row, found.get(row.check), where=measured.where.get(row.check), missing=measured.missing.get(row.check)) for row in rows
@@ -83,12 +82,14 @@ def structural_difference(engine: Path, base: Path) -> list[str]:
     return [*outputs, *difference.only_left, *difference.only_right, *weights]
 
 
-def _run_stage(oracle: Oracle, base: Path) -> LastRows:
-    runner = oracle.runner(base)
-    return {scenario.name: last_rows(scenario, runner.run(scenario, oracle.capacity)) for scenario in oracle.scenarios if scenario.name in SCENARIOS}
+def _run_stage(oracle: Oracle, base: Path, progress: Progress) -> LastRows:
+    runner = oracle.runner(base, progress=progress)
+    scenarios = [scenario for scenario in oracle.scenarios if scenario.name in SCENARIOS]
+    runner.expect(scenarios, (), oracle.capacity)
+    return {scenario.name: last_rows(scenario, runner.run(scenario, oracle.capacity)) for scenario in scenarios}
 
 
-def _fitting(oracle: Oracle, runner: GraphRunner, measured: StageMeasurement) -> list[Scenario]:
+def _fitting(oracle: Oracle, runner: ArtifactRunner, measured: StageMeasurement) -> list[Scenario]:
     """The scenarios, without those that need more slots than a static cache was built with."""
     scenarios = [scenario for scenario in oracle.scenarios if scenario.name in SCENARIOS]
     fitting = [scenario for scenario in scenarios if runner.capacity is None or scenario.width <= runner.capacity]
@@ -99,15 +100,17 @@ def _fitting(oracle: Oracle, runner: GraphRunner, measured: StageMeasurement) ->
     return fitting
 
 
-def _compare_numbers(oracle: Oracle, graph: Path, expected: LastRows, measured: StageMeasurement) -> float | None:
+def _compare_numbers(oracle: Oracle, graph: Path, expected: LastRows, measured: StageMeasurement, progress: Progress) -> float | None:
     """Largest difference from the stage ÷ its largest logit, None where no scenario fits; the errors against the reference go into ``measured``.
 
     Top-1 is against the stage: an engine graph has a handful of positions, too few for a share against the reference to mean anything.
     """
-    runner = oracle.runner(graph, one_position=True)
+    runner = oracle.runner(graph, one_position=True, progress=progress)
+    record_join(measured, runner)
     scenarios = _fitting(oracle, runner, measured)
     if not scenarios:
         return None
+    runner.expect(scenarios, (), oracle.capacity)
     worst, same = [], []
     for scenario in scenarios:
         results = run_scenario(oracle, measured, runner, scenario)

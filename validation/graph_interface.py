@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import onnx_ir as ir
 import onnxruntime
 
 from artifact.config import LlamaConfig
@@ -14,6 +15,7 @@ from artifact.io_spec import CAPACITY, Dtype, GraphValue, KvCache, graph_inputs,
 
 PROVIDERS = ["CPUExecutionProvider"]
 ORT_TYPES = {"int64": "tensor(int64)", "fp16": "tensor(float16)", "fp32": "tensor(float)"}
+ORT_NAMES = {ir.DataType.INT64: "int64", ir.DataType.FLOAT16: "float16", ir.DataType.FLOAT: "float"}
 SESSION_ENTRIES = {
     # DequantizeLinear + MatMul becomes MatMulNBits, which rounds activations to int8 too: another computation than the graph's. In ONNX Runtime
     # 1.31 the first switch alone leaves it on (measured: KL 0.0069 where the graph's own is lower); the second keeps every Q/DQ node as written.
@@ -21,6 +23,16 @@ SESSION_ENTRIES = {
     "session.disable_quant_qdq": "1",
     "session.intra_op.allow_spinning": "0",  # waiting threads that spin halve the speed of everything else on two cores
 }
+
+
+def session_options(threads: int = 0) -> Any:
+    """Options of every session that runs more than one node: ``SESSION_ENTRIES``, and no warnings; ``threads`` of ONNX Runtime, 0 lets it choose."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    for key, value in SESSION_ENTRIES.items():
+        options.add_session_config_entry(key, value)
+    return options
 
 
 def load_session(graph: Path, threads: int = 0) -> Any:
@@ -33,19 +45,42 @@ def load_session(graph: Path, threads: int = 0) -> Any:
     Raises:
         ValidationError: ONNX Runtime can't load it, or chose other providers.
     """
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    for key, value in SESSION_ENTRIES.items():
-        options.add_session_config_entry(key, value)
     try:
-        session = onnxruntime.InferenceSession(graph, options, providers=PROVIDERS)
+        session = onnxruntime.InferenceSession(graph, session_options(threads), providers=PROVIDERS)
     except Exception as error:  # its exceptions share no base class
         hint = "python cli.py inspect --verify ART finds a damaged file"
         raise ValidationError(f"{graph.name}: ONNX Runtime can't load it: {error}", hint=hint) from error
     if session.get_providers() != PROVIDERS:
         raise ValidationError(f"{graph.name}: ONNX Runtime runs it on {session.get_providers()}, asked for {PROVIDERS}")
     return session
+
+
+class ModelPorts:
+    """A graph that is not loaded, its inputs and outputs described as a session's are."""
+
+    def __init__(self, model: ir.Model) -> None:
+        self._graph = model.graph
+
+    def get_inputs(self) -> list[Port]:
+        """Inputs that are no initializers."""
+        return [_port(value) for value in self._graph.inputs if not value.is_initializer()]
+
+    def get_outputs(self) -> list[Port]:
+        """Outputs."""
+        return [_port(value) for value in self._graph.outputs]
+
+
+class Port(NamedTuple):
+    """One input or output, as ONNX Runtime describes it: ``tensor(float16)``, and sizes or axis names."""
+
+    name: str
+    type: str
+    shape: list[int | str | None]
+
+
+def _port(value: ir.Value) -> Port:
+    kind = ORT_NAMES.get(value.dtype, str(value.dtype)) if value.dtype is not None else "?"
+    return Port(str(value.name), f"tensor({kind})", [size if isinstance(size, int) else size.value for size in value.shape or ()])
 
 
 def fixed_capacity(session: Any) -> int | None:

@@ -9,10 +9,10 @@ Letters: B batch, S new tokens of a call, L real tokens of a row, P past, C capa
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 
 from artifact import io_spec
@@ -21,6 +21,7 @@ from artifact.errors import ValidationError
 from artifact.io_spec import Dtype, KvCache
 from validation.calls import FORMS, AnyCall, StaticCall, Turn
 from validation.graph_interface import check_contract, fixed_capacity, load_session
+from validation.in_place import check_room, run_in_place
 from validation.row_result import Array, RowResult, row_results
 from validation.scenarios import Scenario
 from validation.stray_slots import UNWRITTEN, stray_slots
@@ -37,6 +38,7 @@ class GraphRunner:
 
     Attributes:
         capacity: slots of a static cache that the graph is fixed to; None where the caller chooses.
+        joined: None, because nothing is cut.
 
     Raises:
         ValidationError: ONNX Runtime can't load it, chose other providers, or its inputs and outputs are not the contract's.
@@ -50,9 +52,13 @@ class GraphRunner:
         self.dtype = dtype
         self.kv_cache = kv_cache
         self.one_position = one_position
+        self.joined: list[str] | None = None
         self._session = load_session(graph, threads)
         check_contract(graph.name, self._session, config, dtype, kv_cache, one_position=one_position)
         self.capacity = fixed_capacity(self._session)
+
+    def expect(self, scenarios: Sequence[Scenario], sequences: Sequence[NDArray[np.int64]], capacity: int = 0) -> None:
+        """What will be asked for; nothing to prepare, because the whole graph is loaded."""
 
     def run(self, scenario: Scenario, capacity: int = 0) -> list[RowResult]:
         """All calls of a scenario; one result per row.
@@ -116,29 +122,12 @@ class GraphRunner:
             raise self._stopped(call, error) from error
 
     def _run_in_place(self, call: StaticCall, cache: list[Array]) -> list[Array]:
-        """Past and present bound to one buffer, which is the array's own memory."""
-        self._check_room(call, cache)
-        feeds = {name: np.ascontiguousarray(array) for name, array in self._feeds(call, cache).items()}
-        binding = self._session.io_binding()
-        binding.bind_output(io_spec.LOGITS)
-        for past, present in io_spec.cache_names(self.config):
-            buffer = onnxruntime.OrtValue.ortvalue_from_numpy(feeds.pop(past))
-            binding.bind_ortvalue_input(past, buffer)
-            binding.bind_ortvalue_output(present, buffer)
-        for name, array in feeds.items():
-            binding.bind_cpu_input(name, array)
+        check_room(self.name, call, cache[0].shape[2])
         try:
-            self._session.run_with_iobinding(binding)
+            logits = run_in_place(self._session, io_spec.LOGITS, self._feeds(call, cache), io_spec.cache_names(self.config))
         except Exception as error:  # its exceptions share no base class
             raise self._stopped(call, error) from error
-        return [binding.get_outputs()[0].numpy(), *cache]
-
-    def _check_room(self, call: StaticCall, cache: list[Array]) -> None:
-        capacity = cache[0].shape[2]
-        row = int(call.lengths.argmax())
-        if call.in_use > capacity:
-            first = int(call.write_indices[row])
-            raise ValidationError(f"{self.name}: row {row} of a batch would write slots {first} to {call.in_use - 1} of a cache with {capacity}")
+        return [logits, *cache]
 
     def _stopped(self, call: AnyCall, error: Exception) -> ValidationError:
         batch = len(call.input_ids)

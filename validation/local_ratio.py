@@ -18,7 +18,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
-import onnxruntime as ort
 import torch
 
 from artifact import io_spec
@@ -27,8 +26,8 @@ from artifact.progress import Progress, silent
 from exporter.model import attention_allowed
 from exporter.rope import rotary_tables
 from graphs.partition import cut_layer, cut_shared, layer_count, part_boundaries
+from validation.cut_session import open_cut
 from validation.floor import Float32Products
-from validation.graph_interface import PROVIDERS, SESSION_ENTRIES
 from validation.node_runner import Array, run_nodes
 from validation.reference import Reference
 
@@ -101,17 +100,10 @@ def local_ratios(graph: ir.Model | Path, hidden: Sequence[Array], float16_errors
 
 def _run_layer(layer: ir.Model, index: int, entering: Array, feeds: Mapping[str, Array]) -> Array:
     """[1, L, E] → [1, L, E] through one cut layer, whole, as ONNX Runtime optimises it."""
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    for key, value in {**SESSION_ENTRIES, "session.disable_prepacking": "1"}.items():  # run once: packed weights would be waste
-        options.add_session_config_entry(key, value)
-    folders = {str(tensor.base_dir) for value in layer.graph.initializers.values() if isinstance(tensor := value.const_value, ir.ExternalTensor)}
-    for folder in folders:
-        options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
+    session = open_cut(layer, f"layer {index}", run_once=True)
     hidden, *others = layer.graph.inputs
     layer_feeds = {str(hidden.name): entering} | {str(value.name): feeds[str(value.name)] for value in others}
     try:
-        session = ort.InferenceSession(ir.to_proto(layer).SerializeToString(), options, providers=PROVIDERS)
         return np.asarray(session.run([layer.graph.outputs[0].name], layer_feeds)[0])
     except Exception as error:  # its exceptions have no common parent
         raise ValidationError(f"ONNX Runtime can't run layer {index} alone: {error}") from error

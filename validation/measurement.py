@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
-from validation.graph_runner import GraphRunner
+import numpy as np
+from numpy.typing import NDArray
+
 from validation.oracle import Oracle
 from validation.row_result import RowResult
 from validation.scenarios import Scenario
@@ -15,9 +17,24 @@ NUMBERS = (
     "max_abs", "mean_abs", "max_abs_relative", "noise_ratio", "decode_noise_ratio", "part_noise_ratio", "strict_noise_ratio", "strict_nonfinite",
     "worst_local_ratio", "worst_local_layer", "range_peak", "range_tensor", "mean_kl", "top1_agreement", "decisive_disagreements", "scenario_spread",
     "self_consistency", "cache_error", "stray_slots", "cache_capacity", "perplexity", "perplexity_increase_pct", "perplexity_se_pct", "p99_kl",
-    "top5_agreement",
+    "top5_agreement", "joined_cuts",
 )  # fmt: skip
 """Keys of every stage of the report, null where not measured."""
+
+
+class ArtifactRunner(Protocol):
+    """A graph of the artifact, whole or streamed; what its methods do is said at ``GraphRunner`` and ``StreamedRunner``."""
+
+    one_position: bool
+    capacity: int | None
+    joined: list[str] | None
+
+    def expect(self, scenarios: Sequence[Scenario], sequences: Sequence[NDArray[np.int64]], capacity: int = 0) -> None: ...  # noqa: D102
+
+    def run(self, scenario: Scenario, capacity: int = 0) -> list[RowResult]: ...  # noqa: D102
+
+    def logits(self, ids: NDArray[np.int64]) -> NDArray[Any]: ...  # noqa: D102
+
 
 LastRows = dict[str, list[RowResult]]
 """Scenario → per row, the logits of each call's last position."""
@@ -50,7 +67,15 @@ class StageMeasurement:
     last_rows: LastRows = field(default_factory=dict)
 
 
-def run_scenario(oracle: Oracle, measured: StageMeasurement, runner: GraphRunner, scenario: Scenario) -> list[RowResult]:
+def record_join(measured: StageMeasurement, runner: ArtifactRunner) -> None:
+    """Record whether the cuts of a streamed graph, joined, are the graph."""
+    if runner.joined is not None:
+        measured.numbers["joined_cuts"] = len(runner.joined)
+        if runner.joined:
+            measured.where["joined_cuts"] = runner.joined[0]
+
+
+def run_scenario(oracle: Oracle, measured: StageMeasurement, runner: ArtifactRunner, scenario: Scenario) -> list[RowResult]:
     """Run a scenario, on caches of the oracle's capacity unless the graph fixes it, and record what is to be known of a static cache."""
     rows = runner.run(scenario, oracle.capacity)
     if oracle.kv_cache == "static":

@@ -29,8 +29,9 @@ from validation.engine_graph import measure_engine_graph
 from validation.engines import engine_entries, split_engines
 from validation.finite import without_nonfinite
 from validation.measurement import LastRows
-from validation.oracle import Oracle, prepare_oracle
+from validation.oracle import Oracle
 from validation.plan_stage import measure_plan
+from validation.prepare import prepare_oracle
 from validation.render import schema, write_reports
 from validation.sensitivity_file import read_sensitivities
 from validation.stage import measure_stage
@@ -45,6 +46,7 @@ def validate_artifact(
     tokens: int | None,
     device: Device | str | None = None,
     baseline: Baseline | None = None,
+    streamed: bool | None = None,
 ) -> dict[str, Any]:
     """Measure every stage of an artifact and write ``reports/parity.{json,md,html,xml}``.
 
@@ -52,8 +54,8 @@ def validate_artifact(
         step: the artifact; its manifest says what each step wrote.
         checkpoint: what the artifact was made from; the reference's weights.
         stages: which; None is every graph that is there.
-        text: what to score; None are the texts that come with the package.
-        tokens: how many tokens to score of all texts together; None is 1,024 of each, and at least 2,048.
+        text, tokens: what to score, and how many tokens of all texts together, as in ``prepare_oracle``.
+        streamed: whether graphs are run one layer at a time; None is where they would take too much of the memory (residency.py).
         device: the GPU that plans are run on; the reason why there is none; None where plans are not to be run.
         baseline: an older report to hold this one against.
 
@@ -68,12 +70,11 @@ def validate_artifact(
     chosen, unknown = choose_stages(step.artifact, stages, dtype)
     stored = verify_checksums(step.artifact, manifest, step.progress)
     seconds = {"checksums": round(time.perf_counter() - start, 2)}
-    oracle = prepare_oracle(step, checkpoint, dtype, kv_cache_of(manifest["model"]), text=text, tokens=tokens)
+    oracle = prepare_oracle(step, checkpoint, dtype, kv_cache_of(manifest["model"]), text=text, tokens=tokens, streamed=streamed)
     if baseline is not None:
         baseline.require_comparable(oracle.describe_texts())
     measured = measure_stages(oracle, chosen, step.progress)
-    engines = engine_entries(step.artifact)
-    runnable, not_run = split_engines(step.artifact, engines, device)
+    runnable, not_run = split_engines(step.artifact, engines := engine_entries(step.artifact), device)
     if isinstance(device, Device):
         measured += [measure_plan(oracle, engine, device, step.progress) for engine in runnable]
     report = {
@@ -103,7 +104,7 @@ def validate_artifact(
 def _describe(oracle: Oracle) -> dict[str, Any]:
     """What the stages are held against."""
     return {
-        "cache": {"form": oracle.kv_cache, "capacity": oracle.capacity if oracle.kv_cache == "static" else None},
+        **oracle.describe_execution(),
         **oracle.describe_texts(),
         "float16": oracle.describe_float16(),
         "floor": oracle.floor.as_report() | {"check": tolerances.judge_reference(oracle.floor.mean_kl, oracle.floor.reason)},
@@ -120,7 +121,8 @@ def _judged(report: dict[str, Any], baseline: Baseline | None, *, random_weights
 
 def _limits(oracle: Oracle, stages: list[str], plans: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The rows that judge what was run: stages and plans."""
-    rows = tolerances.table(stages, oracle.dtype, has_floor=oracle.floor.mean_abs is not None, kv_cache=oracle.kv_cache)
+    asked: dict[str, Any] = {"kv_cache": oracle.kv_cache, "streamed": oracle.residency.streamed}
+    rows = tolerances.table(stages, oracle.dtype, has_floor=oracle.floor.mean_abs is not None, **asked)
     return [*rows, *(row for plan in plans for row in tolerances.plan_rows(plan, kv_cache=oracle.kv_cache))]
 
 

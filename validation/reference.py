@@ -27,6 +27,12 @@ from exporter.rope import rotary_tables
 Array = NDArray[Any]
 Read = Callable[[str], Tensor]
 OnLayer = Callable[[int, DecoderLayer], None]
+Store = Callable[[Array], Array]
+
+
+def as_is(array: Array) -> Array:
+    """The array, in memory."""
+    return array
 
 
 @dataclass(frozen=True)
@@ -82,6 +88,7 @@ class Reference:
         keep_cache: Collection[int] | None = None,
         dtype: torch.dtype = torch.float32,
         on_layer: OnLayer | None = None,
+        store: Store = as_is,
         progress: Progress = silent,
     ) -> list[ReferenceRun]:
         """Run every sequence alone, from position 0.
@@ -92,12 +99,13 @@ class Reference:
             keep_cache: indices of sequences whose keys and values are kept; None keeps all.
             dtype: of weights and activations.
             on_layer: called with each loaded layer before it is used, for hooks.
+            store: what is kept of every layer goes through it, to lie elsewhere than in memory.
             progress: told which layer runs.
         """
         kept_cache = range(len(sequences)) if keep_cache is None else keep_cache
         states = self.embed(sequences, dtype)
         caches: list[tuple[list[Array], list[Array]]] = [([], []) for _ in sequences]
-        hidden: dict[int, list[Array]] = {index: [_array(states[index])] for index in keep_hidden}
+        hidden: dict[int, list[Array]] = {index: [store(_array(states[index]))] for index in keep_hidden}
         tables = rotary_tables(self.config, dtype)
         for number in range(self.config.num_hidden_layers):
             progress("reference, layer by layer", number, self.config.num_hidden_layers)
@@ -108,9 +116,9 @@ class Reference:
                 states[index], present = self.advance(layer, state, tables)
                 if index in kept_cache:
                     for kept, tensor in zip(caches[index], present, strict=True):
-                        kept.append(_array(tensor))
+                        kept.append(store(_array(tensor)))
                 if index in hidden:
-                    hidden[index].append(_array(states[index]))
+                    hidden[index].append(store(_array(states[index])))
             del layer  # before the next one is read
         norm = self.final_norm(dtype)
         lm_head = self.lm_head.to(dtype)

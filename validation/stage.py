@@ -46,7 +46,10 @@ def measure_stage(oracle: Oracle, stage: str, progress: Progress) -> tuple[dict[
     assert kind is not None, stage
     measured = StageMeasurement()
     checks = [tolerances.failed_to_run(message) for message in _measure(oracle, graph, measured, progress)]
-    checks += judged(measured, tolerances.limits_of(kind, has_floor=oracle.floor.mean_abs is not None, kv_cache=oracle.kv_cache))
+    checks += judged(
+        measured,
+        tolerances.limits_of(kind, has_floor=oracle.floor.mean_abs is not None, kv_cache=oracle.kv_cache, streamed=oracle.residency.streamed),
+    )
     return stage_entry(stage, kind, measured, checks, time.perf_counter() - start), measured.last_rows
 
 
@@ -100,7 +103,7 @@ def stage_entry(
 
 def _measure(oracle: Oracle, graph: Path, measured: StageMeasurement, progress: Progress) -> list[str]:
     """What the artifact's dtype asks for, quantised stages too; what could not be run, and why."""
-    parts = {"scenarios and perplexity": measure_structure}
+    parts: dict[str, Callable[[Oracle, Path, StageMeasurement], None]] = {"scenarios and perplexity": partial(measure_structure, progress=progress)}
     if oracle.dtype == "fp16":
         parts |= {"strict mode": measure_strict, "range audit": measure_ranges, "local ratios": measure_local}
     else:

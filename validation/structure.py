@@ -12,8 +12,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from artifact.progress import Progress
 from validation import metrics, perplexity, tolerances
-from validation.measurement import StageMeasurement, against_floor, run_scenario
+from validation.measurement import StageMeasurement, against_floor, record_join, run_scenario
 from validation.oracle import MAIN, PADDED, Oracle
 from validation.row_result import RowResult
 from validation.scenario_errors import Alone, alone, cache_errors, compare_scenario
@@ -37,9 +38,12 @@ class Runner(Protocol):
     def logits(self, ids: NDArray[np.int64]) -> NDArray[Any]: ...  # noqa: D102
 
 
-def measure_structure(oracle: Oracle, graph: Path, measured: StageMeasurement) -> None:
-    """The four scenarios and the perplexity, the whole graph in ONNX Runtime."""
-    runner = oracle.runner(graph)
+def measure_structure(oracle: Oracle, graph: Path, measured: StageMeasurement, progress: Progress) -> None:
+    """The four scenarios and the perplexity, the graph in ONNX Runtime, whole or streamed."""
+    runner = oracle.runner(graph, progress=progress)
+    record_join(measured, runner)
+    texts = [*(window.inputs for window in oracle.windows), *(continuation.ids for continuation in oracle.continuations)]
+    runner.expect(oracle.scenarios, [_unpadded(oracle), *texts], oracle.capacity)
     measure_scenarios(oracle, runner, oracle.scenarios, measured, lambda scenario: run_scenario(oracle, measured, runner, scenario))
 
 
@@ -73,8 +77,12 @@ def measure_scenarios(
 
 def _run_alone(oracle: Oracle, runner: Runner, prefill: RowResult) -> tuple[Alone, ...]:
     """Both sequences alone: the main one is what prefill gave, the padded row's is run without its padding."""
-    unpadded = next(row for each in oracle.scenarios for row, sequence in zip(each.rows, each.sequences, strict=True) if sequence == PADDED)
-    return alone(oracle, MAIN, prefill.logits), alone(oracle, PADDED, runner.logits(unpadded))
+    return alone(oracle, MAIN, prefill.logits), alone(oracle, PADDED, runner.logits(_unpadded(oracle)))
+
+
+def _unpadded(oracle: Oracle) -> NDArray[np.int64]:
+    """The padded row without its padding."""
+    return next(row for each in oracle.scenarios for row, sequence in zip(each.rows, each.sequences, strict=True) if sequence == PADDED)
 
 
 def last_rows(scenario: Scenario, rows: list[RowResult]) -> list[RowResult]:

@@ -123,7 +123,8 @@ NO_FLOOR = (
 STRAY = "caches with a slot that no call wrote and that has changed, or with padding that is not finite: 0 · NaN would poison real tokens"
 _WITH_CACHES: tuple[Kind, ...] = ("float32", "float16", "int8", "int8-onnxruntime", "int8-smoothquant", "int4", "engine", *PLAN_KINDS.values())
 STATIC = tuple(Limit(kind, "stray_slots", "==", 0, STRAY) for kind in _WITH_CACHES)
-"""What a stage with a static cache must hold besides."""
+STREAMED = tuple(Limit(kind, "joined_cuts", "==", 0, "outputs, nodes and weights' places: the cuts that ran are the graph") for kind in _WITH_CACHES)
+"""What a stage with a static cache must hold besides, and one that is run layer by layer."""
 
 
 def kind_of(stage: str, dtype: Dtype) -> Kind | None:
@@ -153,9 +154,9 @@ def plan_kind(precision: str) -> Kind:
     return PLAN_KINDS[precision]
 
 
-def limits_of(kind: Kind, *, has_floor: bool = True, kv_cache: KvCache = "dynamic") -> list[Limit]:
+def limits_of(kind: Kind, *, has_floor: bool = True, kv_cache: KvCache = "dynamic", streamed: bool = False) -> list[Limit]:
     """The rows of a kind, in the table's order."""
-    asked = (*LIMITS, *(NO_FLOOR if not has_floor else ()), *(STATIC if kv_cache == "static" else ()))
+    asked = (*LIMITS, *(NO_FLOOR if not has_floor else ()), *(STATIC if kv_cache == "static" else ()), *(STREAMED if streamed else ()))
     return [row for row in asked if row.kind == kind]
 
 
@@ -229,10 +230,10 @@ def verdict(checks: list[dict[str, Any]], kind: Kind | None = None) -> bool | No
     return True if True in outcomes and kind not in (UNGATED, PLAN_KINDS[UNGATED]) else None
 
 
-def table(stages: list[str], dtype: Dtype, *, has_floor: bool, kv_cache: KvCache = "dynamic") -> list[dict[str, Any]]:
+def table(stages: list[str], dtype: Dtype, *, has_floor: bool, kv_cache: KvCache = "dynamic", streamed: bool = False) -> list[dict[str, Any]]:
     """The rows that judge some stages, for the report."""
-    kinds = [(stage, kind) for stage in stages if (kind := kind_of(stage, dtype)) is not None]
-    return [row for stage, kind in kinds for row in rows(stage, limits_of(kind, has_floor=has_floor, kv_cache=kv_cache))]
+    kinds = {stage: kind for stage in stages if (kind := kind_of(stage, dtype)) is not None}
+    return [row for stage, kind in kinds.items() for row in rows(stage, limits_of(kind, has_floor=has_floor, kv_cache=kv_cache, streamed=streamed))]
 
 
 def plan_rows(engine: Mapping[str, Any], *, kv_cache: KvCache) -> list[dict[str, Any]]:

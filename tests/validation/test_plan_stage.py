@@ -24,10 +24,10 @@ from engines.profiles import make_profiles
 from exporter.checkpoints import Checkpoint
 from validation import tolerances
 from validation.graph_runner import GraphRunner
-from validation.oracle import prepare_oracle
 from validation.parity import validate_artifact
 from validation.plan_runner import PlanRunner
 from validation.plan_stage import measure_plan
+from validation.prepare import prepare_oracle
 from validation.scenarios import make_scenarios, split_sequences, tokens_needed
 
 pytestmark = pytest.mark.parity

@@ -23,8 +23,9 @@ from validation.lone.floors import cached_floor
 from validation.lone.graph import LoneGraph, open_lone_graph
 from validation.lone.limits import Plan, plan_scenarios
 from validation.lone.measure import LOCAL, UNCUT, measure_graph
-from validation.oracle import Oracle, prepare_oracle
+from validation.oracle import Oracle
 from validation.parity import first_mismatch, quality_unproven
+from validation.prepare import prepare_oracle
 from validation.render import render_all, schema
 from validation.structure import ONE_POSITION
 from validation.text import TOKENIZER

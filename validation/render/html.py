@@ -19,6 +19,7 @@ from validation.render.bars import interval, range_bar, range_state
 from validation.render.baseline import COLUMNS as BASELINE_COLUMNS
 from validation.render.baseline import view_baseline
 from validation.render.charts import NARROW, WIDE, LineChart, Reference, Series, swatch
+from validation.render.execution import execution_line
 from validation.render.fusion import COLUMNS as FUSION_COLUMNS
 from validation.render.fusion import view_fusion
 from validation.render.gates import METRICS, Metric, Report, counts, failing, gate_of, gate_text, groups, value_text
@@ -97,7 +98,7 @@ def _facts(report: Report) -> list[tuple[str, str, Any]]:
         ("Text", f"{wording.number(text.get('scored_tokens'))} tokens scored", name if kind == "text" or kind in name else f"{name}, {kind}"),
         ("Float16 floor", f"{wording.number(floor.get('mean_abs'))} mean abs", floor.get("reason") or floor.get("source")),
         ("Checks", f"{tally[True]} passed{failed}", verified),
-        ("Took", wording.duration(report.get("seconds")), report.get("created")),
+        ("Took", wording.duration(report.get("seconds")), execution_line(report) or report.get("created")),
     ]
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from validation.render.baseline import COLUMNS as BASELINE_COLUMNS
 from validation.render.baseline import NUMBERS as BASELINE_NUMBERS
 from validation.render.baseline import view_baseline
+from validation.render.execution import execution_line
 from validation.render.fusion import COLUMNS as FUSION_COLUMNS
 from validation.render.fusion import view_fusion
 from validation.render.gates import METRICS, Check, Metric, Report, counts, failing, gate_of, gate_text, value_text
@@ -48,6 +49,8 @@ def _head(report: Report) -> str:
         f"float16 floor {number(floor.get('mean_abs'))}" + (f" ({escape(floor['reason'])})" if floor.get("reason") else ""),
         f"{tally[True]} checks passed, {tally[False]} failed",
     ]
+    if line := execution_line(report):
+        facts.append(escape(line))
     if graph := report.get("graph"):
         facts.append(f"judged as {escape(graph['precision'])}: {escape(graph['precision_found'])}")
     return f"## {ICONS[report.get('passed')]} Parity {escape(report.get('verdict'))}\n\n{escape(report.get('headline'))}\n\n" + " · ".join(facts)

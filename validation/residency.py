@@ -1,0 +1,49 @@
+"""Whether a graph is loaded whole or run one layer at a time, and why; the numbers are the same (docs/adr/020)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+
+from artifact.config import LlamaConfig
+from artifact.layout import parameter_count
+
+SHARE = 0.25
+"""Of the free memory that a whole graph may take in float32: packed for the processor a weight exists twice for a while, and caches come on top."""
+
+
+@dataclass(frozen=True)
+class Residency:
+    """How graphs are run.
+
+    Attributes:
+        streamed: one layer at a time.
+        reason: why so.
+    """
+
+    streamed: bool
+    reason: str
+
+    def as_report(self) -> dict[str, Any]:
+        """The report's ``execution``: mode and reason."""
+        return {"mode": "streamed" if self.streamed else "whole", "reason": self.reason}
+
+
+WHOLE = Residency(False, "graphs are loaded whole")
+
+
+def choose_residency(config: LlamaConfig, asked: bool | None = None) -> Residency:
+    """What was asked for, or what the free memory allows.
+
+    Args:
+        config: its weights, each a float32 in ONNX Runtime whatever the graph stores.
+        asked: True for layer by layer, False for whole.
+    """
+    if asked is not None:
+        return Residency(asked, "asked for")
+    needed, free = 4 * parameter_count(config), psutil.virtual_memory().available
+    streamed = needed > SHARE * free
+    relation = "more than" if streamed else "within"
+    return Residency(streamed, f"{needed / 1e9:.1f} GB of weights in float32, {relation} a quarter of the {free / 1e9:.1f} GB that are free")
