@@ -165,6 +165,9 @@ MaxIncrease = Annotated[
     ),
 ]
 SensitivityTokens = Annotated[int | None, typer.Option(min=16, help="Tokens that each linear is scored on, with a limit; default 512.")]
+Parts = Annotated[
+    str, typer.Option(help="Plans that the model is cut into, at layer boundaries; auto: as few as fit the memory and the GPU.", metavar="N|auto")
+]
 MaxMemory = Annotated[float | None, typer.Option(min=0.1, help="GB (10^9 bytes) that building a plan may take; default: what is free.", metavar="GB")]
 Json = Annotated[bool, typer.Option("--json", help="Print the report as one JSON object, and nothing else, on stdout.")]
 
@@ -192,6 +195,7 @@ def run(
     max_batch: MaxBatch = 4,
     max_length: MaxLength = None,
     capacity: Capacity = None,
+    parts: Parts = "auto",
     max_memory: MaxMemory = None,
     calibration: Calibration = None,
     calibration_tokens: CalibrationTokens = None,
@@ -209,6 +213,7 @@ def run(
     from commands import run as command
     from commands.calibrate import CalibrationOptions
     from commands.export import ExportOptions
+    from commands.part_graphs import parts_of
     from commands.placement import PlacementOptions
     from exporter.checkpoints.request import CheckpointRequest
 
@@ -218,7 +223,8 @@ def run(
         CalibrationOptions(calibration, calibration_tokens, calibration_length),
         PlacementOptions(max_perplexity_increase, sensitivity_tokens),
         buckets.with_capacities(
-            build.BuildOptions(target, backend.value, max_batch, max_length, max_memory=bytes_of(max_memory)), buckets.parse_capacities(capacity)
+            build.BuildOptions(target, backend.value, max_batch, max_length, max_memory=bytes_of(max_memory), parts=parts_of(parts)),
+            buckets.parse_capacities(capacity),
         ),
         validate.ValidateOptions(texts=tuple(text or ()), tokens=tokens, baseline=baseline),
     )
@@ -327,6 +333,7 @@ def build(
     max_batch: MaxBatch = 4,
     max_length: MaxLength = None,
     capacity: Capacity = None,
+    parts: Parts = "auto",
     max_memory: MaxMemory = None,
     version_compatible: VersionCompatible = False,
     weight_streaming: WeightStreaming = False,
@@ -339,10 +346,11 @@ def build(
     """ONNX → TensorRT plan, audited: `cli.py build artifacts/llama-2-7b --precision int8 --target a100`."""
     from commands import buckets
     from commands import build as command
+    from commands.part_graphs import parts_of
     from engines.backends.flags import BuildFlags
 
     flags = BuildFlags(version_compatible, weight_streaming, strip_weights, optimization_level, timing_cache=timing_cache)
-    options = command.BuildOptions(target, backend.value, max_batch, max_length, flags=flags, max_memory=bytes_of(max_memory))
+    options = command.BuildOptions(target, backend.value, max_batch, max_length, flags=flags, max_memory=bytes_of(max_memory), parts=parts_of(parts))
     options = buckets.with_capacities(options, buckets.parse_capacities(capacity))
     with _Watched() as progress:
         outcome = buckets.build_all(artifact, precision.value, options, force=force, progress=progress)

@@ -20,6 +20,16 @@ def engine_graph(stage: str, capacity: int | None = None) -> str:
     return f"{stage}-engine{_suffix(capacity)}.onnx"
 
 
+def part_graph_name(graph: str, part: int) -> str:
+    """File of one part of an engine's graph: `fused-engine-part-00.onnx`."""
+    return f"{graph.removesuffix('.onnx')}-part-{part:02}.onnx"
+
+
+def is_part(name: str) -> bool:
+    """Whether a graph (its name without ``.onnx``) is a part of an engine's."""
+    return _PART.search(name) is not None and is_engine(_PART.sub("", name))
+
+
 def engine_folder(target: str, precision: str, capacity: int | None = None) -> str:
     """Folder of an engine, in the artifact."""
     return f"engines/{target}-{precision}{_suffix(capacity)}"

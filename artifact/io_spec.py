@@ -6,6 +6,7 @@ Letters: B batch, S new tokens, P past, T = P + S, C capacity, K kv heads, D hea
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -27,6 +28,8 @@ CACHE_KINDS = ("key", "value")
 INPUT_IDS, ATTENTION_MASK, POSITION_IDS, LOGITS = "input_ids", "attention_mask", "position_ids", "logits"
 CACHE_WRITE_INDICES, KEY_VALUE_LENGTHS = "cache_write_indices", "key_value_lengths"
 LAST_TOKEN_INDICES = "last_token_indices"
+_PAST_PREFIX = "past_key_values."
+_PRESENT = re.compile(r"present\.(\d+)\.\w+")
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ class GraphValue:
 
 def past_name(layer: int, kind: str) -> str:
     """Graph input of a layer's cache; kind is ``key`` or ``value``."""
-    return f"past_key_values.{layer}.{kind}"
+    return f"{_PAST_PREFIX}{layer}.{kind}"
 
 
 def present_name(layer: int, kind: str) -> str:
@@ -89,6 +92,40 @@ def graph_outputs(config: LlamaConfig, dtype: Dtype, kv_cache: KvCache = "dynami
         GraphValue(LOGITS, dtype, (BATCH, 1 if one_position else SEQUENCE, config.vocab_size)),
         *_caches(config, dtype, present_name, TOTAL if kv_cache == "dynamic" else CAPACITY),
     ]
+
+
+def hidden_name(layer: int) -> str:
+    """The hidden state that enters a layer, where a model is cut into parts there."""
+    return f"hidden_states.{layer}"
+
+
+def present_layer(name: str) -> int | None:
+    """Layer of a ``present_name``; None for any other name."""
+    match = _PRESENT.fullmatch(name)
+    return int(match[1]) if match else None
+
+
+def part_inputs(config: LlamaConfig, dtype: Dtype, kv_cache: KvCache, layers: tuple[int, int]) -> list[GraphValue]:
+    """Inputs of the part of an engine graph that holds layers ``first`` to ``last``, in order.
+
+    A part that does not begin with layer 0 reads a hidden state [B, S, E] in the place of ``input_ids``, one that does not end with the last layer
+    needs no ``last_token_indices``; caches are those of its layers, under the whole's names. The part of all layers is the engine graph.
+    """
+    first, last = layers
+    own = {past_name(layer, kind) for layer in range(first, last + 1) for kind in CACHE_KINDS}
+    whole = graph_inputs(config, dtype, kv_cache, one_position=last + 1 == config.num_hidden_layers)
+    hidden = GraphValue(hidden_name(first), dtype, (BATCH, SEQUENCE, config.hidden_size))
+    kept = [value for value in whole if value.name in own or not value.name.startswith(_PAST_PREFIX)]
+    return [hidden if value.name == INPUT_IDS and first else value for value in kept]
+
+
+def part_outputs(config: LlamaConfig, dtype: Dtype, kv_cache: KvCache, layers: tuple[int, int]) -> list[GraphValue]:
+    """Outputs of that part, in order: logits [B, 1, V] of the last part, a hidden state of any other, and the caches of its layers."""
+    first, last = layers
+    logits, *caches = graph_outputs(config, dtype, kv_cache, one_position=True)
+    hidden = GraphValue(hidden_name(last + 1), dtype, (BATCH, SEQUENCE, config.hidden_size))
+    own = {present_name(layer, kind) for layer in range(first, last + 1) for kind in CACHE_KINDS}
+    return [logits if last + 1 == config.num_hidden_layers else hidden, *(value for value in caches if value.name in own)]
 
 
 def cache_bytes(config: LlamaConfig, dtype: Dtype, n_slots: int) -> int:

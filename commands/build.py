@@ -12,6 +12,7 @@ from artifact.errors import EngineError
 from artifact.manifest import kv_cache_of, require_artifact
 from artifact.progress import Progress, silent
 from artifact.steps import Outcome, Report, StepContext, require, run_step
+from commands.part_graphs import write_part_graphs
 from engines.backends.flags import BuildFlags
 from engines.backends.tensorrt import TensorRT
 from engines.build import STAGES, build_engine
@@ -32,6 +33,7 @@ class BuildOptions:
         capacity: its counterpart for a static cache.
         flags: the compiler's own options.
         buckets: several capacities of a static cache, an engine for each (``buckets.build_all``).
+        parts: plans that the model is cut into; None means as few as fit.
         max_memory: bytes; None means what is free. It decides no byte of a plan, but with enterprise TensorRT.
     """
 
@@ -43,6 +45,7 @@ class BuildOptions:
     flags: BuildFlags = field(default_factory=BuildFlags)
     buckets: tuple[Bucket, ...] = ()
     max_memory: int | None = None
+    parts: int | None = None
 
 
 def build(artifact: Path, precision: str, options: BuildOptions, *, force: bool = False, progress: Progress = silent) -> Outcome:
@@ -60,12 +63,13 @@ def build(artifact: Path, precision: str, options: BuildOptions, *, force: bool 
         "max_batch": options.max_batch,
         "max_length": options.max_length,
         "capacity": options.capacity,
+        "parts": options.parts,
     }
 
     flags, workspace = _with_workspace(options)
 
     def work(step: StepContext) -> Report:
-        report: Report = build_engine(step, EngineOptions(**chosen, flags=flags, max_memory=options.max_memory))
+        report: Report = build_engine(step, EngineOptions(**chosen, flags=flags, max_memory=options.max_memory), write_part_graphs)
         return report
 
     inputs = (stage, *WEIGHTS, f"weights/{precision}-layer-*.safetensors")  # another scheme's weights are none of this engine's business

@@ -93,13 +93,15 @@ def _placement(placement: Report) -> str:
 
 def _build(report: Report) -> Iterable[Sheet]:
     yield from _engines(report["engines"])
+    if "parts_reason" in report:
+        yield Sheet(report["parts_reason"])
 
 
 def _engines(engines: list[Report]) -> Iterable[Sheet]:
     columns = ("engine", "plan", "built in", "peak memory", "bytes/weight", "audit")
     rows = tuple(
         (
-            f"{engine['target']} {engine['precision']}",
+            f"{engine['target']} {engine['precision']}{_part(engine)}",
             _megabytes(engine["bytes"]),
             f"{engine['build_s']:.1f} s",
             f"{engine['peak_rss_mb']} MB",
@@ -115,7 +117,14 @@ def _engines(engines: list[Report]) -> Iterable[Sheet]:
         yield Sheet(engine["file"], ("profile", "where", "kernels", "in order"), kernels)
         yield from (Sheet(f"{engine['file']}: {note}") for note in engine["notes"])
         yield from _failures(engine["file"], engine["audit"]["checks"])
-        yield from device_sheets(engine["device"])
+        if engine["part"] == 0:
+            yield from device_sheets(engine["device"])
+
+
+def _part(engine: Report) -> str:
+    """Which layers, where they are not all."""
+    first, last = engine["layers"]
+    return "" if {"input_ids", "logits"} <= {*engine["inputs"], *engine["outputs"]} else f", layers {first}–{last}"
 
 
 def _validate(report: Report) -> Iterable[Sheet]:

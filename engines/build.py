@@ -1,31 +1,37 @@
-"""Build one engine of an artifact: engine graph → preflight → plan → audit → build.json."""
+"""Build one engine of an artifact: engine graph → parts → preflight → plans → audit → build.json."""
 
 from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 
 from artifact.config import LlamaConfig
-from artifact.engine_names import engine_folder, engine_graph
+from artifact.engine_names import engine_folder, engine_graph, part_graph_name
 from artifact.errors import EngineError
 from artifact.manifest import Manifest, kv_cache_of, read_manifest
 from artifact.steps import StepContext, require
+from engines.audit import APART
 from engines.backends.flags import BuildFlags
-from engines.backends.protocol import AuditRequest, Backend, BuildRequest, BuildResult
+from engines.backends.protocol import AuditRequest, Backend, BuildRequest
 from engines.backends.tensorrt import TensorRT
 from engines.backends.tensorrt_rtx import TensorRTRTX
 from engines.build_cost import Graph, build_cost
-from engines.cache_form import cache_entry
+from engines.device_fit import gpus_needed
+from engines.engine_entry import EngineModel, engine_entry, parts_of, same_split
 from engines.engine_graph import write_engine_graph
 from engines.engine_options import EngineOptions
-from engines.estimate import device_report, load_of
-from engines.graph_weights import levels_bytes, weights_bytes
+from engines.estimate import load_of
+from engines.graph_weights import turned_bytes, weights_bytes
+from engines.part_plan import Limits, PartPlan, plan_parts
 from engines.preflight import check_build
-from engines.profiles import make_profiles
+from engines.profiles import Profile, make_profiles
 from engines.targets import Target, find_target
 
 logger = logging.getLogger(__name__)
@@ -33,74 +39,120 @@ logger = logging.getLogger(__name__)
 STAGES = {"fp16": "fused", "int8": "int8", "int8-smoothquant": "int8-smoothquant", "int4": "int4", "fp32": "traced"}
 """Precision → the stage its engine is built from; fp32 is for exact parity, so nothing is fused before TensorRT sees it."""
 BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (TensorRTRTX(), TensorRT())}
+WriteParts = Callable[[Path, EngineModel, Sequence[Path]], None]
+"""``write(engine graph, engine, files)``: cut the graph at the engine's layers, prove the parts, write one file each."""
+BUILT = "engine"
+"""In the journal of an interrupted build, beside a plan that is finished: its entry."""
 
 
-def build_engine(step: StepContext, options: EngineOptions) -> dict[str, Any]:
-    """Write ``<stage>-engine.onnx``, ``engines/<target>-<precision>/part-00.plan`` and ``build.json``.
+def build_engine(step: StepContext, options: EngineOptions, write_parts: WriteParts) -> dict[str, Any]:
+    """Write ``<stage>-engine.onnx``, ``engines/<target>-<precision>/part-00.plan`` … and ``build.json``.
 
     Args:
-        step: the artifact; its manifest describes the model.
+        step: the artifact; its manifest describes the model. Plans that an interrupted build of the same engine has finished are kept.
         options: of the engine.
+        write_parts: cuts the engine graph, where it takes several plans.
 
     Returns:
-        ``engines``: one entry a plan, as in ``build.json``; ``passed``: whether every audit passed.
+        ``engines``: one entry a plan, as in ``build.json``; ``parts``, ``parts_reason``; ``passed``: whether every audit passed.
 
     Raises:
         EngineError: no such target, precision or backend; an option that the backend lacks; a bound of the other cache form; no room; or the
             compiler failed.
         ArtifactError: the stage is not there.
     """
-    precision, capacity, flags, max_batch = options.precision, options.capacity, options.flags, options.max_batch
-    stage, chosen, gpu, manifest = (
-        _stage(precision),
-        choose_backend(options.backend, flags),
-        find_target(options.target),
-        read_manifest(step.artifact),
-    )
-    model, lowering = manifest["model"], _lowering(manifest, stage)
-    config, form, dtype = LlamaConfig(**model["config"]), kv_cache_of(model), model["dtype"]
-    load = load_of(config, precision, form, max_batch=max_batch, max_length=options.max_length, capacity=capacity)
-    length, rows = load.length, load.batch
-    profiles = make_profiles(config, dtype, form, max_batch=rows, max_length=length)
-    graph_file, folder = _engine_graph(step, stage, capacity), engine_folder(gpu.name, precision, capacity)
-    needs = build_cost(_graph(graph_file, config.num_hidden_layers, precision, static=form == "static"))
-    check_build(needs, step.artifact / folder, max_memory=options.max_memory)
-    plan_name = f"{folder}/part-00.plan"
-    with step.write(plan_name) as plan:
-        result = chosen.build(BuildRequest(graph_file, plan, gpu, tuple(profiles), flags), step.progress)
-        step.progress("auditing the plan", 0, 1)
-        audit = chosen.audit(AuditRequest(plan, graph_file, precision, profiles, config, "Attention" in lowering["lowered"]), result)
-        size = plan.stat().st_size
-        logger.info("%s: %d bytes in %.1f s", plan_name, size, result.seconds)
-    entry = {
-        "file": plan_name,
-        "precision": precision,
-        "target": gpu.name,
-        "backend": chosen.name,
-        "bytes": size,
-        **_cost(result),
-        "profiles": {profile.name: dict(profile.axes) for profile in profiles},
-        **audit,
-        **_identity(step, graph_file.name, plan_name),
-        **_compiler(result, gpu, flags),
-        **lowering,
-        "max_batch": max_batch,
-        "max_length": length,
-        **cache_entry(form, config, dtype, rows, length, result.static_cache),
-        "device": device_report(config, load, gpu),
-        "notes": _notes(lowering, precision, admitted=rows, asked=max_batch),
-    }
-    return _record(step, f"{folder}/build.json", {"engines": [entry], "passed": audit["audit"]["passed"]})
+    stage, backend, gpu = _stage(options.precision), choose_backend(options.backend, options.flags), find_target(options.target)
+    folder = engine_folder(gpu.name, options.precision, options.capacity)
+    model = _model(step, stage, options, gpu)
+    whole = _engine_graph(step, stage, options.capacity)
+    model = replace(model, cut=_cut(step, whole, model, folder))
+    graphs = _part_graphs(step, whole, model, write_parts)
+    engines = [_build_part(step, model, backend, part, graph, f"{folder}/part-{part:02}.plan") for part, graph in enumerate(graphs)]
+    passed = all(engine["audit"]["passed"] for engine in engines)
+    return _record(step, f"{folder}/build.json", {"engines": engines, **parts_of(engines, model.cut.reason), "passed": passed})
 
 
-def _graph(file: Path, layers: int, precision: str, *, static: bool) -> Graph:
+def _model(step: StepContext, stage: str, options: EngineOptions, gpu: Target) -> EngineModel:
+    """What is built, as one part; bounds that the model can't serve are refused before anything is written."""
+    manifest = read_manifest(step.artifact)
+    described = manifest["model"]
+    config, form, dtype = LlamaConfig(**described["config"]), kv_cache_of(described), described["dtype"]
+    load = load_of(config, options.precision, form, max_batch=options.max_batch, max_length=options.max_length, capacity=options.capacity)
+    model = EngineModel(config, dtype, form, load, gpu, options, _lowering(manifest, stage), PartPlan(((0, config.num_hidden_layers - 1),), ""))
+    _profiles(model, 0)
+    return model
+
+
+def _cut(step: StepContext, graph: Path, model: EngineModel, folder: str) -> PartPlan:
+    """How many plans, and why; as an interrupted build has begun, where that still fits."""
+    options, config = model.options, model.config
+    fit = gpus_needed(config, model.load, model.target)
+    limits = Limits.of(options.parts, options.max_memory, gpus=fit or 1, target=model.target.name)
+    packed, static = not _is_unpacked(graph), model.kv_cache == "static"
+    journal = step.journal.files if step.journal is not None else {}
+    begun = same_split([entry[BUILT] for file, entry in journal.items() if file.startswith(folder) and BUILT in entry])
+    return plan_parts(config, options.precision, limits, packed=packed, static=static, begun=begun)
+
+
+def _is_unpacked(graph: Path) -> bool:
+    """Whether query, key and value are linears of their own."""
+    return any(APART in str(name) for name in ir.load(graph).graph.initializers)
+
+
+def _part_graphs(step: StepContext, whole: Path, model: EngineModel, write_parts: WriteParts) -> list[str]:
+    """The graph of each plan: the engine graph itself, or its parts, written beside it."""
+    if len(model.cut.layers) == 1:
+        return [whole.name]
+    names = [part_graph_name(whole.name, part) for part in range(len(model.cut.layers))]
+    with ExitStack() as stack:
+        files = [stack.enter_context(step.write(name)) for name in names]
+        step.progress("cutting the engine graph", 0, len(names))
+        write_parts(whole, model, files)
+    return names
+
+
+def _build_part(step: StepContext, model: EngineModel, backend: Backend, part: int, graph: str, plan_name: str) -> dict[str, Any]:
+    """One plan and its audit; taken from an interrupted build where it was made from the same graph."""
+    digest = step.outputs[graph]["sha256"]
+    finished = step.finished(plan_name)
+    if finished is not None and finished.get(BUILT, {}).get("graph_sha256") == digest:
+        logger.info("%s: from the interrupted build", plan_name)
+        return _entry(step, plan_name, finished[BUILT])
+    profiles, graph_file, precision = _profiles(model, part), step.artifact / graph, model.options.precision
+    count = len(model.cut.layers)
+    needs = build_cost(_graph(graph_file, model, part))
+    what = "the build" if count == 1 else f"part {part} of {count}"
+    check_build(needs, (step.artifact / plan_name).parent, what=what, max_memory=model.options.max_memory)
+    with step.write_hashed(plan_name) as (plan, known):
+        result = backend.build(BuildRequest(graph_file, plan, model.target, tuple(profiles), model.options.flags), step.progress)
+        step.progress("auditing the plan", part, count)
+        audit = backend.audit(AuditRequest(plan, graph_file, precision, profiles, model.config, model.lowered), result)
+        built = engine_entry(model, part, backend.name, profiles, result) | audit | {"graph": graph, "graph_sha256": digest}
+        known[BUILT] = built | {"bytes": plan.stat().st_size, "split": [list(layers) for layers in model.cut.layers]}
+        logger.info("%s: %d bytes in %.1f s", plan_name, known[BUILT]["bytes"], result.seconds)
+    return _entry(step, plan_name, known[BUILT])
+
+
+def _entry(step: StepContext, plan_name: str, built: Mapping[str, Any]) -> dict[str, Any]:
+    """The entry of build.json."""
+    kept = {key: value for key, value in built.items() if key != "split"}
+    return {"file": plan_name, **kept, "plan_sha256": step.outputs[plan_name]["sha256"]}
+
+
+def _profiles(model: EngineModel, part: int) -> list[Profile]:
+    bounds = {"max_batch": model.load.batch, "max_length": model.load.length}
+    return make_profiles(model.config, model.dtype, model.kv_cache, **bounds, layers=model.cut.layers[part])
+
+
+def _graph(file: Path, model: EngineModel, part: int) -> Graph:
     """What a graph's build depends on."""
-    graph = ir.load(file).graph
-    return Graph(weights_bytes(graph), layers, precision, levels_bytes(graph), STAGES[precision] != "traced", static)
+    graph, (first, last), precision = ir.load(file).graph, model.cut.layers[part], model.options.precision
+    static = model.kv_cache == "static"
+    return Graph(weights_bytes(graph), last - first + 1, precision, turned_bytes(graph), not _is_unpacked(file), static)
 
 
 def _engine_graph(step: StepContext, stage: str, capacity: int | None) -> Path:
-    """Write the graph that is built."""
+    """Write the graph that is built, or cut."""
     source, name = require(step.artifact, f"{stage}.onnx"), engine_graph(stage, capacity)
     with step.write(name) as graph_file:
         write_engine_graph(source, graph_file, capacity=capacity)
@@ -111,33 +163,6 @@ def _lowering(manifest: Manifest, stage: str) -> dict[str, Any]:
     """The TensorRT release whose operators a stage keeps to, or None, and what was written in others for it: as fuse recorded."""
     report = manifest["steps"].get("fuse", {}).get("report", {}) if stage != "traced" else {}
     return {"min_tensorrt": report.get("min_tensorrt"), "lowered": report.get("lowered", {})}
-
-
-def _notes(lowering: dict[str, Any], precision: str, *, admitted: int, asked: int) -> list[str]:
-    """What is otherwise than asked, or than usual."""
-    rows = f"the profiles admit {admitted} rows: with 1, TensorRT-RTX would write every {precision} weight out at each step"
-    attention = f"attention is in operators of TensorRT {lowering['min_tensorrt']} (fuse --min-tensorrt), for which the audit has limits of its own"
-    return [rows] * (admitted > asked) + [attention] * ("Attention" in lowering["lowered"])
-
-
-def _identity(step: StepContext, graph: str, plan: str) -> dict[str, str]:
-    """What was built from what."""
-    return {"graph": graph, "graph_sha256": step.outputs[graph]["sha256"], "plan_sha256": step.outputs[plan]["sha256"]}
-
-
-def _compiler(result: BuildResult, gpu: Target, flags: BuildFlags) -> dict[str, Any]:
-    """Who built it, for what, and what it was asked for."""
-    capability = ".".join(map(str, gpu.compute_capability))
-    return {"tensorrt_version": result.version, "compute_capability": capability, "flags": flags.as_record(), **result.compiler}
-
-
-def _cost(result: BuildResult) -> dict[str, Any]:
-    return {
-        "build_s": result.seconds,
-        "peak_rss_mb": result.peak_rss_mb,
-        "peak_anonymous_mb": result.peak_anonymous_mb,
-        "network_layers": result.network_layers,
-    }
 
 
 def choose_backend(name: str, flags: BuildFlags | None = None) -> Backend:

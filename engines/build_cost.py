@@ -29,8 +29,8 @@ class Fit:
 MEMORY = Fit(304 * MEGABYTE, 10_200_000)
 PLAN = {False: Fit(2_990_000, 373_000), True: Fit(2_440_000, 975_000)}
 """By whether weights are quantised: a plan is its weights and text, which depends on the layers and not on their width."""
-TURNED = 1.0
-"""Copies of the levels [out, in] that the compiler makes besides: with two rows or more it wants them as [in, out]."""
+TURNED = {"int4": 1.4, "int8-smoothquant": 1.0}
+"""Precision → copies that the compiler makes of levels that lie as [out, in]; it wants them as [in, out], as int8 has them (docs/adr/022)."""
 UNPACKED = 1.75
 STATIC_LAYER_TEXT = 330_000
 """What a static cache adds to each layer's text (docs/adr/009)."""
@@ -46,7 +46,7 @@ class Graph:
         weights_bytes: of the graph, tied weights once.
         layers: decoder layers.
         precision: of the engine.
-        levels_bytes: of the weights, what is quantised.
+        turned_bytes: of the weights, levels that lie as [out, in].
         packed: q·k·v and gate·up are one linear each.
         static: the cache is written in place.
     """
@@ -54,7 +54,7 @@ class Graph:
     weights_bytes: int
     layers: int
     precision: str
-    levels_bytes: int = 0
+    turned_bytes: int = 0
     packed: bool = True
     static: bool = False
 
@@ -74,5 +74,5 @@ def build_cost(graph: Graph) -> BuildCost:
     weights = int(factor * graph.weights_bytes)
     text = graph.static * STATIC_LAYER_TEXT * graph.layers
     seconds = SECONDS + SECONDS_A_LAYER * graph.layers + weights / BYTES_A_SECOND
-    memory = MEMORY.at(weights, graph.layers) + int(TURNED * graph.levels_bytes)
+    memory = MEMORY.at(weights, graph.layers) + int(TURNED.get(graph.precision, 1.0) * graph.turned_bytes)
     return BuildCost(memory, PLAN[quantized].at(weights, graph.layers) + text, round(seconds, 1))

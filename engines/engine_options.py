@@ -19,6 +19,7 @@ class EngineOptions:
         max_length: tokens in prompt and answer together; None is the model's, at most 4096. Of a dynamic cache only.
         capacity: the same for a static cache, which needs it; a ``Bucket`` stands in the names of folder and graph.
         flags: what else the compiler is asked for.
+        parts: plans that the model is cut into; None: as few as fit the memory and the GPU.
         max_memory: bytes that building a plan may take; None: what is free.
     """
 
@@ -29,4 +30,5 @@ class EngineOptions:
     max_length: int | None = None
     capacity: int | None = None
     flags: BuildFlags = field(default_factory=BuildFlags)
+    parts: int | None = None
     max_memory: int | None = None

@@ -145,9 +145,7 @@ def _compared(config: LlamaConfig, precision: str, target: Target, prompt: int) 
 
 def _parts(question: Question, machine: Machine, gpus: int | None) -> tuple[PartPlan, str]:
     """The cut that fits, and no words; or one part a layer, and why even that does not."""
-    given = question.max_memory
-    words = f"{gigabytes(machine.memory_bytes)} of free memory" if given is None else f"--max-memory, {gigabytes(given)}"
-    limits = Limits(None, machine.memory_bytes if given is None else given, words, gpus or 1, question.target.name)
+    limits = Limits.of(None, question.max_memory, gpus=gpus or 1, target=question.target.name, free=machine.memory_bytes)
     static = question.load.kv_cache == "static"
     try:
         return plan_parts(question.config, question.load.precision, limits, packed=question.packed, static=static), ""

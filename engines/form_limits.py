@@ -86,6 +86,22 @@ def form_limits(config: LlamaConfig, *, static: bool, packed: bool, lowered: boo
     return replace(limits, layer=tuple(_raised(limit, ROUNDED) for limit in limits.layer)) if integer else limits
 
 
+BEGINS = "a part turns its hidden state as its first GEMMs read it, in a copy of its own"
+ENDS = "a part writes its hidden state in a kernel of its own, where the whole adds it up behind a GEMM"
+
+
+def part_limits(limits: FormLimits, *, begins: bool, ends: bool) -> FormLimits:
+    """The limits of a part: one more in both profiles where it begins behind another, or ends before one (SmolLM2 in two parts, measured)."""
+    more = [("kernels_per_layer", BEGINS), ("copies_per_layer", BEGINS)] * begins + [("kernels_per_layer", ENDS)] * ends
+    layers = list(limits.layer)
+    for check, why in more:
+        for index, limit in enumerate(layers):
+            if limit.check == check:
+                raised = {name: most + 1 for name, most in limit.limits.items()}
+                layers[index] = replace(limit, limits=raised, reason=f"{limit.reason}; {why}")
+    return replace(limits, layer=tuple(layers))
+
+
 def _form_limits(config: LlamaConfig, *, static: bool, packed: bool, lowered: bool, precision: str) -> FormLimits:
     if static:
         return FormLimits(STATIC_LIMITS, ATTENTION_KERNELS, STATIC_LAYER_TEXT)

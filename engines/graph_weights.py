@@ -10,6 +10,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from artifact.io_spec import present_layer
+
 PASSED_THROUGH = ("Transpose", "DequantizeLinear", "Cast", "Identity")
 """Operators between a stored weight and the linear that uses it."""
 
@@ -54,10 +56,20 @@ def weights_bytes(graph: ir.Graph) -> int:
     return sum(value.const_value.nbytes for value in graph.initializers.values() if value.const_value is not None)
 
 
-def levels_bytes(graph: ir.Graph) -> int:
-    """Bytes of what is quantised, without its scales."""
-    stored = (value.const_value for value in graph.initializers.values())
-    return sum(tensor.nbytes for tensor in stored if tensor is not None and tensor.dtype in (ir.DataType.INT8, ir.DataType.INT4))
+def layers_in(graph: ir.Graph) -> list[int]:
+    """The decoder layers that a graph holds, by the caches it gives: all of a model, or those of a part."""
+    return sorted({layer for value in graph.outputs if (layer := present_layer(str(value.name))) is not None})
+
+
+def turned_bytes(graph: ir.Graph) -> int:
+    """Bytes of the quantised weights that lie as [out, in] and are turned in the graph."""
+    turned = {}
+    for node in graph:
+        if node.op_type == "DequantizeLinear" and any(user.op_type == "Transpose" for user, _ in node.outputs[0].uses()):
+            levels = node.inputs[0].const_value if node.inputs[0] is not None else None
+            if levels is not None:
+                turned[node.inputs[0]] = levels.nbytes
+    return sum(turned.values())
 
 
 def find_weights(graph: ir.Graph) -> list[Weight]:

@@ -16,7 +16,7 @@ import onnx_ir as ir
 from artifact.config import LlamaConfig
 from artifact.io_spec import cache_names
 from engines.checks import Check, check, first
-from engines.graph_weights import weights_bytes
+from engines.graph_weights import layers_in, weights_bytes
 from engines.inspected_plan import read_layers
 from engines.layer_checks import LIMITS, STATIC_LIMITS, attention_check, layer_checks
 from engines.plan_layers import PlanReader, describe
@@ -47,7 +47,7 @@ def audit_inspected(plan: Path, graph_file: Path, facts: Mapping[str, Any], *, p
     checks += [_in_place(facts, config, graph)] if static else []
     limits = STATIC_LIMITS if static else LIMITS
     for name, found in launches.items():
-        shown = [attention_check(found, name, config.num_hidden_layers, gated=False), *layer_checks(found, name, gated=False, limits=limits)]
+        shown = [attention_check(found, name, layers_in(graph), gated=False), *layer_checks(found, name, gated=False, limits=limits)]
         checks += [line | {"reason": f"{line['reason']}; {SHOWN}"} for line in shown]
     return {
         "kernels": dict(Counter(launch.kernel.name for found in launches.values() for launch in found).most_common()),

@@ -118,13 +118,15 @@ def layer_checks(launches: Sequence[Launch], profile: str, *, gated: bool, limit
     return checks
 
 
-def attention_check(launches: Sequence[Launch], profile: str, layers: int, *, gated: bool, kernels: Mapping[str, str] = ATTENTION_KERNELS) -> Check:
+def attention_check(
+    launches: Sequence[Launch], profile: str, layers: Sequence[int], *, gated: bool, kernels: Mapping[str, str] = ATTENTION_KERNELS
+) -> Check:
     """In how many layers exactly one kernel computes attention, and it is the profile's."""
     wanted = kernels[profile]
     found = Counter(launch.layer for launch in launches if launch.kind == ATTENTION and launch.kernel.name == wanted)
-    wrong = [f"layer {layer}: {found[layer]}" for layer in range(layers) if found[layer] != 1]
+    wrong = [f"layer {layer}: {found[layer]}" for layer in layers if found[layer] != 1]
     reason = f"one {wanted} a layer" if gated else "shown, not asked for: in float32 TensorRT fuses the attention of decode alone"
-    return check(f"fused_attention_{profile}", layers - len(wrong), layers if gated else None, "==", reason, where=first(wrong))
+    return check(f"fused_attention_{profile}", len(layers) - len(wrong), len(layers) if gated else None, "==", reason, where=first(wrong))
 
 
 def logits_check(positions: int | None, profile: str, *, gated: bool) -> Check:

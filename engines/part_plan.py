@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from artifact.config import LlamaConfig
 from artifact.errors import EngineError
-from artifact.room import gigabytes
+from artifact.room import free_memory, gigabytes
 from engines.build_cost import Graph, build_cost
 from engines.weight_sizes import WeightSizes, weight_sizes
 
@@ -39,8 +39,18 @@ class Limits:
     gpus: int = 1
     target: str = ""
 
+    @classmethod
+    def of(cls, parts: int | None, max_memory: int | None, *, gpus: int, target: str, free: int | None = None) -> Limits:
+        """Limits as asked for: ``--parts``, and ``--max-memory`` or what is free (``free``; None asks the machine)."""
+        if max_memory is not None:
+            return cls(parts, max_memory, f"--max-memory {gigabytes(max_memory)}", gpus, target)
+        found = free_memory() if free is None else free
+        return cls(parts, found, f"{gigabytes(found)} of free memory", gpus, target)
 
-def plan_parts(config: LlamaConfig, precision: str, limits: Limits, *, packed: bool = True, static: bool = False) -> PartPlan:
+
+def plan_parts(
+    config: LlamaConfig, precision: str, limits: Limits, *, packed: bool = True, static: bool = False, begun: tuple[Layers, ...] = ()
+) -> PartPlan:
     """Cut a model at layer boundaries.
 
     Args:
@@ -48,6 +58,7 @@ def plan_parts(config: LlamaConfig, precision: str, limits: Limits, *, packed: b
         precision: of the engine.
         limits: what each part must fit.
         packed, static: form of the graph.
+        begun: the parts of a build that was interrupted; taken again where they fit.
 
     Raises:
         EngineError: more parts than layers are asked for, or even one layer alone does not fit.
@@ -64,6 +75,8 @@ def plan_parts(config: LlamaConfig, precision: str, limits: Limits, *, packed: b
         _check(max(map(memory, cut)), limits, limits.parts)
         return PartPlan(cut, f"--parts {limits.parts}")
     whole = memory((0, layers - 1))
+    if len(begun) >= limits.gpus and begun and begun[-1][1] == layers - 1 and max(map(memory, begun)) <= limits.memory_bytes:
+        return PartPlan(begun, f"{len(begun)} parts, as an interrupted build had begun" if len(begun) > 1 else _reason(1, whole, limits))
     for count in range(limits.gpus, layers + 1):
         cut = split(sizes, count, tied=config.tie_word_embeddings)
         if max(map(memory, cut)) <= limits.memory_bytes:
@@ -75,7 +88,7 @@ def plan_parts(config: LlamaConfig, precision: str, limits: Limits, *, packed: b
 def part_graph(sizes: WeightSizes, part: Layers, precision: str, *, packed: bool, static: bool, tied: bool) -> Graph:
     """What a part's build depends on; the whole is the part of all layers."""
     count = part[1] - part[0] + 1
-    return Graph(sizes.of_part(*part, tied=tied), count, precision, count * sizes.levels, packed, static)
+    return Graph(sizes.of_part(*part, tied=tied), count, precision, count * sizes.turned, packed, static)
 
 
 def split(sizes: WeightSizes, count: int, *, tied: bool) -> tuple[Layers, ...]:

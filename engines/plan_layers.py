@@ -21,7 +21,7 @@ import onnx_ir as ir
 from artifact.config import LlamaConfig
 from artifact.io_spec import BATCH, CACHE_KINDS, LOGITS, SEQUENCE, TOTAL, past_name, present_name
 from artifact.layout import MODULE_KEY, layer_of
-from engines.graph_weights import node_label
+from engines.graph_weights import layers_in, node_label
 from engines.plan_kinds import ATTENTION, CACHE, CAST, COPIED, COPY, GEMM, NORM, POINTWISE, PRODUCT, REPEATED, ROTARY, SCORES, SOFTMAX, Description
 from engines.plan_program import Kernel, Program, Tensor
 from engines.plan_shapes import Dimension, Sizes
@@ -76,7 +76,9 @@ class PlanReader:
         self._layer = {label: _layer(label, node) for label, node in nodes} | {str(value.name): None for value in graph.inputs}
         self._operator = {label: node.op_type for label, node in nodes}
         self._shapes = {str(value.name): _shape(value) for value in graph.inputs}
-        self._presents = {present_name(i, kind): f"present {kind}" for i in range(config.num_hidden_layers) for kind in CACHE_KINDS}
+        self.layers = layers_in(graph)
+        self.gives_logits = any(value.name == LOGITS for value in graph.outputs)
+        self._presents = {present_name(i, kind): f"present {kind}" for i in self.layers for kind in CACHE_KINDS}
         self._config = config
 
     def sizes(self, program: Program) -> Sizes:
@@ -109,7 +111,9 @@ class PlanReader:
         return found // (sizes.axes[BATCH] * self._config.vocab_size) if found is not None else None
 
     def _logits(self, program: Program) -> str | None:
-        """The plan's name of the logits: the only output that is no cache."""
+        """The plan's name of the logits: the only output that is no cache; None of a part that gives a hidden state."""
+        if not self.gives_logits:
+            return None
         others = [name for name in program.outputs if name in program.tensors and program.tensors[name].interface not in self._presents]
         return others[0] if len(others) == 1 else None
 
@@ -150,7 +154,7 @@ class PlanReader:
 
     def _slots(self) -> int | None:
         """The capacity of a static cache, which an engine graph holds as a number; None for a dynamic one, whose past may be of any length."""
-        past = self._shapes.get(past_name(0, CACHE_KINDS[0]), ())
+        past = self._shapes.get(past_name(self.layers[0], CACHE_KINDS[0]), ()) if self.layers else ()
         slots = past[2] if len(past) > 2 else None
         return slots if isinstance(slots, int) else None
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from artifact.config import LlamaConfig
 from artifact.errors import EngineError
-from artifact.io_spec import BATCH, CAPACITY, PAST, SEQUENCE, TOTAL, Dtype, GraphValue, KvCache, graph_inputs
+from artifact.io_spec import BATCH, CAPACITY, PAST, SEQUENCE, TOTAL, Dtype, GraphValue, KvCache, part_inputs
 
 LONGEST_DEFAULT = 4096
 TYPICAL_LENGTH = 512
@@ -48,14 +48,17 @@ def default_length(config: LlamaConfig) -> int:
     return min(config.max_position_embeddings, LONGEST_DEFAULT)
 
 
-def make_profiles(config: LlamaConfig, dtype: Dtype, kv_cache: KvCache = "dynamic", *, max_batch: int, max_length: int) -> list[Profile]:
-    """The prefill and the decode profile of an engine graph.
+def make_profiles(
+    config: LlamaConfig, dtype: Dtype, kv_cache: KvCache = "dynamic", *, max_batch: int, max_length: int, layers: tuple[int, int] | None = None
+) -> list[Profile]:
+    """The prefill and the decode profile of an engine graph, or of a part of one.
 
     Args:
         config: gives the inputs' fixed sizes.
         dtype: of the cache.
         kv_cache: its form.
         max_batch: rows, ≥ 1.
+        layers: first and last of a part; None is the whole.
         max_length: tokens in prompt and answer together, 2 to the model's positions; of a static cache its capacity.
 
     Raises:
@@ -64,7 +67,7 @@ def make_profiles(config: LlamaConfig, dtype: Dtype, kv_cache: KvCache = "dynami
     option = "--max-length" if kv_cache == "dynamic" else "--capacity"
     _check_bounds(config, max_batch, max_length, option)
     axes = _dynamic_axes(max_length) if kv_cache == "dynamic" else _static_axes(max_length)
-    inputs = graph_inputs(config, dtype, kv_cache, one_position=True)
+    inputs = part_inputs(config, dtype, kv_cache, layers or (0, config.num_hidden_layers - 1))
     return [_profile(name, {BATCH: (1, 1, max_batch), **ranges}, inputs) for name, ranges in axes.items()]
 
 

@@ -23,15 +23,15 @@ def is_static(graph: ir.Graph) -> bool:
     return any(value.name == CACHE_WRITE_INDICES for value in graph.inputs)
 
 
-def static_checks(programs: Sequence[Program], profiles: Sequence[str], layers: int) -> list[Check]:
+def static_checks(programs: Sequence[Program], profiles: Sequence[str], layers: Sequence[int]) -> list[Check]:
     """Two checks a profile.
 
     Args:
         programs: of the plan.
         profiles: their names, in the plan's order.
-        layers: L.
+        layers: those of the graph.
     """
-    presents = {present_name(layer, kind) for layer in range(layers) for kind in CACHE_KINDS}
+    presents = {present_name(layer, kind) for layer in layers for kind in CACHE_KINDS}
     checks = []
     for index, name in enumerate(profiles):
         own = [program for program in programs if program.profile == index]

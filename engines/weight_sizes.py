@@ -32,7 +32,7 @@ class WeightSizes:
         tail: final norm, and lm_head unless it is tied.
         rotary: the cos and sin tables.
         lm_head: what the last product reads, tied or not.
-        levels: of a layer, what is quantised, without its scales.
+        turned: of a layer, levels that lie as [out, in]: of every quantised precision but int8.
         layers: L.
     """
 
@@ -42,7 +42,7 @@ class WeightSizes:
     rotary: int
     lm_head: int
     layers: int
-    levels: int = 0
+    turned: int = 0
 
     @property
     def total(self) -> int:
@@ -76,7 +76,7 @@ def weight_sizes(config: LlamaConfig, precision: str) -> WeightSizes:
         rotary=config.max_position_embeddings * config.head_dim * float_bytes,  # [positions, D / 2], twice
         lm_head=shared.get(LM_HEAD, shared[EMBEDDING]),
         layers=config.num_hidden_layers,
-        levels=_levels_bytes(config, precision),
+        turned=_turned_bytes(config, precision),
     )
 
 
@@ -85,9 +85,9 @@ def linear_parameters(config: LlamaConfig) -> int:
     return config.num_hidden_layers * sum(map(prod, linear_shapes(config).values()))
 
 
-def _levels_bytes(config: LlamaConfig, precision: str) -> int:
+def _turned_bytes(config: LlamaConfig, precision: str) -> int:
     dtype = QUANTIZED_TYPES.get(precision)
-    return 0 if dtype is None else sum(map(prod, linear_shapes(config).values())) * QUANTIZED_BITS[dtype] // 8
+    return 0 if dtype is None or precision == "int8" else sum(map(prod, linear_shapes(config).values())) * QUANTIZED_BITS[dtype] // 8
 
 
 def _vectors(config: LlamaConfig) -> int:

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from artifact.engine_names import bucket_of, is_engine, stage_of
+from artifact.engine_names import bucket_of, is_engine, is_part, stage_of
 from artifact.errors import UsageError, ValidationError
 from artifact.hashing import sha256_of
 from artifact.io_spec import Dtype
@@ -251,6 +251,8 @@ def _place(stage: str) -> tuple[int, bool, int]:
 
 
 def _unmeasurable(stage: str, there: list[str], dtype: Dtype) -> str | None:
+    if is_part(stage):
+        return "a part of its engine graph, proven the same when it was cut"
     if tolerances.kind_of(stage, dtype) is None:
         return "not a stage that this version knows"
     base = stage_of(stage)

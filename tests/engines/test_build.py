@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,16 @@ import pytest
 
 from artifact.errors import ArtifactError, EngineError
 from artifact.hashing import sha256_of
+from artifact.io_spec import present_layer
+from artifact.journal import Journal
+from artifact.layout import MODULE_KEY
 from artifact.manifest import write_manifest
+from artifact.progress import Progress
 from artifact.steps import StepContext
+from commands.part_graphs import write_part_graphs
 from commands.summary import summarize
+from engines.backends.protocol import BuildRequest, BuildResult
+from engines.backends.tensorrt_rtx import TensorRTRTX
 from engines.build import build_engine, choose_backend
 from engines.engine_options import EngineOptions
 
@@ -37,7 +45,7 @@ def test_build_engine_writes_graph_plan_and_record(make_stage: Make, tmp_path: P
     step = artifact_of(make_stage, tmp_path, precision)
     told: list[str] = []
     step.progress = lambda what, done, total: told.append(what)
-    report = build_engine(step, EngineOptions(precision=precision, target="a100", max_batch=2))
+    report = build_engine(step, EngineOptions(precision=precision, target="a100", max_batch=2), write_part_graphs)
     (engine,) = report["engines"]
     plan = tmp_path / engine["file"]
     assert engine["file"] == f"engines/a100-80gb-{precision}/part-00.plan"
@@ -57,7 +65,9 @@ def test_build_engine_writes_graph_plan_and_record(make_stage: Make, tmp_path: P
 
 def test_int8_for_one_row_is_built_for_two_and_says_so(make_stage: Make, tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx-cu12 is not installed")
-    (engine,) = build_engine(artifact_of(make_stage, tmp_path, "int8"), EngineOptions(precision="int8", target="a100", max_batch=1))["engines"]
+    (engine,) = build_engine(
+        artifact_of(make_stage, tmp_path, "int8"), EngineOptions(precision="int8", target="a100", max_batch=1), write_part_graphs
+    )["engines"]
     assert engine["audit"]["passed"]
     assert engine["max_batch"] == 1
     assert all(axes["batch_size"] == (1, 1, 2) for axes in engine["profiles"].values())
@@ -69,7 +79,7 @@ def test_int8_for_one_row_is_built_for_two_and_says_so(make_stage: Make, tmp_pat
 def test_a_static_cache_is_built_at_its_capacity_and_written_in_place(make_stage: Make, tmp_path: Path, precision: str) -> None:
     pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx-cu12 is not installed")
     step = artifact_of(make_stage, tmp_path, precision, kv_cache="static")
-    report = build_engine(step, EngineOptions(precision=precision, target="a100", max_batch=3, capacity=96))
+    report = build_engine(step, EngineOptions(precision=precision, target="a100", max_batch=3, capacity=96), write_part_graphs)
     assert report["passed"] is True
     (engine,) = report["engines"]
     recorded = json.loads((tmp_path / engine["file"]).with_name("build.json").read_text())["engines"][0]
@@ -97,7 +107,7 @@ def test_each_cache_form_has_its_own_bound(make_stage: Make, tmp_path: Path, kv_
     step = artifact_of(make_stage, tmp_path, "fp16", kv_cache=kv_cache)
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(EngineError, match=words) as error:
-        build_engine(step, EngineOptions(precision="fp16", target="a100", **options))
+        build_engine(step, EngineOptions(precision="fp16", target="a100", **options), write_part_graphs)
     assert error.value.hint is not None
     assert hint in error.value.hint
     assert sorted(tmp_path.rglob("*")) == before
@@ -105,7 +115,9 @@ def test_each_cache_form_has_its_own_bound(make_stage: Make, tmp_path: Path, kv_
 
 def test_a_failed_audit_is_not_passed(make_stage: Make, tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx-cu12 is not installed")
-    report = build_engine(artifact_of(make_stage, tmp_path, "fp16", split_last=True), EngineOptions(precision="fp16", target="a100", max_batch=1))
+    report = build_engine(
+        artifact_of(make_stage, tmp_path, "fp16", split_last=True), EngineOptions(precision="fp16", target="a100", max_batch=1), write_part_graphs
+    )
     assert report["passed"] is False
     assert (tmp_path / report["engines"][0]["file"]).exists()
 
@@ -113,7 +125,7 @@ def test_a_failed_audit_is_not_passed(make_stage: Make, tmp_path: Path) -> None:
 def test_names_the_command_that_makes_a_missing_stage(make_stage: Make, tmp_path: Path) -> None:
     step = artifact_of(make_stage, tmp_path, "fp16")
     with pytest.raises(ArtifactError, match=r"has no int8\.onnx") as error:
-        build_engine(step, EngineOptions(precision="int8", target="a100"))
+        build_engine(step, EngineOptions(precision="int8", target="a100"), write_part_graphs)
     assert error.value.hint is not None
     assert "quantize" in error.value.hint
 
@@ -132,7 +144,7 @@ def test_refuses_bad_options_and_writes_nothing(make_stage: Make, tmp_path: Path
     step = artifact_of(make_stage, tmp_path, "fp16")
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(EngineError, match=words):
-        build_engine(step, EngineOptions(**{"precision": "fp16", "target": "a100", **options}))
+        build_engine(step, EngineOptions(**{"precision": "fp16", "target": "a100", **options}), write_part_graphs)
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -141,3 +153,80 @@ def test_says_how_to_install_the_compiler(monkeypatch: pytest.MonkeyPatch) -> No
     with pytest.raises(EngineError, match="tensorrt-rtx-cu12 not installed") as error:
         choose_backend("auto")
     assert error.value.hint == "pip install tensorrt-rtx-cu12 polygraphy"
+
+
+def parts_artifact(make_stage: Make, folder: Path, precision: str = "fp16", layers: int = 3, **form: Any) -> StepContext:
+    stage = make_stage(folder, layers, precision, **form)
+    graph = ir.load(stage.path)
+    for node in graph.graph:  # as an export names them: every node that gives a cache is its layer's
+        layer = present_layer(str(node.outputs[0].name))
+        if layer is not None:
+            node.metadata_props[MODULE_KEY] = f"model.layers.{layer}"
+        elif node.op_type == "Gather" and node.inputs[1] is not None and node.inputs[1].name == "input_ids":
+            node.metadata_props[MODULE_KEY] = "model.embed_tokens"
+        if re.fullmatch(r"l\d+_out", str(node.outputs[0].name)):
+            node.outputs[0].shape = ir.Shape(["batch_size", "sequence_length", stage.config.hidden_size])
+            node.outputs[0].type = ir.TensorType(ir.DataType.FLOAT16)
+    ir.save(graph, stage.path)
+    model = {"name": "tiny", "source": "random", "format": "random", "fingerprint": "0", "dtype": "fp16", "config": asdict(stage.config)}
+    write_manifest(folder, {"format": 1, "model": model | {"kv_cache": stage.kv_cache}, "steps": {}})
+    return StepContext(folder)
+
+
+@pytest.mark.parametrize(("precision", "kv_cache"), [("fp16", "dynamic"), ("int8", "static")])
+def test_parts_are_plans_of_their_own_and_audited(make_stage: Make, tmp_path: Path, precision: str, kv_cache: str) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx-cu12 is not installed")
+    step = parts_artifact(make_stage, tmp_path, precision, kv_cache=kv_cache)
+    capacity = 96 if kv_cache == "static" else None
+    report = build_engine(step, EngineOptions(precision=precision, target="a100", parts=2, capacity=capacity), write_part_graphs)
+    assert report["passed"] is True, [check for engine in report["engines"] for check in engine["audit"]["checks"] if check["passed"] is False]
+    assert (report["parts_reason"], len(report["engines"])) == ("--parts 2", 2)
+    first, second = report["parts"]
+    assert first["layers"][0] == 0
+    assert (first["layers"][1] + 1, second["layers"][1]) == (second["layers"][0], 2)
+    boundary = f"hidden_states.{second['layers'][0]}"
+    assert (first["outputs"][0], second["inputs"][0], second["outputs"][0]) == (boundary, boundary, "logits")
+    assert "input_ids" in first["inputs"]
+    assert "input_ids" not in second["inputs"]
+    for part, (line, engine) in enumerate(zip(report["parts"], report["engines"], strict=True)):
+        assert (line["file"], engine["part"]) == (engine["file"], part)
+        assert engine["file"].endswith(f"part-{part:02}.plan")
+        graph = ir.load(tmp_path / line["graph"]).graph
+        assert [{value.name for value in values} for values in (graph.inputs, graph.outputs)] == [set(line["inputs"]), set(line["outputs"])]
+        kernels = engine["kernels_by_profile"]["decode"]
+        assert kernels["_gemv_mha_v1"] == line["layers"][1] - line["layers"][0] + 1
+    assert json.loads((tmp_path / first["file"]).with_name("build.json").read_text())["parts"] == json.loads(json.dumps(report["parts"]))
+    assert sum(f"layers {one['layers'][0]}–{one['layers'][1]}" in str(summarize("build", report)) for one in report["parts"]) == 2
+
+
+def test_a_build_that_broke_off_goes_on_with_the_parts_that_are_missing(make_stage: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx-cu12 is not installed")
+    folder, wanted = tmp_path, {"options": {"parts": None}}
+    options = EngineOptions(precision="fp16", target="a100", max_batch=2, parts=2)
+    built = TensorRTRTX.build
+    plans: list[str] = []
+
+    def build(backend: TensorRTRTX, request: BuildRequest, progress: Progress) -> BuildResult:
+        plans.append(request.graph.name)
+        if len(plans) == 2:
+            raise EngineError("the plan can't be written: no space left")
+        return built(backend, request, progress)
+
+    monkeypatch.setattr(TensorRTRTX, "build", build)
+    step = parts_artifact(make_stage, folder)
+    step.journal = Journal.reopen(folder, "build-a100-80gb-fp16", wanted, set())
+    with pytest.raises(EngineError, match="no space left"):
+        build_engine(step, options, write_part_graphs)
+    before = (folder / "engines/a100-80gb-fp16/part-00.plan").stat().st_mtime_ns
+    again = StepContext(folder, journal=Journal.reopen(folder, "build-a100-80gb-fp16", wanted, set()))
+    report = build_engine(again, replace(options, parts=None), write_part_graphs)  # the split is the one that was begun
+    assert plans == ["fused-engine-part-00.onnx", *["fused-engine-part-01.onnx"] * 2]
+    assert (folder / report["engines"][0]["file"]).stat().st_mtime_ns == before
+    assert [engine["plan_sha256"] for engine in report["engines"]] == [sha256_of(folder / engine["file"]) for engine in report["engines"]]
+    assert report["passed"] is True
+    assert report["parts_reason"] == "2 parts, as an interrupted build had begun"
+
+
+def test_memory_that_was_asked_for_cuts_the_model(make_stage: Make, tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match=r"the largest of 3 parts needs about 0\.3 GB of memory, more than --max-memory 0\.1 GB"):
+        build_engine(parts_artifact(make_stage, tmp_path), EngineOptions(precision="fp16", target="a100", max_memory=10**8), write_part_graphs)

@@ -1,4 +1,4 @@
-"""engines/estimate.py and step_costs.py: all steps of a precision, what is lacking, and the parts that fit."""
+"""engines/estimate.py, step_costs.py and build_cost.py: all steps of a precision, what is lacking, and the parts that fit."""
 
 from __future__ import annotations
 
@@ -14,17 +14,20 @@ from engines.targets import find_target
 
 GB = 10**9
 ROOMY = Machine(1000 * GB, 10_000 * GB, REFERENCE)
-MEASURED = [  # precision, layers, weights, levels of them, plan in bytes; peak anonymous MB: TensorRT-RTX 1.7.1, packed, 4 rows of 4,096 tokens
+MEASURED = [  # precision, layers, weights, levels of them that are turned, plan in bytes; peak anonymous MB
     ("fp16", 30, 270_078_818, 0, 284_264_612, 879),
     ("fp16", 22, 2_200_621_282, 0, 2_211_869_276, 2725),
     ("fp16", 2, 1_334_878_402, 0, 1_338_619_404, 1660),
     ("fp16", 2, 1_925_236_930, 0, 1_928_979_500, 2249),
+    ("int8", 22, 1_232_525_538, 0, 1_256_651_916, 1786),
+    ("int8", 22, 1_232_525_538, 968_884_224, 1_256_651_916, 2627),
+    ("int4", 22, 762_433_762, 484_442_112, 786_534_116, 1977),
 ]
 
 
-@pytest.mark.parametrize(("precision", "layers", "weights", "levels", "plan", "memory_mb"), MEASURED)
-def test_predictions_are_within_a_tenth_of_measured_builds(precision: str, layers: int, weights: int, levels: int, plan: int, memory_mb: int) -> None:
-    found = build_cost(Graph(weights, layers, precision, levels))
+@pytest.mark.parametrize(("precision", "layers", "weights", "turned", "plan", "memory_mb"), MEASURED)
+def test_predictions_are_within_a_tenth_of_measured_builds(precision: str, layers: int, weights: int, turned: int, plan: int, memory_mb: int) -> None:
+    found = build_cost(Graph(weights, layers, precision, turned))
     assert found.memory_bytes / 1e6 == pytest.approx(memory_mb, rel=0.1)
     assert found.plan_bytes == pytest.approx(plan, rel=0.01)
 
