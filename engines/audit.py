@@ -16,6 +16,7 @@ from engines.graph_weights import Weight, find_biases, find_weights, layers_in, 
 from engines.kernel_source import read_kernel_sources, source_bytes
 from engines.layer_checks import ATTENTION_KERNELS, attention_check, integers_check, layer_checks, logits_check, quantized_check
 from engines.plan_layers import Launch, PlanReader, describe
+from engines.plan_memory import activation_bytes
 from engines.plan_program import Constant, Program, read_programs
 from engines.plan_sums import REASON, float16_sums
 from engines.static_checks import is_static, static_checks
@@ -50,7 +51,7 @@ def audit_plan(
 
     Returns:
         ``kernels`` {name: launches over all profiles}, ``kernels_by_profile``, ``kernels_by_layer`` {profile: {layers, outside}},
-        ``bytes_per_weight``, ``audit`` {passed, checks}.
+        ``bytes_per_weight``, ``activation_bytes`` {profile: bytes on the device}, ``audit`` {passed, checks}.
 
     Raises:
         EngineError: the plan can't be read.
@@ -85,6 +86,7 @@ def audit_plan(
         "kernels_by_profile": {name: _names(found) for name, found in launches.items()},
         "kernels_by_layer": {name: describe(found) for name, found in launches.items()},
         "bytes_per_weight": per_weight,
+        "activation_bytes": activation_bytes(plan, profiles),
         "audit": {"passed": all(line["passed"] is not False for line in checks), "checks": checks},
     }
 

@@ -20,6 +20,8 @@ RESERVED_BYTES = 600_000_000
 """What the CUDA context, its libraries and the runtime take of a GPU before a model is there."""
 CACHE_SETS = {"dynamic": 2, "static": 1}
 """Form → sets of cache buffers: a growing cache is read from one and written to another, a static one is written in place."""
+SCRATCH_BYTES = 8_000_000
+"""What the GEMMs of a profile share, at any width."""
 MOST_GPUS = 8
 LEAST_LENGTH = 256
 OTHERS = ("int8", "int4")
@@ -76,7 +78,7 @@ def activation_bytes(config: LlamaConfig, load: Load) -> int:
     """
     rows, query, key = load.batch * load.length, config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
     widths = 3 * config.intermediate_size + 2 * query + 2 * key + config.hidden_size
-    return rows * (widths + load.length) * DTYPE_BYTES[load.dtype]
+    return rows * (widths + load.length) * DTYPE_BYTES[load.dtype] + SCRATCH_BYTES
 
 
 def fit(config: LlamaConfig, load: Load, target: Target) -> dict[str, Any]:
