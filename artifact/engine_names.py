@@ -41,9 +41,9 @@ def is_engine(name: str) -> bool:
 
 
 def stage_of(name: str) -> str:
-    """The stage that an engine's graph was made from; any other graph is its own."""
-    match = _ENGINE.fullmatch(name)
-    return match["stage"] if match else name
+    """The stage that an engine's graph (its name, or its file) was made from; any other graph is its own."""
+    match = _ENGINE.fullmatch(name.removesuffix(".onnx"))
+    return match["stage"] if match else name.removesuffix(".onnx")
 
 
 def built_from(graph: str) -> str:

@@ -103,10 +103,10 @@ def bench(artifact: Path, options: BenchOptions, *, stage: str = "fused", device
     if device == "cpu":
         return measured
     passed = {} if checked is None else {"passed": checked["passed"]}
-    return {**measured, **_beside_roofline(opened, config, options, first_s, step_s), "tokens": checked, **passed}
+    return {**measured, **beside_roofline(opened, config, options, first_s, step_s), "tokens": checked, **passed}
 
 
-def _beside_roofline(opened: Opened, config: LlamaConfig, options: BenchOptions, first_s: float, step_s: float) -> Report:
+def beside_roofline(opened: Opened, config: LlamaConfig, options: BenchOptions, first_s: float, step_s: float) -> Report:
     """The bounds of this very card at the sizes that were measured, and how much of each was reached."""
     if opened.card is None or opened.precision is None:
         return {"roofline": None, "roofline_reason": f"no data sheet of {opened.device}: its bandwidth and peak are not known here"}

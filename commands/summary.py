@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from commands.sheet import Report, Sheet
+from commands.summary_bench import sheets_of_bench
 from commands.summary_estimate import device_sheets, sheets_of_estimate
 from commands.summary_inspect import sheets_of_inspect
 from engines.plan_words import layer_lines
@@ -175,34 +176,6 @@ def _failures(what: str, checks: list[Report]) -> Iterable[Sheet]:
             yield Sheet(f"{what}: {check['check']}{where} is {_number(check['value'])}, must be {check['comparison']} {_number(check['limit'])}")
 
 
-def _bench(report: Report) -> Iterable[Sheet]:
-    where = report["device"] if report["device"] == "cpu" else f"{report['device']}, {report['backend']}"
-    yield Sheet(f"{report['file']} on {where}; {report['batch']} × {report['prompt_tokens']} prompt tokens, {report['new_tokens']} steps")
-    rows = (
-        ("prefill", f"{report['prefill_tokens_per_s']:,.1f}", f"{report['time_to_first_token_ms']:,.2f} ms to the first token"),
-        ("decode", f"{report['decode_tokens_per_s']:,.1f}", f"{report['decode_ms']:,.3f} ms a step"),
-    )
-    yield Sheet("", ("", "tokens/s", "median"), rows, numbers=True)
-    yield Sheet(f"peak memory of the host {report['peak_rss_mb']:,} MB")
-    if "roofline" in report:
-        yield from _on_gpu(report)
-
-
-def _on_gpu(report: Report) -> Iterable[Sheet]:
-    """Beside the roofline, and against the graph."""
-    bounds, tokens = report["roofline"], report["tokens"]
-    if bounds is None:
-        yield Sheet(f"no roofline: {report['roofline_reason']}")
-    else:
-        decode = f"decode {bounds['decode_tokens_per_s']:,.1f} tokens/s ({bounds['decode_share']:.0%} reached)"
-        first = bounds["time_to_first_token_ms"]
-        prefill = "" if first is None else f", first token in {first:,.2f} ms ({bounds['prefill_share']:.0%} reached)"
-        yield Sheet(f"at best on {bounds['card']}: {decode}{prefill}")
-    if tokens is not None:
-        others = f"; {tokens['decisive']} otherwise and not for rounding, first {tokens['first']}" if tokens["decisive"] else ""
-        yield Sheet(f"{tokens['equal']} of {tokens['checked']} tokens are those of the ONNX graph on the CPU{others}")
-
-
 def _run(report: Report) -> Iterable[Sheet]:
     rows = tuple((step["step"], "done" if step["done"] else "kept", step["reason"]) for step in report["steps"])
     yield Sheet(f"{report['artifact']}: {report['seconds']:.1f} s", ("step", "", "why"), rows)
@@ -257,7 +230,7 @@ _SUMMARIES: dict[str, Callable[[Report], Iterable[Sheet]]] = {
     "quantize": _quantize,
     "build": _build,
     "validate": _validate,
-    "bench": _bench,
+    "bench": sheets_of_bench,
     "run": _run,
     "doctor": _doctor,
     "inspect": sheets_of_inspect,

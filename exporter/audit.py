@@ -24,9 +24,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from artifact import engine_names
 from artifact.census import GraphWeight, graph_weights, take_census
 from artifact.config import LlamaConfig
+from artifact.engine_names import stage_of
 from artifact.errors import ToolkitError
 from artifact.io_spec import Dtype
 from artifact.layout import PACKED, layer_of
@@ -216,11 +216,6 @@ def base_of(name: str) -> str:
     for suffix in (LEVELS, TURNED, BLOCK_LEVELS, SCALE, SMOOTHED):
         name = name.removesuffix(suffix)
     return name
-
-
-def stage_of(graph: str) -> str:
-    """`fused` for fused.onnx and fused-engine.onnx."""
-    return engine_names.stage_of(graph.removesuffix(".onnx"))
 
 
 def members(name: str, checkpoint: Checkpoint) -> tuple[str, ...]:
