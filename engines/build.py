@@ -117,6 +117,7 @@ def _build_part(step: StepContext, model: EngineModel, backend: Backend, part: i
     finished = step.finished(plan_name)
     if finished is not None and finished.get(BUILT, {}).get("graph_sha256") == digest:
         logger.info("%s: from the interrupted build", plan_name)
+        step.finished(_layers_file(plan_name))
         return _entry(step, plan_name, finished[BUILT])
     profiles, graph_file, precision = _profiles(model, part), step.artifact / graph, model.options.precision
     count = len(model.cut.layers)
@@ -130,7 +131,14 @@ def _build_part(step: StepContext, model: EngineModel, backend: Backend, part: i
         built = engine_entry(model, part, backend.name, profiles, result) | audit | {"graph": graph, "graph_sha256": digest}
         known[BUILT] = built | {"bytes": plan.stat().st_size, "split": [list(layers) for layers in model.cut.layers]}
         logger.info("%s: %d bytes in %.1f s", plan_name, known[BUILT]["bytes"], result.seconds)
+    if "layers" in result.inspection:  # the compiler's own account, which the audit read
+        _record(step, _layers_file(plan_name), {"layers": result.inspection["layers"]})
     return _entry(step, plan_name, known[BUILT])
+
+
+def _layers_file(plan: str) -> str:
+    """Where the account of a plan's layers lies, for a compiler that gives one."""
+    return plan.replace(".plan", ".layers.json")
 
 
 def _entry(step: StepContext, plan_name: str, built: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,8 @@ it: every number is there, none is gated. What holds for any compiler is.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,16 @@ import onnx_ir as ir
 from artifact.config import LlamaConfig
 from artifact.io_spec import cache_names
 from engines.checks import Check, check, first
-from engines.graph_weights import layers_in, weights_bytes
+from engines.graph_weights import find_weights, layers_in, weights_bytes
 from engines.inspected_plan import read_layers
 from engines.layer_checks import LIMITS, STATIC_LIMITS, attention_check, layer_checks
-from engines.plan_layers import PlanReader, describe
+from engines.plan_kinds import GEMM, PRODUCT
+from engines.plan_layers import Launch, PlanReader, describe
 from engines.profiles import Profile
 from engines.static_checks import IN_PLACE, is_static
 
+UNREAD = "of unknown type"
+"""In the place of a weight's type, where the inspector does not say which constant a kernel reads."""
 SHOWN = "shown, not asked for: its limit was measured on TensorRT-RTX"
 
 
@@ -42,7 +46,10 @@ def audit_inspected(plan: Path, graph_file: Path, facts: Mapping[str, Any], *, p
     graph = ir.load(graph_file).graph
     reader, static = PlanReader(graph, config), is_static(graph)
     programs = read_layers(facts["layers"], len(profiles))
-    launches = {profile.name: reader.launches(program) for profile, program in zip(profiles, programs, strict=True)}
+    linears = {label for weight in find_weights(graph) for label in weight.linears}
+    launches = {}
+    for profile, program in zip(profiles, programs, strict=True):
+        launches[profile.name] = [_as_gemm(one, linears) for one in reader.launches(program)]
     checks = [*_interface(facts, profiles, graph), _plan_bytes(plan, graph)]
     checks += [_in_place(facts, config, graph)] if static else []
     limits = STATIC_LIMITS if static else LIMITS
@@ -56,6 +63,11 @@ def audit_inspected(plan: Path, graph_file: Path, facts: Mapping[str, Any], *, p
         "bytes_per_weight": None,
         "audit": {"passed": all(line["passed"] is not False for line in checks), "checks": checks},
     }
+
+
+def _as_gemm(launch: Launch, linears: Set[str]) -> Launch:
+    """A product that computes a linear multiplies by a stored weight, whether or not the inspector names it."""
+    return replace(launch, kind=GEMM, weight=UNREAD) if launch.kind == PRODUCT and not linears.isdisjoint(launch.kernel.layers) else launch
 
 
 def _interface(facts: Mapping[str, Any], profiles: Sequence[Profile], graph: ir.Graph) -> list[Check]:

@@ -164,6 +164,14 @@ def test_says_why_a_plan_cannot_run_here(stage: Any, entry: dict[str, Any], runt
     assert "cli.py build" in str(error.value.hint)
 
 
+@pytest.mark.parametrize(("built", "compatible", "runs"), [("1.6.9", True, True), ("1.6.9", False, False), ("1.8.0", True, False)])
+def test_a_version_compatible_plan_runs_on_a_later_release(
+    stage: Any, entry: dict[str, Any], runtime: Any, built: str, compatible: bool, runs: bool
+) -> None:
+    changed = entry | {"tensorrt_version": built, "flags": {"version_compatible": compatible}}
+    assert (why_not_here(stage.path.parent, changed, A100) is None) == runs
+
+
 def test_says_that_the_runtime_is_not_installed(stage: Any, entry: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
     assert "its runtime can't be imported" in str(why_not_here(stage.path.parent, entry, A100))

@@ -19,6 +19,7 @@ from engines.backends.protocol import AuditRequest, BuildRequest, BuildResult
 from engines.backends.tensorrt import TensorRT
 from engines.build import choose_backend
 from engines.device import Device
+from engines.plan_words import layer_lines
 from engines.profiles import make_profiles
 from engines.targets import find_target
 
@@ -69,7 +70,8 @@ def test_a_plain_build_leaves_nothing_to_a_default(make_stage: Make, tmp_path: P
     shown = {line["check"]: line for line in report["audit"]["checks"]}
     assert (shown["fused_attention_prefill"]["value"], shown["fused_attention_prefill"]["passed"]) == (2, None)
     assert (shown["profiles"]["passed"], shown["shapes_decode"]["passed"]) == (True, True)
-    assert report["kernels_by_layer"]["decode"]["layers"]
+    words = [line.content for line in layer_lines(report["kernels_by_layer"]) if line.profile == "decode"]
+    assert words[0].count("gemm of unknown type") == 4  # qkv, o, gate·up and down; the inspector of the stand-in names no constant
 
 
 def test_every_option_is_a_flag_of_the_builder_and_times_are_kept(make_stage: Make, tmp_path: Path, here: Callable[[str], None]) -> None:
