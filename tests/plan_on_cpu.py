@@ -183,7 +183,7 @@ class Context:
             host = np.empty(self._shapes[name], dtype)
             ctypes.memmove(host.ctypes.data, memory.at(self._addresses[name], host.nbytes), host.nbytes)
             feeds[name] = host
-        self._runtime.ran.append((self._profile, feeds["input_ids"].shape[1]))
+        self._runtime.ran.append((self._profile, feeds["position_ids"].shape[1]))  # every part has them
         names = [value.name for value in self._session.get_outputs()]
         for name, values in zip(names, map(np.ascontiguousarray, self._session.run(names, feeds)), strict=True):
             ctypes.memmove(memory.at(self._addresses[name], values.nbytes), values.ctypes.data, values.nbytes)
