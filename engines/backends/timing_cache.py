@@ -13,7 +13,7 @@ from polygraphy.util import LockFile
 
 from artifact.manifest import atomic_write
 
-CREATED, USED, REFUSED = "created", "used", "refused: it is of another TensorRT release or GPU"
+CREATED, USED, REFUSED = "created", "used", "refused: it is no timing cache of this TensorRT release and GPU"
 
 
 class TimingCache:
@@ -47,8 +47,10 @@ class TimingCache:
             return
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with LockFile(str(self._path)):
-            if (there := self._content()) is not None:
-                measured.combine(config.create_timing_cache(there), ignore_mismatch=False)
+            there = self._content()
+            other = config.create_timing_cache(there) if there is not None else None
+            if other is not None:
+                measured.combine(other, ignore_mismatch=False)  # TensorRT skips a foreign one
             with atomic_write(self._path) as temporary:
                 temporary.write_bytes(bytes(measured.serialize()))
 

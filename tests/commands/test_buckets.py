@@ -72,7 +72,7 @@ def plans(artifact: Path, plan_on_cpu: ModuleType, runtime: Any, a100: Device) -
 
 
 @pytest.mark.trace
-@pytest.mark.parametrize(("prompt", "capacity"), [(12, 24), (17, 24), (18, 40), (40, 64)])
+@pytest.mark.parametrize(("prompt", "capacity"), [(17, 24), (18, 40), (40, 64)])
 def test_the_smallest_that_holds_it_is_taken(artifact: Path, plans: None, prompt: int, capacity: int) -> None:
     report = bench(artifact, BenchOptions(prompt_tokens=prompt, new_tokens=3, batch=2, repeats=1), stage="traced", device="cuda")
     assert (report["file"], report["capacity"]) == (f"engines/a100-80gb-fp16-c{capacity}/part-00.plan", capacity)

@@ -204,6 +204,8 @@ class ITimingCache:
         self._header, self._times = header, times
 
     def combine(self, input_cache: Any, ignore_mismatch: Any) -> Any:
+        if input_cache._header != self._header and not ignore_mismatch:
+            return False
         self._times |= input_cache._times
         return True
 
@@ -240,6 +242,8 @@ class IBuilderConfig:
         return len(self._profiles) - 1
 
     def create_timing_cache(self, serialized_timing_cache: bytes) -> Any:
+        if serialized_timing_cache and not serialized_timing_cache.startswith(b"["):
+            return None
         header, times = json.loads(serialized_timing_cache) if serialized_timing_cache else (__version__, [])
         return ITimingCache(header, set(times))
 

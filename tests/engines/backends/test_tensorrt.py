@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import sys
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from engines.backends import tensorrt
 from engines.backends.flags import BuildFlags
 from engines.backends.protocol import AuditRequest, BuildRequest, BuildResult
 from engines.backends.tensorrt import TensorRT
+from engines.backends.timing_cache import TimingCache
 from engines.build import choose_backend
 from engines.device import Device
 from engines.plan_words import layer_lines
@@ -83,13 +85,51 @@ def test_every_option_is_a_flag_of_the_builder_and_times_are_kept(make_stage: Ma
     assert (plan["pools"], plan["level"]) == ({"WORKSPACE": 1 << 30}, 5)
     assert result.compiler["refittable"] is True
     assert result.compiler["timing_cache"] == {"file": str(cache), "state": "created"}
-    cache.write_text(json.dumps(["11.4.0.106", ["of another build"]]))
-    _, result, _ = build(stage, tmp_path, flags)
-    assert result.compiler["timing_cache"]["state"] == "used"
-    assert json.loads(cache.read_text()) == ["11.4.0.106", [stage.engine_graph.name, "of another build"]]
-    cache.write_text(json.dumps(["10.16.1.11", ["of another release"]]))
-    _, result, _ = build(stage, tmp_path, flags)
-    assert result.compiler["timing_cache"]["state"].startswith("refused: it is of another TensorRT release")
+    assert json.loads(cache.read_text()) == ["11.4.0.106", [stage.engine_graph.name]]
+
+
+@pytest.fixture(scope="module")
+def builder_config() -> Any:
+    """Makes configurations of the stand-in, in this process, under a name that nobody imports."""
+    spec = importlib.util.spec_from_file_location("enterprise_tensorrt", FAKE / "tensorrt.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    yield module.IBuilderConfig
+    del sys.modules[spec.name]
+
+
+@pytest.mark.parametrize(
+    ("there", "state", "after"),
+    [
+        (["11.4.0.106", ["before"]], "used", {"before", "measured", "meanwhile"}),
+        (["10.16.1.11", ["before"]], "refused: it is no timing cache of this TensorRT release and GPU", {"measured", "meanwhile"}),
+        ("rubbish", "refused: it is no timing cache of this TensorRT release and GPU", {"measured", "meanwhile"}),
+        (None, "created", {"measured", "meanwhile"}),
+    ],
+)
+def test_times_are_taken_over_and_merged(builder_config: Any, tmp_path: Path, there: Any, state: str, after: set[str]) -> None:
+    path, config = tmp_path / "kernels.timing", builder_config()
+    if there:
+        path.write_text(json.dumps(there))
+    cache = TimingCache(path)
+    assert cache.attach(config) == state
+    config.get_timing_cache()._times.add("measured")
+    path.write_text(json.dumps(["11.4.0.106", ["meanwhile"]]))  # by another build
+    cache.save(config)
+    assert json.loads(path.read_text()) == ["11.4.0.106", sorted(after)]
+    path.write_text("rubbish")
+    cache.save(config)
+    assert json.loads(path.read_text()) == ["11.4.0.106", sorted(after)]
+
+
+def test_without_a_file_no_times_are_kept(builder_config: Any) -> None:
+    config = builder_config()
+    cache = TimingCache(None)
+    assert cache.attach(config) is None
+    cache.save(config)
 
 
 def test_a_static_cache_gets_its_lengths_and_its_buffers(make_stage: Make, tmp_path: Path, here: Callable[[str], None]) -> None:
