@@ -11,11 +11,12 @@ from artifact.config import LlamaConfig
 from artifact.errors import ArtifactError, FusionError
 from artifact.journal import unfinished_steps
 from artifact.layout import MODULE_KEY, layer_of, parameter_count
-from artifact.manifest import MANIFEST, fingerprint, read_manifest
+from artifact.manifest import MANIFEST, fingerprint, kv_cache_of, read_manifest
 from artifact.progress import Progress, silent
 from artifact.stale import stale_steps
 from commands.inspect_engine import describe_engines, inspect_plan
 from commands.verify import verify_artifact
+from engines.estimate import fits_on
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -59,6 +60,7 @@ def _artifact(folder: Path, *, verify: bool, progress: Progress) -> Report:
         "kind": "artifact folder",
         "model": {key: value for key, value in (manifest["model"] or {}).items() if key != "config"},
         "config": (manifest["model"] or {}).get("config", {}),
+        "fits": {} if manifest["model"] is None else fits_on(LlamaConfig(**manifest["model"]["config"]), kv_cache_of(manifest["model"])),
         "steps": {name: f"{step['seconds']} s, {len(step['outputs'])} files" for name, step in manifest["steps"].items()},
         "unfinished": unfinished_steps(folder),
         "stale": [stale.words for stale in stale_steps(folder, manifest).values()],
@@ -142,6 +144,7 @@ def _checkpoint(path: str, progress: Progress) -> Report:
         "parameters": parameter_count(config),
         "tensors": len(checkpoint.shapes),
         "config": {key: value for key, value in config.to_hf().items() if key not in ("architectures",)},
+        "fits": fits_on(config),
         **({"quantization": given.as_record() | {"scheme": given.scheme}} if given is not None else {}),
         "dropped": list(checkpoint.dropped),
         "unknown_config_keys": list(checkpoint.unknown_config_keys),

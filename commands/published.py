@@ -8,6 +8,7 @@ from typing import Any
 from artifact.layout import parameter_count
 from artifact.presets import PRESETS, preset
 from artifact.progress import Progress
+from engines.estimate import fits_on
 
 Report = dict[str, Any]
 
@@ -45,6 +46,7 @@ def _size(size: str) -> Report:
         "parameters": parameter_count(config),
         "float16_bytes": 2 * parameter_count(config),
         "cached": state,
+        "fits": fits_on(config),
         "config": {key: value for key, value in config.to_hf().items() if key != "architectures"},
     }
 

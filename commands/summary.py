@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from commands.sheet import Report, Sheet
+from commands.sheet import Report, Sheet, failures, megabytes, number, verdict
 from commands.summary_bench import sheets_of_bench
-from commands.summary_estimate import device_sheets, sheets_of_estimate
+from commands.summary_engines import engine_sheets
+from commands.summary_estimate import sheets_of_estimate
 from commands.summary_inspect import sheets_of_inspect
-from engines.plan_words import layer_lines
 
 
 def summarize(command: str, report: Report, *, up_to_date: bool = False) -> list[Sheet]:
@@ -34,7 +34,7 @@ def _export(report: Report) -> Iterable[Sheet]:
 
 def _held(report: Report) -> str:
     """What became of the weights."""
-    size = _megabytes(report["planned_weights_bytes"])
+    size = megabytes(report["planned_weights_bytes"])
     if report["weights"] == "none":
         return f"the graph alone; its {size} of weights are not written"
     return f"{size} of weights {'used where they lie' if report['weights'] == 'reference' else 'written'} in {report['weights_s']:.1f} s"
@@ -60,7 +60,7 @@ def _first_refusal(rule: Report) -> tuple[str, str]:
 
 def _quantize(report: Report) -> Iterable[Sheet]:
     target = f" for {report['target']}" if "target" in report else ""
-    yield Sheet(f"{report['scheme']}{target}: {report['quantized']} of {report['linears']} linears quantised, {_megabytes(report['bytes'])}")
+    yield Sheet(f"{report['scheme']}{target}: {report['quantized']} of {report['linears']} linears quantised, {megabytes(report['bytes'])}")
     if report.get("given"):
         yield Sheet(f"the checkpoint's own integers and scales: {report['given']}")
     elif "calibration" in report:
@@ -82,7 +82,7 @@ def _calibration(calibration: Report) -> str:
     if calibration["text"] is None:
         return f"plain rounding, not calibrated: {calibration['reason']}"
     shape = f"{calibration['sequences']} sequences, {calibration['tokens']:,} tokens"
-    return f"calibrated on {calibration['text']}: {shape}; {calibration['file']} takes {_megabytes(calibration['bytes'])}"
+    return f"calibrated on {calibration['text']}: {shape}; {calibration['file']} takes {megabytes(calibration['bytes'])}"
 
 
 def _placement(placement: Report) -> str:
@@ -93,39 +93,9 @@ def _placement(placement: Report) -> str:
 
 
 def _build(report: Report) -> Iterable[Sheet]:
-    yield from _engines(report["engines"])
+    yield from engine_sheets(report["engines"])
     if "parts_reason" in report:
         yield Sheet(report["parts_reason"])
-
-
-def _engines(engines: list[Report]) -> Iterable[Sheet]:
-    columns = ("engine", "plan", "built in", "peak memory", "bytes/weight", "audit")
-    rows = tuple(
-        (
-            f"{engine['target']} {engine['precision']}{_part(engine)}",
-            _megabytes(engine["bytes"]),
-            f"{engine['build_s']:.1f} s",
-            f"{engine['peak_rss_mb']} MB",
-            "–" if engine["bytes_per_weight"] is None else f"{engine['bytes_per_weight']:.3f}",
-            _verdict(engine["audit"]["passed"]),
-        )
-        for engine in engines
-    )
-    yield Sheet("", columns, rows, numbers=True)
-    for engine in engines:
-        lines = layer_lines(engine["kernels_by_layer"])
-        kernels = tuple((line.profile, line.layers, str(line.kernels), line.content) for line in lines)
-        yield Sheet(engine["file"], ("profile", "where", "kernels", "in order"), kernels)
-        yield from (Sheet(f"{engine['file']}: {note}") for note in engine["notes"])
-        yield from _failures(engine["file"], engine["audit"]["checks"])
-        if engine["part"] == 0:
-            yield from device_sheets(engine["device"])
-
-
-def _part(engine: Report) -> str:
-    """Which layers, where they are not all."""
-    first, last = engine["layers"]
-    return "" if {"input_ids", "logits"} <= {*engine["inputs"], *engine["outputs"]} else f", layers {first}–{last}"
 
 
 def _validate(report: Report) -> Iterable[Sheet]:
@@ -133,20 +103,20 @@ def _validate(report: Report) -> Iterable[Sheet]:
     rows = tuple(
         (
             stage["stage"],
-            _number(stage["noise_ratio"]),
-            _number(stage["strict_noise_ratio"]),
-            _number(stage["worst_local_ratio"]),
+            number(stage["noise_ratio"]),
+            number(stage["strict_noise_ratio"]),
+            number(stage["worst_local_ratio"]),
             _percent(stage["range_peak"], 0),
             "–" if stage["mean_kl"] is None else f"{stage['mean_kl']:.1e}",
             _percent(stage["top1_agreement"]),
             _increase(stage),
-            _verdict(stage["passed"]),
+            verdict(stage["passed"]),
         )
         for stage in report["stages"]
     )
     yield Sheet("", columns, rows, numbers=True)
     for stage in report["stages"]:
-        yield from _failures(stage["stage"], stage["checks"])
+        yield from failures(stage["stage"], stage["checks"])
     if graph := report.get("graph"):
         yield Sheet(f"{graph['file']}: judged as {graph['precision']}: {graph['precision_found']}")
     for failed in (report["checksums"] or {"failed": ()})["failed"]:
@@ -165,21 +135,16 @@ def _validate(report: Report) -> Iterable[Sheet]:
 def _baseline(found: Report | None) -> Iterable[Sheet]:
     """What became worse, in full; the rest is counted."""
     if found:
-        yield from _failures("worse than the baseline", found["checks"])
+        yield from failures("worse than the baseline", found["checks"])
         yield Sheet(f"against {found['file']}: {found['words']}")
 
 
-def _failures(what: str, checks: list[Report]) -> Iterable[Sheet]:
-    for check in checks:
-        if check["passed"] is False:
-            where = f" in {check['where']}" if check.get("where") else ""
-            yield Sheet(f"{what}: {check['check']}{where} is {_number(check['value'])}, must be {check['comparison']} {_number(check['limit'])}")
 
 
 def _run(report: Report) -> Iterable[Sheet]:
     rows = tuple((step["step"], "done" if step["done"] else "kept", step["reason"]) for step in report["steps"])
     yield Sheet(f"{report['artifact']}: {report['seconds']:.1f} s", ("step", "", "why"), rows)
-    yield from _engines([engine for name in report if name.startswith("build-") for engine in report[name]["engines"]])
+    yield from engine_sheets([engine for name in report if name.startswith("build-") for engine in report[name]["engines"]])
     yield from _validate(report["validate"])
     yield Sheet(f"report: {report['artifact']}/reports/parity.html")
 
@@ -208,20 +173,8 @@ def _increase(stage: Report) -> str:
     return f"{stage['perplexity_increase_pct']:+.2f}±{stage['perplexity_se_pct']:.2f}"
 
 
-def _verdict(passed: bool | None) -> str:
-    return {True: "passed", False: "FAILED", None: "–"}[passed]
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3g}" if isinstance(value, (int, float)) else str(value)
-
-
 def _percent(value: float | None, digits: int = 1) -> str:
     return "–" if value is None else f"{100 * value:.{digits}f}%"
-
-
-def _megabytes(size: int) -> str:
-    return f"{size / 1e6:,.0f} MB"
 
 
 _SUMMARIES: dict[str, Callable[[Report], Iterable[Sheet]]] = {

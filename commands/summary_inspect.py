@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from commands.sheet import Report, Sheet
+from commands.summary_estimate import device_sheets
 
-ABOUT = ("path", "kind", "passed", "words", "graphs", "layer_operators", "needs_tensorrt", "runs_here", "why_not_here", "passport")
+ABOUT = ("path", "kind", "passed", "words", "graphs", "layer_operators", "needs_tensorrt", "runs_here", "why_not_here", "passport", "device")
 """Keys that have lines of their own."""
 
 
@@ -25,6 +26,7 @@ def sheets_of_inspect(report: Report) -> Iterable[Sheet]:
             yield Sheet(key, (), tuple((_plain(item),) for item in value))
     yield from _graphs(report)
     yield from _plan(report)
+    yield from device_sheets(report["device"]) if "device" in report else ()
     if verdict:
         yield Sheet(verdict)
 

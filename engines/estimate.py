@@ -14,15 +14,17 @@ from engines.build_cost import BuildCost, build_cost
 from engines.cache_form import longest
 from engines.device_fit import Load, fit
 from engines.part_plan import Limits, PartPlan, part_graph, plan_parts
-from engines.profiles import LEAST_ROWS, TYPICAL_LENGTH
+from engines.profiles import LEAST_ROWS, TYPICAL_LENGTH, default_length
 from engines.roofline import DECODE_SHARE, PREFILL_SHARE, compare, roofline
 from engines.step_costs import Rates, StepCost, Work, as_json, disk_total, step_costs
-from engines.targets import Target
+from engines.targets import TARGETS, Target
 from engines.weight_sizes import check_blocks, weight_sizes
 
 PRECISIONS = ("fp16", "int8", "int8-smoothquant", "int4")
 """What is compared."""
 LONG_PROMPT = 2048
+USUAL_TARGETS, USUAL_PRECISIONS, USUAL_ROWS = ("a100-40gb", "a100-80gb"), ("fp16", "int8"), 4
+"""What `inspect` says of a model; a build's own options are in its build.json."""
 TIMES = "times are of the order of magnitude: they scale with the two rates, and other work on the machine makes them longer"
 
 
@@ -131,6 +133,16 @@ def device_report(config: LlamaConfig, load: Load, target: Target) -> dict[str, 
         "reached": {"decode": list(DECODE_SHARE), "prefill": list(PREFILL_SHARE)},
         "faster": [_compared(config, precision, target, prompt) for precision in PRECISIONS],
         "note": target.note,
+    }
+
+
+def fits_on(config: LlamaConfig, kv_cache: KvCache = "dynamic") -> dict[str, str]:
+    """`a100-40gb fp16` … → whether the model fits it at a build's defaults, in words."""
+    length = default_length(config)
+    return {
+        f"{name} {precision}": fit(config, Load(precision, USUAL_ROWS, length, kv_cache), TARGETS[name])["words"]
+        for name in USUAL_TARGETS
+        for precision in USUAL_PRECISIONS
     }
 
 

@@ -1,7 +1,8 @@
 """Find weights in a plan's bytes, as stored and transposed: one pass over the plan, however many weights there are.
 
-TensorRT-RTX puts every constant at a multiple of 8 bytes (measured). So the plan is read as 64-bit words and looked up in a table of the
-samples' first words; whoever is found is compared in full. Whoever is not is searched byte by byte before it counts as missing.
+TensorRT-RTX puts constants at multiples of 8 bytes, or all of a plan's as far beside them (measured). So the plan is read as 64-bit words and
+looked up in a table of the samples' first words; whoever is found is compared in full. Some of those that are not are searched byte by byte, and
+the plan is read again from where in a word they stand, before a weight counts as missing.
 """
 
 from __future__ import annotations
@@ -44,8 +45,8 @@ def count_copies(plan: Path, weights: Sequence[Weight]) -> list[Copies]:
     with plan.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         counts = _count(content, samples)
         missing = [i for i in range(len(weights)) if not counts[2 * i] + counts[2 * i + 1]]
-        for i in missing[:SLOW_SEARCHES]:
-            counts[2 * i], counts[2 * i + 1] = (int(content.find(sample) >= 0) for sample in samples[2 * i : 2 * i + 2])
+        for shift in _other_shifts(content, [sample for i in missing[:SLOW_SEARCHES] for sample in samples[2 * i : 2 * i + 2]]):
+            counts = [before + more for before, more in zip(counts, _count(content, samples, shift), strict=True)]
     return [Copies(weight.name, counts[2 * i], counts[2 * i + 1]) for i, weight in enumerate(weights)]
 
 
@@ -69,22 +70,29 @@ def _most_varied(array: npt.NDArray[np.generic]) -> bytes:
     return max((piece.tobytes() for piece in pieces), key=lambda piece: len(set(piece)))
 
 
-def _count(content: mmap.mmap, samples: Sequence[bytes]) -> list[int]:
+def _other_shifts(content: mmap.mmap, samples: Sequence[bytes]) -> list[int]:
+    """Where in a word samples stand that are at no multiple of 8 bytes: a part's constants may all be moved by a few bytes (INT8, measured)."""
+    places = (content.find(sample) for sample in samples)
+    return sorted({place % WORD for place in places if place >= 0} - {0})
+
+
+def _count(content: mmap.mmap, samples: Sequence[bytes], shift: int = 0) -> list[int]:
     keys = np.array([int.from_bytes(sample[:WORD].ljust(WORD, b"\0"), "little") for sample in samples], dtype="<u8")
     order = np.argsort(keys, kind="stable")
     is_candidate = np.zeros(1 << 16, dtype=bool)
     is_candidate[(keys & 0xFFFF).astype(np.int64)] = True
     counts = [0] * len(samples)
     view = memoryview(content)
-    for start in range(0, len(content) // WORD, BLOCK_WORDS):
-        size = min(BLOCK_WORDS, len(content) // WORD - start)
-        words = np.frombuffer(view, dtype="<u8", count=size, offset=start * WORD)
+    total = (len(content) - shift) // WORD
+    for start in range(0, total, BLOCK_WORDS):
+        size = min(BLOCK_WORDS, total - start)
+        words = np.frombuffer(view, dtype="<u8", count=size, offset=start * WORD + shift)
         places = np.flatnonzero(is_candidate[words.view("<u2")[::4]])
         hits = words[places]
         del words
         first, last = (np.searchsorted(keys[order], hits, side=side) for side in ("left", "right"))
         for i in np.flatnonzero(first < last):
-            at = (start + int(places[i])) * WORD
+            at = (start + int(places[i])) * WORD + shift
             for j in order[first[i] : last[i]]:
                 counts[j] += content[at : at + len(samples[j])] == samples[j]
     view.release()

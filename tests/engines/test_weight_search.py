@@ -78,3 +78,11 @@ def test_finds_levels_of_four_bits_as_they_are_stored(tmp_path: Path) -> None:
     assert levels.parameters == 64 * 96
     np.testing.assert_array_equal(levels.stored(), stored)
     assert count_copies(plan_of(tmp_path, stored.tobytes()), [levels]) == [Copies("w", 1, 0)]
+
+
+def test_finds_every_weight_of_a_plan_whose_constants_all_stand_beside_their_places(tmp_path: Path) -> None:
+    """More of them than are searched byte by byte, behind a constant of odd length; one of them twice, one not at all."""
+    arrays = [RNG.integers(-100, 100, (64, 64)).astype(np.int8) for _ in range(20)]
+    plan = plan_of(tmp_path, bytes(13), *(array.tobytes() for array in (*arrays[:-1], arrays[0])))
+    found = count_copies(plan, [weight(f"w{index}", array) for index, array in enumerate(arrays)])
+    assert [copies.total for copies in found] == [2, *[1] * 18, 0]
