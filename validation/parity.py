@@ -11,30 +11,24 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from artifact.engine_names import bucket_of, is_engine, stage_of
-from artifact.errors import UsageError, ValidationError
 from artifact.hashing import sha256_of
 from artifact.io_spec import Dtype
 from artifact.layout import parameter_count
 from artifact.manifest import kv_cache_of, require_artifact
-from artifact.progress import Progress
-from artifact.step_kinds import MADE_BY
 from artifact.steps import StepContext
 from engines.device import Device
 from exporter.checkpoints import Checkpoint
 from validation import machine, tolerances
 from validation.baseline_file import Baseline
 from validation.checksums import verify_checksums
-from validation.engine_graph import measure_engine_graph
 from validation.engines import engine_entries, split_engines
 from validation.finite import without_nonfinite
-from validation.measurement import LastRows
 from validation.oracle import Oracle
 from validation.plan_stage import measure_plan
 from validation.prepare import prepare_oracle
 from validation.render import schema, write_reports
 from validation.sensitivity_file import read_sensitivities
-from validation.stage import measure_stage
+from validation.stages import choose_stages, measure_stages
 
 
 def validate_artifact(
@@ -126,43 +120,6 @@ def _limits(oracle: Oracle, stages: list[str], plans: list[dict[str, Any]]) -> l
     return [*rows, *(row for plan in plans for row in tolerances.plan_rows(plan, kv_cache=oracle.kv_cache))]
 
 
-def measure_stages(oracle: Oracle, stages: list[str], progress: Progress) -> list[dict[str, Any]]:
-    """The entries of some stages, in their order; an engine graph takes from its stage what it must give."""
-    entries, expected = [], dict[str, LastRows]()
-    for stage in stages:
-        if is_engine(stage):
-            entries.append(measure_engine_graph(oracle, stage, expected.get(stage_of(stage)), progress))
-        else:
-            entry, expected[stage] = measure_stage(oracle, stage, progress)
-            entries.append(entry)
-    return entries
-
-
-def choose_stages(artifact: Path, wanted: list[str] | None, dtype: Dtype) -> tuple[list[str], list[dict[str, str]]]:
-    """The stages to measure in the order they are made, each before its engine graph; and what is there and is not measured, with the reason.
-
-    Raises:
-        UsageError: a wanted stage is not known.
-        ValidationError: a wanted stage is not there, or there is none at all.
-    """
-    there = [path.stem for path in artifact.glob("*.onnx")]
-    for stage in wanted or ():
-        if tolerances.kind_of(stage, dtype) is None:
-            raise UsageError(f"{stage!r} is not a stage; stages: {', '.join(tolerances.STAGE_ORDER)}, and each with {tolerances.ENGINE}")
-        if stage not in there:
-            hint = MADE_BY.get(f"{stage}.onnx", "python cli.py build {artifact}").format(artifact=artifact)
-            raise ValidationError(f"{artifact} has no {stage}.onnx", hint=hint)
-    chosen, left_out = [], []
-    for stage in there:
-        if reason := _unmeasurable(stage, there, dtype) or (None if not wanted or stage in wanted else "not asked for"):
-            left_out.append({"stage": stage, "reason": reason})
-        else:
-            chosen.append(stage)
-    if not chosen:
-        raise ValidationError(f"{artifact} has no graph to measure", hint=MADE_BY["traced.onnx"].format(artifact=artifact))
-    return sorted(set(chosen), key=_place), sorted(left_out, key=lambda entry: entry["stage"])
-
-
 def overall(report: dict[str, Any]) -> bool | None:
     """False if anything failed; None if no stage was judged."""
     outcomes = [stage["passed"] for stage in report["stages"]]
@@ -243,15 +200,3 @@ def first_mismatch(report: dict[str, Any]) -> str | None:
     baseline = report.get("baseline") or {}
     worse = [f"worse than the baseline: {baseline['words']}"] if baseline.get("passed") is False else []
     return next(iter([*failed, *worse]), None)
-
-
-def _place(stage: str) -> tuple[int, bool, int]:
-    """By stage; each before its engine graphs, and these by capacity."""
-    return tolerances.STAGE_ORDER.index(stage_of(stage)), is_engine(stage), bucket_of(stage)
-
-
-def _unmeasurable(stage: str, there: list[str], dtype: Dtype) -> str | None:
-    if tolerances.kind_of(stage, dtype) is None:
-        return "not a stage that this version knows"
-    base = stage_of(stage)
-    return None if base in there else f"its stage {base}.onnx is not there to compare it with"

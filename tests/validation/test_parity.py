@@ -17,7 +17,8 @@ from exporter.checkpoints import Checkpoint
 from exporter.export import export_checkpoint
 from exporter.model import RMSNorm
 from validation.finite import without_nonfinite
-from validation.parity import choose_stages, headline, overall, validate_artifact, verdict
+from validation.parity import headline, overall, validate_artifact, verdict
+from validation.stages import choose_stages
 
 pytestmark = pytest.mark.parity
 Report = dict[str, Any]
