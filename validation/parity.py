@@ -21,7 +21,9 @@ from exporter.checkpoints import Checkpoint
 from validation import machine, tolerances
 from validation.baseline_file import Baseline
 from validation.checksums import verify_checksums
+from validation.drift import drift_words
 from validation.engines import engine_entries, split_engines
+from validation.error_budget import error_budgets
 from validation.finite import without_nonfinite
 from validation.oracle import Oracle
 from validation.plan_stage import measure_plan
@@ -79,7 +81,7 @@ def validate_artifact(
         **_describe(oracle),
         "fusion": manifest["steps"].get("fuse", {}).get("report"),
         "sensitivity": read_sensitivities(step.artifact),
-        "stages": measured,
+        **{"stages": measured, "error_budget": error_budgets(measured, dtype, oracle.floor.mean_abs)},
         "not_run": [*not_run, *unknown],
         "engines": engines,
         "checksums": stored.as_report(),
@@ -195,7 +197,7 @@ def first_mismatch(report: dict[str, Any]) -> str | None:
     for stage in report["stages"]:
         for check in stage["checks"]:
             if check["passed"] is False:
-                return f"{stage['stage']} does not match: {describe(check)}"
+                return f"{stage['stage']} does not match: {describe(check)}{drift_words(stage, check)}"
     failed = [f"the audit of {engine['file']} failed" for engine in report["engines"] if (engine.get("audit") or {}).get("passed") is False]
     baseline = report.get("baseline") or {}
     worse = [f"worse than the baseline: {baseline['words']}"] if baseline.get("passed") is False else []
