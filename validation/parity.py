@@ -29,6 +29,7 @@ from validation.oracle import Oracle
 from validation.plan_stage import measure_plan
 from validation.prepare import prepare_oracle
 from validation.render import schema, write_reports
+from validation.resume import forget_stages
 from validation.sensitivity_file import read_sensitivities
 from validation.stages import choose_stages, measure_stages
 
@@ -69,7 +70,7 @@ def validate_artifact(
     oracle = prepare_oracle(step, checkpoint, dtype, kv_cache_of(manifest["model"]), text=text, tokens=tokens, streamed=streamed)
     if baseline is not None:
         baseline.require_comparable(oracle.describe_texts())
-    measured = measure_stages(oracle, chosen, step.progress)
+    measured, oracle.resumed = measure_stages(step, oracle, chosen)
     runnable, not_run = split_engines(step.artifact, engines := engine_entries(step.artifact), device)
     if isinstance(device, Device):
         measured += [measure_plan(oracle, engine, device, step.progress) for engine in runnable]
@@ -92,9 +93,14 @@ def validate_artifact(
     report |= _judged(report, baseline, random_weights=checkpoint.format == "random", left_out=len(unknown))
     report["seconds"] = round(time.perf_counter() - start, 2)
     report["seconds_by_part"] = seconds | oracle.seconds | {entry["stage"]: entry["seconds"] for entry in measured}
-    finite: dict[str, Any] = without_nonfinite(report)
-    write_reports(step, finite)
-    return finite
+    return _write(step, without_nonfinite(report))
+
+
+def _write(step: StepContext, report: dict[str, Any]) -> dict[str, Any]:
+    """Write a finished report; what was kept for an interruption is not needed any more."""
+    write_reports(step, report)
+    forget_stages(step)
+    return report
 
 
 def _describe(oracle: Oracle) -> dict[str, Any]:

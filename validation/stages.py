@@ -8,25 +8,35 @@ from typing import Any
 from artifact.engine_names import bucket_of, is_engine, stage_of
 from artifact.errors import UsageError, ValidationError
 from artifact.io_spec import Dtype
-from artifact.progress import Progress
 from artifact.step_kinds import MADE_BY
+from artifact.steps import StepContext
 from validation import tolerances
 from validation.engine_graph import measure_engine_graph
 from validation.measurement import LastRows
 from validation.oracle import Oracle
+from validation.resume import keep_stage, kept_stage
 from validation.stage import measure_stage
 
 
-def measure_stages(oracle: Oracle, stages: list[str], progress: Progress) -> list[dict[str, Any]]:
-    """The entries of some stages, in their order; an engine graph takes from its stage what it must give."""
-    entries, expected = [], dict[str, LastRows]()
+def measure_stages(step: StepContext, oracle: Oracle, stages: list[str]) -> tuple[list[dict[str, Any]], list[str]]:
+    """The entries of some stages, in their order, and which of them an interrupted run had measured."""
+    entries, resumed, expected = [], [], dict[str, LastRows]()
     for stage in stages:
-        if is_engine(stage):
-            entries.append(measure_engine_graph(oracle, stage, expected.get(stage_of(stage)), progress))
+        if (measured := kept_stage(step, stage)) is not None:
+            resumed.append(stage)
         else:
-            entry, expected[stage] = measure_stage(oracle, stage, progress)
-            entries.append(entry)
-    return entries
+            measured = _measure(step, oracle, stage, expected)
+            keep_stage(step, stage, measured)
+        entry, expected[stage] = measured
+        entries.append(entry)
+    return entries, resumed
+
+
+def _measure(step: StepContext, oracle: Oracle, stage: str, expected: dict[str, LastRows]) -> tuple[dict[str, Any], LastRows]:
+    """One entry; an engine graph takes from its stage what it must give, and leaves nothing to others."""
+    if is_engine(stage):
+        return measure_engine_graph(oracle, stage, expected.get(stage_of(stage)), step.progress), {}
+    return measure_stage(oracle, stage, step.progress)
 
 
 def choose_stages(artifact: Path, wanted: list[str] | None, dtype: Dtype) -> tuple[list[str], list[dict[str, str]]]:
