@@ -139,8 +139,6 @@ def _baseline(found: Report | None) -> Iterable[Sheet]:
         yield Sheet(f"against {found['file']}: {found['words']}")
 
 
-
-
 def _run(report: Report) -> Iterable[Sheet]:
     rows = tuple((step["step"], "done" if step["done"] else "kept", step["reason"]) for step in report["steps"])
     yield Sheet(f"{report['artifact']}: {report['seconds']:.1f} s", ("step", "", "why"), rows)

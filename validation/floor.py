@@ -203,7 +203,8 @@ def floor_key(fingerprint: str, sequences: Sequence[Ids], source: str) -> dict[s
 def _kept(step: StepContext, key: dict[str, str]) -> Floor | None:
     path = step.artifact / FILE
     try:
-        recorded = read_manifest(step.artifact)["steps"]["validate"]["outputs"][FILE]["sha256"]
+        finished = step.finished(FILE)  # of an interrupted run, which no manifest records
+        recorded = (finished or read_manifest(step.artifact)["steps"]["validate"]["outputs"][FILE])["sha256"]
         if sha256_of(path) != recorded:
             return None
         kept = json.loads(path.read_text(encoding="utf-8"))

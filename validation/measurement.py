@@ -17,7 +17,7 @@ NUMBERS = (
     "max_abs", "mean_abs", "max_abs_relative", "noise_ratio", "decode_noise_ratio", "part_noise_ratio", "strict_noise_ratio", "strict_nonfinite",
     "worst_local_ratio", "worst_local_layer", "range_peak", "range_tensor", "mean_kl", "top1_agreement", "decisive_disagreements", "scenario_spread",
     "self_consistency", "cache_error", "stray_slots", "cache_capacity", "perplexity", "perplexity_increase_pct", "perplexity_se_pct", "p99_kl",
-    "top5_agreement", "joined_cuts",
+    "top5_agreement", "joined_cuts", "first_layer_outside",
 )  # fmt: skip
 """Keys of every stage of the report, null where not measured."""
 

@@ -50,6 +50,7 @@ class Oracle:
         kv_cache: the artifact's cache form.
         residency: whether graphs are loaded whole, and why.
         finished: what the layers of the last graph that was streamed have computed.
+        resumed: stages that an interrupted run had measured.
     """
 
     artifact: Path
@@ -72,6 +73,7 @@ class Oracle:
     kv_cache: KvCache = "dynamic"
     residency: Residency = WHOLE
     finished: Finished = field(default_factory=Finished, repr=False)
+    resumed: list[str] = field(default_factory=list)
 
     @property
     def capacity(self) -> int:
@@ -119,9 +121,9 @@ class Oracle:
         return {"quality": self.judge.describe(scores) if self.judge and scores else None, "hidden_errors": self.float16.hidden_errors}
 
     def describe_execution(self) -> dict[str, Any]:
-        """The report's ``cache`` and ``execution``: form and slots, mode and reason."""
+        """The report's ``cache`` and ``execution``: form and slots; mode, reason and stages that an interrupted run had measured."""
         capacity = self.capacity if self.kv_cache == "static" else None
-        return {"cache": {"form": self.kv_cache, "capacity": capacity}, "execution": self.residency.as_report()}
+        return {"cache": {"form": self.kv_cache, "capacity": capacity}, "execution": self.residency.as_report() | {"resumed": self.resumed}}
 
     def describe_texts(self) -> dict[str, Any]:
         """The report's ``text``, about all texts together (its hash is the first's), and ``texts``."""

@@ -11,29 +11,28 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from artifact.engine_names import is_engine, stage_of
 from artifact.hashing import sha256_of
 from artifact.io_spec import Dtype
 from artifact.layout import parameter_count
 from artifact.manifest import kv_cache_of, require_artifact
-from artifact.progress import Progress
 from artifact.steps import StepContext
 from engines.device import Device
 from exporter.checkpoints import Checkpoint
 from validation import machine, tolerances
 from validation.baseline_file import Baseline
 from validation.checksums import verify_checksums
-from validation.engine_graph import measure_engine_graph
+from validation.drift import drift_words
 from validation.engines import engine_entries, split_engines
+from validation.error_budget import error_budgets
 from validation.finite import without_nonfinite
-from validation.measurement import LastRows
 from validation.oracle import Oracle
 from validation.plan_stage import measure_plan
 from validation.prepare import prepare_oracle
 from validation.render import schema, write_reports
+from validation.resume import forget_stages
 from validation.sensitivity_file import read_sensitivities
-from validation.stage import measure_stage
 from validation.stage_choice import choose_stages
+from validation.stages import measure_stages
 
 
 def validate_artifact(
@@ -72,7 +71,7 @@ def validate_artifact(
     oracle = prepare_oracle(step, checkpoint, dtype, kv_cache_of(manifest["model"]), text=text, tokens=tokens, streamed=streamed)
     if baseline is not None:
         baseline.require_comparable(oracle.describe_texts())
-    measured = measure_stages(oracle, chosen, step.progress)
+    measured, oracle.resumed = measure_stages(step, oracle, chosen)
     runnable, not_run = split_engines(step.artifact, engines := engine_entries(step.artifact), device)
     if isinstance(device, Device):
         measured += [measure_plan(oracle, engine, device, step.progress) for engine in runnable]
@@ -84,7 +83,7 @@ def validate_artifact(
         **_describe(oracle),
         "fusion": manifest["steps"].get("fuse", {}).get("report"),
         "sensitivity": read_sensitivities(step.artifact),
-        "stages": measured,
+        **{"stages": measured, "error_budget": error_budgets(measured, dtype, oracle.floor.mean_abs)},
         "not_run": [*not_run, *unknown],
         "engines": engines,
         "checksums": stored.as_report(),
@@ -95,9 +94,14 @@ def validate_artifact(
     report |= _judged(report, baseline, random_weights=checkpoint.format == "random", left_out=len(unknown))
     report["seconds"] = round(time.perf_counter() - start, 2)
     report["seconds_by_part"] = seconds | oracle.seconds | {entry["stage"]: entry["seconds"] for entry in measured}
-    finite: dict[str, Any] = without_nonfinite(report)
-    write_reports(step, finite)
-    return finite
+    return _write(step, without_nonfinite(report))
+
+
+def _write(step: StepContext, report: dict[str, Any]) -> dict[str, Any]:
+    """Write a finished report; what was kept for an interruption is not needed any more."""
+    write_reports(step, report)
+    forget_stages(step)
+    return report
 
 
 def _describe(oracle: Oracle) -> dict[str, Any]:
@@ -123,18 +127,6 @@ def _limits(oracle: Oracle, stages: list[str], plans: list[dict[str, Any]]) -> l
     asked: dict[str, Any] = {"kv_cache": oracle.kv_cache, "streamed": oracle.residency.streamed}
     rows = tolerances.table(stages, oracle.dtype, has_floor=oracle.floor.mean_abs is not None, **asked)
     return [*rows, *(row for plan in plans for row in tolerances.plan_rows(plan, kv_cache=oracle.kv_cache))]
-
-
-def measure_stages(oracle: Oracle, stages: list[str], progress: Progress) -> list[dict[str, Any]]:
-    """The entries of some stages, in their order; an engine graph takes from its stage what it must give."""
-    entries, expected = [], dict[str, LastRows]()
-    for stage in stages:
-        if is_engine(stage):
-            entries.append(measure_engine_graph(oracle, stage, expected.get(stage_of(stage)), progress))
-        else:
-            entry, expected[stage] = measure_stage(oracle, stage, progress)
-            entries.append(entry)
-    return entries
 
 
 def overall(report: dict[str, Any]) -> bool | None:
@@ -212,7 +204,7 @@ def first_mismatch(report: dict[str, Any]) -> str | None:
     for stage in report["stages"]:
         for check in stage["checks"]:
             if check["passed"] is False:
-                return f"{stage['stage']} does not match: {describe(check)}"
+                return f"{stage['stage']} does not match: {describe(check)}{drift_words(stage, check)}"
     failed = [f"the audit of {engine['file']} failed" for engine in report["engines"] if (engine.get("audit") or {}).get("passed") is False]
     baseline = report.get("baseline") or {}
     worse = [f"worse than the baseline: {baseline['words']}"] if baseline.get("passed") is False else []

@@ -20,6 +20,7 @@ from artifact.progress import Progress
 from graphs.partition import hidden_states
 from validation import metrics, tolerances
 from validation.calls import FORMS
+from validation.drift import name_first_layer
 from validation.float16_costs import relative_errors
 from validation.graph_runner import call_feeds, filled_caches
 from validation.local_ratio import local_ratios
@@ -50,6 +51,7 @@ def measure_stage(oracle: Oracle, stage: str, progress: Progress) -> tuple[dict[
         measured,
         tolerances.limits_of(kind, has_floor=oracle.floor.mean_abs is not None, kv_cache=oracle.kv_cache, streamed=oracle.residency.streamed),
     )
+    name_first_layer(measured, checks)
     return stage_entry(stage, kind, measured, checks, time.perf_counter() - start), measured.last_rows
 
 

@@ -119,12 +119,11 @@ NO_FLOOR = (
     Limit("float16", "scenario_spread", "<=", 1.5, SPREAD),
 )
 """What a float16 stage must hold instead where the checkpoint overflows in float16 and has no floor."""
-
 STRAY = "caches with a slot that no call wrote and that has changed, or with padding that is not finite: 0 · NaN would poison real tokens"
 _WITH_CACHES: tuple[Kind, ...] = ("float32", "float16", "int8", "int8-onnxruntime", "int8-smoothquant", "int4", "engine", *PLAN_KINDS.values())
 STATIC = tuple(Limit(kind, "stray_slots", "==", 0, STRAY) for kind in _WITH_CACHES)
-STREAMED = tuple(Limit(kind, "joined_cuts", "==", 0, "outputs, nodes and weights' places: the cuts that ran are the graph") for kind in _WITH_CACHES)
-"""What a stage with a static cache must hold besides, and one that is run layer by layer."""
+"""What a stage with a static cache must hold besides; the next, one that is run layer by layer."""
+STREAMED = tuple(Limit(kind, "joined_cuts", "==", 0, "outputs, nodes, weights' places: the cuts that ran are the graph") for kind in _WITH_CACHES)
 
 
 def kind_of(stage: str, dtype: Dtype) -> Kind | None:

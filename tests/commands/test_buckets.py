@@ -24,7 +24,7 @@ from engines.device import Device
 from engines.engine_graph import write_engine_graph
 from engines.profiles import make_profiles
 from exporter.checkpoints import CheckpointRequest, open_checkpoint
-from validation.parity import choose_stages
+from validation.stage_choice import choose_stages
 
 CAPACITIES = (24, 40, 64)
 

@@ -17,7 +17,8 @@ from exporter.checkpoints import Checkpoint
 from exporter.export import export_checkpoint
 from exporter.model import RMSNorm
 from validation.finite import without_nonfinite
-from validation.parity import choose_stages, headline, overall, validate_artifact, verdict
+from validation.parity import headline, overall, validate_artifact, verdict
+from validation.stage_choice import choose_stages
 
 pytestmark = pytest.mark.parity
 Report = dict[str, Any]
@@ -77,7 +78,7 @@ def test_validate_measures_every_number_of_a_float16_stage(sound_report: Report)
     stage = sound_report["stages"][0]
     text_only = {"perplexity", "perplexity_increase_pct", "perplexity_se_pct", "p99_kl", "top5_agreement", "quality"}
     static_only, plans_only = {"stray_slots", "cache_capacity"}, {"decode_noise_ratio"}
-    assert {key for key, value in stage.items() if value is None} == text_only | static_only | plans_only | {"joined_cuts"}
+    assert {key for key, value in stage.items() if value is None} == text_only | static_only | plans_only | {"joined_cuts", "first_layer_outside"}
     assert sound_report["cache"] == {"form": "dynamic", "capacity": None}
     assert [entry["scenario"] for entry in stage["scenarios"]] == ["prefill", "decode", "chunked", "padded"]
     assert len(stage["decode_errors"]) == 96 - 48

@@ -38,8 +38,8 @@ def numbers_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_report_says_how_graphs_were_run_and_why(reports: dict[bool, Report]) -> None:
-    assert reports[True]["execution"] == {"mode": "streamed", "reason": "asked for"}
-    assert reports[False]["execution"] == {"mode": "whole", "reason": "asked for"}
+    assert reports[True]["execution"] == {"mode": "streamed", "reason": "asked for", "resumed": []}
+    assert reports[False]["execution"] == {"mode": "whole", "reason": "asked for", "resumed": []}
 
 
 def test_numbers_are_those_of_whole_graphs(reports: dict[bool, Report]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from artifact.progress import Progress
 from validation import metrics, tolerances
 from validation.calls import left_padded
+from validation.drift import name_first_layer
 from validation.lone.graph import LoneGraph
 from validation.lone.limits import Plan
 from validation.lone.runner import LoneRunner, lone_feeds
@@ -36,6 +37,7 @@ def measure_graph(oracle: Oracle, graph: LoneGraph, plan: Plan, progress: Progre
     failed = run_parts(graph.path.name, _parts(oracle, graph, plan, measured), measured, progress)
     checks = [tolerances.failed_to_run(message) for message in failed]
     checks += judged(measured, tolerances.limits_of(graph.precision.kind, has_floor=oracle.floor.mean_abs is not None))
+    name_first_layer(measured, checks)
     return stage_entry(graph.path.name, graph.precision.kind, measured, checks, time.perf_counter() - start)
 
 

@@ -9,6 +9,8 @@ from typing import Any
 from validation.render.baseline import COLUMNS as BASELINE_COLUMNS
 from validation.render.baseline import NUMBERS as BASELINE_NUMBERS
 from validation.render.baseline import view_baseline
+from validation.render.budget import COLUMNS as BUDGET_COLUMNS
+from validation.render.budget import view_budget
 from validation.render.execution import execution_line
 from validation.render.fusion import COLUMNS as FUSION_COLUMNS
 from validation.render.fusion import view_fusion
@@ -35,8 +37,8 @@ def escape(text: object, limit: int = 120) -> str:
 
 def render_markdown(report: Report) -> str:
     """Markdown with GitHub tables; strings are escaped, so that a name can't break a table or bring in HTML."""
-    blocks = [_head(report), _failing(report), _baseline(report), _stages(report), _quality(report), _sensitivity(report), _warnings(report)]
-    blocks += [_fusion(report), _engines(report), _not_run(report), _foot(report)]
+    blocks = [_head(report), _failing(report), _baseline(report), _stages(report), _budget(report), _quality(report)]
+    blocks += [_sensitivity(report), _warnings(report), _fusion(report), _engines(report), _not_run(report), _foot(report)]
     return "\n\n".join(block for block in blocks if block) + "\n"
 
 
@@ -105,6 +107,14 @@ def _cell(stage: Report, column: Metric) -> str:
         return value
     text = gate_text(gate, column)
     return f"{value} {MARKS[gate['passed']]} {escape(text) if column.key == 'mean_kl' else _safe(text, gate.get('limit'))}"
+
+
+def _budget(report: Report) -> str:
+    view = view_budget(report)
+    if view is None:
+        return ""
+    rows = [(escape(stage), *(_safe(text, None) for text in cells)) for stage, *cells in view.rows]
+    return _section("Error budget", f"{escape(view.how, LONGEST_LAYER)}\n\n{_table(BUDGET_COLUMNS, rows)}")
 
 
 def _quality(report: Report) -> str:
