@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from commands.sheet import Report, Sheet
+from commands.summary_checks import baseline_sheets, failures, number
 from commands.summary_estimate import device_sheets, sheets_of_estimate
 from commands.summary_inspect import sheets_of_inspect
 from engines.plan_words import layer_lines
@@ -114,7 +115,7 @@ def _engines(engines: list[Report]) -> Iterable[Sheet]:
         kernels = tuple((line.profile, line.layers, str(line.kernels), line.content) for line in lines)
         yield Sheet(engine["file"], ("profile", "where", "kernels", "in order"), kernels)
         yield from (Sheet(f"{engine['file']}: {note}") for note in engine["notes"])
-        yield from _failures(engine["file"], engine["audit"]["checks"])
+        yield from failures(engine["file"], engine["audit"]["checks"])
         yield from device_sheets(engine["device"])
 
 
@@ -123,9 +124,9 @@ def _validate(report: Report) -> Iterable[Sheet]:
     rows = tuple(
         (
             stage["stage"],
-            _number(stage["noise_ratio"]),
-            _number(stage["strict_noise_ratio"]),
-            _number(stage["worst_local_ratio"]),
+            number(stage["noise_ratio"]),
+            number(stage["strict_noise_ratio"]),
+            number(stage["worst_local_ratio"]),
             _percent(stage["range_peak"], 0),
             "–" if stage["mean_kl"] is None else f"{stage['mean_kl']:.1e}",
             _percent(stage["top1_agreement"]),
@@ -136,7 +137,7 @@ def _validate(report: Report) -> Iterable[Sheet]:
     )
     yield Sheet("", columns, rows, numbers=True)
     for stage in report["stages"]:
-        yield from _failures(stage["stage"], stage["checks"])
+        yield from failures(stage["stage"], stage["checks"])
     if graph := report.get("graph"):
         yield Sheet(f"{graph['file']}: judged as {graph['precision']}: {graph['precision_found']}")
     for failed in (report["checksums"] or {"failed": ()})["failed"]:
@@ -144,26 +145,12 @@ def _validate(report: Report) -> Iterable[Sheet]:
             yield Sheet(f"stale: {failed['step']} was made from another {failed['file']}; hint: {failed['hint']}")
         else:
             yield Sheet(f"checksum: {failed.get('tensor') or failed['file']} in {failed['file']} is not what was written")
-    yield from _baseline(report.get("baseline"))
+    yield from baseline_sheets(report.get("baseline"))
     for item in report["not_run"]:
         yield Sheet(f"not run: {item['stage']}: {item['reason']}")
     yield Sheet(f"{report['verdict']} — {report['headline']}")
     if graph:
         yield Sheet(f"report: {report['reports']}/parity.html")
-
-
-def _baseline(found: Report | None) -> Iterable[Sheet]:
-    """What became worse, in full; the rest is counted."""
-    if found:
-        yield from _failures("worse than the baseline", found["checks"])
-        yield Sheet(f"against {found['file']}: {found['words']}")
-
-
-def _failures(what: str, checks: list[Report]) -> Iterable[Sheet]:
-    for check in checks:
-        if check["passed"] is False:
-            where = f" in {check['where']}" if check.get("where") else ""
-            yield Sheet(f"{what}: {check['check']}{where} is {_number(check['value'])}, must be {check['comparison']} {_number(check['limit'])}")
 
 
 def _bench(report: Report) -> Iterable[Sheet]:
@@ -228,10 +215,6 @@ def _increase(stage: Report) -> str:
 
 def _verdict(passed: bool | None) -> str:
     return {True: "passed", False: "FAILED", None: "–"}[passed]
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3g}" if isinstance(value, (int, float)) else str(value)
 
 
 def _percent(value: float | None, digits: int = 1) -> str:
