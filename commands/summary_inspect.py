@@ -41,6 +41,7 @@ def _plan(report: Report) -> Iterator[Sheet]:
         rows += [(file, sha256) for file, sha256 in passport["graphs"].items()]
         rows += [(plan["file"], plan["plan_sha256"]) for plan in passport["plans"]]
         rows += [("its content", plan["content_sha256"]) for plan in passport["plans"] if "content_sha256" in plan]
+        rows += [("plan bytes", passport["plan_bytes"])] if "plan_bytes" in passport else []
         rows += [("built by", f"{passport['backend']} {passport['tensorrt_version']} for {passport['target']} ({passport['compute_capability']})")]
         rows += [("parity", parity["words"]), *((f"parity of {stage}", OUTCOMES[passed]) for stage, passed in parity.get("stages", {}).items())]
         yield Sheet("passport", (), tuple(rows))
