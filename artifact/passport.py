@@ -27,6 +27,11 @@ CONTENT = (
     *("profiles", "flags", "kernels_by_profile", "kernels_by_layer"),
 )
 """What of ``build.json`` is the same in every build of one graph."""
+PLAN_BYTES = {
+    "tensorrt-rtx": "another build gives the same size, constants and kernels; its tables of inputs and outputs, at the head and behind the program, "
+    "are in another order (at most 0.2 % of the bytes measured): content_sha256 is of what is the same"
+}
+"""Backend → what of a plan is the same in every build, and what is not (docs/reproducibility.md)."""
 PLAN = ("file", "bytes", "plan_sha256", "graph", "graph_sha256", "part", "layers")
 
 
@@ -68,6 +73,7 @@ def _passport(manifest: Manifest, folder: str, step_id: str, entries: list[dict[
         "weights_sha256": _weights_hash(steps, chain),
         "plans": [{key: entry[key] for key in PLAN if key in entry} | {"content_sha256": content_hash(entry)} for entry in entries],
         **{key: first[key] for key in ENGINE if key in first},
+        "plan_bytes": PLAN_BYTES.get(first["backend"], "not measured: whether another build gives the same bytes"),
         "tools": {name: steps[name]["versions"] for name in chain},
         "made_by": {name: steps[name]["options"] for name in chain},
         "parity": _verdict(steps.get("validate"), folder, graphs),

@@ -134,18 +134,21 @@ def run_step(
         return Outcome(report, reason)
 
 
-def require(artifact: Path, file: str) -> Path:
-    """A file of the artifact that an earlier step makes.
+def require(artifact: Path, file: str, *, changed_too: bool = False) -> Path:
+    """A file of the artifact that an earlier step makes; ``changed_too``: by hand, since.
 
     Raises:
-        ArtifactError: it is not there, or is stale; the hint is the command that makes it.
+        ArtifactError: it is not there, is stale or was changed; the hint is the command that makes it.
     """
     path = artifact / file
     if not path.is_file():
         raise ArtifactError(f"{artifact} has no {file}", hint=MADE_BY.get(file, MADE_BY["traced.onnx"]).format(artifact=artifact))
-    stale = stale_maker(artifact, read_manifest(artifact), file)
+    manifest = read_manifest(artifact)
+    stale = stale_maker(artifact, manifest, file)
     if stale is not None:
         raise ArtifactError(f"{path} is stale: {stale.step} made it from another {stale.file}", hint=stale.command)
+    if not changed_too:
+        require_unchanged(artifact, manifest, file)
     return path
 
 
@@ -179,7 +182,7 @@ def _difference(old: object, new: object) -> str:
 
 def _input_hashes(artifact: Path, manifest: Manifest, patterns: tuple[str, ...], *, refuse_changed: bool) -> dict[str, str]:
     if patterns:
-        require(artifact, patterns[0])
+        require(artifact, patterns[0], changed_too=not refuse_changed)
     recorded = {file: record for step in manifest["steps"].values() for file, record in step["outputs"].items()}
     hashes = {}
     for path in sorted({path for pattern in patterns for path in artifact.glob(pattern) if path.is_file()}):

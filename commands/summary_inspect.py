@@ -11,6 +11,9 @@ ABOUT = ("path", "kind", "passed", "words", "graphs", "layer_operators", "needs_
 """Keys that have lines of their own."""
 
 
+OUTCOMES = {True: "passed", False: "FAILED", None: "not judged"}
+
+
 def sheets_of_inspect(report: Report) -> Iterable[Sheet]:
     """The verdict; plain facts, then tables by name; what graphs compute; the verdict again, because a terminal shows the end."""
     verdict = _verdict(report)
@@ -39,9 +42,10 @@ def _plan(report: Report) -> Iterator[Sheet]:
         rows = [("checkpoint", f"{checkpoint['name']} ({checkpoint['source']}), fingerprint {checkpoint['fingerprint']}")]
         rows += [(file, sha256) for file, sha256 in passport["graphs"].items()]
         rows += [(plan["file"], plan["plan_sha256"]) for plan in passport["plans"]]
-        rows += [("its content", plan["content_sha256"]) for plan in passport["plans"]]
+        rows += [("its content", plan["content_sha256"]) for plan in passport["plans"] if "content_sha256" in plan]
+        rows += [("plan bytes", passport["plan_bytes"])] if "plan_bytes" in passport else []
         rows += [("built by", f"{passport['backend']} {passport['tensorrt_version']} for {passport['target']} ({passport['compute_capability']})")]
-        rows += [("parity", parity["words"]), *((f"parity of {stage}", _plain(passed)) for stage, passed in parity.get("stages", {}).items())]
+        rows += [("parity", parity["words"]), *((f"parity of {stage}", OUTCOMES[passed]) for stage, passed in parity.get("stages", {}).items())]
         yield Sheet("passport", (), tuple(rows))
     if "runs_here" in report:
         yield Sheet("runs here: yes" if report["runs_here"] else f"runs here: no: {'; '.join(report['why_not_here'])}")

@@ -199,7 +199,7 @@ def _check(change: Mapping[str, Any], margin: Margin) -> dict[str, Any]:
     """A change as a check of the report: the limit is the baseline's value and what is allowed."""
     before, allowed, missing = change["baseline"], change["allowed"], change["outcome"] == MISSING
     sign, comparison = (-1, ">=") if margin.higher_is_better else (1, "<=")
-    told = f"{written(margin.key, before)} in the baseline; {margin.reason}"
+    told = f"the baseline has {written(margin.key, before)}; margin: {margin.reason}"
     return {
         "check": margin.key,
         "value": change["now"],

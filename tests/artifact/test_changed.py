@@ -8,7 +8,7 @@ import pytest
 from artifact.changed import changed_files, require_unchanged
 from artifact.errors import ArtifactError
 from artifact.manifest import read_manifest, write_manifest
-from artifact.steps import Report, StepContext, run_step
+from artifact.steps import Report, StepContext, require, run_step
 
 
 def write(step: StepContext) -> Report:
@@ -45,6 +45,13 @@ def test_a_step_refuses_a_file_changed_by_hand_and_names_it(artifact: Path) -> N
         run_step(artifact, "fuse", {}, lambda step: {})
     assert "python cli.py export --checkpoint demo" in str(caught.value.hint)
     assert "inspect" in str(caught.value.hint)
+
+
+def test_whoever_asks_for_a_file_is_refused_one_that_was_changed(artifact: Path) -> None:
+    assert require(artifact, "traced.onnx").is_file()
+    (artifact / "traced.onnx").write_bytes(b"y" * 100)
+    with pytest.raises(ArtifactError, match="it was changed since"):
+        require(artifact, "traced.onnx")
 
 
 def test_validate_takes_it_because_it_says_so_itself(artifact: Path) -> None:

@@ -77,6 +77,7 @@ def test_passport_binds_what_the_plan_was_made_of_and_nothing_else(artifact: Pat
     (plan,) = found["plans"]
     assert plan["plan_sha256"] == steps["build-a100-80gb-int8"]["outputs"][f"{FOLDER}/part-00.plan"]["sha256"]
     assert len(plan["content_sha256"]) == 64
+    assert "content_sha256" in found["plan_bytes"]
     assert (found["compute_capability"], found["tensorrt_version"], found["precision"]) == ("8.0", "1.7", "int8")
     assert set(found["tools"]) == {"export", "fuse", "quantize-int8", "build-a100-80gb-int8"}
     assert found["parity"] == {"passed": None, "words": "not validated yet"}

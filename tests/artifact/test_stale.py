@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from artifact.errors import ArtifactError
-from artifact.manifest import FORMAT, write_manifest
+from artifact.manifest import FORMAT, fingerprint, write_manifest
 from artifact.stale import stale_steps
 from artifact.steps import require
 
@@ -53,7 +53,9 @@ def test_a_file_of_nobody_makes_nothing_stale() -> None:
 def test_a_stale_file_is_refused_with_the_command_that_makes_it(tmp_path: Path) -> None:
     for file in ("traced.onnx", "int8.onnx"):
         (tmp_path / file).touch()
-    write_manifest(tmp_path, manifest("t2"))
+    made = manifest("t2")
+    made["steps"]["export"]["outputs"]["traced.onnx"] = fingerprint(tmp_path / "traced.onnx", "t2")
+    write_manifest(tmp_path, made)
     assert require(tmp_path, "traced.onnx") == tmp_path / "traced.onnx"
     with pytest.raises(ArtifactError, match=r"int8\.onnx is stale: quantize-int8 made it from another fused\.onnx") as caught:
         require(tmp_path, "int8.onnx")

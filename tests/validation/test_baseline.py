@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from artifact.errors import ValidationError
+from commands.validate import ValidateOptions, validate
 from validation.baseline import PLAN_MARGINS, STAGE_MARGINS, Margin, compare, require_comparable
 from validation.baseline_file import read_baseline
 from validation.parity import overall
@@ -180,3 +181,14 @@ def test_what_is_no_report_of_this_schema_is_refused(tmp_path: Path, text: str |
     with pytest.raises(ValidationError, match=words) as caught:
         read_baseline(path)
     assert caught.value.hint
+
+
+def test_validate_of_an_artifact_holds_it_against_its_baseline(artifact: Path, sound_report: Report, tmp_path: Path) -> None:
+    old = tmp_path / "old.json"
+    old.write_text(json.dumps(sound_report))
+    report = validate(artifact, ValidateOptions(baseline=old)).report
+    assert (report["passed"], report["baseline"]["passed"]) == (True, True)
+    assert report["baseline"]["words"].startswith("no regression; ")
+    old.write_text(json.dumps(sound_report | {"model": sound_report["model"] | {"fingerprint": "other"}}))
+    with pytest.raises(ValidationError, match="another checkpoint"):
+        validate(artifact, ValidateOptions(baseline=old))

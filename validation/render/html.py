@@ -17,7 +17,7 @@ from engines.plan_words import layer_lines
 from validation.render import wording
 from validation.render.bars import interval, range_bar, range_state
 from validation.render.baseline import COLUMNS as BASELINE_COLUMNS
-from validation.render.baseline import view_baseline
+from validation.render.baseline import NUMBERS, view_baseline
 from validation.render.budget import COLUMNS as BUDGET_COLUMNS
 from validation.render.budget import view_budget
 from validation.render.charts import NARROW, WIDE, LineChart, Reference, Series, swatch
@@ -58,7 +58,8 @@ def _environment() -> Environment:
         "marks": wording.MARKS, "words": wording.WORDS, "tones": TONES, "heads": [f">{column.label}" for column in METRICS],
         "definitions": [(column.label, column.explanation) for column in METRICS],
         "scenario_columns": SCENARIO_COLUMNS, "scenario_heads": [f">{name}" for _, name in SCENARIO_COLUMNS],
-        "baseline_columns": BASELINE_COLUMNS, "budget_columns": BUDGET_COLUMNS, "fusion_columns": FUSION_COLUMNS,
+        "baseline_columns": BASELINE_COLUMNS, "baseline_heads": [">" * (index in NUMBERS) + name for index, name in enumerate(BASELINE_COLUMNS)],
+        "budget_columns": BUDGET_COLUMNS, "fusion_columns": FUSION_COLUMNS,
         "part_columns": PART_COLUMNS, "part_heads": [f">{name}" for _, name in PART_COLUMNS],
     }  # fmt: skip
     return environment
