@@ -164,7 +164,7 @@ MaxIncrease = Annotated[
         metavar="PCT",
     ),
 ]
-SensitivityTokens = Annotated[int | None, typer.Option(min=16, help="Tokens that each linear is scored on, with a limit; default 512.")]
+SensitivityTokens = Annotated[int | None, typer.Option(min=16, help="Tokens that each linear is scored on, with a limit; default 256.")]
 MaxMemory = Annotated[float | None, typer.Option(min=0.1, help="GB (10^9 bytes) that building a plan may take; default: what is free.", metavar="GB")]
 Json = Annotated[bool, typer.Option("--json", help="Print the report as one JSON object, and nothing else, on stdout.")]
 

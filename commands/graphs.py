@@ -18,7 +18,7 @@ from artifact.steps import Outcome, Report, StepContext, forget_step, require, r
 from artifact.tensor_file import read_checksums
 from artifact.weight_files import check_weight_files
 from commands.calibrate import TAKEN, CalibrationOptions, calibrate, why_plain
-from commands.placement import Model, OpenModel, PlacementOptions, check_placeable, decide, score
+from commands.placement import Model, OpenModel, PlacementOptions, check_placeable, decide, score, smooth
 from engines.preflight import check_step
 from engines.step_costs import quantize_cost
 
@@ -94,7 +94,7 @@ def quantize(
     step_id, graph = _step_id(f"quantize-{scheme}", target), SOURCES[target]
     with locked(artifact):
         require(artifact, graph)
-        open_model = cache(lambda: Model.open(artifact, scheme, graph, progress))  # once, and when its statistics are there
+        open_model = cache(lambda: Model.open(artifact, scheme, graph))  # once, and when its statistics are there
         plan = _Plan(scheme, target, why_plain(artifact, wanted), None if given else placing.limit_pct(scheme), open_model, given=given is not None)
         inputs = [graph]
         if plan.plainly not in (None, TAKEN) and scheme in NEEDS_ACTIVATIONS:
@@ -106,11 +106,13 @@ def quantize(
             calibrate(artifact, wanted, force=force, progress=progress)
             inputs.append(CALIBRATION)
         if plan.limit_pct is not None:
+            if scheme in NEEDS_ACTIVATIONS:
+                inputs.append(smooth(artifact, scheme, graph, force=force, progress=progress).report["file"])
             scored = score(artifact, scheme, graph, open_model, placing, wanted, force=force, progress=progress)
             inputs.append(scored.report["file"])
         options |= wanted.recorded() | placing.recorded(plan.limit_pct)
         outcome = run_step(artifact, step_id, options, _work(plan), inputs=tuple(inputs), force=force, progress=progress)
-        for unread in (f"sensitivity-{scheme}", "calibrate"):
+        for unread in (f"sensitivity-{scheme}", f"smoothing-{scheme}", "calibrate"):
             forget_step(artifact, unread)
     return outcome
 

@@ -19,6 +19,7 @@ from artifact.steps import Outcome, Report, StepContext, require, run_step
 from commands.calibrate import CalibrationOptions
 
 if TYPE_CHECKING:
+    from artifact.io_spec import Dtype
     from graphs.quantize.placement import Placement
     from graphs.quantize.statistics import Statistics
     from validation.forms import SchemeForms
@@ -35,7 +36,7 @@ class PlacementOptions:
 
     Attributes:
         max_perplexity_increase: per cent; None is the scheme's own.
-        sensitivity_tokens: that each linear is scored on; None is 512.
+        sensitivity_tokens: that each linear is scored on; None is 256.
     """
 
     max_perplexity_increase: float | None = None
@@ -69,19 +70,39 @@ class Model:
     forms: SchemeForms
 
     @classmethod
-    def open(cls, artifact: Path, scheme: str, graph: str, progress: Progress = silent) -> Model:
-        """Read what is needed of an artifact; its weights stay on the disk."""
-        from graphs.quantize.linears import find_linears
-        from graphs.quantize.statistics import Statistics
-        from validation.artifact_weights import artifact_reader
+    def open(cls, artifact: Path, scheme: str, graph: str) -> Model:
+        """Read what is needed of an artifact; its weights stay on the disk. What smooths it was searched before."""
+        from graphs.quantize.smoothing_file import SMOOTHED, read_smoothing
         from validation.forms import FORMS
-        from validation.reference import Reference
 
-        model = read_manifest(artifact)["model"]
-        reference = Reference(LlamaConfig(**model["config"]), artifact_reader(artifact))
-        statistics = Statistics(artifact / CALIBRATION)
-        names = [linear.name for linear in find_linears(load_graph(require(artifact, graph)).graph) if layer_of(linear.name) is not None]
-        return cls(reference, statistics, FORMS[scheme](reference, statistics, names, model["dtype"], progress))
+        reference, statistics, names, dtype = _parts(artifact, graph)
+        found = read_smoothing(artifact, scheme) if scheme in SMOOTHED else {}
+        return cls(reference, statistics, FORMS[scheme](reference, statistics, names, dtype, found))
+
+
+def _parts(artifact: Path, graph: str) -> tuple[Reference, Statistics, list[str], Dtype]:
+    """The reference, the statistics, the linears of a graph's layers, and the dtype."""
+    from graphs.quantize.linears import find_linears
+    from graphs.quantize.statistics import Statistics
+    from validation.artifact_weights import artifact_reader
+    from validation.reference import Reference
+
+    model = read_manifest(artifact)["model"]
+    names = [linear.name for linear in find_linears(load_graph(require(artifact, graph)).graph) if layer_of(linear.name) is not None]
+    return Reference(LlamaConfig(**model["config"]), artifact_reader(artifact)), Statistics(artifact / CALIBRATION), names, model["dtype"]
+
+
+def smooth(artifact: Path, scheme: str, graph: str, *, force: bool = False, progress: Progress = silent) -> Outcome:
+    """Search what moves outliers from inputs into weights, for the schemes that do."""
+
+    def work(step: StepContext) -> Report:
+        from graphs.quantize.smoothing_file import write_smoothing
+        from validation.forms import search_sites
+
+        reference, statistics, names, _ = _parts(artifact, graph)
+        return write_smoothing(step, scheme, search_sites(reference, statistics, names, step.progress))
+
+    return run_step(artifact, f"smoothing-{scheme}", {"scheme": scheme}, work, inputs=(CALIBRATION, graph), force=force, progress=progress)
 
 
 OpenModel = Callable[[], Model]
@@ -99,6 +120,8 @@ def score(
     progress: Progress = silent,
 ) -> Outcome:
     """Measure what each linear costs alone, on text that was not calibrated on."""
+    from graphs.quantize.smoothing_file import SMOOTHED, smoothing_file
+
     recorded = {"scheme": scheme, "sensitivity_tokens": options.sensitivity_tokens, **calibration.recorded()}
 
     def work(step: StepContext) -> Report:
@@ -112,7 +135,8 @@ def score(
         forms = model.forms.quantised
         return score_artifact(step, scheme, model.reference, forms, text, model.statistics, tokens=options.sensitivity_tokens)
 
-    return run_step(artifact, f"sensitivity-{scheme}", recorded, work, inputs=(CALIBRATION, graph), force=force, progress=progress)
+    inputs = (CALIBRATION, graph, *([smoothing_file(scheme)] if scheme in SMOOTHED else []))
+    return run_step(artifact, f"sensitivity-{scheme}", recorded, work, inputs=inputs, force=force, progress=progress)
 
 
 def decide(step: StepContext, scheme: str, model: Model, limit_pct: float) -> tuple[dict[str, str], dict[str, Any]]:
@@ -125,7 +149,7 @@ def decide(step: StepContext, scheme: str, model: Model, limit_pct: float) -> tu
         ParityMismatch: no set of linears keeps within the limit; the message says what came nearest.
     """
     from graphs.quantize.placement import place, reasons
-    from graphs.quantize.sensitivities import describe, read_scores, write_sensitivities
+    from graphs.quantize.sensitivities import by_site, describe, linears_of, read_scores, write_sensitivities
     from validation.joint_cost import JointCost
     from validation.perplexity import WINDOW, make_windows
     from validation.text import load_tokens
@@ -138,11 +162,12 @@ def decide(step: StepContext, scheme: str, model: Model, limit_pct: float) -> tu
         raise QuantizationError(used, hint="--calibration FILE with another text, or leave it out")
     windows = make_windows(tokens.ids, SCORED_TOKENS, min(WINDOW, config.max_position_embeddings), tokens.bos)
     joint = JointCost(model.reference, windows, step.progress)
-    candidates = [one.candidate for one in scores]
-    placement = place(candidates, limit_pct, lambda chosen: joint.measure(model.forms.of(chosen)))
+    sites = by_site(scores)
+    found = place(list(sites), limit_pct, lambda chosen: joint.measure(model.forms.of(linears_of(sites, chosen))))
+    placement = found.map(lambda chosen: linears_of(sites, chosen))
     if placement.chosen is None:
         raise _not_met(placement, scheme, limit_pct, len(scores), tokens.name)
-    kept = reasons(candidates, placement.chosen)
+    kept = {name: reason for site, reason in reasons(list(sites), found.nearest).items() for name in linears_of(sites, [site])}
     measured = describe(placement, limit_pct, scores) | {"text": tokens.name}
     write_sensitivities(step, scheme, scores, kept, about | {"placement": measured})
     return kept, measured

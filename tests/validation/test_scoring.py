@@ -92,6 +92,7 @@ def test_the_report_of_a_placement_names_every_linear_and_every_try(step: StepCo
     report = describe(Placement(some, (nothing, some)), 0.5, scores)
     share = sum(score.bytes_saved for score in scores[:2]) / sum(score.bytes_saved for score in scores)
     assert report["chosen"] == {
-        "quantized": 2, "share": share, "budget": 0.004, "kl": 0.002, "increase_pct": 0.2, "increase_se_pct": 0.1, "tokens": 9, "holds": True,
+        "quantized": 2, "share": share, "budget": 0.004, "kl": 0.002, "increase_pct": 0.2, "increase_se_pct": 0.1, "tokens": 9, "kl_se": 0.0,
+        "holds": True,
     }  # fmt: skip
     assert [tried["quantized"] for tried in report["tries"]] == [0, 2]
