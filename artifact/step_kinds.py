@@ -59,7 +59,7 @@ _SMOOTHED = (
 _QUANTISED = (
     "graphs/quantize/*.py",
     "graphs/fusions/_*.py",
-    "commands/placement.py",
+    "commands/placement*.py",
     "validation/fake_quant.py",
     "validation/forms.py",
     "validation/joint_cost.py",

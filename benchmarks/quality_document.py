@@ -86,10 +86,10 @@ def _head(tokens: int, int8: Found, versions: Mapping[str, str]) -> str:
 
 Made by `python benchmarks/quantization_quality.py --tokens {tokens}` on {time.strftime("%d %B %Y")} ({tools}). SmolLM2-135M, {tokens:,} tokens of
 three texts that nothing was calibrated, searched or placed on ({", ".join(TEXTS)}; `benchmarks/quality_texts.py`), windows of 512; float32's
-perplexity is {int8["all"]["reference_perplexity"]:.2f}. Increases are of perplexity over float32, in per cent, ± one standard error, paired, of blocks of
-32 tokens drawn again; KL in nats, from float32. Every tool calibrated on the same default sequences. Ours are the graphs that `quantize` writes with
-its defaults, run in ONNX Runtime; ModelOpt's is its own fake quantisation; naive static W8A8 is every linear in INT8 by INT8 without smoothing,
-without exceptions and with weights rounded to the nearest level. lm_head and the embedding are quantised by none."""
+perplexity is {int8["all"]["reference_perplexity"]:.2f}. Increases are of perplexity over float32, in per cent, ± one standard error, paired, of
+blocks of 32 tokens drawn again; KL in nats, from float32. Every tool calibrated on the same default sequences. Ours are the graphs that `quantize`
+writes with its defaults, run in ONNX Runtime; ModelOpt's is its own fake quantisation; naive static W8A8 is every linear in INT8 by INT8 without
+smoothing, without exceptions and with weights rounded to the nearest level. lm_head and the embedding are quantised by none."""
 
 
 def _curve_head(placed: Found) -> str:

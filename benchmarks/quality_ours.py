@@ -14,7 +14,7 @@ from quality_rows import Yardstick
 from artifact.hashing import plain_sha256, sha256_of
 from artifact.step_kinds import CALIBRATION
 from commands.graphs import SOURCES
-from commands.placement import Model
+from commands.placement_model import Model
 from graphs.quantize.int8_smoothquant import SCHEME
 from graphs.quantize.linears import site_of
 from graphs.quantize.placement import Candidate

@@ -8,22 +8,15 @@ from math import ceil, expm1, inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from artifact.config import LlamaConfig
 from artifact.errors import ParityMismatch, QuantizationError, UsageError
-from artifact.graph_file import load_graph
-from artifact.layout import layer_of
-from artifact.manifest import read_manifest
 from artifact.progress import Progress, silent
 from artifact.step_kinds import CALIBRATION
-from artifact.steps import Outcome, Report, StepContext, require, run_step
+from artifact.steps import Outcome, Report, StepContext, run_step
 from commands.calibrate import CalibrationOptions
+from commands.placement_model import Model
 
 if TYPE_CHECKING:
-    from artifact.io_spec import Dtype
     from graphs.quantize.placement import Placement
-    from graphs.quantize.statistics import Statistics
-    from validation.forms import SchemeForms
-    from validation.reference import Reference
 
 DEFAULT_LIMIT_PCT = {"int8-smoothquant": 1.0}
 """Scheme → the limit where none is given; the others quantise every linear of the layers."""
@@ -59,50 +52,6 @@ class PlacementOptions:
     def limit_pct(self, scheme: str) -> float | None:
         """The limit of a scheme; None for none."""
         return DEFAULT_LIMIT_PCT.get(scheme) if self.max_perplexity_increase is None else self.max_perplexity_increase
-
-
-@dataclass(frozen=True)
-class Model:
-    """An artifact's model, with what its scheme does to the linears of its graph."""
-
-    reference: Reference
-    statistics: Statistics
-    forms: SchemeForms
-
-    @classmethod
-    def open(cls, artifact: Path, scheme: str, graph: str) -> Model:
-        """Read what is needed of an artifact; its weights stay on the disk. What smooths it was searched before."""
-        from graphs.quantize.smoothing_file import SMOOTHED, read_smoothing
-        from validation.forms import FORMS
-
-        reference, statistics, names, dtype = _parts(artifact, graph)
-        found = read_smoothing(artifact, scheme) if scheme in SMOOTHED else {}
-        return cls(reference, statistics, FORMS[scheme](reference, statistics, names, dtype, found))
-
-
-def _parts(artifact: Path, graph: str) -> tuple[Reference, Statistics, list[str], Dtype]:
-    """The reference, the statistics, the linears of a graph's layers, and the dtype."""
-    from graphs.quantize.linears import find_linears
-    from graphs.quantize.statistics import Statistics
-    from validation.artifact_weights import artifact_reader
-    from validation.reference import Reference
-
-    model = read_manifest(artifact)["model"]
-    names = [linear.name for linear in find_linears(load_graph(require(artifact, graph)).graph) if layer_of(linear.name) is not None]
-    return Reference(LlamaConfig(**model["config"]), artifact_reader(artifact)), Statistics(artifact / CALIBRATION), names, model["dtype"]
-
-
-def smooth(artifact: Path, scheme: str, graph: str, *, force: bool = False, progress: Progress = silent) -> Outcome:
-    """Search what moves outliers from inputs into weights, for the schemes that do."""
-
-    def work(step: StepContext) -> Report:
-        from graphs.quantize.smoothing_file import write_smoothing
-        from validation.forms import search_sites
-
-        reference, statistics, names, _ = _parts(artifact, graph)
-        return write_smoothing(step, scheme, search_sites(reference, statistics, names, step.progress))
-
-    return run_step(artifact, f"smoothing-{scheme}", {"scheme": scheme}, work, inputs=(CALIBRATION, graph), force=force, progress=progress)
 
 
 OpenModel = Callable[[], Model]
@@ -157,9 +106,6 @@ def decide(step: StepContext, scheme: str, model: Model, limit_pct: float) -> tu
     scores, about = read_scores(step.artifact, scheme)
     config = model.reference.config
     tokens = load_tokens(step.artifact, config, None, SCORED_TOKENS + 1)
-    if about["sha256"] == tokens.sha256:
-        used = f"{tokens.name} was calibrated on; a set measured on it would look cheaper than it is"
-        raise QuantizationError(used, hint="--calibration FILE with another text, or leave it out")
     windows = make_windows(tokens.ids, SCORED_TOKENS, min(WINDOW, config.max_position_embeddings), tokens.bos)
     joint = JointCost(model.reference, windows, step.progress)
     sites = by_site(scores)
@@ -171,6 +117,23 @@ def decide(step: StepContext, scheme: str, model: Model, limit_pct: float) -> tu
     measured = describe(placement, limit_pct, scores) | {"text": tokens.name}
     write_sensitivities(step, scheme, scores, kept, about | {"placement": measured})
     return kept, measured
+
+
+def check_texts_differ(calibration: CalibrationOptions) -> None:
+    """Refuse to measure sets of linears on the text that is calibrated on.
+
+    Raises:
+        QuantizationError: they are the same; or the calibration text can't be read.
+    """
+    from artifact.hashing import sha256_of
+    from validation.text import DEFAULT_TEXT
+
+    given = calibration.calibration
+    if given is None or not Path(given).is_file():
+        return  # not that text, or refused where it is read
+    if sha256_of(Path(given)) == sha256_of(DEFAULT_TEXT):
+        used = f"{Path(given).name} was calibrated on; a set measured on it would look cheaper than it is"
+        raise QuantizationError(used, hint="--calibration FILE with another text, or leave it out")
 
 
 def check_placeable(scheme: str, target: str, options: PlacementOptions, plainly: str | None) -> None:

@@ -34,6 +34,8 @@ TEXT_CHECKS = ("perplexity_increase_pct", "mean_kl")
 """What every text must hold by itself: damage on one must not hide in the mean of all."""
 UNGATED: Kind = "int4"
 """Judged by structure alone: a graph with other weights would hold those limits too, so it may fail, and never passes."""
+JUDGED_ON_TEXT: tuple[Kind, ...] = ("int8-smoothquant", "plan-int8-smoothquant")
+"""Held against float32 on texts alone: without one that is judged, nothing tells such a graph from one with other weights."""
 NO_QUALITY_LIMIT = f"{UNGATED} has no limit for quality"
 PLAN_KINDS: Mapping[str, Kind] = {
     **{"fp16": "plan", "fp32": "plan-fp32"},
@@ -224,10 +226,12 @@ def failed_to_run(message: str) -> dict[str, Any]:
 
 
 def verdict(checks: list[dict[str, Any]], kind: Kind | None = None) -> bool | None:
-    """False if a check failed, True if one passed and none failed, None if nothing was judged, or nothing of quality could be (``UNGATED``)."""
+    """False if a check failed, True if one passed and none failed, None if nothing was judged, or of quality (``UNGATED``, ``JUDGED_ON_TEXT``)."""
     outcomes = {check["passed"] for check in checks}
     if False in outcomes:
         return False
+    if kind in JUDGED_ON_TEXT and not any(check["passed"] for check in checks if check["check"] in TEXT_CHECKS):
+        return None
     return True if True in outcomes and kind not in (UNGATED, PLAN_KINDS[UNGATED]) else None
 
 

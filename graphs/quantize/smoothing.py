@@ -14,7 +14,7 @@ Source: arXiv:2211.10438 §4; docs/adr/015
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 from artifact.config import LlamaConfig
 from artifact.progress import Progress, silent
 from graphs.quantize.int8 import round_plainly_by_row
-from graphs.quantize.islands import HIGHEST, LOWEST
+from graphs.quantize.islands import HIGHEST
+from graphs.quantize.smoothing_trial import LEAST, OUTPUTS, Trial, folds, some_of
 from graphs.quantize.statistics import SiteStatistics, Statistics
 
 Floats = NDArray[np.float32]
@@ -32,13 +33,10 @@ Tie = Callable[[Floats], Floats]
 """Channels that must share a factor get the largest of theirs."""
 ALPHAS = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95)
 HEADROOMS = (0.9, 1.0, 1.15, 1.3)
-ROWS, FIRST_ROWS, OUTPUTS = 96, 8, 192
-"""How many sampled rows, rows at position 0 and outputs an error is measured on, of each part."""
 PLAIN = (1.0,)
 """Headroom where nothing is moved."""
 LARGEST_FACTOR = 4096.0
 """A factor is at most so many times the geometric mean, or as small a part of it: a channel that was silent stays in range."""
-LEAST = 1e-6
 
 
 @dataclass(frozen=True)
@@ -111,16 +109,16 @@ def search(weight: Floats, measured: SiteStatistics, tie: Tie | None = None) -> 
     """
     tied = tie or _apart
     weights = tied(_largest(weight))
-    folds, some = _folds(measured), np.ascontiguousarray(_some(weight, OUTPUTS))
+    parts, some = folds(measured), np.ascontiguousarray(some_of(weight, OUTPUTS))
     tries = {(alpha, headroom): np.zeros(2) for alpha in (None, *ALPHAS) for headroom in (HEADROOMS if alpha is not None else PLAIN)}
-    for made_from, samples in folds:
-        trial = _Trial(some, samples, measured.first)
+    for made_from, samples in parts:
+        trial = Trial(some, samples, measured.first)
         for alpha in (None, *ALPHAS):
             vector = factors(tied(made_from), weights, alpha)
             headrooms = [headroom for of, headroom in tries if of == alpha]
             scales = [_scale(made_from, vector, headroom) for headroom in headrooms]
             for headroom, errors in zip(headrooms, trial.errors(vector, scales, round_plainly_by_row(some * vector)), strict=True):
-                tries[alpha, headroom] += errors / len(folds)
+                tries[alpha, headroom] += errors / len(parts)
     alpha, headroom = min(tries, key=lambda key: float(tries[key].sum()))
     vector = factors(tied(measured.absmax), weights, alpha)
     error, first_error = (float(one) for one in tries[alpha, headroom])
@@ -146,57 +144,6 @@ def factors(inputs: Floats, weights: Floats, alpha: float | None) -> Floats:
 
 def _scale(absmax: Floats, vector: Floats, headroom: float) -> float:
     return headroom * max(float((absmax / vector).max()), LEAST) / HIGHEST
-
-
-class _Trial:
-    """Rows of one site and what they should give."""
-
-    def __init__(self, weight: Floats, samples: Floats, first_rows: Floats) -> None:
-        rows, first = _some(samples, ROWS), _some(first_rows, FIRST_ROWS)
-        self._x = np.concatenate([rows, first])  # [n, in], the rows at position 0 last
-        self._wanted = self._x @ weight.T  # [n, out]
-        self._rows = len(rows)
-        squares = np.square(self._wanted).sum(axis=1, dtype=np.float64)
-        self._square = _mean(squares[: self._rows]) or LEAST
-        self._first_square = max(_mean(squares[self._rows :]), self._square)
-
-    def errors(self, vector: Floats, scales: Sequence[float], rounded: Floats) -> Iterator[NDArray[np.float64]]:
-        """With each scale, squared errors of the output ÷ its square: on rows, and at position 0."""
-        smoothed = self._x / vector
-        for scale in scales:
-            levels = smoothed * np.float32(1 / scale)
-            np.clip(np.rint(levels, out=levels), LOWEST, HIGHEST, out=levels)
-            error = levels @ rounded.T
-            error *= np.float32(scale)
-            error -= self._wanted
-            squares = np.einsum("no,no->n", error, error, dtype=np.float64)
-            yield np.array([_mean(squares[: self._rows]) / self._square, _mean(squares[self._rows :]) / self._first_square])
-
-
-def _mean(squares: NDArray[np.float64]) -> float:
-    return float(squares.mean()) if len(squares) else 0.0
-
-
-def _folds(measured: SiteStatistics) -> list[tuple[Floats, Floats]]:
-    """Largest values [in] of all parts of the text but one, with position 0, and the sampled rows of that one [n, in]; so for each part.
-
-    Where the text has one part, or none was told, the halves of the rows stand for two: they lie in the order of the text.
-    """
-    at_first = np.abs(measured.first).max(axis=0, initial=0.0)
-    largest, counts = measured.part_absmax, measured.part_samples
-    if largest is None or len(counts) < 2:
-        halves = np.array_split(measured.samples, 2) if len(measured.samples) > 1 else [measured.samples, measured.samples]
-        largest, counts = np.stack([np.abs(half).max(axis=0, initial=0.0) for half in halves]), tuple(map(len, halves))
-        rows = halves
-    else:
-        rows = np.split(measured.samples, np.cumsum(counts)[:-1])
-    others = [np.maximum(np.delete(largest, part, axis=0).max(axis=0), at_first) for part in range(len(counts))]
-    return [(made_from, tried_on) for made_from, tried_on in zip(others, rows, strict=True) if len(tried_on)]
-
-
-def _some(rows: Floats, count: int) -> Floats:
-    """At most ``count`` rows, spread over all."""
-    return rows if len(rows) <= count else rows[np.linspace(0, len(rows) - 1, count).astype(int)]
 
 
 def _largest(weight: Floats) -> Floats:

@@ -54,7 +54,7 @@ def read_smoothing(artifact: Path, scheme: str) -> dict[str, Smoothing]:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             return {site: _smoothing(arrays[site], arrays[site + NUMBERS_OF]) for site in arrays.files if not site.endswith(NUMBERS_OF)}
-    except (OSError, ValueError, KeyError, BadZipFile) as error:
+    except (OSError, EOFError, ValueError, KeyError, BadZipFile) as error:
         hint = f"python cli.py quantize {artifact} --scheme {scheme} --force"
         raise QuantizationError(f"{path} can't be read as smoothing: {error}", hint=hint) from error
 
