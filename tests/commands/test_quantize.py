@@ -168,11 +168,12 @@ def test_a_graph_that_is_quantised_already_is_refused_before_anything_is_measure
 
 
 def test_calibration_is_not_done_anew_where_another_scheme_has_just_done_it(artifact: Path) -> None:
-    quantize(artifact)
+    few = CalibrationOptions(calibration_tokens=300)
+    quantize(artifact, calibration=few)
     before = read_manifest(artifact)["steps"]["calibrate"]
-    assert not quantize(artifact, scheme="int8", force=True, recalibrate=False).up_to_date
+    assert not quantize(artifact, calibration=few, force=True, recalibrate=False).up_to_date
     assert read_manifest(artifact)["steps"]["calibrate"] == before
-    quantize(artifact, force=True)
+    quantize(artifact, calibration=few, force=True)
     assert read_manifest(artifact)["steps"]["calibrate"] != before
 
 
