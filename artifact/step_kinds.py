@@ -47,10 +47,19 @@ _MEASURED = (
     "exporter/rope.py",
 )
 """What activations are measured with."""
+_SMOOTHED = (
+    "graphs/quantize/int8.py",
+    "graphs/quantize/islands.py",
+    "graphs/quantize/linears.py",
+    "graphs/quantize/rounding.py",
+    "graphs/quantize/smoothing*.py",
+    "validation/forms.py",
+)
+"""What outliers are moved by."""
 _QUANTISED = (
     "graphs/quantize/*.py",
     "graphs/fusions/_*.py",
-    "commands/placement.py",
+    "commands/placement*.py",
     "validation/fake_quant.py",
     "validation/forms.py",
     "validation/joint_cost.py",
@@ -69,6 +78,7 @@ STEPS: Mapping[str, Step] = {
         (*_MEASURED, *SHARED),
         ("torch", "numpy", "tokenizers"),
     ),
+    "smoothing": Step((CHECKSUMS, "config.json"), (*_MEASURED, *_SMOOTHED, *SHARED), ("torch", "numpy")),
     "sensitivity": Step((CHECKSUMS, "config.json", "tokenizer.json"), (*_MEASURED, *_QUANTISED, *SHARED), ("torch", "numpy", "tokenizers")),
     "quantize": Step(
         (CHECKSUMS, GIVEN_FILE),
@@ -102,6 +112,7 @@ MADE_BY = {
     **{f"{one}.onnx": _QUANTIZE + one for one in ("int8", "int8-smoothquant", "int4")},
     **{f"{one}-onnxruntime.onnx": f"{_QUANTIZE}{one} --target onnxruntime" for one in ("int8", "int4")},
     CALIBRATION: "python cli.py quantize {artifact}",
+    "smoothing-int8-smoothquant.npz": f"{_QUANTIZE}int8-smoothquant",
     **{f"scores-{one}.json": _QUANTIZE + one for one in ("int8", "int8-smoothquant")},
 }
 """File → the command that makes it."""

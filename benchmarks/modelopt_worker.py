@@ -3,7 +3,7 @@
     python modelopt_worker.py CHECKPOINT GIVEN.npz OUT.npz
 
 GIVEN holds ``calibration`` [n, L] and ``windows`` [m, W + 1] token ids, and ``reference`` [m, W, E], the float32 model's last hidden states; OUT gets
-``nll`` and ``kl`` of every token, in nats.
+``nll`` and ``kl`` of every token, in nats, and ``best``, 1 where the best token is the reference's.
 """
 
 from __future__ import annotations
@@ -30,14 +30,15 @@ def main() -> None:
             model(ids[None])
 
     model = mtq.quantize(model, mtq.INT8_SMOOTHQUANT_CFG, run)
-    nll, kl = [], []
+    nll, kl, best = [], [], []
     with torch.inference_mode():
         for window, hidden in zip(torch.from_numpy(data["windows"]), torch.from_numpy(data["reference"]), strict=True):
             ours = model(window[None, :-1]).logits[0].log_softmax(-1)
             theirs = (hidden @ lm_head.T).log_softmax(-1)
             nll.append(-ours.gather(1, window[1:, None])[:, 0])
             kl.append((theirs.exp() * (theirs - ours)).sum(-1))
-    np.savez(out, nll=torch.cat(nll).numpy(), kl=torch.cat(kl).numpy())
+            best.append((ours.argmax(-1) == theirs.argmax(-1)).float())
+    np.savez(out, **{name: torch.cat(parts).numpy() for name, parts in {"nll": nll, "kl": kl, "best": best}.items()})
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT))
 def main() -> int:
     """Measure all sets, and print one line a limit."""
     from commands.graphs import SOURCES
-    from commands.placement import Model
+    from commands.placement_model import Model
     from graphs.quantize.placement import choose
     from graphs.quantize.sensitivities import read_scores
     from validation.joint_cost import JointCost

@@ -18,7 +18,8 @@ from artifact.steps import Outcome, Report, StepContext, forget_step, require, r
 from artifact.tensor_file import read_checksums
 from artifact.weight_files import check_weight_files
 from commands.calibrate import TAKEN, CalibrationOptions, calibrate, why_plain
-from commands.placement import Model, OpenModel, PlacementOptions, check_placeable, decide, score
+from commands.placement import OpenModel, PlacementOptions, check_placeable, check_texts_differ, decide, score
+from commands.placement_model import Model, smooth
 from engines.preflight import check_step
 from engines.step_costs import quantize_cost
 
@@ -79,13 +80,19 @@ def quantize(
     calibration: CalibrationOptions | None = None,
     placement: PlacementOptions | None = None,
     force: bool = False,
+    recalibrate: bool | None = None,
     progress: Progress = silent,
 ) -> Outcome:
-    """Quantise the target's fused graph, calibrated where it can be; writes `<scheme>.onnx` or `<scheme>-onnxruntime.onnx`."""
+    """Quantise the target's fused graph, calibrated where it can be; writes `<scheme>.onnx` or `<scheme>-onnxruntime.onnx`.
+
+    What can't be quantised is refused before anything is measured. ``recalibrate`` says whether calibration is done anew; None as ``force``.
+    """
     require_artifact(artifact, "quantize", weights=True)
     if scheme not in SCHEMES.get(target, ()):
         known = "; ".join(f"{name}: {', '.join(schemes)}" for name, schemes in SCHEMES.items())
         raise QuantizationError(f"no scheme {scheme!r} for target {target!r}; there are: {known}")
+    from graphs.quantize.refusals import check_graph
+
     given = given_of(read_manifest(artifact)["model"])
     if given is not None:
         _check_given(artifact, scheme, target, placement)
@@ -94,7 +101,7 @@ def quantize(
     step_id, graph = _step_id(f"quantize-{scheme}", target), SOURCES[target]
     with locked(artifact):
         require(artifact, graph)
-        open_model = cache(lambda: Model.open(artifact, scheme, graph, progress))  # once, and when its statistics are there
+        open_model = cache(lambda: Model.open(artifact, scheme, graph))  # once, and when its statistics are there
         plan = _Plan(scheme, target, why_plain(artifact, wanted), None if given else placing.limit_pct(scheme), open_model, given=given is not None)
         inputs = [graph]
         if plan.plainly not in (None, TAKEN) and scheme in NEEDS_ACTIVATIONS:
@@ -102,15 +109,20 @@ def quantize(
             raise QuantizationError(short, hint="--scheme int8 is weight-only")
         if given is None:
             check_placeable(scheme, target, placing, plan.plainly)
+        check_graph(artifact, scheme, target)
+        if plan.limit_pct is not None:
+            check_texts_differ(wanted)
         if plan.plainly is None:
-            calibrate(artifact, wanted, force=force, progress=progress)
+            calibrate(artifact, wanted, force=force if recalibrate is None else recalibrate, progress=progress)
             inputs.append(CALIBRATION)
         if plan.limit_pct is not None:
+            if scheme in NEEDS_ACTIVATIONS:
+                inputs.append(smooth(artifact, scheme, graph, force=force, progress=progress).report["file"])
             scored = score(artifact, scheme, graph, open_model, placing, wanted, force=force, progress=progress)
             inputs.append(scored.report["file"])
         options |= wanted.recorded() | placing.recorded(plan.limit_pct)
         outcome = run_step(artifact, step_id, options, _work(plan), inputs=tuple(inputs), force=force, progress=progress)
-        for unread in (f"sensitivity-{scheme}", "calibrate"):
+        for unread in (f"sensitivity-{scheme}", f"smoothing-{scheme}", "calibrate"):
             forget_step(artifact, unread)
     return outcome
 

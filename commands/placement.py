@@ -8,21 +8,15 @@ from math import ceil, expm1, inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from artifact.config import LlamaConfig
 from artifact.errors import ParityMismatch, QuantizationError, UsageError
-from artifact.graph_file import load_graph
-from artifact.layout import layer_of
-from artifact.manifest import read_manifest
 from artifact.progress import Progress, silent
 from artifact.step_kinds import CALIBRATION
-from artifact.steps import Outcome, Report, StepContext, require, run_step
+from artifact.steps import Outcome, Report, StepContext, run_step
 from commands.calibrate import CalibrationOptions
+from commands.placement_model import Model
 
 if TYPE_CHECKING:
     from graphs.quantize.placement import Placement
-    from graphs.quantize.statistics import Statistics
-    from validation.forms import SchemeForms
-    from validation.reference import Reference
 
 DEFAULT_LIMIT_PCT = {"int8-smoothquant": 1.0}
 """Scheme → the limit where none is given; the others quantise every linear of the layers."""
@@ -35,7 +29,7 @@ class PlacementOptions:
 
     Attributes:
         max_perplexity_increase: per cent; None is the scheme's own.
-        sensitivity_tokens: that each linear is scored on; None is 512.
+        sensitivity_tokens: that each linear is scored on; None is 256.
     """
 
     max_perplexity_increase: float | None = None
@@ -60,30 +54,6 @@ class PlacementOptions:
         return DEFAULT_LIMIT_PCT.get(scheme) if self.max_perplexity_increase is None else self.max_perplexity_increase
 
 
-@dataclass(frozen=True)
-class Model:
-    """An artifact's model, with what its scheme does to the linears of its graph."""
-
-    reference: Reference
-    statistics: Statistics
-    forms: SchemeForms
-
-    @classmethod
-    def open(cls, artifact: Path, scheme: str, graph: str, progress: Progress = silent) -> Model:
-        """Read what is needed of an artifact; its weights stay on the disk."""
-        from graphs.quantize.linears import find_linears
-        from graphs.quantize.statistics import Statistics
-        from validation.artifact_weights import artifact_reader
-        from validation.forms import FORMS
-        from validation.reference import Reference
-
-        model = read_manifest(artifact)["model"]
-        reference = Reference(LlamaConfig(**model["config"]), artifact_reader(artifact))
-        statistics = Statistics(artifact / CALIBRATION)
-        names = [linear.name for linear in find_linears(load_graph(require(artifact, graph)).graph) if layer_of(linear.name) is not None]
-        return cls(reference, statistics, FORMS[scheme](reference, statistics, names, model["dtype"], progress))
-
-
 OpenModel = Callable[[], Model]
 
 
@@ -99,6 +69,8 @@ def score(
     progress: Progress = silent,
 ) -> Outcome:
     """Measure what each linear costs alone, on text that was not calibrated on."""
+    from graphs.quantize.smoothing_file import SMOOTHED, smoothing_file
+
     recorded = {"scheme": scheme, "sensitivity_tokens": options.sensitivity_tokens, **calibration.recorded()}
 
     def work(step: StepContext) -> Report:
@@ -112,7 +84,8 @@ def score(
         forms = model.forms.quantised
         return score_artifact(step, scheme, model.reference, forms, text, model.statistics, tokens=options.sensitivity_tokens)
 
-    return run_step(artifact, f"sensitivity-{scheme}", recorded, work, inputs=(CALIBRATION, graph), force=force, progress=progress)
+    inputs = (CALIBRATION, graph, *([smoothing_file(scheme)] if scheme in SMOOTHED else []))
+    return run_step(artifact, f"sensitivity-{scheme}", recorded, work, inputs=inputs, force=force, progress=progress)
 
 
 def decide(step: StepContext, scheme: str, model: Model, limit_pct: float) -> tuple[dict[str, str], dict[str, Any]]:
@@ -125,7 +98,7 @@ def decide(step: StepContext, scheme: str, model: Model, limit_pct: float) -> tu
         ParityMismatch: no set of linears keeps within the limit; the message says what came nearest.
     """
     from graphs.quantize.placement import place, reasons
-    from graphs.quantize.sensitivities import describe, read_scores, write_sensitivities
+    from graphs.quantize.sensitivities import by_site, describe, linears_of, read_scores, write_sensitivities
     from validation.joint_cost import JointCost
     from validation.perplexity import WINDOW, make_windows
     from validation.text import load_tokens
@@ -133,19 +106,34 @@ def decide(step: StepContext, scheme: str, model: Model, limit_pct: float) -> tu
     scores, about = read_scores(step.artifact, scheme)
     config = model.reference.config
     tokens = load_tokens(step.artifact, config, None, SCORED_TOKENS + 1)
-    if about["sha256"] == tokens.sha256:
-        used = f"{tokens.name} was calibrated on; a set measured on it would look cheaper than it is"
-        raise QuantizationError(used, hint="--calibration FILE with another text, or leave it out")
     windows = make_windows(tokens.ids, SCORED_TOKENS, min(WINDOW, config.max_position_embeddings), tokens.bos)
     joint = JointCost(model.reference, windows, step.progress)
-    candidates = [one.candidate for one in scores]
-    placement = place(candidates, limit_pct, lambda chosen: joint.measure(model.forms.of(chosen)))
+    sites = by_site(scores)
+    found = place(list(sites), limit_pct, lambda chosen: joint.measure(model.forms.of(linears_of(sites, chosen))))
+    placement = found.map(lambda chosen: linears_of(sites, chosen))
     if placement.chosen is None:
         raise _not_met(placement, scheme, limit_pct, len(scores), tokens.name)
-    kept = reasons(candidates, placement.chosen)
+    kept = {name: reason for site, reason in reasons(list(sites), found.nearest).items() for name in linears_of(sites, [site])}
     measured = describe(placement, limit_pct, scores) | {"text": tokens.name}
     write_sensitivities(step, scheme, scores, kept, about | {"placement": measured})
     return kept, measured
+
+
+def check_texts_differ(calibration: CalibrationOptions) -> None:
+    """Refuse to measure sets of linears on the text that is calibrated on.
+
+    Raises:
+        QuantizationError: they are the same; or the calibration text can't be read.
+    """
+    from artifact.hashing import sha256_of
+    from validation.text import DEFAULT_TEXT
+
+    given = calibration.calibration
+    if given is None or not Path(given).is_file():
+        return  # not that text, or refused where it is read
+    if sha256_of(Path(given)) == sha256_of(DEFAULT_TEXT):
+        used = f"{Path(given).name} was calibrated on; a set measured on it would look cheaper than it is"
+        raise QuantizationError(used, hint="--calibration FILE with another text, or leave it out")
 
 
 def check_placeable(scheme: str, target: str, options: PlacementOptions, plainly: str | None) -> None:

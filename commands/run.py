@@ -71,10 +71,18 @@ def run(
     with locked(artifact):
         outcomes = {"export": export_into(artifact, checkpoint, request, exported, force=force, progress=progress)}
         outcomes["fuse"] = fuse(artifact, force=force, progress=progress)
+        recalibrate = force
         for scheme in (one for one in wanted if one in SCHEMES["tensorrt"]):
             outcomes[f"quantize-{scheme}"] = quantize(
-                artifact, scheme=scheme, calibration=options.calibration, placement=options.placement, force=force, progress=progress
+                artifact,
+                scheme=scheme,
+                calibration=options.calibration,
+                placement=options.placement,
+                force=force,
+                recalibrate=recalibrate,
+                progress=progress,
             )
+            recalibrate = False  # what the first scheme measured anew serves all
         for precision in wanted:
             outcomes[f"build-{precision}"] = build_all(artifact, precision, built, force=force, progress=progress)
         outcomes["validate"] = validate(artifact, replace(options.validate, checkpoint=request.source), force=force, progress=progress)

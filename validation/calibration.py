@@ -24,7 +24,7 @@ from artifact.steps import StepContext
 from artifact.tensor_file import plan_tensors
 from artifact.tensor_store import store_tensors
 from exporter.rope import rotary_tables
-from graphs.quantize.statistics import FIELDS, FILE
+from graphs.quantize.statistics import FIELDS, FILE, PART_ABSMAX, PART_SAMPLES
 from validation.calibration_text import CalibrationText
 from validation.reference import Reference
 
@@ -34,7 +34,11 @@ READERS = {packed: members[0] for packed, members in PACKED.items()} | dict(zip(
 """Site within a layer → a linear that reads it."""
 SAMPLES = 2048
 SEED = 0
+PARTS = 4
+"""Of the text, one after the other, so that each is of other documents; fewer where there are fewer sequences."""
 LARGEST = float(np.finfo(np.float16).max)
+HALF, STORED = ("samples", "first"), (*FIELDS, PART_ABSMAX)
+"""Fields that are stored in float16, and all in their order."""
 PLAINLY = "--calibration none rounds weights without looking at activations"
 
 
@@ -55,12 +59,13 @@ def write_statistics(step: StepContext, reference: Reference, text: CalibrationT
     """
     picks = choose_rows([len(ids) for ids in text.sequences])
     firsts = 1 if text.bos is not None else len(text.sequences)  # what follows a common first token does not reach back to it
-    rows = {"absmax": (), "mean_square": (), "samples": (sum(map(len, picks)),), "first": (firsts,)}
+    parts = _parts(len(text.sequences))
+    rows = {"absmax": (), "mean_square": (), "samples": (sum(map(len, picks)),), "first": (firsts,), PART_ABSMAX: (max(parts) + 1,)}
     shapes = {
-        f"{layer_prefix(layer)}.{site}.{name}": ("F16" if rows[name] else "F32", (*rows[name], width))
+        f"{layer_prefix(layer)}.{site}.{name}": ("F16" if name in HALF else "F32", (*rows[name], width))
         for layer in range(reference.config.num_hidden_layers)
         for site, width in site_widths(reference.config).items()
-        for name in FIELDS
+        for name in STORED
     }
     described = {
         "text": text.name,
@@ -72,7 +77,8 @@ def write_statistics(step: StepContext, reference: Reference, text: CalibrationT
         "samples": sum(map(len, picks)),
         "seed": SEED,
     }
-    metadata = {name: str(value) for name, value in described.items()} | {"model": fingerprint}
+    of_parts = np.bincount(parts, weights=[len(chosen) for chosen in picks]).astype(int)
+    metadata = {name: str(value) for name, value in described.items()} | {"model": fingerprint, PART_SAMPLES: " ".join(map(str, of_parts))}
     header, planned = plan_tensors(FILE, shapes, metadata)
     size = planned[-1].offset + planned[-1].length
     _check_room(step, size)
@@ -93,6 +99,12 @@ def _check_room(step: StepContext, size: int) -> None:
     if size > free and not (step.journal and FILE in step.journal.files):
         short = f"{FILE} takes {size / 1e9:.2f} GB, {free / 1e9:.2f} GB are free on this disk"
         raise QuantizationError(f"{step.artifact}: {short}", hint="free some space, or give a smaller --calibration-tokens, or --calibration none")
+
+
+def _parts(sequences: int) -> list[int]:
+    """Which part of the text each sequence is of."""
+    count = min(PARTS, sequences)
+    return [index * count // sequences for index in range(sequences)]
 
 
 def site_widths(config: LlamaConfig) -> dict[str, int]:
@@ -116,6 +128,7 @@ def measure_sites(reference: Reference, text: CalibrationText, picks: Picks, fir
     """Every site of every layer, when all sequences have gone through its layer."""
     config = reference.config
     states, tables = reference.embed(text.sequences), rotary_tables(config, torch.float32)
+    parts = _parts(len(states))
     for number in range(config.num_hidden_layers):
         progress("calibrating, layer by layer", number, config.num_hidden_layers)
         layer = reference.decoder_layer(number)
@@ -124,7 +137,7 @@ def measure_sites(reference: Reference, text: CalibrationText, picks: Picks, fir
             layer.get_submodule(linear).register_forward_pre_hook(site.watch)
         for index, (state, chosen) in enumerate(zip(states, picks, strict=True)):
             for site in sites:
-                site.expect(index, chosen, first=index < firsts)
+                site.expect(index, chosen, parts[index], first=index < firsts)
             states[index], _ = reference.advance(layer, state, tables)
         del layer  # before the next one is read
         yield from sites
@@ -137,18 +150,24 @@ class Site:
         self.name, self.absmax, self.squares, self.rows = name, torch.zeros(width), torch.zeros(width, dtype=torch.float64), 0
         self.samples: list[Tensor] = []
         self.first: list[Tensor] = []
+        self.part_absmax: list[Tensor] = []
 
-    def expect(self, sequence: int, chosen: NDArray[np.int64], *, first: bool) -> None:
-        """What comes next, and what of it is kept: the positions ``chosen``, and position 0 where ``first``."""
+    def expect(self, sequence: int, chosen: NDArray[np.int64], part: int, *, first: bool) -> None:
+        """What comes next, of which part of the text, and what of it is kept: the positions ``chosen``, and position 0 where ``first``."""
         self._sequence, self._chosen, self._keep_first = sequence, torch.from_numpy(chosen), first
+        if part == len(self.part_absmax):
+            self.part_absmax.append(torch.zeros_like(self.absmax))
 
     def watch(self, module: nn.Module, inputs: tuple[Tensor]) -> None:
         """A forward pre-hook of the linear: its input is [1, L, in]."""
         values = inputs[0][0]
-        largest = values.abs().amax(dim=0)
+        magnitudes = values.abs()
+        later = magnitudes[1:].amax(dim=0)
+        largest = torch.maximum(later, magnitudes[0])
         if not bool((largest <= LARGEST).all()):
             self._refuse(values)
         self.absmax = torch.maximum(self.absmax, largest)
+        self.part_absmax[-1] = torch.maximum(self.part_absmax[-1], later)
         self.squares += values[1:].square().sum(dim=0).double()
         self.rows += len(values) - 1
         self.samples.append(values[self._chosen].half())
@@ -158,8 +177,8 @@ class Site:
     def arrays(self) -> Mapping[str, NDArray[Any]]:
         """Field → its array, as stored."""
         mean_square = (self.squares / max(self.rows, 1)).float()
-        found = {"absmax": self.absmax, "mean_square": mean_square, "samples": torch.cat(self.samples), "first": torch.cat(self.first)}
-        return {field: tensor.numpy() for field, tensor in found.items()}
+        rows = {"samples": torch.cat(self.samples), "first": torch.cat(self.first), PART_ABSMAX: torch.stack(self.part_absmax)}
+        return {field: tensor.numpy() for field, tensor in {"absmax": self.absmax, "mean_square": mean_square, **rows}.items()}
 
     def _refuse(self, values: Tensor) -> None:
         token, channel = (int(index) for index in (~(values.abs() <= LARGEST)).nonzero()[0])
@@ -175,5 +194,5 @@ def _blocks(sites: Iterator[Site], largest: dict[str, float]) -> Iterator[memory
         largest[site.name] = float(site.absmax.max())
         arrays = site.arrays()
         site.samples.clear()
-        for field in FIELDS:
+        for field in STORED:
             yield np.ascontiguousarray(arrays[field]).data.cast("B")

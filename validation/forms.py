@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from artifact.io_spec import Dtype
-from artifact.progress import Progress
+from artifact.progress import Progress, silent
 from graphs.quantize.linears import members, site_of
 from graphs.quantize.rounder import Rounder
 from graphs.quantize.smoothing import Smoothing, smooth
@@ -43,24 +43,29 @@ class SchemeForms:
         return {**self.kept, **{name: self.quantised[name] for name in chosen}}
 
 
-MakeForms = Callable[[Reference, Statistics, Iterable[str], Dtype, Progress], SchemeForms]
+Found = Mapping[str, Smoothing]
+MakeForms = Callable[[Reference, Statistics, Iterable[str], Dtype, Found], SchemeForms]
 
 
-def int8_forms(reference: Reference, statistics: Statistics, names: Iterable[str], dtype: Dtype, progress: Progress) -> SchemeForms:
+def int8_forms(reference: Reference, statistics: Statistics, names: Iterable[str], dtype: Dtype, found: Found) -> SchemeForms:
     """Weight-only."""
     rounding = RoundedOnce(Rounder(statistics), SCALES[dtype], statistics.path.parent)
     return SchemeForms({name: Form(rounding=rounding, scale_dtype=SCALES[dtype]) for name in names}, {})
 
 
-def smoothquant_forms(reference: Reference, statistics: Statistics, names: Iterable[str], dtype: Dtype, progress: Progress) -> SchemeForms:
+def smoothquant_forms(reference: Reference, statistics: Statistics, names: Iterable[str], dtype: Dtype, found: Found) -> SchemeForms:
     """Weights by output channel and inputs by one scale, after smoothing; what is kept is weight-only."""
     chosen = list(names)
-    sites = dict.fromkeys(site_of(name) for name in chosen)
-    found = smooth(reference.config, statistics, sites, lambda site: _weights(reference, site), progress)
     smoothed = Divided(statistics, {site: one.vector for site, one in found.items()})
     rounding = RoundedOnce(Rounder(smoothed), "float32", statistics.path.parent)
     forms = {name: Form(found[site_of(name)].vector, found[site_of(name)].activation_scale, rounding) for name in chosen}
-    return SchemeForms(forms, int8_forms(reference, statistics, chosen, dtype, progress).quantised, found)
+    return SchemeForms(forms, int8_forms(reference, statistics, chosen, dtype, found).quantised, found)
+
+
+def search_sites(reference: Reference, statistics: Statistics, names: Iterable[str], progress: Progress = silent) -> dict[str, Smoothing]:
+    """What smooths the inputs of these linears, by site: the long search."""
+    sites = dict.fromkeys(site_of(name) for name in names)
+    return smooth(reference.config, statistics, sites, lambda site: _weights(reference, site), progress)
 
 
 def _weights(reference: Reference, site: str) -> NDArray[Any]:

@@ -16,8 +16,10 @@ from artifact.layout import layer_of
 from artifact.progress import Progress, silent
 from exporter.rope import rotary_tables
 from graphs.quantize.placement import Measured
+from validation.bootstrap import Resampling
 from validation.fake_quant import quantised
-from validation.perplexity import Window
+from validation.perplexity import Window, scored_of
+from validation.quality import percent_of
 from validation.reference import Reference
 from validation.sensitivity import BLOCK, Forms, divergence
 
@@ -36,19 +38,21 @@ class JointCost:
 
     @torch.inference_mode()
     def measure(self, forms: Forms) -> Measured:
-        """What these linears cost together; one pass over the weights (two the first time)."""
-        parts = [self._compare(*pair) for pair in zip(self._windows, self._exact, self._final(forms), strict=True)]
-        kl, difference = (torch.cat(side) for side in zip(*parts, strict=True))
-        ratio = float(difference.mean().exp())
-        standard_error = float(difference.std() / len(difference) ** 0.5)
-        return Measured(float(kl.mean()), (ratio - 1) * 100, ratio * standard_error * 100, len(kl))
+        """What these linears cost together; one pass over the weights (two the first time). Errors are of blocks of neighbours drawn again."""
+        parts = [self._compare(*pair) for pair in zip(self._windows, self._exact, self.final_states(forms), strict=True)]
+        kl, difference = (torch.cat(side).numpy() for side in zip(*parts, strict=True))
+        resampling = Resampling(scored_of(self._windows))
+        increase_se, kl_se = (float(draws.std(ddof=1)) for draws in (percent_of(resampling.means(difference)), resampling.means(kl)))
+        return Measured(float(kl.mean()), float(percent_of(difference.mean())), increase_se, len(kl), kl_se)
 
     @cached_property
     def _exact(self) -> list[Tensor]:
         """What leaves the last layer of the reference, [L, E] of each window."""
-        return self._final({})
+        return self.final_states({})
 
-    def _final(self, forms: Forms) -> list[Tensor]:
+    @torch.inference_mode()
+    def final_states(self, forms: Forms) -> list[Tensor]:
+        """What leaves the last layer with these linears quantised, before the final norm: [L, E] of each window."""
         config = self._reference.config
         states = self._reference.embed([window.inputs for window in self._windows])
         tables = rotary_tables(config, torch.float32)

@@ -18,7 +18,7 @@ from artifact.manifest import kv_cache_of, require_artifact
 from artifact.steps import StepContext
 from engines.device import Device
 from exporter.checkpoints import Checkpoint
-from validation import machine, tolerances
+from validation import calibrated_on, machine, tolerances
 from validation.baseline_file import Baseline
 from validation.checksums import verify_checksums
 from validation.drift import drift_words
@@ -81,6 +81,7 @@ def validate_artifact(
         "artifact": step.artifact.name,
         "model": {**manifest["model"], "parameters": parameter_count(checkpoint.config)},
         **_describe(oracle),
+        "texts": calibrated_on.mark(oracle.describe_texts()["texts"], calibrated_on.calibrated_stages(manifest, chosen, text)),
         "fusion": manifest["steps"].get("fuse", {}).get("report"),
         "sensitivity": read_sensitivities(step.artifact),
         **{"stages": measured, "error_budget": error_budgets(measured, dtype, oracle.floor.mean_abs)},
@@ -175,6 +176,8 @@ def quality_unproven(report: dict[str, Any], *, random_weights: bool) -> str | N
         return "random weights"
     if report["text"]["kind"] == "random ids":
         return "random token ids, because there is no tokenizer"
+    if reason := calibrated_on.why_no_proof(report["texts"]):
+        return reason
     for stage in report["stages"]:
         for check in stage.get("checks") or ():
             if check["check"] == "mean_kl" and check["passed"] is None:

@@ -102,6 +102,12 @@ def make_windows(tokens: Ids, scored: int, size: int, bos: int | None, text: int
     return windows
 
 
+def scored_of(windows: Sequence[Window]) -> list[int]:
+    """Scored tokens of each text, from the first to the last that has windows."""
+    last = max((window.text for window in windows), default=-1)
+    return [sum(len(window.targets) for window in windows if window.text == index) for index in range(last + 1)]
+
+
 def score(windows: Sequence[Window], logits: Callable[[int], NDArray[Any]], reference: Callable[[int], NDArray[Any]] | None = None) -> TokenScores:
     """Score every window.
 

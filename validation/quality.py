@@ -24,7 +24,7 @@ def _as_is(mean: Any) -> Any:
     return mean
 
 
-def _pct(mean: Any) -> Any:
+def percent_of(mean: Any) -> Any:
     """Mean difference of negative log-likelihood → difference of perplexity in per cent."""
     return np.expm1(mean) * 100
 
@@ -39,7 +39,7 @@ class Measure:
 
 
 MEASURES = (
-    Measure("perplexity_pct", lambda scores: scores.nll, _pct),
+    Measure("perplexity_pct", lambda scores: scores.nll, percent_of),
     Measure("mean_kl", lambda scores: scores.kl),
     Measure("top1_agreement", lambda scores: scores.best),
 )
@@ -69,7 +69,7 @@ class Judge:
 
     def _of(self, scores: TokenScores, text: int | None) -> dict[str, Any]:
         part = self.resampling.slice(text)
-        increase = self._estimate(scores.nll - self.reference.nll, text, _pct)
+        increase = self._estimate(scores.nll - self.reference.nll, text, percent_of)
         kl, best = (self._estimate(values, text) for values in (scores.kl, scores.best))
         return {
             "tokens": len(scores.nll[part]),

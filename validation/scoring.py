@@ -18,7 +18,8 @@ from validation.fake_quant import within_layer
 from validation.reference import Reference
 from validation.sensitivity import Forms, Score, cost_of, score_linears
 
-TOKENS = 512
+TOKENS = 256
+"""To score each linear on; what they cost together is measured on more, and corrects their sum."""
 
 
 def score_artifact(
@@ -33,16 +34,18 @@ def score_artifact(
         forms: how each linear is rounded.
         text: what was calibrated on; scores are taken on what of it was not, as far as that goes.
         statistics: for the peaks of activations.
-        tokens: to score; None is 512.
+        tokens: to score; None is 256.
 
     Returns:
-        file, scheme, linears, tokens, held_out, text, layer_runs, teraflops, worst {name, mean_kl}.
+        file, scheme, linears, tokens, held_out, text, layer_runs, teraflops, worst {name, mean_kl}; shortfall, why there are fewer tokens than were
+        asked for, where there are.
     """
-    ids, held_out = choose_sequences(text, tokens or TOKENS)
+    asked = tokens or TOKENS
+    ids, held_out = choose_sequences(text, asked)
     scores = score_linears(reference, ids, forms, step.progress)
     linears = [_linear(reference.config, name, score, forms, statistics) for name, score in scores.items()]
     cost = cost_of(reference.config, list(forms), ids.size)
-    about = {"text": text.name, "sha256": text.sha256, "tokens": int(ids.size), "held_out": held_out}
+    about = {"text": text.name, "sha256": text.sha256, "tokens": int(ids.size), "held_out": held_out} | _shortfall(text, asked, ids.size)
     write_scores(step, scheme, linears, about)
     worst = max(linears, key=lambda linear: linear.mean_kl)
     return {
@@ -64,6 +67,13 @@ def choose_sequences(text: CalibrationText, tokens: int) -> tuple[Ids, bool]:
     used = [ids for ids in text.sequences if len(ids) == length]
     chosen = [*fresh, *used][:wanted]
     return np.stack(chosen), len(fresh) >= len(chosen)
+
+
+def _shortfall(text: CalibrationText, asked: int, found: int) -> dict[str, str]:
+    """What is to be said where fewer tokens are scored than were asked for."""
+    length = max(map(len, text.sequences))
+    short = f"{asked:,} tokens were asked for, {text.name} has {found:,} in whole sequences of {length}"
+    return {"shortfall": short} if found < asked else {}
 
 
 def _linear(config: LlamaConfig, name: str, score: Score, forms: Forms, statistics: Statistics) -> LinearScore:

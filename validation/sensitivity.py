@@ -21,6 +21,7 @@ from artifact.config import LlamaConfig
 from artifact.layout import layer_of, linear_shapes
 from artifact.progress import Progress, silent
 from exporter.rope import rotary_tables
+from validation.bootstrap import Resampling
 from validation.fake_quant import Form, quantised
 from validation.reference import Reference
 
@@ -41,7 +42,7 @@ class Score:
 
     Attributes:
         kl: mean divergence of a position, nats.
-        kl_se: its standard error over positions, which are not independent: a lower bound.
+        kl_se: its standard error, of blocks of neighbours drawn again (bootstrap.py).
         weight_error: relative root mean square error of its weight.
     """
 
@@ -112,7 +113,8 @@ def score_linears(reference: Reference, ids: Ids, forms: Forms, progress: Progre
             state = exact if number == last - 1 else state
             del layer  # before the next one is read
         found.divergences |= divergences(reference, exact, states, progress)
-    return {name: _score(found.divergences[name], found.errors[name]) for name in forms}
+    resampling = Resampling([ids.size])
+    return {name: _score(found.divergences[name], found.errors[name], resampling) for name in forms}
 
 
 @torch.inference_mode()
@@ -153,9 +155,8 @@ class _Found:
     errors: dict[str, float]
 
 
-def _score(kl: Tensor, weight_error: float) -> Score:
-    spread = float(kl.std()) if len(kl) > 1 else float("nan")
-    return Score(float(kl.mean()), spread / len(kl) ** 0.5, weight_error)
+def _score(kl: Tensor, weight_error: float, resampling: Resampling) -> Score:
+    return Score(float(kl.mean()), float(resampling.means(kl.numpy()).std(ddof=1)), weight_error)
 
 
 def _passes(layers: list[int], depth: int, state_bytes: int) -> Iterator[tuple[int, int]]:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from artifact.engine_names import is_engine, stage_of
 from artifact.errors import ValidationError
 from artifact.io_spec import Dtype, KvCache
+from graphs.quantize.placement import gate_of
 
 Kind = Literal[
     "float32", "float16", "int8", "int8-onnxruntime", "int8-smoothquant", "int4", "engine", "plan", "plan-int8", "plan-int8-smoothquant", "plan-int4",
@@ -33,6 +34,8 @@ TEXT_CHECKS = ("perplexity_increase_pct", "mean_kl")
 """What every text must hold by itself: damage on one must not hide in the mean of all."""
 UNGATED: Kind = "int4"
 """Judged by structure alone: a graph with other weights would hold those limits too, so it may fail, and never passes."""
+JUDGED_ON_TEXT: tuple[Kind, ...] = ("int8-smoothquant", "plan-int8-smoothquant")
+"""Held against float32 on texts alone: without one that is judged, nothing tells such a graph from one with other weights."""
 NO_QUALITY_LIMIT = f"{UNGATED} has no limit for quality"
 PLAN_KINDS: Mapping[str, Kind] = {
     **{"fp16": "plan", "fp32": "plan-fp32"},
@@ -89,7 +92,7 @@ LIMITS = (
     Limit("int8-onnxruntime", "strict_nonfinite", "==", 0, FINITE),
     Limit("int8-onnxruntime", "range_peak", "<", 1.0, RANGE),
     Limit("int8-smoothquant", "perplexity_increase_pct", "<=", 1.0, "increase − 2 standard errors"),
-    Limit("int8-smoothquant", "mean_kl", "<=", 0.02, "nats, of any number of tokens: what placement may leave is half of it, on another text"),
+    Limit("int8-smoothquant", "mean_kl", "<=", gate_of(1.0), "nats, of any number of tokens: twice what placement may leave on the text it measures"),
     Limit("int8-smoothquant", "scenario_spread", "<=", 1.25, ROUNDED_SPREAD),
     Limit("int8-smoothquant", "strict_nonfinite", "==", 0, FINITE),
     Limit("int8-smoothquant", "range_peak", "<", 1.0, RANGE),
@@ -108,7 +111,7 @@ LIMITS = (
     Limit("plan-int8", "cache_error", "<=", 0.2, "keys and values of every layer after each scenario, root mean square: int8 weights give 0.05"),
     Limit("plan-int4", "cache_error", "<=", 0.7, "keys and values of every layer after each scenario, root mean square: another layer near 1"),
     Limit("plan-int8-smoothquant", "perplexity_increase_pct", "<=", 1.0, "increase − 2 standard errors, every token of the text decoded on the GPU"),
-    Limit("plan-int8-smoothquant", "mean_kl", "<=", 0.02, "nats, every token of the text decoded on the GPU; its graph may have as much"),
+    Limit("plan-int8-smoothquant", "mean_kl", "<=", gate_of(1.0), "nats, every token of the text decoded on the GPU; its graph may have as much"),
     Limit("plan-fp32", "max_abs_relative", "<=", 1e-4, "float32 kernels differ by summation order alone: ÷ the largest logit, on all four scenarios"),
     Limit("plan-fp32", "cache_error", "<=", 1e-4, "keys and values of every layer, root mean square: another layer's would be near 1"),
 )
@@ -222,10 +225,12 @@ def failed_to_run(message: str) -> dict[str, Any]:
 
 
 def verdict(checks: list[dict[str, Any]], kind: Kind | None = None) -> bool | None:
-    """False if a check failed, True if one passed and none failed, None if nothing was judged, or nothing of quality could be (``UNGATED``)."""
+    """False if a check failed, True if one passed and none failed, None if nothing was judged, or of quality (``UNGATED``, ``JUDGED_ON_TEXT``)."""
     outcomes = {check["passed"] for check in checks}
     if False in outcomes:
         return False
+    if kind in JUDGED_ON_TEXT and not any(check["passed"] for check in checks if check["check"] in TEXT_CHECKS):
+        return None
     return True if True in outcomes and kind not in (UNGATED, PLAN_KINDS[UNGATED]) else None
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
@@ -55,6 +56,22 @@ SCHEMES: Mapping[str, BlockScheme] = {
 """Wide blocks are faster, narrow ones more exact, weights and activations alike; each exception is where width was measured to cost most."""
 
 
+def open_fused_onnxruntime(artifact: Path) -> tuple[ir.Model, list[Linear]]:
+    """``fused-onnxruntime.onnx`` and its linears.
+
+    Raises:
+        QuantizationError: the graph is quantised already, or has no linears.
+    """
+    model = load_graph(require(artifact, SOURCE))
+    if any(node.op_type == "MatMulNBits" for node in model.graph):
+        raise QuantizationError(f"{SOURCE} is quantised already", hint=f"python cli.py fuse {artifact} --target onnxruntime --force")
+    linears = list(find_linears(model.graph))
+    if not linears:
+        hint = f"python cli.py inspect {artifact}/{SOURCE}"
+        raise QuantizationError(f"{SOURCE} holds no MatMul by a constant weight [out, in]", hint=hint)
+    return model, linears
+
+
 def quantize_blocks(step: StepContext, scheme: str, statistics: Statistics | None = None) -> dict[str, Any]:
     """Write ``<scheme>-onnxruntime.onnx`` and its weights from ``fused-onnxruntime.onnx``; the embedding is read as it is.
 
@@ -69,13 +86,7 @@ def quantize_blocks(step: StepContext, scheme: str, statistics: Statistics | Non
     Raises:
         QuantizationError: the graph is quantised already, has no linears; a weight holds NaN or Inf, or the statistics are of another model.
     """
-    model = load_graph(require(step.artifact, SOURCE))
-    if any(node.op_type == "MatMulNBits" for node in model.graph):
-        raise QuantizationError(f"{SOURCE} is quantised already", hint=f"python cli.py fuse {step.artifact} --target onnxruntime --force")
-    linears = list(find_linears(model.graph))
-    if not linears:
-        hint = f"python cli.py inspect {step.artifact}/{SOURCE}"
-        raise QuantizationError(f"{SOURCE} holds no MatMul by a constant weight [out, in]", hint=hint)
+    model, linears = open_fused_onnxruntime(step.artifact)
     rounder = Rounder(statistics)
     stored = write_pieces(step, f"{scheme}-onnxruntime", [_piece(step, linear, SCHEMES[scheme].of(module_of(linear)), rounder) for linear in linears])
     for linear in linears:

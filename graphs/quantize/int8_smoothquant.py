@@ -26,7 +26,7 @@ from artifact.steps import StepContext
 from artifact.tensor_file import StoredTensor
 from graphs.quantize.int8 import FORM
 from graphs.quantize.islands import island_piece, put_islands
-from graphs.quantize.linears import Linear, site_of
+from graphs.quantize.linears import Linear, bias_of, site_of
 from graphs.quantize.rounder import Rounder, rounding_report
 from graphs.quantize.scaling import Scaling, fold
 from graphs.quantize.smoothing import Smoothing, smooth
@@ -108,13 +108,21 @@ def _piece(step: StepContext, linear: Linear, scaling: Scaling, rounder: Rounder
 
 
 def _vectors(graph: ir.Graph, scaling: Scaling, chosen: list[Linear], folder: Path) -> Iterator[Piece]:
-    """Norms and biases that are other ones now."""
+    """Norms and biases that are other ones now; a bias is what a linear's output is added to, whatever its name.
+
+    Raises:
+        QuantizationError: something else reads the bias too, which must stay as it is for that.
+    """
     changed = dict(scaling.norms)
     for linear in chosen:
-        name = f"{linear.name}.bias"
-        if name in graph.initializers and scaling.rows(linear.name) is not None:
-            bias = _read(graph, name, folder)
-            changed[name] = scaling.bias(linear.name, bias).astype(bias.dtype)
+        found = bias_of(linear)
+        if found is None or scaling.rows(linear.name) is None:
+            continue
+        name = str(found.name)
+        if len(found.uses()) > 1:
+            raise QuantizationError(f"{name}, which smoothing has to change, is not {linear.name}'s alone", hint="--scheme int8 smoothes nothing")
+        bias = _read(graph, name, folder)
+        changed[name] = scaling.bias(linear.name, bias).astype(bias.dtype)
     for name, array in changed.items():
         dtype = SAFETENSORS[ir.DataType.from_numpy(array.dtype)]
         yield Piece(name.rsplit(".", 1)[0], {_smoothed(name): (dtype, array.shape)}, lambda array=array: [array])  # type: ignore[misc]

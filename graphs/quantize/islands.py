@@ -60,8 +60,7 @@ class Islands:
         """
         wide = linear.matmul.inputs[0]
         assert wide is not None
-        if linear.weight.dtype != ir.DataType.FLOAT and cast_to(wide) != ir.DataType.FLOAT:
-            raise QuantizationError(f"{linear.name} adds up in float16, which int8 by int8 overflows", hint="python cli.py fuse ART --force")
+        check_float32_sums(linear)
         rounded = self._rounded_input(linear, wide, activation_scale)
         weight = self._dequantized(linear, levels, weight_scale)
         linear.transpose.replace_input_with(0, weight)
@@ -107,6 +106,17 @@ class Islands:
         value = ir.Value(name=name, shape=ir.Shape([]), type=ir.TensorType(tensor.dtype), const_value=tensor)
         self._graph.initializers.add(value)
         return value
+
+
+def check_float32_sums(linear: Linear) -> None:
+    """Refuse a linear that has no island to stand in.
+
+    Raises:
+        QuantizationError: it adds up in float16.
+    """
+    wide = linear.matmul.inputs[0]
+    if linear.weight.dtype != ir.DataType.FLOAT and (wide is None or cast_to(wide) != ir.DataType.FLOAT):
+        raise QuantizationError(f"{linear.name} adds up in float16, which int8 by int8 overflows", hint="python cli.py fuse ART --force")
 
 
 def island_piece(

@@ -13,6 +13,9 @@ from graphs.fusions._values import producer
 
 PACKED_OF = {member: packed for packed, members in PACKED.items() for member in members}
 
+MOST_CASTS = 2
+"""Between a product and its bias."""
+
 
 @dataclass(frozen=True)
 class Linear:
@@ -39,6 +42,21 @@ def find_linears(graph: ir.Graph) -> Iterator[Linear]:
         weight = transpose.inputs[0]
         if weight is not None and weight.is_initializer():
             yield Linear(node, transpose, weight)
+
+
+def bias_of(linear: Linear) -> ir.Value | None:
+    """The vector that is added to a linear's output, whatever its name, cast or not in between; None where there is none."""
+    value = linear.matmul.outputs[0]
+    for _ in range(MOST_CASTS + 1):
+        readers = [node for node, _ in value.uses()]
+        added = next((node for node in readers if node.op_type == "Add"), None)
+        if added is not None:
+            vectors = [through(operand, "Cast") for operand in added.inputs if operand is not None and operand is not value]
+            return next((one for one in vectors if one is not None and one.is_initializer() and one.shape is not None and len(one.shape) == 1), None)
+        if len(readers) != 1 or readers[0].op_type != "Cast":
+            return None
+        value = readers[0].outputs[0]
+    return None
 
 
 def site_of(module: str) -> str:

@@ -4,13 +4,14 @@ What each linear costs alone is measured before (validation/sensitivity.py). Cos
 as a whole, and the next one has a budget that is corrected by what the last one cost. What is chosen was measured; no cost is taken for granted.
 
 A limit of p per cent on perplexity is ln(1 + p/100) nats a token: by so much a token gets less likely. A divergence of as many nats is the same
-increase on text that the model itself would write, and has a tenth of the noise, so both must hold.
+increase on text that the model itself would write, and has a tenth of the noise, so both must hold. That is the one limit on divergence: what is
+chosen holds it on the text where it is measured, and its graph ``ROOM`` times as much on any text that it is judged on (validation/tolerances.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import log1p
 
 TRIES = 6
@@ -18,6 +19,9 @@ CAUTION = 0.95
 """Of what a corrected budget would allow: costs only roughly add up."""
 CLOSE, SMALLEST_CUT, LARGEST_STEP = 1.1, 0.7, 4.0
 """Budgets that need no third between them; what is left at most of one that failed; by how much one that held grows at most."""
+
+ROOM = 2.0
+"""How much further a set that just holds may diverge on another text: from the first 1,024 tokens of a text to its next it is 1.5 × (adr/017)."""
 
 
 @dataclass(frozen=True)
@@ -42,12 +46,14 @@ class Measured:
         kl: mean divergence of a token from the float32 reference, nats.
         increase_pct, increase_se_pct: of perplexity, with its paired standard error.
         tokens: that were scored.
+        kl_se: standard error of ``kl``.
     """
 
     kl: float
     increase_pct: float
     increase_se_pct: float
     tokens: int
+    kl_se: float = 0.0
 
     def holds(self, limit_pct: float) -> bool:
         """Whether it is within a limit on perplexity's increase."""
@@ -89,10 +95,20 @@ class Placement:
         """The chosen one; or else the one that cost least, with something quantised where that was tried."""
         return self.chosen or min(self.tries[1:] or self.tries, key=lambda one: one.measured.kl)
 
+    def map(self, names: Callable[[frozenset[str]], frozenset[str]]) -> Placement:
+        """The same with other names of what is quantised."""
+        tries = tuple(replace(one, quantised=names(one.quantised)) for one in self.tries)
+        return Placement(None if self.chosen is None else tries[self.tries.index(self.chosen)], tries)
+
 
 def nats_of(limit_pct: float) -> float:
     """A limit on perplexity's increase, in nats a token."""
     return log1p(limit_pct / 100)
+
+
+def gate_of(limit_pct: float) -> float:
+    """The largest mean divergence, in nats, of a graph that was placed within a limit, on a text that it was not placed on."""
+    return ROOM * nats_of(limit_pct)
 
 
 def choose(candidates: Sequence[Candidate], budget: float) -> frozenset[str]:

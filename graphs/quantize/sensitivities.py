@@ -13,6 +13,7 @@ from typing import Any
 
 from artifact.errors import QuantizationError
 from artifact.steps import StepContext, require
+from graphs.quantize.linears import site_of
 from graphs.quantize.placement import Candidate, Placement, Try
 
 
@@ -41,7 +42,7 @@ class LinearScore:
 
     @property
     def candidate(self) -> Candidate:
-        """As placement sees it."""
+        """As placement sees it, where it alone reads its input."""
         return Candidate(self.name, self.mean_kl, self.bytes_saved)
 
 
@@ -69,6 +70,23 @@ def read_scores(artifact: Path, scheme: str) -> tuple[list[LinearScore], dict[st
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         hint = f"python cli.py quantize {artifact} --scheme {scheme} --force"
         raise QuantizationError(f"{path} can't be read as scores: {error}", hint=hint) from error
+
+
+def by_site(scores: Iterable[LinearScore]) -> dict[Candidate, list[str]]:
+    """Candidates of placement, and the linears of each: those that read one input go together, for they are smoothed together and share its scale."""
+    sites: dict[str, list[LinearScore]] = {}
+    for score in scores:
+        sites.setdefault(site_of(score.name), []).append(score)
+    return {
+        Candidate(site, sum(one.mean_kl for one in together), sum(one.bytes_saved for one in together)): [one.name for one in together]
+        for site, together in sites.items()
+    }
+
+
+def linears_of(sites: Mapping[Candidate, list[str]], chosen: Iterable[str]) -> frozenset[str]:
+    """The linears of the chosen candidates."""
+    wanted = frozenset(chosen)
+    return frozenset(name for site, names in sites.items() if site.name in wanted for name in names)
 
 
 def write_sensitivities(step: StepContext, scheme: str, scores: Iterable[LinearScore], kept: Mapping[str, str], about: Mapping[str, Any]) -> None:

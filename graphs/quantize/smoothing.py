@@ -2,10 +2,12 @@
 
     s = absmax(x)^α ÷ absmax(w)^(1−α)        x ÷ s is rounded by one scale, headroom · largest |x ÷ s| ÷ 127, and w · s by output channel
 
-α and the headroom are those with the least error of the site's output on rows that did not take part: s and scale are made from half of the sampled
-rows, the error is measured on the other half, and the other way round. What is chosen is then made from all that calibration saw. On the rows that
-a scale was made from, clipping always seems to pay; on others it costs ten times what it saves, and rarely seen channels want room.
-The rows at position 0 count as much as all others together: their massive activations are what later tokens attend to.
+α and the headroom are those with the least error of the site's output on text that did not take part: s and scale are made from the largest values of
+all parts of the text but one, the error is measured on sampled rows of that one, and so for each part. What is chosen is then made from all parts.
+On the rows that a scale was made from, clipping always seems to pay; and a scale from the sampled rows alone, a quarter of all, clips what one
+from all of them does not: it would be judged by an error that it will not make (docs/adr/015).
+The rows at position 0 are always in the range, and count as much as all others together: their massive activations are what later tokens attend to.
+Errors are of some of the outputs, which are as good as all to compare by.
 Letters: n rows, in and out channels.
 Source: arXiv:2211.10438 §4; docs/adr/015
 """
@@ -22,19 +24,19 @@ from numpy.typing import NDArray
 from artifact.config import LlamaConfig
 from artifact.progress import Progress, silent
 from graphs.quantize.int8 import round_plainly_by_row
-from graphs.quantize.islands import HIGHEST, LOWEST
+from graphs.quantize.islands import HIGHEST
+from graphs.quantize.smoothing_trial import LEAST, OUTPUTS, Trial, folds, some_of
 from graphs.quantize.statistics import SiteStatistics, Statistics
 
 Floats = NDArray[np.float32]
 Tie = Callable[[Floats], Floats]
 """Channels that must share a factor get the largest of theirs."""
-ALPHAS = (0.6, 0.7, 0.8, 0.85, 0.9)
-HEADROOMS = (1.0, 1.25, 1.5)
-ROWS, FIRST_ROWS = 192, 32
-"""How many sampled rows, and rows at position 0, an error is measured on, of each half."""
+ALPHAS = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95)
+HEADROOMS = (0.9, 1.0, 1.15, 1.3)
+PLAIN = (1.0,)
+"""Headroom where nothing is moved."""
 LARGEST_FACTOR = 4096.0
 """A factor is at most so many times the geometric mean, or as small a part of it: a channel that was silent stays in range."""
-LEAST = 1e-6
 
 
 @dataclass(frozen=True)
@@ -107,20 +109,20 @@ def search(weight: Floats, measured: SiteStatistics, tie: Tie | None = None) -> 
     """
     tied = tie or _apart
     weights = tied(_largest(weight))
-    halves = _halves(measured)
-    tries = {(alpha, headroom): np.zeros(2) for alpha in (None, *ALPHAS) for headroom in (HEADROOMS if alpha is not None else HEADROOMS[:1])}
-    for made_from, tried_on in (halves, halves[::-1]):
-        trial = _Trial(weight, tried_on)
+    parts, some = folds(measured), np.ascontiguousarray(some_of(weight, OUTPUTS))
+    tries = {(alpha, headroom): np.zeros(2) for alpha in (None, *ALPHAS) for headroom in (HEADROOMS if alpha is not None else PLAIN)}
+    for made_from, samples in parts:
+        trial = Trial(some, samples, measured.first)
         for alpha in (None, *ALPHAS):
-            vector = factors(tied(made_from.absmax), weights, alpha)
-            rounded = round_plainly_by_row(weight * vector)
-            for headroom in [headroom for of, headroom in tries if of == alpha]:
-                scale = _scale(made_from.absmax, vector, headroom)
-                tries[alpha, headroom] += trial.errors(vector, scale, rounded) / len(halves)
+            vector = factors(tied(made_from), weights, alpha)
+            headrooms = [headroom for of, headroom in tries if of == alpha]
+            scales = [_scale(made_from, vector, headroom) for headroom in headrooms]
+            for headroom, errors in zip(headrooms, trial.errors(vector, scales, round_plainly_by_row(some * vector)), strict=True):
+                tries[alpha, headroom] += errors / len(parts)
     alpha, headroom = min(tries, key=lambda key: float(tries[key].sum()))
     vector = factors(tied(measured.absmax), weights, alpha)
     error, first_error = (float(one) for one in tries[alpha, headroom])
-    plain = float(tries[None, HEADROOMS[0]][0])
+    plain = float(tries[None, PLAIN[0]][0])
     return Smoothing(vector, _scale(measured.absmax, vector, headroom), alpha, headroom, error, first_error, plain)
 
 
@@ -142,45 +144,6 @@ def factors(inputs: Floats, weights: Floats, alpha: float | None) -> Floats:
 
 def _scale(absmax: Floats, vector: Floats, headroom: float) -> float:
     return headroom * max(float((absmax / vector).max()), LEAST) / HIGHEST
-
-
-class _Trial:
-    """Rows of one site and what they should give."""
-
-    def __init__(self, weight: Floats, measured: SiteStatistics) -> None:
-        rows, first = _some(measured.samples, ROWS), _some(measured.first, FIRST_ROWS)
-        self._x = np.concatenate([rows, first])  # [n, in], the rows at position 0 last
-        self._wanted = self._x @ weight.T  # [n, out]
-        self._rows = len(rows)
-        squares = np.square(self._wanted).sum(axis=1, dtype=np.float64)
-        self._square = _mean(squares[: self._rows]) or LEAST
-        self._first_square = max(_mean(squares[self._rows :]), self._square)
-
-    def errors(self, vector: Floats, scale: float, rounded: Floats) -> NDArray[np.float64]:
-        """Squared errors of the output ÷ its square: on rows, and at position 0."""
-        step = np.float32(scale)
-        x = np.clip(np.rint(self._x / vector / step), LOWEST, HIGHEST) * step
-        squares = np.square(x @ rounded.T - self._wanted).sum(axis=1, dtype=np.float64)
-        return np.array([_mean(squares[: self._rows]) / self._square, _mean(squares[self._rows :]) / self._first_square])
-
-
-def _mean(squares: NDArray[np.float64]) -> float:
-    return float(squares.mean()) if len(squares) else 0.0
-
-
-def _halves(measured: SiteStatistics) -> tuple[SiteStatistics, SiteStatistics]:
-    """Half of the rows each, with their own largest values: sampled rows lie in the order of the text, so the halves are of other documents."""
-    parts = []
-    for number in range(2):
-        samples, first = (np.array_split(rows, 2)[number] if len(rows) > 1 else rows for rows in (measured.samples, measured.first))
-        seen = np.concatenate([samples, first])
-        parts.append(SiteStatistics(np.abs(seen).max(axis=0), measured.mean_square, samples, first))
-    return parts[0], parts[1]
-
-
-def _some(rows: Floats, count: int) -> Floats:
-    """At most ``count`` rows, spread over all."""
-    return rows if len(rows) <= count else rows[np.linspace(0, len(rows) - 1, count).astype(int)]
 
 
 def _largest(weight: Floats) -> Floats:

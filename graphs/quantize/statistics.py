@@ -6,14 +6,17 @@ A site is an input that one or more linears read, named by the packed projection
     <site>.mean_square  [in] float32: mean of squares of every channel, position 0 left out
     <site>.samples      [n, in] float16: rows drawn by a seed from all positions but 0, the same ones at every site
     <site>.first        [m, in] float16: the rows at position 0 of the sequences (massive activations live there), one where all start with BOS
+    <site>.part_absmax  [p, in] float32: largest |value| of every channel in each part of the text, position 0 left out
 
-Letters: n sampled rows, m sequences.
+and its metadata ``part_samples``, how many of the sampled rows are of each part: what a scale made from the other parts does to a part is what it
+does to a text that it has not seen.
+Letters: n sampled rows, m sequences, p parts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +29,25 @@ from artifact.step_kinds import CALIBRATION
 
 FILE = CALIBRATION
 FIELDS = ("absmax", "mean_square", "samples", "first")
+PART_ABSMAX, PART_SAMPLES = "part_absmax", "part_samples"
 Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class SiteStatistics:
-    """One site's, in float32."""
+    """One site's, in float32; without parts where the text has none.
+
+    Attributes:
+        part_absmax: [p, in].
+        part_samples: of each part, in the order of ``samples``.
+    """
 
     absmax: Floats
     mean_square: Floats
     samples: Floats
     first: Floats
+    part_absmax: Floats | None = None
+    part_samples: tuple[int, ...] = ()
 
 
 class Statistics:
@@ -57,7 +68,9 @@ class Statistics:
             QuantizationError: the file has none of that name.
         """
         try:
-            return SiteStatistics(*(self._file.get_tensor(f"{site}.{field}").astype(np.float32) for field in FIELDS))
+            found = SiteStatistics(*(self._file.get_tensor(f"{site}.{field}").astype(np.float32) for field in FIELDS))
+            parts = tuple(int(count) for count in self.metadata.get(PART_SAMPLES, "").split())
+            return replace(found, part_absmax=self._file.get_tensor(f"{site}.{PART_ABSMAX}"), part_samples=parts) if parts else found
         except SafetensorError as error:
             raise QuantizationError(f"{self.path} has no statistics of {site}: it was made for another model") from error
 

@@ -7,11 +7,13 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+import onnx_ir as ir
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from artifact.errors import ArtifactError, QuantizationError
-from artifact.manifest import read_manifest, write_manifest
+from artifact.manifest import fingerprint, read_manifest, write_manifest
 from artifact.stale import command_of, stale_steps
 from artifact.steps import Outcome, run_step
 from commands.calibrate import CalibrationOptions
@@ -147,6 +149,32 @@ def test_nothing_is_measured_before_there_is_a_graph_to_quantise(artifact: Path)
     with pytest.raises(ArtifactError, match=r"has no fused\.onnx"):
         quantize(artifact)
     assert not (artifact / FILE).exists()
+
+
+@pytest.mark.parametrize("scheme", ["int8", "int4", "int8-smoothquant"])
+def test_a_graph_that_is_quantised_already_is_refused_before_anything_is_measured(scheme: str, artifact: Path) -> None:
+    fused = artifact / "fused.onnx"
+    model = ir.load(fused)
+    value = ir.Value(name="levels", const_value=ir.tensor(np.zeros(2, np.int8), name="levels"))
+    model.graph.initializers.add(value)
+    model.graph.insert_before(model.graph[0], ir.node("DequantizeLinear", [value, value]))
+    ir.save(model, fused)
+    manifest = read_manifest(artifact)
+    manifest["steps"]["fuse"]["outputs"]["fused.onnx"] = fingerprint(fused)
+    write_manifest(artifact, manifest)
+    with pytest.raises(QuantizationError, match=r"fused\.onnx is quantised already"):
+        quantize(artifact, scheme=scheme)
+    assert "calibrate" not in steps(artifact)
+
+
+def test_calibration_is_not_done_anew_where_another_scheme_has_just_done_it(artifact: Path) -> None:
+    few = CalibrationOptions(calibration_tokens=300)
+    quantize(artifact, calibration=few)
+    before = read_manifest(artifact)["steps"]["calibrate"]
+    assert not quantize(artifact, calibration=few, force=True, recalibrate=False).up_to_date
+    assert read_manifest(artifact)["steps"]["calibrate"] == before
+    quantize(artifact, calibration=few, force=True)
+    assert read_manifest(artifact)["steps"]["calibrate"] != before
 
 
 def test_statistics_of_other_weights_are_stale_and_quantize_makes_them_anew(artifact: Path) -> None:

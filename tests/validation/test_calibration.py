@@ -71,7 +71,15 @@ def test_position_0_of_every_sequence_is_kept_where_they_begin_differently(tmp_p
 def test_header_says_what_was_measured_on_what(tmp_path: Path, checkpoint: Checkpoint) -> None:
     statistics = measured(tmp_path, checkpoint, text())
     expected = {"text": "t.txt", "sha256": "abc", "documents": "1", "sequences": "3", "tokens": "60", "length": "40", "samples": "57", "seed": "0"}
-    assert statistics.metadata == expected | {"format": "pt", "model": "fingerprint"}
+    assert statistics.metadata == expected | {"format": "pt", "model": "fingerprint", "part_samples": "39 2 16"}
+
+
+def test_each_part_of_the_text_has_its_own_largest_values(tmp_path: Path, checkpoint: Checkpoint, inputs: Inputs) -> None:
+    site = measured(tmp_path, checkpoint, text()).of("model.layers.1.mlp.down_proj")
+    assert site.part_absmax is not None
+    expected = [np.abs(values[1:]).max(axis=0) for values in inputs["model.layers.1.mlp.down_proj"]]
+    np.testing.assert_allclose(site.part_absmax, expected, rtol=1e-4, atol=1e-6)
+    assert site.part_samples == tuple(len(values) - 1 for values in inputs["model.layers.1.mlp.down_proj"])
 
 
 def test_report_counts_the_file_and_names_the_largest_activation(tmp_path: Path, checkpoint: Checkpoint, inputs: Inputs) -> None:

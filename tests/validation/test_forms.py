@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from artifact.errors import QuantizationError
-from artifact.progress import silent
 from artifact.steps import StepContext
 from exporter.checkpoints import Checkpoint
 from graphs.quantize.int8 import FORM
@@ -19,7 +18,7 @@ from graphs.quantize.smoothing import search
 from graphs.quantize.statistics import Divided, Statistics
 from validation.calibration import write_statistics
 from validation.calibration_text import CalibrationText
-from validation.forms import FORMS
+from validation.forms import FORMS, search_sites
 from validation.reference import Reference
 from validation.rounded_once import RoundedOnce
 
@@ -42,7 +41,7 @@ def statistics(reference: Reference, tmp_path_factory: pytest.TempPathFactory) -
 
 
 def test_int8_rounds_weights_alone_and_leaves_the_rest_in_float(reference: Reference, statistics: Statistics) -> None:
-    forms = FORMS["int8"](reference, statistics, PACKED, "fp16", silent)
+    forms = FORMS["int8"](reference, statistics, PACKED, "fp16", {})
     chosen = forms.of(PACKED[:2])
     assert list(chosen) == PACKED[:2]
     assert {(form.columns, form.activation_scale) for form in chosen.values()} == {(None, None)}
@@ -96,7 +95,7 @@ def test_levels_that_do_not_fit_are_an_error(tmp_path: Path, monkeypatch: pytest
 
 
 def test_smoothquant_rounds_inputs_by_what_was_searched_and_keeps_the_rest_weight_only(reference: Reference, statistics: Statistics) -> None:
-    forms = FORMS["int8-smoothquant"](reference, statistics, PACKED, "fp32", silent)
+    forms = FORMS["int8-smoothquant"](reference, statistics, PACKED, "fp32", search_sites(reference, statistics, PACKED))
     chosen = forms.of(PACKED[1:])
     assert (chosen[PACKED[0]].columns, chosen[PACKED[0]].activation_scale) == (None, None)
     weight = np.concatenate([reference.read(f"{LAYER}.mlp.{name}.weight").float().numpy() for name in ("gate_proj", "up_proj")])
@@ -112,9 +111,9 @@ def test_smoothquant_rounds_inputs_by_what_was_searched_and_keeps_the_rest_weigh
 
 
 def test_linears_that_are_not_packed_share_the_search_of_their_site(reference: Reference, statistics: Statistics) -> None:
-    forms = FORMS["int8-smoothquant"](reference, statistics, APART, "fp16", silent)
+    forms = FORMS["int8-smoothquant"](reference, statistics, APART, "fp16", search_sites(reference, statistics, APART))
     assert forms.smoothing is not None
     assert set(forms.smoothing) == {PACKED[2]}
-    together = FORMS["int8-smoothquant"](reference, statistics, PACKED, "fp16", silent)
+    together = FORMS["int8-smoothquant"](reference, statistics, PACKED, "fp16", search_sites(reference, statistics, PACKED))
     for name in APART:
         np.testing.assert_array_equal(forms.quantised[name].columns, together.quantised[PACKED[2]].columns)

@@ -12,7 +12,7 @@ from artifact.errors import ArtifactError, QuantizationError
 from artifact.steps import StepContext
 from exporter.checkpoints import Checkpoint
 from graphs.quantize.placement import Candidate, Measured, Placement, Try
-from graphs.quantize.sensitivities import describe, read_scores, write_sensitivities
+from graphs.quantize.sensitivities import LinearScore, by_site, describe, linears_of, read_scores, write_sensitivities
 from graphs.quantize.statistics import Statistics
 from validation.calibration import write_statistics
 from validation.calibration_text import CalibrationText
@@ -22,6 +22,7 @@ from validation.scoring import choose_sequences, score_artifact
 from validation.sensitivity import score_linears
 
 NAMES = [f"model.layers.{layer}.{site}" for layer in range(2) for site in ("self_attn.qkv_proj", "mlp.down_proj")]
+PARTS = (("self_attn.q_proj", 0.001, 100), ("self_attn.k_proj", 0.002, 200), ("self_attn.v_proj", 0.003, 300), ("mlp.down_proj", 0.5, 50))
 FORMS = {name: Form(activation_scale=0.05) for name in NAMES}
 
 
@@ -92,6 +93,26 @@ def test_the_report_of_a_placement_names_every_linear_and_every_try(step: StepCo
     report = describe(Placement(some, (nothing, some)), 0.5, scores)
     share = sum(score.bytes_saved for score in scores[:2]) / sum(score.bytes_saved for score in scores)
     assert report["chosen"] == {
-        "quantized": 2, "share": share, "budget": 0.004, "kl": 0.002, "increase_pct": 0.2, "increase_se_pct": 0.1, "tokens": 9, "holds": True,
+        "quantized": 2, "share": share, "budget": 0.004, "kl": 0.002, "increase_pct": 0.2, "increase_se_pct": 0.1, "tokens": 9, "kl_se": 0.0,
+        "holds": True,
     }  # fmt: skip
     assert [tried["quantized"] for tried in report["tries"]] == [0, 2]
+
+
+def test_fewer_tokens_than_asked_for_are_said(step: StepContext, checkpoint: Checkpoint) -> None:
+    reference, statistics = Reference(checkpoint.config, checkpoint.read), Statistics(step.artifact / "calibration.safetensors")
+    one = {NAMES[0]: FORMS[NAMES[0]]}
+    report = score_artifact(step, "int8-smoothquant", reference, one, text(rest=3), statistics, tokens=1000)
+    assert report["shortfall"] == f"1,000 tokens were asked for, t.txt has {report['tokens']} in whole sequences of 16"
+    assert read_scores(step.artifact, "int8-smoothquant")[1]["shortfall"] == report["shortfall"]
+    assert "shortfall" not in score_artifact(step, "int8-smoothquant", reference, one, text(rest=3), statistics, tokens=40)
+
+
+def test_linears_of_one_input_are_one_candidate() -> None:
+    apart = [LinearScore(f"model.layers.0.{name}", 0, name, cost, 0.0, size, 0.0, None) for name, cost, size in PARTS]
+    sites = by_site(apart)
+    assert list(sites) == [
+        Candidate("model.layers.0.self_attn.qkv_proj", pytest.approx(0.006), 600),  # type: ignore[arg-type]
+        Candidate("model.layers.0.mlp.down_proj", 0.5, 50),
+    ]
+    assert linears_of(sites, ["model.layers.0.self_attn.qkv_proj"]) == {one.name for one in apart[:3]}

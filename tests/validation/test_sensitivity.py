@@ -13,6 +13,7 @@ from exporter.rope import rotary_tables
 from graphs.quantize.int8 import quantize_rows
 from graphs.quantize.linears import members
 from validation import metrics, sensitivity
+from validation.bootstrap import Resampling
 from validation.fake_quant import Form, quantised
 from validation.joint_cost import JointCost
 from validation.perplexity import make_windows
@@ -67,7 +68,7 @@ def test_each_linear_alone_costs_what_the_whole_model_says(
     for name, score in scores.items():
         expected = metrics.kl_divergence(logits(checkpoint, [name], IDS), exact)
         assert score.kl == pytest.approx(expected.mean(), rel=1e-3)
-        assert score.kl_se == pytest.approx(expected.std(ddof=1) / len(expected) ** 0.5, rel=1e-2)
+        assert score.kl_se == pytest.approx(Resampling([len(expected)]).means(expected).std(ddof=1), rel=1e-2)
         assert score.kl > 1e-6
 
 
@@ -129,7 +130,9 @@ def test_a_set_costs_together_what_the_whole_model_says(reference: Reference, ch
     assert measured.tokens == 40
     assert measured.kl == pytest.approx(np.concatenate(kl).mean(), rel=1e-3)
     assert measured.increase_pct == pytest.approx(100 * np.expm1(np.concatenate(difference).mean()), rel=1e-2)
-    assert measured.increase_se_pct > 0
+    draws = Resampling([40]).means(np.concatenate(difference))
+    assert measured.increase_se_pct == pytest.approx(100 * np.expm1(draws).std(ddof=1), rel=1e-2)
+    assert measured.kl_se == pytest.approx(Resampling([40]).means(np.concatenate(kl)).std(ddof=1), rel=1e-2)
 
 
 def test_nothing_quantised_costs_nothing(reference: Reference) -> None:

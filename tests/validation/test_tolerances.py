@@ -4,6 +4,7 @@ from typing import get_args
 
 import pytest
 
+from graphs.quantize.placement import ROOM, gate_of, nats_of
 from validation.measurement import NUMBERS
 from validation.tolerances import (
     COMPARE,
@@ -86,6 +87,21 @@ def test_range_peak_fails_at_the_whole_range() -> None:
 )
 def test_verdict_needs_one_pass_and_no_failure(outcomes: list[bool | None], expected: bool | None) -> None:
     assert verdict([{"passed": outcome} for outcome in outcomes]) is expected
+
+
+def test_verdict_of_int8_by_int8_needs_a_text_that_was_judged() -> None:
+    """Its other checks would hold for a graph with other weights too."""
+    structure = {"check": "range_peak", "passed": True}
+    unjudged, judged, failed = ([structure, {"check": "mean_kl", "passed": outcome}] for outcome in (None, True, False))
+    assert [verdict(checks, "int8-smoothquant") for checks in (unjudged, judged, failed)] == [None, True, False]
+    assert verdict(unjudged, "plan-int8-smoothquant") is None
+    assert verdict(unjudged, "int8") is True
+
+
+def test_one_limit_on_divergence_for_placement_and_its_graph() -> None:
+    for kind in ("int8-smoothquant", "plan-int8-smoothquant"):
+        gates = {row.check: row.limit for row in limits_of(kind)}  # type: ignore[arg-type]
+        assert gates["mean_kl"] == gate_of(gates["perplexity_increase_pct"]) == ROOM * nats_of(1.0)
 
 
 def test_verdict_never_says_that_int4_passed() -> None:

@@ -12,7 +12,7 @@ from artifact.errors import QuantizationError
 from graphs.quantize.int8 import FORM as INT8
 from graphs.quantize.rounder import Rounder, prepare, rounding_report
 from graphs.quantize.rounding import FACTORS, Format, Grid, largest_over, round_plainly, search_scale
-from graphs.quantize.statistics import SiteStatistics, Statistics
+from graphs.quantize.statistics import FIELDS, SiteStatistics, Statistics
 
 SITE = "model.layers.0.mlp.down_proj"
 HALF = np.dtype(np.float16)
@@ -34,7 +34,7 @@ def site() -> SiteStatistics:
 
 @pytest.fixture
 def statistics(site: SiteStatistics, tmp_path: Path) -> Statistics:
-    tensors = {f"{SITE}.{name}": value for name, value in vars(site).items()}
+    tensors = {f"{SITE}.{name}": getattr(site, name) for name in FIELDS}
     save_file(tensors, tmp_path / "calibration.safetensors")
     return Statistics(tmp_path / "calibration.safetensors")
 

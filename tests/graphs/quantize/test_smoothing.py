@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -71,6 +72,30 @@ def test_leaves_inputs_alone_that_smoothing_does_not_help() -> None:
     assert found.error == found.plain_error < 1e-8
 
 
+def test_a_scale_is_judged_by_what_all_other_parts_of_the_text_reach() -> None:
+    """Rows of one part reach further than any other sampled row; what decides is whether all of the other parts' tokens, sampled or not, do."""
+    samples = np.clip(noise(ROWS, IN), -1, 1)
+    samples[: ROWS // 4] *= 1.45
+    still, weight = measured(samples, samples[-1:]), noise(OUT, IN, seed=1)
+    counts = (ROWS // 4,) * 4
+    reached = replace(still, part_absmax=np.full((4, IN), 1.45, np.float32), part_samples=counts)
+    sampled = np.stack([np.abs(part).max(axis=0) for part in np.split(samples, 4)])
+    alone = replace(still, part_absmax=sampled, part_samples=counts)
+    assert search(weight, reached).headroom == 1.0
+    assert search(weight, alone).headroom > 1.0
+    assert search(weight, reached).error < search(weight, alone).error / 2
+
+
+def test_position_0_is_among_what_a_scale_is_made_from() -> None:
+    samples = np.clip(noise(ROWS, IN), -1, 1)
+    spike = np.zeros((1, IN), np.float32)
+    spike[0, 3] = 50
+    parts = np.stack([np.abs(part).max(axis=0) for part in np.split(samples, 4)])
+    found = search(noise(OUT, IN, seed=1), replace(measured(samples, spike), part_absmax=parts, part_samples=(ROWS // 4,) * 4))
+    assert found.first_error < 0.02
+    assert found.vector[3] > 5 * np.delete(found.vector, 3).max()
+
+
 def test_gives_headroom_where_the_other_half_reaches_further() -> None:
     samples = noise(ROWS, IN)
     samples = np.clip(samples, -1, 1)
@@ -78,7 +103,7 @@ def test_gives_headroom_where_the_other_half_reaches_further() -> None:
     still = np.clip(noise(ROWS, IN), -1, 1)
     weight = noise(OUT, IN, seed=1)
     assert search(weight, measured(samples, samples[:1])).headroom == max(HEADROOMS)
-    assert search(weight, measured(still, still[:1])).headroom == min(HEADROOMS)
+    assert search(weight, measured(still, still[:1])).headroom == 1.0
 
 
 def test_position_0_takes_part() -> None:
