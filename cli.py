@@ -197,6 +197,11 @@ def run(
     capacity: Capacity = None,
     parts: Parts = "auto",
     max_memory: MaxMemory = None,
+    version_compatible: VersionCompatible = False,
+    weight_streaming: WeightStreaming = False,
+    strip_weights: StripWeights = False,
+    optimization_level: OptimizationLevel = None,
+    timing_cache: TimingCacheOption = None,
     calibration: Calibration = None,
     calibration_tokens: CalibrationTokens = None,
     calibration_length: CalibrationLength = None,
@@ -215,15 +220,17 @@ def run(
     from commands.export import ExportOptions
     from commands.part_graphs import parts_of
     from commands.placement import PlacementOptions
+    from engines.backends.flags import BuildFlags
     from exporter.checkpoints.request import CheckpointRequest
 
+    flags = BuildFlags(version_compatible, weight_streaming, strip_weights, optimization_level, timing_cache=timing_cache)
     request = CheckpointRequest(checkpoint, size, revision, config, lora)
     options = command.RunOptions(
         ExportOptions(dtype.value, kv_cache.value, weights.value),
         CalibrationOptions(calibration, calibration_tokens, calibration_length),
         PlacementOptions(max_perplexity_increase, sensitivity_tokens),
         buckets.with_capacities(
-            build.BuildOptions(target, backend.value, max_batch, max_length, max_memory=bytes_of(max_memory), parts=parts_of(parts)),
+            build.BuildOptions(target, backend.value, max_batch, max_length, flags=flags, max_memory=bytes_of(max_memory), parts=parts_of(parts)),
             buckets.parse_capacities(capacity),
         ),
         validate.ValidateOptions(texts=tuple(text or ()), tokens=tokens, baseline=baseline),

@@ -17,6 +17,7 @@ from commands.export import ExportOptions, export_into, resolve
 from commands.graphs import SCHEMES, fuse, quantize
 from commands.placement import PlacementOptions
 from commands.validate import ValidateOptions, validate
+from engines.build import choose_backend
 from exporter.checkpoints import CheckpointRequest, pin_request
 
 
@@ -55,13 +56,15 @@ def run(
 
     Raises:
         UsageError: there is nothing to build from.
-        EngineError: a bound of the other cache form, or a static cache without its capacity; before anything is exported.
+        EngineError: a bound of the other cache form, a static cache without its capacity, or no backend that can build what is asked; before
+            anything is exported.
         ToolkitError: as each step.
     """
     start = time.perf_counter()
     options = options or RunOptions()
     exported, built = options.export, options.build
     _check_runnable(exported)
+    choose_backend(built.backend, built.flags)
     wanted = tuple(dict.fromkeys(precisions)) or (exported.dtype,)
     for precision in wanted:
         check_precision(exported.dtype, precision)

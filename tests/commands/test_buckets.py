@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,6 +20,7 @@ from commands.bench import BenchOptions, bench
 from commands.buckets import build_all, check_lengths, parse_capacities, with_capacities
 from commands.build import BuildOptions
 from commands.export import ExportOptions, export
+from commands.run import RunOptions, run
 from engines.backends.flags import BuildFlags
 from engines.device import Device
 from engines.engine_graph import write_engine_graph
@@ -116,3 +118,11 @@ def test_each_is_a_step_and_the_disk_is_asked_once_for_all(artifact: Path, monke
 def test_the_command_that_builds_a_bucket_again_names_it_as_one(tmp_path: Path) -> None:
     options = {"precision": "fp16", "target": "l4", "capacity": "512,", **BuildFlags(strip_weights=True, optimization_level=4).recorded()}
     assert command_of(tmp_path, "build-l4-fp16-c512", options).endswith("--capacity 512, --strip-weights --optimization-level 4")
+
+
+@pytest.mark.skipif(find_spec("tensorrt_rtx") is None, reason="tensorrt-rtx-cu12 is not installed")
+def test_run_refuses_what_its_backend_lacks_before_anything_is_exported(tmp_path: Path) -> None:
+    options = RunOptions(build=BuildOptions(flags=BuildFlags(strip_weights=True)))
+    with pytest.raises(EngineError, match="tensorrt-rtx has no --strip-weights"):
+        run(CheckpointRequest("random:0", "7b"), tmp_path / "out", ("fp16",), options)
+    assert not (tmp_path / "out").exists()
