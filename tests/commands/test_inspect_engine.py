@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from artifact.config import LlamaConfig
 from artifact.manifest import read_manifest, write_manifest
 from artifact.steps import Report, StepContext, run_step
 from commands.inspect import inspect
@@ -37,9 +39,10 @@ def build(step: StepContext) -> Report:
 
 
 @pytest.fixture
-def artifact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def artifact(tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(runnable, "runtime_module", lambda backend: SimpleNamespace(__version__="1.7.1.116"))
-    model = {"name": "tiny", "source": "demo", "format": "gguf", "fingerprint": "f00d", "dtype": "fp16", "config": {}}
+    model: Report = {"name": "tiny", "source": "demo", "format": "gguf", "fingerprint": "f00d", "dtype": "fp16"}
+    model["config"] = asdict(LlamaConfig.from_hf(json.loads((tiny_checkpoint / "config.json").read_text())))
     write_manifest(tmp_path, {"format": 1, "model": model, "steps": {}})
     run_step(tmp_path, "build-a100-80gb-fp16", {"target": "a100-80gb"}, build)
     return tmp_path
