@@ -25,6 +25,11 @@ def part_graph_name(graph: str, part: int) -> str:
     return f"{graph.removesuffix('.onnx')}-part-{part:02}.onnx"
 
 
+def plan_file(folder: str, part: int) -> str:
+    """A plan of an engine, in its folder."""
+    return f"{folder}/part-{part:02}.plan"
+
+
 def is_part(name: str) -> bool:
     """Whether a graph (its name without ``.onnx``) is a part of an engine's."""
     return _PART.search(name) is not None and is_engine(_PART.sub("", name))

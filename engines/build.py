@@ -13,7 +13,7 @@ from typing import Any
 import onnx_ir as ir
 
 from artifact.config import LlamaConfig
-from artifact.engine_names import engine_folder, engine_graph, part_graph_name
+from artifact.engine_names import engine_folder, engine_graph, part_graph_name, plan_file
 from artifact.errors import EngineError
 from artifact.manifest import Manifest, kv_cache_of, read_manifest
 from artifact.steps import StepContext, require
@@ -30,9 +30,10 @@ from engines.engine_options import EngineOptions
 from engines.estimate import load_of
 from engines.graph_weights import turned_bytes, weights_bytes
 from engines.part_plan import Limits, PartPlan, plan_parts
-from engines.preflight import check_build
+from engines.preflight import check_build, check_disk
 from engines.profiles import Profile, make_profiles
 from engines.targets import Target, find_target
+from engines.weight_sizes import weight_sizes
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +68,8 @@ def build_engine(step: StepContext, options: EngineOptions, write_parts: WritePa
     whole = _engine_graph(step, stage, options.capacity)
     model = replace(model, cut=_cut(step, whole, model, folder))
     graphs = _part_graphs(step, whole, model, write_parts)
-    engines = [_build_part(step, model, backend, part, graph, f"{folder}/part-{part:02}.plan") for part, graph in enumerate(graphs)]
+    _check_disk(step, model, graphs, folder)
+    engines = [_build_part(step, model, backend, part, graph, plan_file(folder, part)) for part, graph in enumerate(graphs)]
     passed = all(engine["audit"]["passed"] for engine in engines)
     return _record(step, f"{folder}/build.json", {"engines": engines, **parts_of(engines, model.cut.reason), "passed": passed})
 
@@ -89,9 +91,10 @@ def _cut(step: StepContext, graph: Path, model: EngineModel, folder: str) -> Par
     fit = gpus_needed(config, model.load, model.target)
     limits = Limits.of(options.parts, options.max_memory, gpus=fit or 1, target=model.target.name)
     packed, static = not _is_unpacked(graph), model.kv_cache == "static"
+    scale = weights_bytes(ir.load(graph).graph) / weight_sizes(config, options.precision).total
     journal = step.journal.files if step.journal is not None else {}
     begun = same_split([entry[BUILT] for file, entry in journal.items() if file.startswith(folder) and BUILT in entry])
-    return plan_parts(config, options.precision, limits, packed=packed, static=static, begun=begun)
+    return plan_parts(config, options.precision, limits, packed=packed, static=static, begun=begun, scale=scale)
 
 
 def _is_unpacked(graph: Path) -> bool:
@@ -109,6 +112,13 @@ def _part_graphs(step: StepContext, whole: Path, model: EngineModel, write_parts
         step.progress("cutting the engine graph", 0, len(names))
         write_parts(whole, model, files)
     return names
+
+
+def _check_disk(step: StepContext, model: EngineModel, graphs: Sequence[str], folder: str) -> None:
+    """Refuse, before the first plan, what the disk has no room for; plans that an interrupted build has finished are there already."""
+    journal = step.journal.files if step.journal is not None else {}
+    missing = [part for part in range(len(graphs)) if plan_file(folder, part) not in journal]
+    check_disk(sum(build_cost(_graph(step.artifact / graphs[part], model, part)).plan_bytes for part in missing), step.artifact / folder)
 
 
 def _build_part(step: StepContext, model: EngineModel, backend: Backend, part: int, graph: str, plan_name: str) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from artifact.config import LlamaConfig
 from artifact.errors import EngineError
@@ -49,7 +49,14 @@ class Limits:
 
 
 def plan_parts(
-    config: LlamaConfig, precision: str, limits: Limits, *, packed: bool = True, static: bool = False, begun: tuple[Layers, ...] = ()
+    config: LlamaConfig,
+    precision: str,
+    limits: Limits,
+    *,
+    packed: bool = True,
+    static: bool = False,
+    begun: tuple[Layers, ...] = (),
+    scale: float = 1.0,
 ) -> PartPlan:
     """Cut a model at layer boundaries.
 
@@ -58,6 +65,7 @@ def plan_parts(
         precision: of the engine.
         limits: what each part must fit.
         packed, static: form of the graph.
+        scale: weights of the graph at hand ÷ those that its precision comes to: above 1 where linears are kept out of it.
         begun: the parts of a build that was interrupted; taken again where they fit.
 
     Raises:
@@ -66,7 +74,8 @@ def plan_parts(
     layers, sizes = config.num_hidden_layers, weight_sizes(config, precision)
 
     def memory(part: Layers) -> int:
-        return build_cost(part_graph(sizes, part, precision, packed=packed, static=static, tied=config.tie_word_embeddings)).memory_bytes
+        graph = part_graph(sizes, part, precision, packed=packed, static=static, tied=config.tie_word_embeddings)
+        return build_cost(replace(graph, weights_bytes=int(scale * graph.weights_bytes))).memory_bytes
 
     if limits.parts is not None:
         if not 1 <= limits.parts <= layers:

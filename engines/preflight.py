@@ -60,6 +60,11 @@ def check_build(cost: BuildCost, folder: Path, *, what: str = "the build", max_m
     _check(EngineError, what, memory, cost.plan_bytes, folder, f"--parts auto cuts it to fit; or {MORE_MEMORY}")
 
 
+def check_disk(plans_bytes: int, folder: Path) -> None:
+    """Refuse plans that a folder's disk has no room for, all of them together."""
+    _check(EngineError, "the build", 0, plans_bytes, folder, MORE_MEMORY)
+
+
 def _check(error: type[ToolkitError], what: str, memory: int, disk: int, folder: Path, hint: str) -> None:
     free, space = free_memory(), free_disk(folder)
     if memory > free:

@@ -34,6 +34,12 @@ def test_as_few_parts_as_the_memory_needs() -> None:
     assert plan.reason == "2 parts: building the whole takes about 26.7 GB, more than --max-memory, 16.0 GB"
 
 
+def test_linears_that_are_kept_out_of_a_precision_count() -> None:
+    """Of half the linears kept in float16, INT8 weights are half as many again."""
+    limits = Limits(None, 8 * GB, "8.0 GB of free memory")
+    assert [len(plan_parts(preset("7b"), "int8", limits, scale=scale).layers) for scale in (1.0, 1.5)] == [1, 2]
+
+
 def test_a_part_for_each_gpu() -> None:
     plan = plan_parts(preset("7b"), "fp16", Limits(None, 20 * GB, "", gpus=2, target="l4"))
     assert (len(plan.layers), plan.reason) == (2, "2 parts: l4 needs 2 GPUs, one part each")

@@ -12,7 +12,7 @@ import pytest
 from artifact.errors import EngineError, QuantizationError, ToolkitError
 from artifact.presets import preset
 from engines.build_cost import Graph, build_cost
-from engines.preflight import ERRORS, check_build, check_memory, check_step
+from engines.preflight import ERRORS, check_build, check_disk, check_memory, check_step
 from engines.step_costs import Work, quantize_cost, step_costs
 
 GB = 10**9
@@ -73,3 +73,10 @@ def test_what_a_rerun_replaces_is_not_needed_twice(machine: SimpleNamespace, tmp
 
 def test_passes_where_there_is_room(tmp_path: Path) -> None:
     check_build(build_cost(Graph(10**6, 1, "fp16")), tmp_path / "engines")
+
+
+def test_all_plans_together_need_the_disk(machine: SimpleNamespace, tmp_path: Path) -> None:
+    machine.disk = 20 * GB
+    check_disk(BUILD.plan_bytes, tmp_path)
+    with pytest.raises(EngineError, match=r"the build needs about 27\.0 GB of disk"):
+        check_disk(2 * BUILD.plan_bytes, tmp_path)
