@@ -5,9 +5,10 @@ the hidden state is often not rounded. A cut that takes it as one float16 value 
 three float16 values that add up to it, 11 bits and 11 bits and the last two:
 
     whole:  … ─ Add ─────────────────────────────────────── layer 1 …          ONNX Runtime: both sums in float32, nothing rounded between
-    cuts:   … ─ Add ─ Cast(float32) ═▶ x = high + rest + … ═▶ Add(Add(high, rest), …) ─ layer 1 …
+    cuts:   … ─ Add ─ Cast(float32) ═▶ x = high + rest · 2⁻¹¹ + … ═▶ Add(Add(high, Mul(rest, 2⁻¹¹)), …) ─ layer 1 …
 
-In float16 such a sum gives ``high`` again, as each rest is at most half a step of it: each cut still is the graph's own computation.
+In float16 such a sum gives ``high`` again, as each rest is at most half a step of it: each cut still is the graph's own computation. The rests are
+scaled so that none of their bits falls below float16's smallest value.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ from numpy.typing import NDArray
 
 from artifact.errors import ValidationError
 from artifact.io_spec import LOGITS
-from validation.graph_interface import PROVIDERS, session_options
+from validation.graph_interface import DISABLED, PROVIDERS, session_options
 
-RESTS = (".rest", ".rest.rest")
-"""What the other parts of a hidden state are called, behind its own name."""
+RESTS = {".rest": 2.0**-11, ".rest.rest": 2.0**-22}
+"""What the other parts of a hidden state are called, behind its own name, and what they are multiplied by."""
 
 
 def open_cut(cut: ir.Model, what: str, *, run_once: bool = False) -> Any:
@@ -45,7 +46,7 @@ def open_cut(cut: ir.Model, what: str, *, run_once: bool = False) -> Any:
     for folder in folders:
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
     try:
-        return ort.InferenceSession(ir.to_proto(cut).SerializeToString(), options, providers=PROVIDERS)
+        return ort.InferenceSession(ir.to_proto(cut).SerializeToString(), options, providers=PROVIDERS, disabled_optimizers=DISABLED)
     except Exception as error:  # its exceptions have no common parent
         raise ValidationError(f"ONNX Runtime can't run {what} alone: {error}") from error
 
@@ -77,21 +78,25 @@ def entering(cut: ir.Model, state: NDArray[Any]) -> dict[str, NDArray[Any]]:
         return {name: state}
     parts = {}
     with np.errstate(over="ignore", invalid="ignore"):
-        for suffix in ("", *RESTS):
-            part = state.astype(np.float16)  # beyond 65504 an infinity, as the graph has it
+        for suffix, scale in {"": 1.0, **RESTS}.items():
+            part = (state / np.float32(scale)).astype(np.float16)  # beyond 65504 an infinity, as the graph has it
             parts[name + suffix] = part
-            state = np.where(np.isfinite(part), state - part.astype(np.float32), np.float32(0))
+            state = np.where(np.isfinite(part), state - part.astype(np.float32) * np.float32(scale), np.float32(0))
     return parts
 
 
 def _take_in_parts(graph: ir.Graph, value: ir.Value) -> None:
     users, total, made = list(value.uses()), value, []
-    for position, suffix in enumerate(RESTS, start=1):
+    for position, (suffix, scale) in enumerate(RESTS.items(), start=1):
         rest = ir.Value(name=f"{value.name}{suffix}", type=value.type, shape=value.shape)
         graph.inputs.insert(position, rest)
-        made.append(ir.node("Add", [total, rest], name=f"{rest.name}.enters"))
+        factor = ir.Value(name=f"{rest.name}.scale", const_value=ir.tensor(np.float16(scale), name=f"{rest.name}.scale"))
+        graph.register_initializer(factor)
+        scaled = ir.node("Mul", [rest, factor], name=f"{rest.name}.scaled")
+        made += [scaled, ir.node("Add", [total, scaled.outputs[0]], name=f"{rest.name}.enters")]
+        for node in made[-2:]:
+            node.outputs[0].name, node.outputs[0].type, node.outputs[0].shape = node.name, value.type, value.shape
         total = made[-1].outputs[0]
-        total.name, total.type, total.shape = made[-1].name, value.type, value.shape
     for user, index in users:
         user.replace_input_with(index, total)
     graph.insert_before(graph[0], made)

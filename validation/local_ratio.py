@@ -87,8 +87,7 @@ def local_ratios(graph: ir.Model | Path, hidden: Sequence[Array], float16_errors
     shared_part = cut_shared(model)
     if shared_part.graph.outputs[0].dtype != ir.DataType.FLOAT16:
         return None
-    feeds = _prefill_feeds(model, len(states[0]))
-    feeds |= run_nodes(shared_part, feeds)
+    feeds = shared_feeds(model, len(states[0]))
     ratios = []
     for index, float16_error in enumerate(float16_errors):
         progress("one layer at a time", index, layers)
@@ -107,6 +106,12 @@ def _run_layer(layer: ir.Model, index: int, entering: Array, feeds: Mapping[str,
         return np.asarray(session.run([layer.graph.outputs[0].name], layer_feeds)[0])
     except Exception as error:  # its exceptions have no common parent
         raise ValidationError(f"ONNX Runtime can't run layer {index} alone: {error}") from error
+
+
+def shared_feeds(model: ir.Model, length: int) -> dict[str, Array]:
+    """All that a layer reads but its hidden state: the graph's inputs for one row of real tokens and an empty cache, and what the layers share."""
+    feeds = _prefill_feeds(model, length)
+    return feeds | run_nodes(cut_shared(model), feeds)
 
 
 def _prefill_feeds(model: ir.Model, length: int) -> dict[str, Array]:

@@ -47,6 +47,7 @@ class StageMeasurement:
     Attributes:
         numbers: key of ``NUMBERS`` → value.
         hidden_errors: of the hidden state after each layer, relative (float16_costs.py).
+        op_errors: of the layer with the worst local ratio, by kind of operator (op_errors.py).
         quality: on the texts (quality.py), and ``greedy``.
         where: check → layer, tensor or node that it is about.
         missing: check → why it has no value.
@@ -58,6 +59,7 @@ class StageMeasurement:
     scenarios: list[dict[str, Any]] = field(default_factory=list)
     local_ratios: list[float] | None = None
     hidden_errors: list[float] | None = None
+    op_errors: dict[str, Any] | None = None
     decode_errors: list[float] | None = None
     quality: dict[str, Any] | None = None
     where: dict[str, str] = field(default_factory=dict)

@@ -25,6 +25,7 @@ from validation.float16_costs import relative_errors
 from validation.graph_runner import call_feeds, filled_caches
 from validation.local_ratio import local_ratios
 from validation.measurement import LastRows, StageMeasurement, against_floor
+from validation.op_errors import op_errors
 from validation.oracle import MAIN, Oracle
 from validation.ranges import RangeAudit, audit_ranges
 from validation.strict import run_strict
@@ -98,6 +99,7 @@ def stage_entry(
         "scenarios": measured.scenarios,
         "local_ratios": measured.local_ratios,
         "hidden_errors": measured.hidden_errors,
+        "op_errors": measured.op_errors,
         "decode_errors": measured.decode_errors,
         "quality": measured.quality,
     }
@@ -162,6 +164,7 @@ def measure_local(oracle: Oracle, graph: Path, measured: StageMeasurement) -> No
     measured.local_ratios = ratios
     measured.numbers |= {"worst_local_ratio": ratios[worst], "worst_local_layer": worst}
     measured.where["worst_local_ratio"] = f"layer {worst}"
+    measured.op_errors = op_errors(graph, worst, hidden[worst])
 
 
 def _prefill_feeds(oracle: Oracle) -> dict[str, Array]:

@@ -5,10 +5,13 @@ from typing import Any
 import pytest
 
 from validation.error_budget import error_budgets
+from validation.finite import without_nonfinite
 from validation.render.budget import view_budget
+from validation.render.wording import DASH
 
 TRACED = {"stage": "traced", "mean_abs": 0.01, "strict_noise_ratio": 0.9, "mean_kl": 1e-5}
 FUSED = {"stage": "fused", "mean_abs": 0.008, "strict_noise_ratio": 0.8, "mean_kl": 2e-5}
+KIND = {"op": "Mul", "nodes": 2, "added": None, "worst": None, "where": "x (Mul)"}
 INT8 = {"stage": "int8", "mean_abs": 0.08, "strict_noise_ratio": 8.0, "mean_kl": 1e-3}
 
 
@@ -48,6 +51,16 @@ def test_stages_for_onnxruntime_come_from_their_own_fusion_and_engine_graphs_fro
 def test_an_error_of_zero_has_no_shares_but_zero() -> None:
     zero = {"mean_abs": 0.0, "mean_kl": None, "strict_noise_ratio": None}
     assert [part["share"] for part in of("fused", TRACED | zero, FUSED | zero)["mean_abs"]["parts"]] == [0.0, 0.0]
+
+
+def test_the_view_has_a_dash_where_an_error_is_not_finite() -> None:
+    nan = {"mean_abs": float("nan"), "mean_kl": None, "strict_noise_ratio": None}
+    budget = without_nonfinite({"error_budget": error_budgets([TRACED, FUSED | nan], "fp16", 0.02)})
+    view = view_budget(budget | {"stages": [{"stage": "fused", "op_errors": {"layer": 1, "error": None, "kinds": [KIND]}}]})
+    assert view is not None
+    rows = {row[:2]: row[2:] for row in view.rows}
+    assert rows["fused", "mean abs"] == (DASH, f"float16 {DASH}, fusion {DASH}")
+    assert rows["fused", "relative, layer 1 alone, every operation rounded"] == (DASH, f"2 Mul {DASH}")
 
 
 def test_the_view_says_shares_in_words() -> None:

@@ -1,0 +1,71 @@
+"""A model of full size from nothing to its parity report, without a GPU: `python benchmarks/full_size.py [7b] [--precision int8] [--build]`.
+
+Random weights. Each step is a process of its own; its seconds, and the peak of its anonymous memory, are held against the limits: 30 minutes in all
+at 7B, 4 GB in every step but the build, which `--build` adds (1.1 × the weights). Exit code 1 where one is missed or a stage fails.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from parity_memory import LIMIT_MB, watched
+
+LIMIT_MINUTES = {"7b": 30.0}
+NUMBERS = ("noise_ratio", "strict_noise_ratio", "worst_local_ratio", "mean_kl")
+
+
+def main() -> int:
+    """Print one line a step, the stages, and each figure ÷ its limit."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("size", nargs="?", default="7b")
+    parser.add_argument("--precision", default="int8", choices=("int8", "int4", "none"))
+    parser.add_argument("--stage", action="append", help="what to validate; default: all that was made")
+    parser.add_argument("--build", action="store_true")
+    parser.add_argument("--keep", action="store_true", help="leave the artifact where it is")
+    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()))
+    options = parser.parse_args()
+    artifact = options.folder / f"full-size-{options.size}"
+    start, worst = time.perf_counter(), 0.0
+    for name, command in _steps(options, artifact):
+        begun = time.perf_counter()
+        report, peak = watched(*command)
+        seconds = time.perf_counter() - begun
+        worst = max(worst, 0.0 if name == "build" else peak)
+        memory = f"anonymous {peak:6.0f} MB, ÷ {LIMIT_MB}: {peak / LIMIT_MB:.2f}"
+        print(f"{name:9} {seconds:7.0f} s   {memory}   load {os.getloadavg()[0]:.1f}", flush=True)
+    minutes, limit = (time.perf_counter() - start) / 60, LIMIT_MINUTES.get(options.size)
+    _say(report)
+    within = f", ÷ {limit:.0f} min: {minutes / limit:.2f}" if limit else ""
+    print(f"all: {minutes:.1f} min{within}; worst step ÷ {LIMIT_MB} MB: {worst / LIMIT_MB:.2f}")
+    if not options.keep:
+        shutil.rmtree(artifact)
+    return 0 if report["passed"] is not False and worst <= LIMIT_MB and (limit is None or minutes <= limit) else 1
+
+
+def _steps(options: argparse.Namespace, artifact: Path) -> list[tuple[str, tuple[str, ...]]]:
+    art, precision = str(artifact), options.precision
+    steps = [("export", ("export", "--size", options.size, "--checkpoint", "random:0", "--out", art)), ("fuse", ("fuse", art))]
+    if precision != "none":
+        steps.append(("quantize", ("quantize", art, "--scheme", precision, "--calibration", "none")))
+    if options.build:
+        steps.append(("build", ("build", art, "--precision", "fp16" if precision == "none" else precision)))
+    return [*steps, ("validate", ("validate", art, "--streamed", *(f"--stage={stage}" for stage in options.stage or ())))]
+
+
+def _say(report: dict[str, Any]) -> None:
+    print(report["headline"], "·", report["execution"]["reason"])
+    for stage in report["stages"]:
+        numbers = ", ".join(f"{key} {stage[key]:.3g}" for key in NUMBERS if stage[key] is not None)
+        print(f"  {stage['stage']:12} {stage['seconds']:6.0f} s   passed: {stage['passed']}   {numbers}   {stage['seconds_by_part']}")
+    print("  ", report["seconds_by_part"])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
