@@ -119,7 +119,7 @@ class Bench:
         """Its own quantiser, on a float32 graph."""
         float32 = self.folder / "fp32"
         cli(f"export --checkpoint demo --dtype fp32 --out {float32}", f"fuse {float32}")
-        folded = fold_constants(float32 / "fused.onnx", self.folder / "folded.onnx")
+        folded = fold_constants(float32 / "fused.onnx", float32 / "folded.onnx")
         for name, make in by_onnxruntime(folded, self.folder, self._config, self._sequences()).items():
             yield Row(name, VERSIONS["ONNX Runtime"], lambda make=make: self._scores(make(), "fp32"))  # type: ignore[misc]
 

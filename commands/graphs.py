@@ -91,8 +91,6 @@ def quantize(
     if scheme not in SCHEMES.get(target, ()):
         known = "; ".join(f"{name}: {', '.join(schemes)}" for name, schemes in SCHEMES.items())
         raise QuantizationError(f"no scheme {scheme!r} for target {target!r}; there are: {known}")
-    from graphs.quantize.refusals import check_graph
-
     given = given_of(read_manifest(artifact)["model"])
     if given is not None:
         _check_given(artifact, scheme, target, placement)
@@ -103,15 +101,8 @@ def quantize(
         require(artifact, graph)
         open_model = cache(lambda: Model.open(artifact, scheme, graph))  # once, and when its statistics are there
         plan = _Plan(scheme, target, why_plain(artifact, wanted), None if given else placing.limit_pct(scheme), open_model, given=given is not None)
+        _refuse(artifact, plan, wanted, placing)
         inputs = [graph]
-        if plan.plainly not in (None, TAKEN) and scheme in NEEDS_ACTIVATIONS:
-            short = f"{scheme} rounds activations by scales that are measured: {plan.plainly}"
-            raise QuantizationError(short, hint="--scheme int8 is weight-only")
-        if given is None:
-            check_placeable(scheme, target, placing, plan.plainly)
-        check_graph(artifact, scheme, target)
-        if plan.limit_pct is not None:
-            check_texts_differ(wanted)
         if plan.plainly is None:
             calibrate(artifact, wanted, force=force if recalibrate is None else recalibrate, progress=progress)
             inputs.append(CALIBRATION)
@@ -125,6 +116,20 @@ def quantize(
         for unread in (f"sensitivity-{scheme}", f"smoothing-{scheme}", "calibrate"):
             forget_step(artifact, unread)
     return outcome
+
+
+def _refuse(artifact: Path, plan: _Plan, wanted: CalibrationOptions, placing: PlacementOptions) -> None:
+    """What can't come of it, before minutes of measuring and not after."""
+    from graphs.quantize.refusals import check_graph
+
+    if plan.plainly not in (None, TAKEN) and plan.scheme in NEEDS_ACTIVATIONS:
+        short = f"{plan.scheme} rounds activations by scales that are measured: {plan.plainly}"
+        raise QuantizationError(short, hint="--scheme int8 is weight-only")
+    if not plan.given:
+        check_placeable(plan.scheme, plan.target, placing, plan.plainly)
+    check_graph(artifact, plan.scheme, plan.target)
+    if plan.limit_pct is not None:
+        check_texts_differ(wanted)
 
 
 def _check_given(artifact: Path, scheme: str, target: str, placement: PlacementOptions | None) -> None:

@@ -34,13 +34,11 @@ TEXT_CHECKS = ("perplexity_increase_pct", "mean_kl")
 """What every text must hold by itself: damage on one must not hide in the mean of all."""
 UNGATED: Kind = "int4"
 """Judged by structure alone: a graph with other weights would hold those limits too, so it may fail, and never passes."""
-JUDGED_ON_TEXT: tuple[Kind, ...] = ("int8-smoothquant", "plan-int8-smoothquant")
-"""Held against float32 on texts alone: without one that is judged, nothing tells such a graph from one with other weights."""
+JUDGED_ON_TEXT: tuple[Kind, ...] = ("int8-smoothquant", "plan-int8-smoothquant")  # other weights would pass all other checks
 NO_QUALITY_LIMIT = f"{UNGATED} has no limit for quality"
 PLAN_KINDS: Mapping[str, Kind] = {
-    **{"fp16": "plan", "fp32": "plan-fp32"},
-    **{"int8": "plan-int8", "int8-smoothquant": "plan-int8-smoothquant", "int4": "plan-int4"},
-}
+    "fp16": "plan", "fp32": "plan-fp32", "int8": "plan-int8", "int8-smoothquant": "plan-int8-smoothquant", "int4": "plan-int4",
+}  # fmt: skip
 """Precision of a build → which rows judge its plan."""
 
 
@@ -175,9 +173,8 @@ def gated_value(check: str, numbers: Mapping[str, Any], texts: Sequence[Mapping[
     What is measured on texts is gated by the worst of them. Perplexity's increase is gated by its lower end, two standard errors down, and on enough
     tokens only; one that is not finite fails on any.
     """
-    value: float | None = numbers[check]
-    if check not in TEXT_CHECKS or not texts or value is None:
-        return value, None
+    if check not in TEXT_CHECKS or not texts or numbers[check] is None:
+        return numbers[check], None
     ends = [text[check] - 2 * text["perplexity_se_pct"] if check == "perplexity_increase_pct" else text[check] for text in texts]
     worst = next((index for index, end in enumerate(ends) if not isfinite(end)), ends.index(max(ends)))
     named = str(texts[worst]["text"]) if len(texts) > 1 else None
@@ -215,8 +212,7 @@ def judge(row: Limit, value: float | None, *, where: str | None = None, missing:
 
 def judge_reference(mean_kl: float | None, reason: str | None) -> dict[str, Any]:
     """The check that stands before all stages: where it fails, the floor and every number measured by it say nothing."""
-    (row,) = limits_of("reference")
-    return judge(row, mean_kl, missing=reason or "transformers was not run, the float16 run is our own model's")
+    return judge(limits_of("reference")[0], mean_kl, missing=reason or "transformers was not run, the float16 run is our own model's")
 
 
 def failed_to_run(message: str) -> dict[str, Any]:
@@ -229,9 +225,8 @@ def verdict(checks: list[dict[str, Any]], kind: Kind | None = None) -> bool | No
     outcomes = {check["passed"] for check in checks}
     if False in outcomes:
         return False
-    if kind in JUDGED_ON_TEXT and not any(check["passed"] for check in checks if check["check"] in TEXT_CHECKS):
-        return None
-    return True if True in outcomes and kind not in (UNGATED, PLAN_KINDS[UNGATED]) else None
+    proof = {check["passed"] for check in checks if kind not in JUDGED_ON_TEXT or check["check"] in TEXT_CHECKS}
+    return True if True in proof and kind not in (UNGATED, PLAN_KINDS[UNGATED]) else None
 
 
 def table(stages: list[str], dtype: Dtype, *, has_floor: bool, kv_cache: KvCache = "dynamic", streamed: bool = False) -> list[dict[str, Any]]:

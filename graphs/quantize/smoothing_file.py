@@ -52,9 +52,9 @@ def read_smoothing(artifact: Path, scheme: str) -> dict[str, Smoothing]:
     """
     path = require(artifact, smoothing_file(scheme))
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             return {site: _smoothing(arrays[site], arrays[site + NUMBERS_OF]) for site in arrays.files if not site.endswith(NUMBERS_OF)}
-    except (OSError, EOFError, ValueError, KeyError, BadZipFile) as error:
+    except (OSError, EOFError, TypeError, ValueError, KeyError, BadZipFile) as error:
         hint = f"python cli.py quantize {artifact} --scheme {scheme} --force"
         raise QuantizationError(f"{path} can't be read as smoothing: {error}", hint=hint) from error
 
