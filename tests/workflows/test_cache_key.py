@@ -6,17 +6,24 @@ from types import ModuleType
 
 import pytest
 
-BASE = {"CHECKPOINT": "random:0", "SIZE": "7b", "PRECISIONS": "fp16", "TARGET": "a100-80gb", "MAX_BATCH": "4", "MAX_LENGTH": ""}
+BASE = {"CHECKPOINT": "random:0", "SIZE": "7b", "PRECISIONS": "fp16", "TARGET": "a100-80gb", "MAX_BATCH": "4", "MAX_LENGTH": "", "REVISION": "main"}
 
 
-def test_key_is_of_every_option_and_starts_with_the_checkpoints(cache_key: ModuleType) -> None:
+def test_an_artifact_of_another_option_is_never_brought_back(cache_key: ModuleType) -> None:
     keys = cache_key.cache_keys(BASE)
     assert keys == cache_key.cache_keys(BASE)
-    assert keys["key"].startswith(keys["checkpoint-key"])
+    assert set(BASE) == {*cache_key.CHECKPOINT, *cache_key.OPTIONS}
     for name in BASE:
-        other = cache_key.cache_keys(BASE | {name: "8"})
-        assert other["key"] != keys["key"]
-        assert (other["checkpoint-key"] == keys["checkpoint-key"]) is (name not in cache_key.CHECKPOINT)
+        assert not cache_key.cache_keys(BASE | {name: "8"})["key"].startswith(keys["restore-key"])
+
+
+def test_an_artifact_of_older_sources_is_a_start(cache_key: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = cache_key.cache_keys(BASE)
+    monkeypatch.setattr(cache_key, "rules_hash", lambda _files: "older sources")
+    older = cache_key.cache_keys(BASE)
+    assert older["key"] != keys["key"]
+    assert older["restore-key"] == keys["restore-key"]
+    assert older["key"].startswith(keys["restore-key"])
 
 
 def test_key_is_of_the_checkpoints_content_not_of_its_place(cache_key: ModuleType, make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 CONTEXT = {
     "inputs": {"cache": "true", "max-batch": "4", "random": False},
-    "steps": {"key": {"outputs": {"checkpoint-key": "abc"}}},
+    "steps": {"key": {"outputs": {"restore-key": "abc"}}},
     "vars": {},
     "matrix": {"precision": "int8"},
     "failed": False,
@@ -19,7 +19,7 @@ CONTEXT = {
     [
         ("inputs.cache == 'true'", True),
         ("inputs.max-batch", "4"),
-        ("steps.key.outputs.checkpoint-key", "abc"),
+        ("steps.key.outputs.restore-key", "abc"),
         ("vars.GPU_RUNNER != ''", False),
         ("vars.GPU_RUNNER || 'ubuntu-latest'", "ubuntu-latest"),
         ("matrix.precision == 'fp16' && 'fused' || matrix.precision", "int8"),

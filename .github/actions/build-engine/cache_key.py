@@ -1,7 +1,8 @@
 """The cache key of an artifact, for a workflow's ``$GITHUB_OUTPUT``: a hash of what decides its bytes.
 
-``key`` is of the checkpoint's content, every option and every source file; ``checkpoint-key`` of the checkpoint alone: an artifact of other options
-is a start that `run` carries on from. Reads the options from the environment, as the action gives them.
+``key`` is of the checkpoint's content, every option and every source file; ``restore-key``, its prefix, of all but the sources: what an older toolkit
+made of the same checkpoint and options is a start that `run` carries on from, an artifact of other options is another one, with other engines in it.
+Reads the options from the environment, as the action gives them.
 """
 
 from __future__ import annotations
@@ -28,12 +29,10 @@ CONTENT = ("fingerprint", "revision", "repository")
 
 
 def cache_keys(environment: Mapping[str, str]) -> dict[str, str]:
-    """``key`` and ``checkpoint-key``."""
-    checkpoint = {name: environment.get(name, "") for name in CHECKPOINT} | {"content": content_of(environment)}
-    options = {name: environment.get(name, "") for name in OPTIONS}
-    patterns = tuple(pattern for pattern in SOURCES)
-    first = f"llama2trt-{_digest(checkpoint)}"
-    return {"key": f"{first}-{_digest({**options, 'sources': rules_hash(_files(patterns))})}", "checkpoint-key": f"{first}-"}
+    """``key`` and ``restore-key``."""
+    asked = {name: environment.get(name, "") for name in (*CHECKPOINT, *OPTIONS)}
+    first = f"llama2trt-{_digest({**asked, 'content': content_of(environment)})}-"
+    return {"key": f"{first}{_digest(rules_hash(_files(SOURCES)))}", "restore-key": first}
 
 
 def content_of(environment: Mapping[str, str]) -> dict[str, str]:
