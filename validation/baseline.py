@@ -1,14 +1,13 @@
 """A report against an older one of the same model: which gates and numbers became worse, by margins that are declared here.
 
-Nothing is measured: two reports in, their comparison out. A number is worse when it differs by more than its margin and the noise of its text
-together; a gate is lost when it passed and does not any more, for whatever reason. What is better is named, too.
+Nothing is measured: two reports in, their comparison out. A number is worse when it differs by more than its margin: the texts are the same by their
+hash, so what other text would give is no excuse. A gate is lost when it passed and does not any more, for whatever reason. What is better is named.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from math import hypot
 from typing import Any
 
 from artifact.errors import ValidationError
@@ -28,7 +27,6 @@ class Margin:
         key: of a stage, or of a plan.
         share: of the baseline's value.
         least: the same in the number's own unit; the larger of the two counts.
-        interval: where the 95 % interval of the text stands in ``quality``: half of it is noise. A key that ends in ``_se_pct`` is a standard error.
         reason: why so much.
     """
 
@@ -36,15 +34,14 @@ class Margin:
     share: float
     least: float
     reason: str
-    interval: str | None = None
     higher_is_better: bool = False
 
 
 _KERNELS = "other kernels and processors sum in another order"
 STAGE_MARGINS = (
-    Margin("mean_kl", 0.1, 1e-5, "nats: a tenth; float16 itself measures 1e-5 to 2e-5", "kl_interval"),
-    Margin("perplexity_increase_pct", 0.0, 0.1, "a tenth of a per cent of perplexity", "perplexity_se_pct"),
-    Margin("top1_agreement", 0.0, 0.005, "one position in 200", "top1_interval", higher_is_better=True),
+    Margin("mean_kl", 0.1, 1e-5, "nats: a tenth; float16 itself measures 1e-5 to 2e-5"),
+    Margin("perplexity_increase_pct", 0.0, 0.1, "a tenth of a per cent of perplexity"),
+    Margin("top1_agreement", 0.0, 0.005, "one position in 200", higher_is_better=True),
     Margin("noise_ratio", 0.1, 0.05, _KERNELS),
     Margin("decode_noise_ratio", 0.1, 0.05, _KERNELS),
     Margin("part_noise_ratio", 0.2, 0.1, f"few positions; {_KERNELS}"),
@@ -58,8 +55,6 @@ PLAN_MARGINS = (
     Margin("bytes", 0.02, 1e6, "a plan that grows holds a weight twice, or in a wider type"),
     Margin("bytes_per_weight", 0.02, 0.01, "weights stored twice, or in a wider type"),
 )
-Z95 = 1.96
-"""Standard errors in half a 95 % interval."""
 
 
 def require_comparable(now: Report, baseline: Report) -> None:
@@ -69,10 +64,10 @@ def require_comparable(now: Report, baseline: Report) -> None:
         ValidationError: another checkpoint, dtype, cache form or text; the message says what, and both values.
     """
     ours, theirs = dict(_identity(now)), dict(_identity(baseline))
-    for what in ours.keys() & theirs.keys():
-        if ours[what] != theirs[what]:
+    for what, value in ours.items():
+        if what in theirs and value != theirs[what]:
             raise ValidationError(
-                f"the baseline can't be compared: {what}: there {theirs[what]}, here {ours[what]}",
+                f"the baseline can't be compared: {what}: there {theirs[what]}, here {value}",
                 hint="--baseline takes a report of the same checkpoint and texts: validate without it, and keep the parity.json as the new baseline",
             )
 
@@ -181,18 +176,9 @@ def _change(name: str, margin: Margin, new: Report, old: Report) -> dict[str, An
     if not isinstance(after, int | float):
         return change
     worse = (before - after) if margin.higher_is_better else (after - before)
-    allowed = max(margin.share * abs(before), margin.least) + hypot(_noise(margin, new), _noise(margin, old))
+    allowed = max(margin.share * abs(before), margin.least)
     outcome = REGRESSED if worse > allowed else IMPROVED if -worse > allowed else SAME
     return change | {"worse_by": worse, "allowed": allowed, "outcome": outcome}
-
-
-def _noise(margin: Margin, stage: Report) -> float:
-    """Half the 95 % interval of a number's text; 0 where it has none."""
-    where = (stage.get("quality") or {}).get("all") or {}
-    found = where.get(margin.interval) if margin.interval else None
-    if isinstance(found, list):
-        return 0.0 if None in found else float(found[1] - found[0]) / 2
-    return Z95 * float(found) if found is not None else 0.0
 
 
 def _check(change: Mapping[str, Any], margin: Margin) -> dict[str, Any]:
@@ -219,7 +205,7 @@ def _differences(now: Report, baseline: Report) -> Iterator[dict[str, Any]]:
             if ours.get(key) != theirs.get(key):
                 yield {"what": f"{part}: {key}", "baseline": theirs.get(key), "now": ours.get(key)}
     limits, old = ({(row["stage"], row["check"]): row["limit"] for row in report["tolerances"]} for report in (now, baseline))
-    for stage, check in limits.keys() & old.keys():
+    for stage, check in sorted(limits.keys() & old.keys()):
         if limits[stage, check] != old[stage, check]:
             yield {"what": f"limit of {check}, {stage}", "baseline": old[stage, check], "now": limits[stage, check]}
     for stage in _names(now):
