@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any
 
 from artifact.errors import ValidationError
@@ -17,6 +18,8 @@ from validation.render.wording import metric as written
 Report = Mapping[str, Any]
 REGRESSED, IMPROVED, SAME, MISSING = "regressed", "improved", "same", "not measured"
 GROUP = "baseline"
+UNSAID = "not judged: not measured"
+"""What a check says of a number that is gone without a reason."""
 
 
 @dataclass(frozen=True)
@@ -172,27 +175,35 @@ def _changes(now: Report, baseline: Report, part: str, key: str, margins: tuple[
 
 def _change(name: str, margin: Margin, new: Report, old: Report) -> dict[str, Any]:
     before, after = old[margin.key], new.get(margin.key)
-    change = {"stage": name, "metric": margin.key, "baseline": before, "now": after, "worse_by": None, "allowed": None, "outcome": MISSING}
-    if not isinstance(after, int | float):
-        return change
+    change = {"stage": name, "metric": margin.key, "baseline": before, "now": after, "worse_by": None, "allowed": None, "reason": None}
+    if not isinstance(after, int | float) or not isfinite(after):
+        why = _why_missing(new, margin.key)
+        return change | {"now": None, "reason": why or UNSAID, "outcome": MISSING if why else REGRESSED}
     worse = (before - after) if margin.higher_is_better else (after - before)
     allowed = max(margin.share * abs(before), margin.least)
     outcome = REGRESSED if worse > allowed else IMPROVED if -worse > allowed else SAME
     return change | {"worse_by": worse, "allowed": allowed, "outcome": outcome}
 
 
+def _why_missing(entry: Report, key: str) -> str | None:
+    """What the checks of a stage or a plan say of a number that was not measured; None where they say nothing, or that it failed."""
+    checks = entry.get("checks") or (entry.get("audit") or {}).get("checks") or ()
+    said = (check["reason"] for check in checks if check["check"] == key and check["passed"] is None and check["value"] is None)
+    return next((reason for reason in said if reason and reason != UNSAID), None)
+
+
 def _check(change: Mapping[str, Any], margin: Margin) -> dict[str, Any]:
     """A change as a check of the report: the limit is the baseline's value and what is allowed."""
-    before, allowed, missing = change["baseline"], change["allowed"], change["outcome"] == MISSING
+    before, gone = change["baseline"], change["now"] is None
     sign, comparison = (-1, ">=") if margin.higher_is_better else (1, "<=")
     told = f"the baseline has {written(margin.key, before)}; margin: {margin.reason}"
     return {
         "check": margin.key,
         "value": change["now"],
-        "limit": before if missing else before + sign * allowed,
+        "limit": before if gone else before + sign * change["allowed"],
         "comparison": comparison,
-        "passed": None if missing else change["outcome"] != REGRESSED,
-        "reason": f"not measured now; {told}" if missing else told,
+        "passed": None if change["outcome"] == MISSING else change["outcome"] != REGRESSED,
+        "reason": f"{change['reason']}; {told}" if gone else told,
         "where": change["stage"],
     }
 
@@ -214,11 +225,12 @@ def _differences(now: Report, baseline: Report) -> Iterator[dict[str, Any]]:
 
 
 def _words(report: Report) -> str:
-    """``1 regression: int8 mean_kl; 1 better, 40 compared``."""
+    """``1 regression: int8 mean_kl; 40 numbers compared, 1 better``."""
     outcomes = [change["outcome"] for change in report["changes"]]
     worse = [f"{check['where']} {check['check']}" for check in report["checks"] if check["passed"] is False]
     many = f"{len(worse)} regression{'s' if len(worse) > 1 else ''}: {', '.join(worse[:3])}{' …' if len(worse) > 3 else ''}"
     named = many if worse else "no regression"
     better = f", {outcomes.count(IMPROVED)} better" if IMPROVED in outcomes else ""
     idle = f", {len(report['not_compared'])} stages not run now" if report["not_compared"] else ""
-    return f"{named}; {len(outcomes)} numbers compared{better}{idle}"
+    unknown = f", {outcomes.count(MISSING)} not measured now" if MISSING in outcomes else ""
+    return f"{named}; {len(outcomes) - outcomes.count(MISSING)} numbers compared{better}{unknown}{idle}"

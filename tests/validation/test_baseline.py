@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from validation.baseline import PLAN_MARGINS, STAGE_MARGINS, Margin, compare, re
 from validation.baseline_file import read_baseline
 from validation.parity import overall
 from validation.render import render_html, render_junit, render_markdown
+from validation.tolerances import Limit, judge
 
 pytestmark = pytest.mark.parity
 Report = dict[str, Any]
@@ -101,11 +103,37 @@ def test_a_stage_that_is_gone_is_a_regression_and_one_that_was_not_run_is_named(
     assert comparison["words"].endswith("1 stages not run now")
 
 
-def test_a_number_that_is_not_finite_now_is_not_taken_for_equal(now: Report, old: Report) -> None:
-    now["stages"][0]["mean_kl"] = None
+@pytest.mark.parametrize("gone", [None, math.nan, math.inf])
+@pytest.mark.parametrize("margin", STAGE_MARGINS + PLAN_MARGINS, ids=lambda margin: margin.key)
+def test_a_number_that_is_gone_is_a_regression(now: Report, old: Report, margin: Margin, gone: float | None) -> None:
+    now["engines" if margin in PLAN_MARGINS else "stages"][0][margin.key] = gone
     comparison = compare(now, old)
-    assert outcomes(comparison)["mean_kl"] == "not measured"
-    assert next(check for check in comparison["checks"] if check["check"] == "mean_kl")["passed"] is None
+    assert outcomes(comparison)[margin.key] == "regressed"
+    assert f" {margin.key}; " in comparison["words"]
+    (check,) = [check for check in comparison["checks"] if check["check"] == margin.key]
+    assert (check["passed"], check["value"]) == (False, None)
+    assert check["reason"].startswith("not judged: not measured; the baseline has ")
+
+
+@pytest.mark.parametrize(
+    ("missing", "outcome", "words"),
+    [
+        ("there is no floor", "not measured", "no regression; {} numbers compared, 1 not measured now"),
+        (None, "regressed", "1 regression: traced decode_noise_ratio; {} numbers compared"),
+    ],
+)
+def test_a_number_that_is_gone_for_a_reason_is_counted(now: Report, old: Report, missing: str | None, outcome: str, words: str) -> None:
+    row = Limit("plan", "decode_noise_ratio", "<=", 1.0, "of a plan")
+    now["stages"][0]["decode_noise_ratio"] = None
+    now["stages"][0]["checks"].append(judge(row, None, missing=missing))
+    comparison = compare(now, old)
+    assert outcomes(comparison)["decode_noise_ratio"] == outcome
+    assert comparison["words"] == words.format(len(comparison["changes"]) - (missing is not None))
+    (change,) = [change for change in comparison["changes"] if change["metric"] == "decode_noise_ratio"]
+    assert change["reason"] == f"not judged: {missing or 'not measured'}"
+    now["baseline"] = {"file": "old.json", "sha256": "0", "created": "2026-01-01", **comparison}
+    now["stages"][0]["quality"] = None
+    assert f"{outcome}: {change['reason']}" in render_markdown(now)
 
 
 def test_versions_limits_and_new_stages_are_named(now: Report, old: Report) -> None:

@@ -19,7 +19,7 @@ class BaselineView:
 
     Attributes:
         summary: verdict, file and date.
-        rows: (passed, cells) of what changed beyond its margin, and of gates that were lost.
+        rows: (passed, cells) of what changed beyond its margin, of gates that were lost, and of numbers that are gone.
         others: (passed, cells) of every other number.
         notes: what differs besides, and what was not compared.
     """
@@ -43,9 +43,10 @@ def view_baseline(report: Report) -> BaselineView | None:
         outcome = change["outcome"] if change else "lost" if check["passed"] is False else "kept"
         before = metric(check["check"], change["baseline"]) if change else DASH
         now = metric(check["check"], check["value"], against=check["limit"])
-        told = f"{outcome}: {check['reason']}" if outcome == "lost" else outcome
+        why = check["reason"] if outcome == "lost" else change and change.get("reason")
+        told = f"{outcome}: {why}" if why else outcome
         cells = (str(check["where"]), label(check["check"]), before, now, limit(check["check"], check), told)
-        (rows if outcome in ("regressed", "lost", "improved") else others).append((check["passed"], cells))
+        (others if outcome in ("same", "kept") else rows).append((check["passed"], cells))
     notes = [f"{item['what']}: {_short(item['baseline'])} → {_short(item['now'])}" for item in found["differs"]]
     notes += [f"{item['stage']} not compared: {item['reason']}" for item in found["not_compared"]]
     return BaselineView(found["passed"], f"{found['words']} ({found['file']} of {found['created']})", rows, others, notes)
