@@ -71,3 +71,21 @@ def test_every_input_of_the_action_is_used_and_described() -> None:
     action = yaml.safe_load(text)
     assert [name for name in action["inputs"] if f"inputs.{name}" not in text] == []
     assert [name for name, entry in (action["inputs"] | action["outputs"]).items() if not entry["description"]] == []
+
+
+@pytest.mark.parametrize(
+    ("code", "passed", "ends", "says"),
+    [
+        ("0", "true", 0, "the run passed"),
+        ("0", "", 0, "::warning::the run ended, and its report is not judged"),
+        ("3", "false", 3, "::error::the report says that something does not match"),
+        ("1", "false", 1, "::error::the run failed with exit code 1"),
+        ("", "", 1, "::error::the run failed with exit code "),
+    ],
+)
+def test_the_actions_verdict_is_the_runs(code: str, passed: str, ends: int, says: str) -> None:
+    (step,) = [step for step in steps_of(ACTIONS[0]) if step.get("name") == "Give the verdict"]
+    shell = ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", step["run"]]
+    done = subprocess.run(shell, env={"CODE": code, "PASSED": passed}, capture_output=True, text=True, check=False, timeout=10)
+    assert (done.returncode, done.stdout.startswith(says)) == (ends, True)
+    assert set(step["env"]) == {"CODE", "PASSED"}

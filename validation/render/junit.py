@@ -16,12 +16,14 @@ COUNTED = ("tests", "failures", "errors", "skipped")
 def render_junit(report: Report) -> str:
     """JUnit XML. A failed check is a failure, an unjudged check and a stage that did not run are skipped.
 
-    A report that failed although all of its groups passed gets a suite of its own that fails: CI is never greener than the verdict.
+    CI is never greener than the verdict: a report that failed although all of its groups passed gets a suite of its own that fails, one that was not
+    judged a suite of its own that is skipped.
     """
     suites = [_suite(group, report) for group in groups(report)]
     suites += [_not_run(entry) for entry in report.get("not_run") or ()]
-    if report.get("passed") is False and not any(int(suite.get("failures", 0)) for suite in suites):
-        suites.append(_suite(Group("report", False, (_verdict(report),)), report))
+    passed = report.get("passed")
+    if passed is None or (passed is False and not any(int(suite.get("failures", 0)) for suite in suites)):
+        suites.append(_suite(Group("report", passed, (_verdict(report),)), report))
     root = ET.Element("testsuites", name="parity", time=f"{report.get('seconds') or 0:.3f}")
     root.extend(suites)
     for key in COUNTED:
@@ -92,5 +94,8 @@ def _timestamp(report: Report) -> str:
 
 
 def _verdict(report: Report) -> Check:
-    judged = {"check": "verdict", "value": "failed", "limit": "passed", "comparison": "==", "passed": False, "where": None}
-    return judged | {"reason": report.get("headline")}
+    """The whole report's own case, failed or skipped."""
+    case = {"check": "verdict", "limit": "passed", "comparison": "==", "passed": report.get("passed"), "where": None}
+    if case["passed"] is None:
+        return case | {"value": None, "reason": f"not judged: {report.get('headline') or report.get('verdict')}"}
+    return case | {"value": "failed", "reason": report.get("headline")}

@@ -55,6 +55,15 @@ def test_junit_is_never_greener_than_the_verdict(report: dict[str, Any]) -> None
     assert suites(report)["traced"].get("failures") == "1"
 
 
+def test_junit_says_that_nothing_was_judged(report: dict[str, Any]) -> None:
+    assert "report" not in suites(report)
+    report |= {"passed": None, "headline": "shown, no limit"}
+    suite = suites(report)["report"]
+    assert (suite.get("tests"), suite.get("skipped"), suite.get("failures")) == ("1", "1", "0")
+    assert [case.get("name") for case in suite.iter("testcase")] == ["verdict"]
+    assert next(suite.iter("skipped")).get("message") == "not judged: shown, no limit"
+
+
 @pytest.mark.parametrize("name", ["]]>", "<a>&", "\"'", "a\x00b\x08\ufffe\ud800", "🦙", "x" * 5000])
 def test_junit_parses_back_whatever_the_names(report: dict[str, Any], name: str) -> None:
     report["stages"][0]["stage"] = report["not_run"][0]["reason"] = report["stages"][0]["checks"][0]["reason"] = name
