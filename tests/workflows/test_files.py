@@ -6,6 +6,7 @@ import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -89,3 +90,24 @@ def test_the_actions_verdict_is_the_runs(code: str, passed: str, ends: int, says
     done = subprocess.run(shell, env={"CODE": code, "PASSED": passed}, capture_output=True, text=True, check=False, timeout=10)
     assert (done.returncode, done.stdout.startswith(says)) == (ends, True)
     assert set(step["env"]) == {"CODE", "PASSED"}
+
+
+def job_of(name: str) -> dict[str, Any]:
+    job: dict[str, Any] = yaml.safe_load((ROOT / ".github" / "workflows" / "engines.yml").read_text(encoding="utf-8"))["jobs"][name]
+    return job
+
+
+def runs(job: str, expressions: ModuleType, event: str, runner: str) -> bool:
+    context = {"github": {"event_name": event}, "vars": {"GPU_RUNNER": runner}, "failed": False}
+    return bool(expressions.evaluate(job_of(job)["if"].removeprefix("${{").removesuffix("}}"), context))
+
+
+@pytest.mark.parametrize(
+    ("event", "runner", "gpu"),
+    [("pull_request", "[1]", False), ("pull_request", "", False), ("workflow_dispatch", "[1]", True), ("workflow_dispatch", "", False)],
+)
+def test_a_pull_request_never_reaches_a_runner_of_the_repository(expressions: ModuleType, event: str, runner: str, gpu: bool) -> None:
+    assert runs("gpu", expressions, event, runner) is gpu
+    assert runs("no-gpu", expressions, event, runner) is not gpu
+    context = {"github": {"event_name": event}, "vars": {"ENGINE_RUNNER": "ours"}}
+    assert expressions.render(job_of("engine")["runs-on"], context) == ("ubuntu-latest" if event == "pull_request" else "ours")
