@@ -103,8 +103,11 @@ class _Parser:
             self.take(",")
         if name == "fromJSON":
             return json.loads(as_text(arguments[0]))
-        if name in ("always", "success", "failure"):
-            return {"always": True, "success": not self.context["failed"], "failure": self.context["failed"]}[name]
+        if name == "format":
+            return re.sub(r"\{(\d+)\}", lambda match: as_text(arguments[int(match[1]) + 1]), as_text(arguments[0]))
+        states = {"always": True, "success": not self.context["failed"], "failure": self.context["failed"], "cancelled": False}
+        if name in states:
+            return states[name]
         raise ExpressionError(f"no function {name}")
 
     def look_up(self, name: str) -> Any:

@@ -55,7 +55,7 @@ def run_steps(steps: list[dict[str, Any]], context: Context, machine: Machine, d
         context["failed"] = machine.code != 0
         condition = str(step.get("if", "success()"))
         wanted = evaluate(condition.removeprefix("${{").removesuffix("}}"), context)
-        if not wanted or (context["failed"] and not any(word in condition for word in ("always()", "failure()"))):
+        if not wanted or (context["failed"] and not any(word in condition for word in ("always()", "failure()", "cancelled()"))):
             say("–", f"{name}: its condition is false ({condition})", depth)
             machine.counts["skipped"] += 1
         elif "run" in step:

@@ -28,6 +28,8 @@ CONTEXT = {
         ("!inputs.random && (1 == 1)", True),
         ("'it''s'", "it's"),
         ("failure()", False),
+        ("!cancelled() && inputs.cache", "true"),
+        ("format('-{1}-{0}', matrix.precision, 7)", "-7-int8"),
     ],
 )
 def test_evaluates_what_the_workflows_use(expressions: ModuleType, text: str, value: Any) -> None:

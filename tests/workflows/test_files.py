@@ -57,7 +57,7 @@ def test_workflow_may_read_and_nothing_else(path: Path) -> None:
 def test_actions_of_others_are_githubs_own_and_pinned() -> None:
     used = [step["uses"] for _, step in ALL if "uses" in step and not step["uses"].startswith("./")]
     assert used
-    assert [name for name in used if not re.fullmatch(r"actions/[a-z-]+@(v\d+|[0-9a-f]{40})", name)] == []
+    assert [name for name in used if not re.fullmatch(r"actions/[a-z-]+(/[a-z-]+)?@(v\d+|[0-9a-f]{40})", name)] == []
 
 
 def test_local_action_gets_inputs_that_it_has() -> None:
@@ -90,6 +90,35 @@ def test_the_actions_verdict_is_the_runs(code: str, passed: str, ends: int, says
     done = subprocess.run(shell, env={"CODE": code, "PASSED": passed}, capture_output=True, text=True, check=False, timeout=10)
     assert (done.returncode, done.stdout.startswith(says)) == (ends, True)
     assert set(step["env"]) == {"CODE", "PASSED"}
+
+
+@pytest.mark.parametrize(("code", "kept"), [("0", "k"), ("3", "k"), ("1", "k-7-2"), ("", "k-7-2")])
+def test_what_a_failed_run_made_is_kept_under_a_key_that_the_next_one_finds(expressions: ModuleType, code: str, kept: str) -> None:
+    steps = {step["name"]: step for step in steps_of(ACTIONS[0])}
+    bring, keep = steps["Bring what an earlier run made"], steps["Keep what this run made"]
+    assert (bring["uses"], keep["uses"], keep["with"]["path"]) == ("actions/cache/restore@v5", "actions/cache/save@v5", bring["with"]["path"])
+    outputs = {
+        "key": {"outputs": {"key": "k", "restore-key": "prefix-"}},
+        "cache": {"outputs": {"cache-hit": ""}},
+        "run": {"outputs": {"code": code}},
+    }
+    context = {"steps": outputs, "inputs": {"cache": "true"}, "github": {"run_id": 7, "run_attempt": 2}, "failed": True}
+    assert expressions.render(keep["with"]["key"], context) == kept
+    assert expressions.render(bring["with"]["key"], context) == "k"
+    assert expressions.render(bring["with"]["restore-keys"], context).split() == ["k-", "prefix-"]
+    assert expressions.evaluate(keep["if"], context) is True
+    outputs["cache"]["outputs"]["cache-hit"] = "true"
+    assert expressions.evaluate(keep["if"], context) is False
+    names = list(steps)
+    assert names.index("Export, fuse, quantise, build and validate") < names.index("Keep what this run made") < names.index("Give the verdict")
+
+
+def test_the_step_runner_reads_every_condition(expressions: ModuleType) -> None:
+    context = {name: {} for name in ("inputs", "matrix", "needs", "vars", "secrets", "env", "steps", "github", "runner")} | {"failed": False}
+    conditions = [step["if"] for _, step in ALL if "if" in step]
+    assert len(conditions) >= 4
+    for condition in conditions:
+        expressions.evaluate(condition.removeprefix("${{").removesuffix("}}"), context)
 
 
 def job_of(name: str) -> dict[str, Any]:
