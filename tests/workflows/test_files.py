@@ -140,3 +140,13 @@ def test_a_pull_request_never_reaches_a_runner_of_the_repository(expressions: Mo
     assert runs("no-gpu", expressions, event, runner) is not gpu
     context = {"github": {"event_name": event}, "vars": {"ENGINE_RUNNER": "ours"}}
     assert expressions.render(job_of("engine")["runs-on"], context) == ("ubuntu-latest" if event == "pull_request" else "ours")
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
+@pytest.mark.parametrize(("event", "cancels"), [("pull_request", True), ("push", False), ("workflow_dispatch", False)])
+def test_only_a_newer_push_to_a_pull_request_cancels_a_run(expressions: ModuleType, path: Path, event: str, cancels: bool) -> None:
+    concurrency = yaml.safe_load(path.read_text(encoding="utf-8"))["concurrency"]
+    first, second = ({"github": {"event_name": event, "ref": "refs/heads/main", "run_id": run}} for run in (1, 2))
+    groups = [expressions.render(concurrency["group"], context) for context in (first, second)]
+    assert expressions.render(concurrency["cancel-in-progress"], first) is cancels
+    assert (groups[0] == groups[1]) is cancels  # of one group a third run would drop the second, even without cancelling
