@@ -126,9 +126,12 @@ def job_of(name: str) -> dict[str, Any]:
     return job
 
 
-def runs(job: str, expressions: ModuleType, event: str, runner: str) -> bool:
-    context = {"github": {"event_name": event}, "vars": {"GPU_RUNNER": runner}, "failed": False}
-    return bool(expressions.evaluate(job_of(job)["if"].removeprefix("${{").removesuffix("}}"), context))
+def runs(job: str, expressions: ModuleType, event: str, runner: str, plan: str = "success") -> bool:
+    needs = {"plan": {"result": plan}, "engine": {"result": "failure"}}
+    context = {"github": {"event_name": event}, "vars": {"GPU_RUNNER": runner}, "needs": needs, "failed": True}
+    condition = job_of(job)["if"]
+    assert "!cancelled()" in condition, "without a status function GitHub adds success(), and one failed leg skips the job"
+    return bool(expressions.render(condition, context))
 
 
 @pytest.mark.parametrize(
@@ -150,3 +153,23 @@ def test_only_a_newer_push_to_a_pull_request_cancels_a_run(expressions: ModuleTy
     groups = [expressions.render(concurrency["group"], context) for context in (first, second)]
     assert expressions.render(concurrency["cancel-in-progress"], first) is cancels
     assert (groups[0] == groups[1]) is cancels  # of one group a third run would drop the second, even without cancelling
+
+
+def test_a_build_that_failed_leaves_out_its_own_plans_alone(expressions: ModuleType, tmp_path: Path) -> None:
+    assert runs("gpu", expressions, "workflow_dispatch", "[1]")
+    assert not runs("gpu", expressions, "workflow_dispatch", "[1]", plan="failure")  # no matrix to make
+    steps = job_of("gpu")["steps"]
+    names = [step.get("name", step.get("uses")) for step in steps]
+    asks = names.index("Say whether its plans were built")
+    assert steps[asks - 1]["continue-on-error"] is True
+    assert all("steps.built.outputs.found == 'true'" in step["if"] for step in steps[asks + 1 :])
+    for built in (False, True):
+        if built:
+            (tmp_path / "manifest.json").touch()
+        told = {name: tmp_path / name for name in ("GITHUB_OUTPUT", "GITHUB_STEP_SUMMARY")}
+        environment = {"ART": str(tmp_path), "NAME": "7b-int8"} | {name: str(path) for name, path in told.items()}
+        shell = ["bash", "-eo", "pipefail", "-c", steps[asks]["run"]]
+        said = subprocess.run(shell, env=environment, capture_output=True, text=True, check=True, timeout=10).stdout
+        assert said.startswith("::warning::7b-int8 did not run on the GPU") is not built
+        assert told["GITHUB_OUTPUT"].exists() is built
+    assert told["GITHUB_OUTPUT"].read_text() == "found=true\n"
