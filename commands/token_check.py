@@ -14,7 +14,7 @@ from validation.row_result import Array
 
 Report = dict[str, Any]
 NEAR = 0.02
-"""Of the largest logit: two tokens that a graph holds so near each other are told apart by rounding."""
+"""Of a row's largest logit: two tokens that a graph holds so near each other are told apart by rounding."""
 
 
 def check_tokens(plan: Decoder, graph: Decoder, prompts: Sequence[Sequence[int]], count: int) -> Report:
@@ -27,8 +27,9 @@ def check_tokens(plan: Decoder, graph: Decoder, prompts: Sequence[Sequence[int]]
         count: tokens of each row.
 
     Returns:
-        checked, equal; decisive: how many others the graph would not have chosen by more than ``NEAR`` of its largest logit; first of those:
-        {row, position, plan, graph, margin}; passed: none is decisive.
+        checked, equal; decisive: how many others the graph would not have chosen by more than ``NEAR`` of the row's largest logit, or can't be
+        judged, because its logits are no numbers; first of those: {row, position, plan, graph, margin: None where there is none}; passed: none is
+        decisive.
     """
     positions = max(map(len, prompts)) + count
     chosen = [ids.copy() for ids in islice(greedy(plan, prompts, positions), count)]
@@ -36,14 +37,26 @@ def check_tokens(plan: Decoder, graph: Decoder, prompts: Sequence[Sequence[int]]
     equal = 0
     for position, (ids, logits) in enumerate(zip(chosen, _judged(graph, prompts, chosen, positions), strict=True)):
         best, rows = logits.argmax(axis=-1), np.arange(len(prompts))
-        margins = (logits[rows, best] - logits[rows, ids]) / np.abs(logits).max()
+        margins = _margins(logits, best, ids)
         equal += int((best == ids).sum())
         decisive += [
-            {"row": int(row), "position": position, "plan": int(ids[row]), "graph": int(best[row]), "margin": round(float(margins[row]), 4)}
-            for row in rows[margins > NEAR]
+            {"row": int(row), "position": position, "plan": int(ids[row]), "graph": int(best[row]), "margin": _finite(margins[row])}
+            for row in rows[~(margins <= NEAR)]  # what is no number is no pass
         ]
     total = count * len(prompts)
     return {"checked": total, "equal": equal, "decisive": len(decisive), "first": next(iter(decisive), None), "passed": not decisive}
+
+
+def _margins(logits: Array, best: Ids, ids: Ids) -> Array:
+    """[B] by how much each row's best token leads the chosen one, of that row's largest logit; not finite where the row is not."""
+    rows = np.arange(len(logits))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        margins: Array = (logits[rows, best] - logits[rows, ids]) / np.abs(logits).max(axis=-1)
+    return margins
+
+
+def _finite(margin: float) -> float | None:
+    return round(float(margin), 4) if np.isfinite(margin) else None
 
 
 def _judged(graph: Decoder, prompts: Sequence[Sequence[int]], chosen: Sequence[Ids], positions: int) -> Iterator[Array]:
