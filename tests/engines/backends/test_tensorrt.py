@@ -125,6 +125,25 @@ def test_times_are_taken_over_and_merged(builder_config: Any, tmp_path: Path, th
     assert json.loads(path.read_text()) == ["11.4.0.106", sorted(after)]
 
 
+@pytest.mark.parametrize("there", ["a letter to a friend", json.dumps(["10.16.1.11", ["before"]])])
+def test_a_file_that_the_user_named_is_never_overwritten(builder_config: Any, tmp_path: Path, there: str) -> None:
+    path, config = tmp_path / "notes.txt", builder_config()
+    path.write_text(there)
+    with pytest.raises(EngineError, match=r"notes\.txt: it is no timing cache of this TensorRT release and GPU") as caught:
+        TimingCache(path, named=True).attach(config)
+    assert "name another file, or none" in str(caught.value.hint)
+    assert path.read_text() == there
+    path.unlink()
+    cache = TimingCache(path, named=True)
+    assert cache.attach(config) == "created"
+    path.write_text(there)  # meanwhile
+    assert cache.save(config) == "not saved: it is no timing cache of this TensorRT release and GPU"
+    assert path.read_text() == there
+    path.unlink()
+    assert cache.save(config) is None
+    assert json.loads(path.read_text()) == ["11.4.0.106", []]
+
+
 def test_without_a_file_no_times_are_kept(builder_config: Any) -> None:
     config = builder_config()
     cache = TimingCache(None)
