@@ -66,7 +66,7 @@ def bench(artifact: Path, options: BenchOptions, *, stage: str = "fused", device
         prefill_tokens_per_s, decode_tokens_per_s,
         time_to_first_token_ms, decode_ms, peak_rss_mb (of the host). Token rates count all rows; each is the median of its repeats, logits on the
         host and the next token chosen. On a GPU also roofline (this card's bounds and the share reached; None, and roofline_reason, where it is not
-        known), tokens (of ``check_tokens``) and passed.
+        known), tokens (of ``check_tokens``), passed, and skipped: plans that would have come first and are for another machine, with the reason.
 
     Raises:
         UsageError: no stage has this name.
@@ -103,7 +103,8 @@ def bench(artifact: Path, options: BenchOptions, *, stage: str = "fused", device
     if device == "cpu":
         return measured
     passed = {} if checked is None else {"passed": checked["passed"]}
-    return {**measured, **beside_roofline(opened, config, options, first_s, step_s), "tokens": checked, **passed}
+    beside = beside_roofline(opened, config, options, first_s, step_s)
+    return {**measured, **beside, "tokens": checked, **passed, "skipped": list(opened.skipped)}
 
 
 def beside_roofline(opened: Opened, config: LlamaConfig, options: BenchOptions, first_s: float, step_s: float) -> Report:

@@ -27,6 +27,7 @@ def sheets_of_bench(report: Report) -> Iterable[Sheet]:
 def _on_gpu(report: Report) -> Iterable[Sheet]:
     """Beside the roofline, and against the graph."""
     bounds, tokens = report["roofline"], report["tokens"]
+    yield from (Sheet(f"not taken: {reason}") for reason in report["skipped"])
     if bounds is None:
         yield Sheet(f"no roofline: {report['roofline_reason']}")
     else:

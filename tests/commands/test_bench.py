@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -122,6 +123,31 @@ def test_bench_names_a_plan_that_says_other_tokens(artifact: Path, plan: dict[st
     assert report["tokens"]["decisive"] > 20
     assert report["tokens"]["first"].keys() == {"row", "position", "plan", "graph", "margin"}
     assert "otherwise and not for rounding, first" in "\n".join(sheet.title for sheet in summarize("bench", report))
+
+
+@pytest.fixture
+def second(artifact: Path, plan: dict[str, Any], plan_on_cpu: ModuleType) -> Iterator[dict[str, Any]]:
+    """Another plan of the same stage, which comes behind the first."""
+    made = plan_on_cpu.write_plan(artifact, "traced-engine.onnx", plan["profiles"], suffix="-second")
+    yield made
+    shutil.rmtree((artifact / made["file"]).parent)
+
+
+def test_a_plan_for_another_gpu_is_passed_over_and_said(artifact: Path, plan: dict[str, Any], second: dict[str, Any]) -> None:
+    record = {"engines": [plan | {"compute_capability": "8.9", "target": "l4"}]}
+    (artifact / "engines" / "a100-80gb-fp16" / "build.json").write_text(json.dumps(record))
+    report = bench(artifact, replace(SMALL, check_tokens=0), stage="traced", device="cuda")
+    assert report["file"] == second["file"]
+    (reason,) = report["skipped"]
+    assert reason.startswith(f"{plan['file']} can't run here: built for compute capability 8.9 (l4)")
+    assert f"not taken: {reason}" in [sheet.title for sheet in summarize("bench", report)]
+    assert generate(artifact, "w1", stage="traced", max_new_tokens=1, device="cuda")["skipped"] == [reason]
+
+
+def test_a_plan_that_was_changed_is_refused_and_no_other_taken(artifact: Path, plan: dict[str, Any], second: dict[str, Any]) -> None:
+    (artifact / plan["file"]).write_text("other")
+    with pytest.raises(EngineError, match=r"fp16/part-00\.plan is not the plan that was built"):
+        bench(artifact, SMALL, stage="traced", device="cuda")
 
 
 def test_a_card_that_is_not_known_has_no_roofline(artifact: Path, plan: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
