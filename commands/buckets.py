@@ -15,6 +15,7 @@ from artifact.steps import Outcome, require
 from commands.build import BuildOptions, build
 from engines.build import STAGES
 from engines.cache_form import longest
+from engines.checks import all_passed
 from engines.targets import find_target
 
 
@@ -72,7 +73,7 @@ def build_all(artifact: Path, precision: str, options: BuildOptions, *, force: b
     report = {
         **outcomes[0].report,
         "engines": [engine for outcome in outcomes for engine in outcome.report["engines"]],
-        "passed": all(outcome.report["passed"] for outcome in outcomes),
+        "passed": all_passed(outcome.report["passed"] for outcome in outcomes),
         "buckets": list(options.buckets),
     }
     return Outcome(report, "; ".join(dict.fromkeys(outcome.reason for outcome in outcomes if outcome.reason)))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -31,18 +32,19 @@ A100 = Device("NVIDIA A100-SXM4-80GB", (8, 0), 80 * 2**30)
 FAKE = Path(__file__).resolve().parents[2] / "enterprise"
 
 
-@pytest.fixture
-def here(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+def install(patch: pytest.MonkeyPatch, version: str) -> None:
     """Make this a machine with an A100 and a TensorRT of some release."""
+    patch.setenv("FAKE_TENSORRT", version)
+    patch.setenv("PYTHONPATH", str(FAKE))
+    patch.setattr(tensorrt, "find_spec", lambda name: True)
+    patch.setattr(tensorrt, "find_device", lambda: A100)
+    tensorrt.import_version.cache_clear()
 
-    def install(version: str) -> None:
-        monkeypatch.setenv("FAKE_TENSORRT", version)
-        monkeypatch.setenv("PYTHONPATH", str(FAKE))
-        monkeypatch.setattr(tensorrt, "find_spec", lambda name: True)
-        monkeypatch.setattr(tensorrt, "find_device", lambda: A100)
-        tensorrt.import_version.cache_clear()
 
-    yield install
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    """``install`` for one test."""
+    yield lambda version: install(monkeypatch, version)
     tensorrt.import_version.cache_clear()
 
 
@@ -56,6 +58,18 @@ def build(stage: Any, folder: Path, flags: BuildFlags, kv_cache: str = "dynamic"
 
 def audit(stage: Any, request: BuildRequest, result: BuildResult) -> dict[str, Any]:
     return TensorRT().audit(AuditRequest(request.plan, request.graph, "fp16", request.profiles, stage.config), result)
+
+
+@pytest.fixture(scope="module")
+def plain(make_stage: Make, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A stage, the request of its plan, and the result of building it."""
+    folder = tmp_path_factory.mktemp("plain")
+    with pytest.MonkeyPatch.context() as patch:
+        install(patch, "11.4.0.106")
+        stage = make_stage(folder, 1, "fp16")
+        request, result, _ = build(stage, folder, BuildFlags(timing_cache="none"))
+    tensorrt.import_version.cache_clear()
+    return stage, request, result
 
 
 def test_a_plain_build_leaves_nothing_to_a_default(make_stage: Make, tmp_path: Path, here: Callable[[str], None]) -> None:
@@ -74,6 +88,35 @@ def test_a_plain_build_leaves_nothing_to_a_default(make_stage: Make, tmp_path: P
     assert (shown["profiles"]["passed"], shown["shapes_decode"]["passed"]) == (True, True)
     words = [line.content for line in layer_lines(report["kernels_by_layer"]) if line.profile == "decode"]
     assert words[0].count("gemm of unknown type") == 4  # qkv, o, gate·up and down; the inspector of the stand-in names no constant
+
+
+def without_labels(layers: Any) -> Any:
+    return {"Layers": [layer | {"Metadata": ""} for layer in layers["Layers"]]}
+
+
+def without_one_linear(layers: Any) -> Any:
+    linears = [layer for layer in layers["Layers"] if layer["LayerType"] == "gemm" and "[profile 1]" in layer["Name"]]
+    return {"Layers": [layer for layer in layers["Layers"] if layer is not linears[0]]}
+
+
+@pytest.mark.parametrize(
+    ("spoil", "unread"),
+    [
+        (lambda layers: "no JSON", 2), (lambda layers: {}, 2), (lambda layers: {"Layers": ["__myl_Fc_myl0_3"]}, 2),
+        (without_labels, 2), (without_one_linear, 1), (lambda layers: layers, 0),
+    ],
+)  # fmt: skip
+def test_an_account_that_is_not_whole_is_no_verdict(plain: Any, spoil: Callable[[Any], Any], unread: int) -> None:
+    stage, request, result = plain
+    spoiled = replace(result, inspection={**result.inspection, "layers": spoil(result.inspection["layers"])})
+    found = audit(stage, request, spoiled)["audit"]
+    lines = [line for line in found["checks"] if line["check"].startswith("layers_read")]
+    assert [line["check"] for line in lines] == ["layers_read_prefill", "layers_read_decode"]
+    assert sum(line["passed"] is None for line in lines) == unread
+    assert found["passed"] is (None if unread else True)
+    assert all("no verdict" in line["reason"] for line in lines if not line["passed"])
+    other = replace(spoiled, inspection={**spoiled.inspection, "outputs": []})
+    assert audit(stage, request, other)["audit"]["passed"] is False
 
 
 def test_every_option_is_a_flag_of_the_builder_and_times_are_kept(make_stage: Make, tmp_path: Path, here: Callable[[str], None]) -> None:
