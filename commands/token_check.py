@@ -8,13 +8,29 @@ from typing import Any
 
 import numpy as np
 
+from artifact.config import LlamaConfig
+from artifact.layout import parameter_count
+from artifact.room import free_memory, gigabytes
 from validation.calls import FORMS, Ids, Turn
 from validation.greedy import Decoder, greedy
 from validation.row_result import Array
 
 Report = dict[str, Any]
+FLOAT32, AT_ONCE = 4, 2
+"""Bytes of a weight in ONNX Runtime, and how often it exists while it is packed for the processor."""
 NEAR = 0.02
 """Of a row's largest logit: two tokens that a graph holds so near each other are told apart by rounding."""
+
+
+def why_no_room(config: LlamaConfig) -> str | None:
+    """Why the graph that would judge can't be opened beside what runs; None where the memory that is free holds it."""
+    needed, free = AT_ONCE * FLOAT32 * parameter_count(config), free_memory()
+    return None if needed <= free else f"the graph takes about {gigabytes(needed)} of memory on the CPU, {gigabytes(free)} are free"
+
+
+def not_checked(reason: str) -> Report:
+    """The report of a check that did not run, with the reason: nothing was judged."""
+    return {"checked": 0, "equal": 0, "decisive": 0, "first": None, "passed": None, "reason": reason}
 
 
 def check_tokens(plan: Decoder, graph: Decoder, prompts: Sequence[Sequence[int]], count: int) -> Report:

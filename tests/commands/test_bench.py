@@ -18,7 +18,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 import cli
 from artifact.errors import ArtifactError, EngineError, ValidationError
 from artifact.presets import preset
-from commands import doctor
+from commands import doctor, token_check
 from commands.bench import BenchOptions, bench, beside_roofline
 from commands.export import ExportOptions, export
 from commands.generate import generate
@@ -123,6 +123,26 @@ def test_bench_names_a_plan_that_says_other_tokens(artifact: Path, plan: dict[st
     assert report["tokens"]["decisive"] > 20
     assert report["tokens"]["first"].keys() == {"row", "position", "plan", "graph", "margin"}
     assert "otherwise and not for rounding, first" in "\n".join(sheet.title for sheet in summarize("bench", report))
+
+
+def test_figures_are_kept_where_memory_has_no_room_for_the_graph(artifact: Path, plan: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(token_check, "free_memory", lambda: 1000)
+    report = bench(artifact, SMALL, stage="traced", device="cuda")
+    assert report["decode_tokens_per_s"] > 0
+    assert (report["passed"], report["tokens"]["passed"], report["tokens"]["checked"]) == (None, None, 0)
+    assert report["tokens"]["reason"].endswith("GB of memory on the CPU, 0.0 GB are free")
+    assert "no token was checked: the graph takes" in "\n".join(sheet.title for sheet in summarize("bench", report))
+
+
+def test_a_graph_that_is_not_there_is_missed_before_the_clock_starts(artifact: Path, plan: dict[str, Any], runtime: Any) -> None:
+    graph = artifact / "traced.onnx"
+    graph.rename(artifact / "away")
+    try:
+        with pytest.raises(ArtifactError, match=r"has no traced\.onnx"):
+            bench(artifact, SMALL, stage="traced", device="cuda")
+    finally:
+        (artifact / "away").rename(graph)
+    assert runtime.ran == []
 
 
 @pytest.fixture
