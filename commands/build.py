@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,6 @@ from artifact.progress import Progress, silent
 from artifact.steps import Outcome, Report, StepContext, require, run_step
 from commands.part_graphs import write_part_graphs
 from engines.backends.flags import BuildFlags
-from engines.backends.tensorrt import TensorRT
 from engines.build import STAGES, build_engine
 from engines.cache_form import longest
 from engines.engine_options import EngineOptions
@@ -34,7 +33,7 @@ class BuildOptions:
         flags: the compiler's own options.
         buckets: several capacities of a static cache, an engine for each (``buckets.build_all``).
         parts: plans that the model is cut into; None means as few as fit.
-        max_memory: bytes; None means what is free. It decides no byte of a plan, but with enterprise TensorRT.
+        max_memory: bytes of the host; None means what is free. It decides no byte of a plan.
     """
 
     target: str = "a100-80gb"
@@ -66,24 +65,15 @@ def build(artifact: Path, precision: str, options: BuildOptions, *, force: bool 
         "parts": options.parts,
     }
 
-    flags, workspace = _with_workspace(options)
-
     def work(step: StepContext) -> Report:
-        report: Report = build_engine(step, EngineOptions(**chosen, flags=flags, max_memory=options.max_memory), write_part_graphs)
+        report: Report = build_engine(step, EngineOptions(**chosen, flags=options.flags, max_memory=options.max_memory), write_part_graphs)
         return report
 
     inputs = (stage, *WEIGHTS, f"weights/{precision}-layer-*.safetensors")  # another scheme's weights are none of this engine's business
     capacity = f"{options.capacity}," if isinstance(options.capacity, Bucket) else options.capacity  # as it is asked for
-    recorded = {**chosen, "capacity": capacity, **options.flags.recorded(), **workspace}
+    recorded = {**chosen, "capacity": capacity, **options.flags.recorded()}
     step_id = engine_folder(target, precision, options.capacity).replace("engines/", "build-")
     return run_step(artifact, step_id, recorded, work, inputs=inputs, force=force, progress=progress)
-
-
-def _with_workspace(options: BuildOptions) -> tuple[BuildFlags, dict[str, float]]:
-    """Enterprise TensorRT's kernels keep to ``--max-memory`` on the GPU too, which decides the plan; and what is recorded for that."""
-    if options.backend != TensorRT.name or options.max_memory is None:
-        return options.flags, {}
-    return replace(options.flags, workspace_bytes=options.max_memory), {"max_memory": options.max_memory / 1e9}
 
 
 def check_precision(dtype: str, precision: str) -> None:

@@ -116,8 +116,8 @@ def test_each_is_a_step_and_the_disk_is_asked_once_for_all(artifact: Path, monke
 
 
 def test_the_command_that_builds_a_bucket_again_names_it_as_one(tmp_path: Path) -> None:
-    options = {"precision": "fp16", "target": "l4", "capacity": "512,", **BuildFlags(strip_weights=True, optimization_level=4).recorded()}
-    assert command_of(tmp_path, "build-l4-fp16-c512", options).endswith("--capacity 512, --strip-weights --optimization-level 4")
+    options = {"precision": "fp16", "target": "l4", "capacity": "512,", **BuildFlags(False, False, True, 4, 2 * 10**9).recorded()}
+    assert command_of(tmp_path, "build-l4-fp16-c512", options).endswith("--capacity 512, --strip-weights --optimization-level 4 --workspace 2.0")
 
 
 @pytest.mark.skipif(find_spec("tensorrt_rtx") is None, reason="tensorrt-rtx-cu12 is not installed")
