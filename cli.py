@@ -224,7 +224,7 @@ def run(
     from commands import run as command
     from commands.calibrate import CalibrationOptions
     from commands.export import ExportOptions
-    from commands.part_graphs import parts_of
+    from commands.part_graphs import parse_parts
     from commands.placement import PlacementOptions
     from engines.backends.flags import BuildFlags
     from exporter.checkpoints.request import CheckpointRequest
@@ -236,7 +236,7 @@ def run(
         CalibrationOptions(calibration, calibration_tokens, calibration_length),
         PlacementOptions(max_perplexity_increase, sensitivity_tokens),
         buckets.with_capacities(
-            build.BuildOptions(target, backend.value, max_batch, max_length, flags=flags, max_memory=bytes_of(max_memory), parts=parts_of(parts)),
+            build.BuildOptions(target, backend.value, max_batch, max_length, flags=flags, max_memory=bytes_of(max_memory), parts=parse_parts(parts)),
             buckets.parse_capacities(capacity),
         ),
         validate.ValidateOptions(texts=tuple(text or ()), tokens=tokens, baseline=baseline),
@@ -360,11 +360,13 @@ def build(
     """ONNX → TensorRT plan, audited: `cli.py build artifacts/llama-2-7b --precision int8 --target a100`."""
     from commands import buckets
     from commands import build as command
-    from commands.part_graphs import parts_of
+    from commands.part_graphs import parse_parts
     from engines.backends.flags import BuildFlags
 
     flags = BuildFlags(version_compatible, weight_streaming, strip_weights, optimization_level, bytes_of(workspace), timing_cache)
-    options = command.BuildOptions(target, backend.value, max_batch, max_length, flags=flags, max_memory=bytes_of(max_memory), parts=parts_of(parts))
+    options = command.BuildOptions(
+        target, backend.value, max_batch, max_length, flags=flags, max_memory=bytes_of(max_memory), parts=parse_parts(parts)
+    )
     options = buckets.with_capacities(options, buckets.parse_capacities(capacity))
     with _Watched() as progress:
         outcome = buckets.build_all(artifact, precision.value, options, force=force, progress=progress)

@@ -141,10 +141,10 @@ def _build_part(step: StepContext, model: EngineModel, backend: Backend, part: i
         step.progress("auditing the plan", part, count)
         audit = backend.audit(AuditRequest(plan, graph_file, precision, profiles, model.config, model.lowered), result)
         built = engine_entry(model, part, backend.name, profiles, result) | audit | {"graph": graph, "graph_sha256": digest}
+        if "layers" in result.inspection:  # the compiler's own account, which the audit read; whole before the plan counts as finished
+            _record(step, _layers_file(plan_name), {"layers": result.inspection["layers"]})
         known[BUILT] = built | {"bytes": plan.stat().st_size, "split": [list(layers) for layers in model.cut.layers]}
         logger.info("%s: %d bytes in %.1f s", plan_name, known[BUILT]["bytes"], result.seconds)
-    if "layers" in result.inspection:  # the compiler's own account, which the audit read
-        _record(step, _layers_file(plan_name), {"layers": result.inspection["layers"]})
     return _entry(step, plan_name, known[BUILT])
 
 

@@ -6,7 +6,7 @@ import importlib.util
 import json
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,18 @@ from typing import Any
 import pytest
 
 from artifact.errors import EngineError
+from artifact.journal import Journal
+from artifact.manifest import write_manifest
 from artifact.progress import silent
+from artifact.steps import StepContext
 from engines.backends import tensorrt
 from engines.backends.flags import BuildFlags
 from engines.backends.protocol import AuditRequest, BuildRequest, BuildResult
 from engines.backends.tensorrt import TensorRT
 from engines.backends.timing_cache import TimingCache
-from engines.build import choose_backend
+from engines.build import build_engine, choose_backend
 from engines.device import Device
+from engines.engine_options import EngineOptions
 from engines.plan_words import layer_lines
 from engines.profiles import make_profiles
 from engines.targets import find_target
@@ -117,6 +121,21 @@ def test_an_account_that_is_not_whole_is_no_verdict(plain: Any, spoil: Callable[
     assert all("no verdict" in line["reason"] for line in lines if not line["passed"])
     other = replace(spoiled, inspection={**spoiled.inspection, "outputs": []})
     assert audit(stage, request, other)["audit"]["passed"] is False
+
+
+def test_the_account_of_layers_is_finished_before_its_plan(make_stage: Make, tmp_path: Path, here: Callable[[str], None]) -> None:
+    """A build that breaks off between the two would go on with a plan whose account is lost."""
+    here("11.4.0.106")
+    stage = make_stage(tmp_path, 1, "int8")
+    model = {"name": "tiny", "source": "random", "format": "random", "fingerprint": "0", "dtype": "fp16", "config": asdict(stage.config)}
+    write_manifest(tmp_path, {"format": 1, "model": model, "steps": {}})
+    journal = Journal.reopen(tmp_path, "build-a100-80gb-int8", {"options": {}}, set())
+    options = EngineOptions(precision="int8", target="a100", max_batch=1, backend="tensorrt", flags=BuildFlags(timing_cache="none"))
+    report = build_engine(StepContext(tmp_path, journal=journal), options, lambda *_: None)
+    folder = "engines/a100-80gb-int8"
+    assert list(journal.files) == ["int8-engine.onnx", f"{folder}/part-00.layers.json", f"{folder}/part-00.plan", f"{folder}/build.json"]
+    (note,) = report["engines"][0]["notes"]
+    assert note.endswith("with 1, TensorRT-RTX, which tensorrt was not measured against, writes every int8 weight out at each step")
 
 
 def test_every_option_is_a_flag_of_the_builder_and_times_are_kept(make_stage: Make, tmp_path: Path, here: Callable[[str], None]) -> None:
