@@ -57,7 +57,7 @@ def built_from(graph: str) -> str:
 
 
 def whole_graph(graph: str) -> str:
-    """File of the graph that a part was cut from; any other graph is whole: ``fused-engine-part-01.onnx`` → fused-engine.onnx."""
+    """File of the graph that a part was cut from, by the part's: ``fused-engine.onnx``; any other graph is its own."""
     return f"{_PART.sub('', graph.removesuffix('.onnx'))}.onnx"
 
 
