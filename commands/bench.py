@@ -91,10 +91,7 @@ def bench(artifact: Path, options: BenchOptions, *, stage: str = "fused", device
         checked = _check(artifact, stage, opened.decoder, config, options) if judged else None
     measured = {
         "stage": stage,
-        "backend": opened.backend,
-        "device": opened.device,
-        "file": opened.file,
-        "kv_cache": opened.decoder.kv_cache,
+        **opened.as_report(),
         "capacity": opened.decoder.capacity,
         "batch": options.batch,
         "prompt_tokens": options.prompt_tokens,

@@ -73,10 +73,7 @@ def generate(
         decode_s = time.perf_counter() - first
     return {
         "stage": stage,
-        "backend": opened.backend,
-        "device": opened.device,
-        "file": opened.file,
-        "kv_cache": opened.decoder.kv_cache,
+        **opened.as_report(),
         "capacity": slots,
         "prompt": prompt,
         "text": tokenizer.decode(tokens),

@@ -71,6 +71,10 @@ class Opened:
     card: Target | None = None
     skipped: tuple[str, ...] = ()
 
+    def as_report(self) -> dict[str, Any]:
+        """What ran it: backend, device, file, kv_cache."""
+        return {"backend": self.backend, "device": self.device, "file": self.file, "kv_cache": self.decoder.kv_cache}
+
 
 def check_stage(artifact: Path, stage: str) -> None:
     """Tell what is no stage at all from what is not there yet.
