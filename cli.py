@@ -168,7 +168,12 @@ SensitivityTokens = Annotated[int | None, typer.Option(min=16, help="Tokens that
 Parts = Annotated[
     str, typer.Option(help="Plans that the model is cut into, at layer boundaries; auto: as few as fit the memory and the GPU.", metavar="N|auto")
 ]
-MaxMemory = Annotated[float | None, typer.Option(min=0.1, help="GB (10^9 bytes) that building a plan may take; default: what is free.", metavar="GB")]
+MaxMemory = Annotated[
+    float | None, typer.Option(min=0.1, help="GB (10^9 bytes) of this machine's memory that a build may take; default: what is free.", metavar="GB")
+]
+Workspace = Annotated[
+    float | None, typer.Option(min=0.001, help="GB of the GPU's memory that a kernel may use; default: all; tensorrt alone.", metavar="GB")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the report as one JSON object, and nothing else, on stdout.")]
 
 
@@ -201,6 +206,7 @@ def run(
     weight_streaming: WeightStreaming = False,
     strip_weights: StripWeights = False,
     optimization_level: OptimizationLevel = None,
+    workspace: Workspace = None,
     timing_cache: TimingCacheOption = None,
     calibration: Calibration = None,
     calibration_tokens: CalibrationTokens = None,
@@ -218,19 +224,19 @@ def run(
     from commands import run as command
     from commands.calibrate import CalibrationOptions
     from commands.export import ExportOptions
-    from commands.part_graphs import parts_of
+    from commands.part_graphs import parse_parts
     from commands.placement import PlacementOptions
     from engines.backends.flags import BuildFlags
     from exporter.checkpoints.request import CheckpointRequest
 
-    flags = BuildFlags(version_compatible, weight_streaming, strip_weights, optimization_level, timing_cache=timing_cache)
+    flags = BuildFlags(version_compatible, weight_streaming, strip_weights, optimization_level, bytes_of(workspace), timing_cache)
     request = CheckpointRequest(checkpoint, size, revision, config, lora)
     options = command.RunOptions(
         ExportOptions(dtype.value, kv_cache.value, weights.value),
         CalibrationOptions(calibration, calibration_tokens, calibration_length),
         PlacementOptions(max_perplexity_increase, sensitivity_tokens),
         buckets.with_capacities(
-            build.BuildOptions(target, backend.value, max_batch, max_length, flags=flags, max_memory=bytes_of(max_memory), parts=parts_of(parts)),
+            build.BuildOptions(target, backend.value, max_batch, max_length, flags=flags, max_memory=bytes_of(max_memory), parts=parse_parts(parts)),
             buckets.parse_capacities(capacity),
         ),
         validate.ValidateOptions(texts=tuple(text or ()), tokens=tokens, baseline=baseline),
@@ -346,6 +352,7 @@ def build(
     weight_streaming: WeightStreaming = False,
     strip_weights: StripWeights = False,
     optimization_level: OptimizationLevel = None,
+    workspace: Workspace = None,
     timing_cache: TimingCacheOption = None,
     force: Force = False,
     as_json: Json = False,
@@ -353,11 +360,13 @@ def build(
     """ONNX → TensorRT plan, audited: `cli.py build artifacts/llama-2-7b --precision int8 --target a100`."""
     from commands import buckets
     from commands import build as command
-    from commands.part_graphs import parts_of
+    from commands.part_graphs import parse_parts
     from engines.backends.flags import BuildFlags
 
-    flags = BuildFlags(version_compatible, weight_streaming, strip_weights, optimization_level, timing_cache=timing_cache)
-    options = command.BuildOptions(target, backend.value, max_batch, max_length, flags=flags, max_memory=bytes_of(max_memory), parts=parts_of(parts))
+    flags = BuildFlags(version_compatible, weight_streaming, strip_weights, optimization_level, bytes_of(workspace), timing_cache)
+    options = command.BuildOptions(
+        target, backend.value, max_batch, max_length, flags=flags, max_memory=bytes_of(max_memory), parts=parse_parts(parts)
+    )
     options = buckets.with_capacities(options, buckets.parse_capacities(capacity))
     with _Watched() as progress:
         outcome = buckets.build_all(artifact, precision.value, options, force=force, progress=progress)

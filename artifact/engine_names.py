@@ -56,6 +56,11 @@ def built_from(graph: str) -> str:
     return stage_of(_PART.sub("", graph.removesuffix(".onnx")))
 
 
+def whole_graph(graph: str) -> str:
+    """File of the graph that a part was cut from, by the part's: ``fused-engine.onnx``; any other graph is its own."""
+    return f"{_PART.sub('', graph.removesuffix('.onnx'))}.onnx"
+
+
 def bucket_of(name: str) -> int:
     """Capacity of a bucket's graph; 0 of any other."""
     match = _ENGINE.fullmatch(name)

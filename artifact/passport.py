@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from artifact.manifest import Manifest
+from artifact.passport_verdict import engine_verdict
 from artifact.stale import stale_steps
 
 Passport = dict[str, Any]
@@ -76,7 +77,7 @@ def _passport(manifest: Manifest, folder: str, step_id: str, entries: list[dict[
         "plan_bytes": PLAN_BYTES.get(first["backend"], "not measured: whether another build gives the same bytes"),
         "tools": {name: steps[name]["versions"] for name in chain},
         "made_by": {name: steps[name]["options"] for name in chain},
-        "parity": _verdict(steps.get("validate"), folder, graphs),
+        "parity": engine_verdict(steps.get("validate"), folder, graphs, entries),
     }
 
 
@@ -99,18 +100,3 @@ def _weights_hash(steps: Mapping[str, Any], chain: list[str]) -> str:
     """SHA-256 of the list of every weights file's hash: one word for all weights that the chain wrote."""
     written = {file: record["sha256"] for name in chain for file, record in steps[name]["outputs"].items() if file.startswith("weights/")}
     return hashlib.sha256("".join(f"{file} {sha256}\n" for file, sha256 in sorted(written.items())).encode()).hexdigest()
-
-
-def _verdict(step: Mapping[str, Any] | None, folder: str, graphs: Mapping[str, str]) -> dict[str, Any]:
-    """What the parity report says of these graphs and of the plan; of other graphs it says nothing."""
-    if step is None:
-        return {"passed": None, "words": "not validated yet"}
-    report, sha256 = step["report"], step["outputs"].get("reports/parity.json", {}).get("sha256")
-    measured = report.get("hashes", {})
-    if other := [file for file, digest in graphs.items() if measured.get(file) not in (None, digest)]:
-        return {"passed": None, "words": f"the report is of another {other[0]}: validate again", "report_sha256": sha256}
-    names = [file.removesuffix(".onnx") for file in graphs if file in measured] + [f"engine {folder}"]
-    stages = {stage["stage"]: stage["passed"] for stage in report["stages"] if stage["stage"] in names}
-    idle = {entry["stage"]: entry["reason"] for entry in report["not_run"] if entry["stage"] in names}
-    found = {"passed": report["passed"], "words": f"{report['verdict']}; {report['headline']}", "created": report["created"]}
-    return found | {"stages": stages, "not_run": idle, "report_sha256": sha256}

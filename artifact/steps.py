@@ -102,15 +102,9 @@ def run_step(
     Raises:
         ArtifactError: an input is missing or was changed by hand (the hint says which command makes it), or another run holds the folder.
     """
-    kind = STEPS[step_id.split("-", maxsplit=1)[0]]
     with locked(artifact):
         manifest = read_manifest(artifact)
-        wanted = {
-            "options": dict(options),
-            "versions": _versions(kind.packages),
-            "rules": rules_hash(kind.rules),
-            "inputs": _input_hashes(artifact, manifest, (*inputs, *kind.inputs), refuse_changed=not kind.judges),
-        }
+        wanted = _wanted(artifact, manifest, step_id, options, inputs)
         reason = "forced" if force else _why_stale(artifact, manifest["steps"].get(step_id), wanted)
         recorded = {file for step in manifest["steps"].values() for file in step["outputs"]}
         journal = Journal.reopen(artifact, step_id, wanted, recorded)
@@ -132,6 +126,12 @@ def run_step(
         write_manifest(artifact, with_passports(artifact, manifest))
         journal.end()
         return Outcome(report, reason)
+
+
+def why_to_do(artifact: Path, step_id: str, options: Mapping[str, Any], inputs: tuple[str, ...] = ()) -> str:
+    """Why ``run_step`` would do a step now; empty where it is up to date. Arguments and errors as there; nothing is written."""
+    manifest = read_manifest(artifact)
+    return _why_stale(artifact, manifest["steps"].get(step_id), _wanted(artifact, manifest, step_id, options, inputs))
 
 
 def require(artifact: Path, file: str, *, changed_too: bool = False) -> Path:
@@ -161,6 +161,17 @@ def forget_step(artifact: Path, step_id: str) -> None:
             _remove_stale(artifact, manifest, step_id, {})
             del manifest["steps"][step_id]
             write_manifest(artifact, with_passports(artifact, manifest))
+
+
+def _wanted(artifact: Path, manifest: Manifest, step_id: str, options: Mapping[str, Any], inputs: tuple[str, ...]) -> dict[str, Any]:
+    """What decides a step's result, as it is now."""
+    kind = STEPS[step_id.split("-", maxsplit=1)[0]]
+    return {
+        "options": dict(options),
+        "versions": _versions(kind.packages),
+        "rules": rules_hash(kind.rules),
+        "inputs": _input_hashes(artifact, manifest, (*inputs, *kind.inputs), refuse_changed=not kind.judges),
+    }
 
 
 def _why_stale(artifact: Path, record: dict[str, Any] | None, wanted: dict[str, Any]) -> str:

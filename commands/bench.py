@@ -16,8 +16,9 @@ from artifact.engine_names import stage_of
 from artifact.errors import ValidationError
 from artifact.manifest import require_artifact
 from artifact.memory import peak_rss_mb
+from artifact.steps import require
 from commands.sessions import Opened, check_stage, open_session
-from commands.token_check import check_tokens
+from commands.token_check import check_tokens, not_checked, why_no_room
 from engines.roofline import roofline
 from validation.calls import FORMS, AnyCall, Turn
 from validation.greedy import Decoder
@@ -66,7 +67,8 @@ def bench(artifact: Path, options: BenchOptions, *, stage: str = "fused", device
         prefill_tokens_per_s, decode_tokens_per_s,
         time_to_first_token_ms, decode_ms, peak_rss_mb (of the host). Token rates count all rows; each is the median of its repeats, logits on the
         host and the next token chosen. On a GPU also roofline (this card's bounds and the share reached; None, and roofline_reason, where it is not
-        known), tokens (of ``check_tokens``) and passed.
+        known), tokens (of ``check_tokens``; with a reason where memory has no room for the graph), passed (None where nothing was judged), and
+        skipped: plans that would have come first and are for another machine, with the reason.
 
     Raises:
         UsageError: no stage has this name.
@@ -81,15 +83,15 @@ def bench(artifact: Path, options: BenchOptions, *, stage: str = "fused", device
             f"{options.positions} positions are needed ({WARM_UP} of them to warm up), the model has {config.max_position_embeddings}",
             hint="fewer --prompt-tokens or --new-tokens",
         )
+    judged = device == "cuda" and options.check_tokens > 0
+    if judged:
+        require(artifact, f"{stage_of(stage)}.onnx")  # asked before the clock starts, so that no figures are lost
     with open_session(artifact, stage, device, batch=options.batch, length=options.positions) as opened:
         first_s, step_s = _measure(opened.decoder, config, options)
-        checked = _check(artifact, stage, opened.decoder, config, options) if device == "cuda" and options.check_tokens else None
+        checked = _check(artifact, stage, opened.decoder, config, options) if judged else None
     measured = {
         "stage": stage,
-        "backend": opened.backend,
-        "device": opened.device,
-        "file": opened.file,
-        "kv_cache": opened.decoder.kv_cache,
+        **opened.as_report(),
         "capacity": opened.decoder.capacity,
         "batch": options.batch,
         "prompt_tokens": options.prompt_tokens,
@@ -103,7 +105,8 @@ def bench(artifact: Path, options: BenchOptions, *, stage: str = "fused", device
     if device == "cpu":
         return measured
     passed = {} if checked is None else {"passed": checked["passed"]}
-    return {**measured, **beside_roofline(opened, config, options, first_s, step_s), "tokens": checked, **passed}
+    beside = beside_roofline(opened, config, options, first_s, step_s)
+    return {**measured, **beside, "tokens": checked, **passed, "skipped": list(opened.skipped)}
 
 
 def beside_roofline(opened: Opened, config: LlamaConfig, options: BenchOptions, first_s: float, step_s: float) -> Report:
@@ -122,6 +125,8 @@ def beside_roofline(opened: Opened, config: LlamaConfig, options: BenchOptions, 
 
 def _check(artifact: Path, stage: str, plan: Decoder, config: LlamaConfig, options: BenchOptions) -> Report:
     """The plan's tokens behind short prompts, judged by the stage's graph on the CPU."""
+    if reason := why_no_room(config):
+        return not_checked(reason)
     count = min(options.check_tokens, options.positions - 1)
     prompts = _ids(config, options)[:, : min(CHECKED_PROMPT, options.positions - count)]
     with open_session(artifact, stage_of(stage), "cpu", batch=options.batch, length=options.positions) as graph:

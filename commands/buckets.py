@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,10 +13,14 @@ from artifact.manifest import kv_cache_of, require_artifact
 from artifact.progress import Progress, silent
 from artifact.room import free_disk, gigabytes
 from artifact.steps import Outcome, require
-from commands.build import BuildOptions, build
+from commands.build import BuildOptions, build, why_to_build
 from engines.build import STAGES
 from engines.cache_form import longest
+from engines.checks import all_passed
 from engines.targets import find_target
+
+PARTS = ("parts", "parts_reason")
+"""What a report says of one engine's split."""
 
 
 def parse_capacities(text: str | None) -> tuple[int, ...]:
@@ -56,7 +61,7 @@ def build_all(artifact: Path, precision: str, options: BuildOptions, *, force: b
     """Build one engine, or one for every bucket: each a step of its own, done again only where something it depends on changed.
 
     Returns:
-        As ``build``; of buckets the ``engines`` of all.
+        As ``build``; of buckets the ``engines`` of all, and ``parts_by_capacity`` {capacity: {parts, parts_reason}} in the place of one's parts.
 
     Raises:
         EngineError: as ``build``; or the disk has no room for all that is still to be built.
@@ -65,31 +70,34 @@ def build_all(artifact: Path, precision: str, options: BuildOptions, *, force: b
         return build(artifact, precision, options, force=force, progress=progress)
     model = require_artifact(artifact, "build", weights=True)["model"]
     check_lengths(options, kv_cache_of(model), LlamaConfig(**model["config"]))
-    _check_disk(artifact, precision, options)
-    outcomes = [
-        build(artifact, precision, replace(options, capacity=capacity, buckets=()), force=force, progress=progress) for capacity in options.buckets
-    ]
+    each = {capacity: replace(options, capacity=capacity, buckets=()) for capacity in options.buckets}
+    _check_disk(artifact, precision, each, force=force)
+    outcomes = [build(artifact, precision, one, force=force, progress=progress) for one in each.values()]
     report = {
-        **outcomes[0].report,
+        **{key: value for key, value in outcomes[0].report.items() if key not in PARTS},
+        "parts_by_capacity": {str(capacity): {key: outcome.report[key] for key in PARTS} for capacity, outcome in zip(each, outcomes, strict=True)},
         "engines": [engine for outcome in outcomes for engine in outcome.report["engines"]],
-        "passed": all(outcome.report["passed"] for outcome in outcomes),
+        "passed": all_passed(outcome.report["passed"] for outcome in outcomes),
         "buckets": list(options.buckets),
     }
     return Outcome(report, "; ".join(dict.fromkeys(outcome.reason for outcome in outcomes if outcome.reason)))
 
 
-def _check_disk(artifact: Path, precision: str, options: BuildOptions) -> None:
-    """Refuse what can't be finished: every bucket's plan holds all weights."""
+def _check_disk(artifact: Path, precision: str, each: Mapping[Bucket, BuildOptions], *, force: bool) -> None:
+    """Refuse what can't be finished: every bucket's plan holds all weights. An old plan goes when the new one is there, not before."""
     import onnx_ir as ir
 
     from engines.graph_weights import weights_bytes
 
-    stage, target = STAGES[precision], find_target(options.target).name
-    missing = [one for one in options.buckets if not (artifact / engine_folder(target, precision, one) / "part-00.plan").is_file()]
-    needed = len(missing) * weights_bytes(ir.load(require(artifact, f"{stage}.onnx")).graph)
+    graph = require(artifact, f"{STAGES[precision]}.onnx")
+    todo = [capacity for capacity, options in each.items() if force or why_to_build(artifact, precision, options)]
+    replaced = [capacity for capacity in todo if (artifact / engine_folder(find_target(each[capacity].target).name, precision, capacity)).is_dir()]
+    at_once = len(todo) - len(replaced) + bool(replaced)
+    needed = at_once * weights_bytes(ir.load(graph).graph) if todo else 0
     free = free_disk(artifact)
     if needed > free:
+        again = f" ({len(replaced)} of them in an old one's place)" if replaced else ""
         raise EngineError(
-            f"{len(missing)} plans need about {gigabytes(needed)} of disk, {artifact} has {gigabytes(free)} free",
+            f"{len(todo)} plans{again} need about {gigabytes(needed)} of disk, {artifact} has {gigabytes(free)} free",
             hint="fewer numbers in --capacity, or free some",
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,9 @@ from artifact.engine_names import Bucket, engine_folder
 from artifact.errors import EngineError
 from artifact.manifest import kv_cache_of, require_artifact
 from artifact.progress import Progress, silent
-from artifact.steps import Outcome, Report, StepContext, require, run_step
+from artifact.steps import Outcome, Report, StepContext, require, run_step, why_to_do
 from commands.part_graphs import write_part_graphs
 from engines.backends.flags import BuildFlags
-from engines.backends.tensorrt import TensorRT
 from engines.build import STAGES, build_engine
 from engines.cache_form import longest
 from engines.engine_options import EngineOptions
@@ -34,7 +33,7 @@ class BuildOptions:
         flags: the compiler's own options.
         buckets: several capacities of a static cache, an engine for each (``buckets.build_all``).
         parts: plans that the model is cut into; None means as few as fit.
-        max_memory: bytes; None means what is free. It decides no byte of a plan, but with enterprise TensorRT.
+        max_memory: bytes of the host; None means what is free. It decides no byte of a plan.
     """
 
     target: str = "a100-80gb"
@@ -53,9 +52,41 @@ def build(artifact: Path, precision: str, options: BuildOptions, *, force: bool 
     model = require_artifact(artifact, "build", weights=True)["model"]
     check_precision(model["dtype"], precision)
     longest(kv_cache_of(model), LlamaConfig(**model["config"]), options.max_length, options.capacity)
+    require(artifact, f"{STAGES[precision]}.onnx")
+    planned = _plan_step(precision, options)
+
+    def work(step: StepContext) -> Report:
+        chosen = EngineOptions(**planned.chosen, flags=options.flags, max_memory=options.max_memory)
+        report: Report = build_engine(step, chosen, write_part_graphs)
+        return report
+
+    return run_step(artifact, planned.step_id, planned.recorded, work, inputs=planned.inputs, force=force, progress=progress)
+
+
+def why_to_build(artifact: Path, precision: str, options: BuildOptions) -> str:
+    """Why ``build`` would build now; empty where the engine is up to date."""
+    planned = _plan_step(precision, options)
+    return why_to_do(artifact, planned.step_id, planned.recorded, planned.inputs)
+
+
+@dataclass(frozen=True)
+class _Planned:
+    """A build as a step.
+
+    Attributes:
+        chosen: fields of ``EngineOptions``.
+        recorded: as the command line takes them.
+        inputs: patterns of what it reads.
+    """
+
+    step_id: str
+    chosen: dict[str, Any]
+    recorded: dict[str, Any]
+    inputs: tuple[str, ...]
+
+
+def _plan_step(precision: str, options: BuildOptions) -> _Planned:
     target = find_target(options.target).name
-    stage = f"{STAGES[precision]}.onnx"
-    require(artifact, stage)
     chosen: dict[str, Any] = {
         "precision": precision,
         "target": target,
@@ -65,25 +96,11 @@ def build(artifact: Path, precision: str, options: BuildOptions, *, force: bool 
         "capacity": options.capacity,
         "parts": options.parts,
     }
-
-    flags, workspace = _with_workspace(options)
-
-    def work(step: StepContext) -> Report:
-        report: Report = build_engine(step, EngineOptions(**chosen, flags=flags, max_memory=options.max_memory), write_part_graphs)
-        return report
-
-    inputs = (stage, *WEIGHTS, f"weights/{precision}-layer-*.safetensors")  # another scheme's weights are none of this engine's business
+    # another scheme's weights are none of this engine's business
+    inputs = (f"{STAGES[precision]}.onnx", *WEIGHTS, f"weights/{precision}-layer-*.safetensors")
     capacity = f"{options.capacity}," if isinstance(options.capacity, Bucket) else options.capacity  # as it is asked for
-    recorded = {**chosen, "capacity": capacity, **options.flags.recorded(), **workspace}
     step_id = engine_folder(target, precision, options.capacity).replace("engines/", "build-")
-    return run_step(artifact, step_id, recorded, work, inputs=inputs, force=force, progress=progress)
-
-
-def _with_workspace(options: BuildOptions) -> tuple[BuildFlags, dict[str, float]]:
-    """Enterprise TensorRT's kernels keep to ``--max-memory`` on the GPU too, which decides the plan; and what is recorded for that."""
-    if options.backend != TensorRT.name or options.max_memory is None:
-        return options.flags, {}
-    return replace(options.flags, workspace_bytes=options.max_memory), {"max_memory": options.max_memory / 1e9}
+    return _Planned(step_id, chosen, {**chosen, "capacity": capacity, **options.flags.recorded()}, inputs)
 
 
 def check_precision(dtype: str, precision: str) -> None:

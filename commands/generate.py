@@ -42,7 +42,7 @@ def generate(
 
     Returns:
         stage, backend, device, file, kv_cache, capacity (None of a dynamic cache), prompt, text, prompt_tokens, new_tokens, finished,
-        time_to_first_token_ms, decode_tokens_per_s.
+        time_to_first_token_ms, decode_tokens_per_s; on a GPU also skipped: plans that would have come first and are for another machine.
 
     Raises:
         UsageError: no stage has this name.
@@ -73,10 +73,7 @@ def generate(
         decode_s = time.perf_counter() - first
     return {
         "stage": stage,
-        "backend": opened.backend,
-        "device": opened.device,
-        "file": opened.file,
-        "kv_cache": opened.decoder.kv_cache,
+        **opened.as_report(),
         "capacity": slots,
         "prompt": prompt,
         "text": tokenizer.decode(tokens),
@@ -85,6 +82,7 @@ def generate(
         "finished": len(tokens) < max_new_tokens,
         "time_to_first_token_ms": round(1000 * (first - start), 1),
         "decode_tokens_per_s": round((len(tokens) - 1) / decode_s, 1) if len(tokens) > 1 else None,
+        **({} if device == "cpu" else {"skipped": list(opened.skipped)}),
     }
 
 

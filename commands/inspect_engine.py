@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,12 @@ from artifact.hashing import sha256_of
 from artifact.manifest import Manifest, fingerprint, read_manifest
 from artifact.passport import RECORD, passports_of
 from engines import device as devices
-from engines.runnable import foreign_files, obstacles, why_not_here
+from engines.runnable import foreign_graph, foreign_plan, made_for_another, why_not_here
 
 Report = dict[str, Any]
 KIND = "TensorRT plan"
+NEEDED = ("file", "plan_sha256", "backend", "tensorrt_version", "compute_capability", "target")
+"""What is asked of every entry of a record."""
 
 
 def inspect_plan(path: Path) -> Report:
@@ -33,12 +36,15 @@ def inspect_plan(path: Path) -> Report:
     if entry is None:
         return named | {"note": f"{RECORD} beside it does not name this file", "file": fingerprint(path)}
     artifact, entry = _home(path, entry)
-    foreign = [*foreign_files(artifact, entry), *_unlike_record(artifact, record)]
-    reasons = [*dict.fromkeys((*obstacles(artifact, entry, devices.find_device()), *foreign))]
+    other_plan, other_graph = foreign_plan(artifact, entry), foreign_graph(artifact, entry)
+    foreign = [line for line in (other_plan, other_graph, _unlike_record(artifact, record)) if line]
+    unseen = [*_unseen(artifact, entry, record)]
+    reasons = [*foreign, *made_for_another(entry, devices.find_device())]
+    together = f"plan is the one recorded; {'; '.join(unseen)}" if unseen else "plan, graph and record belong together"
     return named | {
-        "passed": not foreign,
-        "words": foreign[0] if foreign else "plan, graph and record belong together",
-        "as_built": sha256_of(path) == entry["plan_sha256"],
+        "passed": False if foreign else None if unseen else True,
+        "words": foreign[0] if foreign else together,
+        "as_built": other_plan is None,
         "runs_here": not reasons,
         "why_not_here": reasons,
         "passport": _passport(artifact, path.parent.name),
@@ -48,10 +54,18 @@ def inspect_plan(path: Path) -> Report:
 
 def _home(path: Path, entry: Report) -> tuple[Path, Report]:
     """The artifact that a plan lies in; of one that has left it, its own folder, with no graph to hold it against."""
-    artifact = path.resolve().parents[2]
-    if (artifact / entry["file"]).resolve() == path.resolve():
-        return artifact, entry
-    return path.resolve().parent, entry | {"file": path.name, "graph_sha256": None}
+    plan = path.resolve()
+    if any((home / entry["file"]).resolve() == plan for home in plan.parents[2:3]):
+        return plan.parents[2], entry
+    return plan.parent, entry | {"file": path.name, "graph_sha256": None}
+
+
+def _unseen(artifact: Path, entry: Report, record: Path) -> Iterator[str]:
+    """What could not be held against the record, and against what the record could not be."""
+    if entry.get("graph_sha256") is None or not (artifact / entry["graph"]).is_file():
+        yield "its graph is not here"
+    if _recorded(artifact, record) is None:
+        yield f"no manifest names its {RECORD}"
 
 
 def describe_engines(artifact: Path, manifest: Manifest) -> dict[str, Report]:
@@ -74,20 +88,27 @@ def describe_engines(artifact: Path, manifest: Manifest) -> dict[str, Report]:
 
 
 def _entries(record: Path) -> list[Report]:
+    """The entries of a ``build.json``, each with all that is asked of it."""
     try:
         found: list[Report] = json.loads(record.read_text(encoding="utf-8"))["engines"]
-        return [entry | {"file": entry["file"], "plan_sha256": entry["plan_sha256"]} for entry in found]
+        return [entry | {key: entry[key] for key in NEEDED} for entry in found]
     except (ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(f"{record} can't be read: {error!r}", hint="build the engine again") from error
+        lacking = f"an engine in it lacks {error}" if isinstance(error, KeyError) and error.args[0] in NEEDED else f"{error!r}"
+        raise ArtifactError(f"{record} can't be read: {lacking}", hint="build the engine again") from error
 
 
-def _unlike_record(artifact: Path, record: Path) -> list[str]:
-    """Whether the record itself is the one that the build wrote, as the manifest says; a plan may have left its artifact."""
+def _recorded(artifact: Path, record: Path) -> str | None:
+    """SHA-256 of a record as the manifest has it; None where no step wrote it, or a plan has left its artifact."""
     file = record.resolve().relative_to(artifact).as_posix()
-    outputs = [step["outputs"] for step in read_manifest(artifact)["steps"].values() if file in step["outputs"]]
-    if not outputs or outputs[-1][file]["sha256"] == sha256_of(record):
-        return []
-    return [f"{file} is not the record that the build wrote"]
+    hashes = [step["outputs"][file]["sha256"] for step in read_manifest(artifact)["steps"].values() if file in step["outputs"]]
+    return hashes[-1] if hashes else None
+
+
+def _unlike_record(artifact: Path, record: Path) -> str | None:
+    """Why the record itself is not the one that the build wrote, as the manifest says."""
+    if _recorded(artifact, record) in (None, sha256_of(record)):
+        return None
+    return f"{record.resolve().relative_to(artifact).as_posix()} is not the record that the build wrote"
 
 
 def _passport(artifact: Path, folder: str) -> Report | None:

@@ -15,7 +15,7 @@ from graphs.parts import cut_part, interface_differs, parts_differ
 AUTO = "auto"
 
 
-def parts_of(text: str) -> int | None:
+def parse_parts(text: str) -> int | None:
     """``--parts``: a number, or None for ``auto``.
 
     Raises:

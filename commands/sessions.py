@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,13 +11,14 @@ from typing import Any
 
 from artifact.config import LlamaConfig
 from artifact.engine_names import built_from, is_engine, stage_of
-from artifact.errors import EngineError, ToolkitError, UsageError
+from artifact.errors import EngineError, UsageError
 from artifact.io_spec import BATCH, TOTAL, KvCache
 from artifact.manifest import kv_cache_of, read_manifest
 from artifact.steps import require
 from engines import device as devices
 from engines.cards import card_of
 from engines.plan import Plan, PlanChain, open_engine
+from engines.runnable import made_for_another
 from engines.runner import Array, PlanSession
 from engines.targets import Target
 from validation.calls import AnyCall
@@ -24,6 +26,8 @@ from validation.engines import engine_entries, whole_engines
 from validation.graph_runner import GraphRunner
 from validation.greedy import Decoder
 from validation.tolerances import STAGE_ORDER
+
+logger = logging.getLogger(__name__)
 
 
 class PlanDecoder:
@@ -56,6 +60,7 @@ class Opened:
         file: the graph, or the plan; of an engine in parts the first.
         precision: of the plan; None of a graph.
         card: which of the known GPUs this one is; None of a CPU, or where it is none of them.
+        skipped: better plans that are for another machine, each with the reason.
     """
 
     decoder: Decoder
@@ -64,6 +69,11 @@ class Opened:
     file: str
     precision: str | None = None
     card: Target | None = None
+    skipped: tuple[str, ...] = ()
+
+    def as_report(self) -> dict[str, Any]:
+        """What ran it: backend, device, file, kv_cache."""
+        return {"backend": self.backend, "device": self.device, "file": self.file, "kv_cache": self.decoder.kv_cache}
 
 
 def check_stage(artifact: Path, stage: str) -> None:
@@ -102,9 +112,9 @@ def open_session(artifact: Path, stage: str, device: str, *, batch: int, length:
         yield Opened(runner, "onnxruntime-cpu", "cpu", graph.name)
         return
     gpu = devices.read_device()
-    plan, backend = open_plan(artifact, stage_of(stage), gpu, Wanted(batch, length, capacity))
+    plan, backend, skipped = open_plan(artifact, stage_of(stage), gpu, Wanted(batch, length, capacity))
     with PlanSession(plan, config, dtype, batch=batch, length=length) as session:
-        yield Opened(PlanDecoder(session, plan), backend, gpu.name, plan.name, plan.precision, card_of(gpu))
+        yield Opened(PlanDecoder(session, plan), backend, gpu.name, plan.name, plan.precision, card_of(gpu), skipped)
 
 
 @dataclass(frozen=True)
@@ -125,20 +135,25 @@ class Wanted:
         return not fits, slots if fits else -slots
 
 
-def open_plan(artifact: Path, stage: str, gpu: devices.Device, wanted: Wanted) -> tuple[Plan | PlanChain, str]:
-    """The smallest engine of a stage that holds what is wanted and runs on this GPU, and the runtime with its version.
+def open_plan(artifact: Path, stage: str, gpu: devices.Device, wanted: Wanted) -> tuple[Plan | PlanChain, str, tuple[str, ...]]:
+    """The smallest engine of a stage that holds what is wanted and is for this machine.
+
+    Returns:
+        The engine; its runtime with the version; why each that would have come before it is for another machine.
 
     Raises:
-        EngineError: there is none; with the reason of each that there is.
+        EngineError: there is none, with the reason of each that there is; or the one that was found is not what was built.
+        ArtifactError: it is stale, or was changed.
     """
     engines = [plans for plans in whole_engines(engine_entries(artifact)) if built_from(plans[0]["graph"]) == stage]
-    reasons = []
+    skipped: list[str] = []
     for plans in sorted(engines, key=lambda plans: wanted.order(plans[0])):
-        try:
-            for plan in plans:
-                require(artifact, plan["file"])  # what was made from another graph than there is now is refused
-            return open_engine(artifact, plans, gpu), f"{plans[0]['backend']} {plans[0]['tensorrt_version']}"
-        except ToolkitError as error:
-            reasons.append(str(error))
-    why = "; ".join(reasons) or f"{artifact} has no plan of {stage}"
+        if elsewhere := next((reason for plan in plans for reason in made_for_another(plan, gpu)), None):
+            skipped.append(f"{plans[0]['file']} can't run here: {elsewhere}")
+            logger.info("%s", skipped[-1])
+            continue
+        for plan in plans:
+            require(artifact, plan["file"])  # what was made from another graph than there is now is refused
+        return open_engine(artifact, plans, gpu), f"{plans[0]['backend']} {plans[0]['tensorrt_version']}", tuple(skipped)
+    why = "; ".join(skipped) or f"{artifact} has no plan of {stage}"
     raise EngineError(why, hint=f"python cli.py build {artifact} --precision PRECISION --target GPU; `doctor` says which targets run here")

@@ -96,6 +96,8 @@ def _build(report: Report) -> Iterable[Sheet]:
     yield from engine_sheets(report["engines"])
     if "parts_reason" in report:
         yield Sheet(report["parts_reason"])
+    for capacity, split in report.get("parts_by_capacity", {}).items():
+        yield Sheet(f"capacity {capacity}: {split['parts_reason']}")
 
 
 def _validate(report: Report) -> Iterable[Sheet]:

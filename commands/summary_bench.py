@@ -27,6 +27,7 @@ def sheets_of_bench(report: Report) -> Iterable[Sheet]:
 def _on_gpu(report: Report) -> Iterable[Sheet]:
     """Beside the roofline, and against the graph."""
     bounds, tokens = report["roofline"], report["tokens"]
+    yield from (Sheet(f"not taken: {reason}") for reason in report["skipped"])
     if bounds is None:
         yield Sheet(f"no roofline: {report['roofline_reason']}")
     else:
@@ -34,6 +35,8 @@ def _on_gpu(report: Report) -> Iterable[Sheet]:
         first = bounds["time_to_first_token_ms"]
         prefill = "" if first is None else f", first token in {first:,.2f} ms ({bounds['prefill_share']:.0%} reached)"
         yield Sheet(f"at best on {bounds['card']}: {decode}{prefill}")
-    if tokens is not None:
+    if tokens is not None and "reason" in tokens:
+        yield Sheet(f"no token was checked: {tokens['reason']}")
+    elif tokens is not None:
         others = f"; {tokens['decisive']} otherwise and not for rounding, first {tokens['first']}" if tokens["decisive"] else ""
         yield Sheet(f"{tokens['equal']} of {tokens['checked']} tokens are those of the ONNX graph on the CPU{others}")

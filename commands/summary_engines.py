@@ -30,8 +30,16 @@ def engine_sheets(engines: list[Report]) -> Iterable[Sheet]:
         yield Sheet(engine["file"], ("profile", "where", "kernels", "in order"), kernels)
         yield from (Sheet(f"{engine['file']}: {note}") for note in engine["notes"])
         yield from failures(engine["file"], engine["audit"]["checks"])
+        yield from _unread(engine)
         if engine["part"] == 0:
             yield from device_sheets(engine["device"])
+
+
+def _unread(engine: Report) -> Iterable[Sheet]:
+    """Of an audit that is no verdict: why."""
+    if engine["audit"]["passed"] is None:
+        line = next(line for line in engine["audit"]["checks"] if line["passed"] is None)
+        yield Sheet(f"{engine['file']}: {line['check']} is {line['value']} of {line['limit']} {line['reason']}")
 
 
 def _part(engine: Report) -> str:

@@ -16,7 +16,7 @@ from engines.graph_weights import Weight, find_biases, find_weights, layers_in, 
 from engines.kernel_source import read_kernel_sources, source_bytes
 from engines.layer_checks import ATTENTION_KERNELS, attention_check, integers_check, layer_checks, logits_check, quantized_check
 from engines.plan_layers import Launch, PlanReader, describe
-from engines.plan_memory import activation_bytes
+from engines.plan_memory import read_activation_bytes
 from engines.plan_program import Constant, Program, read_programs
 from engines.plan_sums import REASON, float16_sums
 from engines.static_checks import is_static, static_checks
@@ -86,7 +86,7 @@ def audit_plan(
         "kernels_by_profile": {name: _names(found) for name, found in launches.items()},
         "kernels_by_layer": {name: describe(found) for name, found in launches.items()},
         "bytes_per_weight": per_weight,
-        "activation_bytes": activation_bytes(plan, profiles),
+        "activation_bytes": read_activation_bytes(plan, profiles),
         "audit": {"passed": all(line["passed"] is not False for line in checks), "checks": checks},
     }
 

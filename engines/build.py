@@ -23,6 +23,7 @@ from engines.backends.protocol import AuditRequest, Backend, BuildRequest
 from engines.backends.tensorrt import TensorRT
 from engines.backends.tensorrt_rtx import TensorRTRTX
 from engines.build_cost import Graph, build_cost
+from engines.checks import all_passed
 from engines.device_fit import gpus_needed
 from engines.engine_entry import EngineModel, engine_entry, parts_of, same_split
 from engines.engine_graph import write_engine_graph
@@ -55,7 +56,8 @@ def build_engine(step: StepContext, options: EngineOptions, write_parts: WritePa
         write_parts: cuts the engine graph, where it takes several plans.
 
     Returns:
-        ``engines``: one entry a plan, as in ``build.json``; ``parts``, ``parts_reason``; ``passed``: whether every audit passed.
+        ``engines``: one entry a plan, as in ``build.json``; ``parts``, ``parts_reason``; ``passed``: whether every audit passed; None where one is no
+            verdict, and none failed.
 
     Raises:
         EngineError: no such target, precision or backend; an option that the backend lacks; a bound of the other cache form; no room; or the
@@ -70,7 +72,7 @@ def build_engine(step: StepContext, options: EngineOptions, write_parts: WritePa
     graphs = _part_graphs(step, whole, model, write_parts)
     _check_disk(step, model, graphs, folder)
     engines = [_build_part(step, model, backend, part, graph, plan_file(folder, part)) for part, graph in enumerate(graphs)]
-    passed = all(engine["audit"]["passed"] for engine in engines)
+    passed = all_passed(engine["audit"]["passed"] for engine in engines)
     return _record(step, f"{folder}/build.json", {"engines": engines, **parts_of(engines, model.cut.reason), "passed": passed})
 
 
@@ -139,10 +141,10 @@ def _build_part(step: StepContext, model: EngineModel, backend: Backend, part: i
         step.progress("auditing the plan", part, count)
         audit = backend.audit(AuditRequest(plan, graph_file, precision, profiles, model.config, model.lowered), result)
         built = engine_entry(model, part, backend.name, profiles, result) | audit | {"graph": graph, "graph_sha256": digest}
+        if "layers" in result.inspection:  # the compiler's own account, which the audit read; whole before the plan counts as finished
+            _record(step, _layers_file(plan_name), {"layers": result.inspection["layers"]})
         known[BUILT] = built | {"bytes": plan.stat().st_size, "split": [list(layers) for layers in model.cut.layers]}
         logger.info("%s: %d bytes in %.1f s", plan_name, known[BUILT]["bytes"], result.seconds)
-    if "layers" in result.inspection:  # the compiler's own account, which the audit read
-        _record(step, _layers_file(plan_name), {"layers": result.inspection["layers"]})
     return _entry(step, plan_name, known[BUILT])
 
 

@@ -32,7 +32,7 @@ PLAN = {False: Fit(2_990_000, 373_000), True: Fit(2_440_000, 975_000)}
 TURNED = {"int4": 1.4, "int8-smoothquant": 1.0}
 """Precision → copies that the compiler makes of levels that lie as [out, in]; it wants them as [in, out], as int8 has them (docs/adr/022)."""
 UNPACKED = 1.75
-STATIC_LAYER_TEXT = 330_000
+ADDED_STATIC_TEXT = 330_000
 """What a static cache adds to each layer's text (docs/adr/009)."""
 SECONDS, SECONDS_A_LAYER, BYTES_A_SECOND = 5.0, 0.27, 300e6
 """13 s for SmolLM2 and 58 s for 7B FP16 and 13B INT8, on two cores that do nothing else."""
@@ -72,7 +72,7 @@ def build_cost(graph: Graph) -> BuildCost:
     """What building it will take; the weights' own map comes on top of the memory, but can be given back."""
     quantized, factor = graph.precision in QUANTIZED_TYPES, 1.0 if graph.packed else UNPACKED
     weights = int(factor * graph.weights_bytes)
-    text = graph.static * STATIC_LAYER_TEXT * graph.layers
+    text = graph.static * ADDED_STATIC_TEXT * graph.layers
     seconds = SECONDS + SECONDS_A_LAYER * graph.layers + weights / BYTES_A_SECOND
     memory = MEMORY.at(weights, graph.layers) + int(TURNED.get(graph.precision, 1.0) * graph.turned_bytes)
     return BuildCost(memory, PLAN[quantized].at(weights, graph.layers) + text, round(seconds, 1))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 Check = dict[str, Any]
@@ -14,6 +14,12 @@ def check(name: str, value: float | None, limit: float | None, comparison: str, 
     """The line; without a limit the value is shown and not gated, without a value the check fails."""
     passed = None if limit is None else value is not None and COMPARE[comparison](value, limit)
     return {"check": name, "value": value, "limit": limit, "comparison": comparison, "passed": passed, "reason": reason, "where": where}
+
+
+def all_passed(outcomes: Iterable[bool | None]) -> bool | None:
+    """False where any failed, else None where any was not judged, else True."""
+    found = list(outcomes)
+    return False if False in found else None if None in found else True
 
 
 def first(items: Sequence[str]) -> str | None:

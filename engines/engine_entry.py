@@ -10,6 +10,7 @@ from artifact.config import LlamaConfig
 from artifact.io_spec import Dtype, KvCache, part_inputs, part_outputs
 from engines.backends.flags import BuildFlags
 from engines.backends.protocol import BuildResult
+from engines.backends.tensorrt_rtx import TensorRTRTX
 from engines.cache_form import cache_entry
 from engines.device_fit import Load
 from engines.engine_options import EngineOptions
@@ -78,7 +79,7 @@ def engine_entry(model: EngineModel, part: int, backend: str, profiles: Sequence
         "max_length": load.length,
         **cache_entry(model.kv_cache, model.config, dtype, load.batch, load.length, result.static_cache),
         "device": device_report(model.config, load, model.target),
-        "notes": _notes(model),
+        "notes": _notes(model, backend),
     }
 
 
@@ -94,10 +95,11 @@ def same_split(entries: Sequence[Mapping[str, Any]]) -> tuple[Layers, ...]:
     return splits.pop() if len(splits) == 1 else ()
 
 
-def _notes(model: EngineModel) -> list[str]:
+def _notes(model: EngineModel, backend: str) -> list[str]:
     """What is otherwise than asked, or than usual."""
     precision, admitted = model.options.precision, model.load.batch
-    rows = f"the profiles admit {admitted} rows: with 1, TensorRT-RTX would write every {precision} weight out at each step"
+    measured = "TensorRT-RTX would write" if backend == TensorRTRTX.name else f"TensorRT-RTX, which {backend} was not measured against, writes"
+    rows = f"the profiles admit {admitted} rows: with 1, {measured} every {precision} weight out at each step"
     release = model.lowering["min_tensorrt"]
     attention = f"attention is in operators of TensorRT {release} (fuse --min-tensorrt), for which the audit has limits of its own"
     return [rows] * (admitted > model.options.max_batch) + [attention] * model.lowered

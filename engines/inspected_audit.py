@@ -1,7 +1,8 @@
 """The audit of an enterprise TensorRT plan, from what TensorRT says of it: its interface is held to what was asked, its kernels are shown.
 
 The limits on kernels (``layer_checks``) were measured on TensorRT-RTX alone. Until a plan of this compiler has been measured they are no verdict on
-it: every number is there, none is gated. What holds for any compiler is.
+it: every number is there, none is gated. What holds for any compiler is. Where the inspector's account is not whole, nothing failed and nothing was
+proven: the audit is no verdict.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import onnx_ir as ir
 
 from artifact.config import LlamaConfig
 from artifact.io_spec import cache_names
-from engines.checks import Check, check, first
+from engines.checks import Check, all_passed, check, first
 from engines.graph_weights import find_weights, layers_in, weights_bytes
 from engines.inspected_plan import read_layers
 from engines.layer_checks import LIMITS, STATIC_LIMITS, attention_check, layer_checks
@@ -41,7 +42,8 @@ def audit_inspected(plan: Path, graph_file: Path, facts: Mapping[str, Any], *, p
         config: of the model.
 
     Returns:
-        As ``audit.audit_plan``; ``bytes_per_weight`` is None: the inspector does not say which weights are stored.
+        As ``audit.audit_plan``; ``bytes_per_weight`` is None: the inspector does not say which weights are stored; ``passed`` is None where a
+        profile's layers were not all read.
     """
     graph = ir.load(graph_file).graph
     reader, static = PlanReader(graph, config), is_static(graph)
@@ -53,16 +55,27 @@ def audit_inspected(plan: Path, graph_file: Path, facts: Mapping[str, Any], *, p
     checks = [*_interface(facts, profiles, graph), _plan_bytes(plan, graph)]
     checks += [_in_place(facts, config, graph)] if static else []
     limits = STATIC_LIMITS if static else LIMITS
+    read = [_layers_read(name, found, linears) for name, found in launches.items()]
     for name, found in launches.items():
         shown = [attention_check(found, name, layers_in(graph), gated=False), *layer_checks(found, name, gated=False, limits=limits)]
         checks += [line | {"reason": f"{line['reason']}; {SHOWN}"} for line in shown]
+    held = all(line["passed"] is not False for line in checks)
     return {
         "kernels": dict(Counter(launch.kernel.name for found in launches.values() for launch in found).most_common()),
         "kernels_by_profile": {name: dict(Counter(launch.kernel.name for launch in found).most_common()) for name, found in launches.items()},
         "kernels_by_layer": {name: describe(found) for name, found in launches.items()},
         "bytes_per_weight": None,
-        "audit": {"passed": all(line["passed"] is not False for line in checks), "checks": checks},
+        "audit": {"passed": all_passed([held, *(line["passed"] for line in read)]), "checks": [*read, *checks]},
     }
+
+
+def _layers_read(profile: str, launches: Sequence[Launch], linears: Set[str]) -> Check:
+    """Whether the account names every linear of the graph; None where it does not: what it leaves out may be as asked."""
+    unseen = sorted(linears - {label for launch in launches for label in launch.kernel.layers})
+    line = check(f"layers_read_{profile}", len(linears) - len(unseen), len(linears), "==", "linears that the inspector names", where=first(unseen))
+    if line["passed"] and launches:
+        return line
+    return line | {"passed": None, "reason": f"{line['reason']}: its account is not whole, so this audit is no verdict"}
 
 
 def _as_gemm(launch: Launch, linears: Set[str]) -> Launch:

@@ -20,7 +20,7 @@ _CONSTANT = b"constant=true"
 _PROFILE = re.compile(rb"\[profile (\d+)\]")
 
 
-def activation_bytes(plan: Path, profiles: Sequence[str]) -> dict[str, int]:
+def read_activation_bytes(plan: Path, profiles: Sequence[str]) -> dict[str, int]:
     """Profile → bytes of its regions on the device; 0 where the plan has no program of it.
 
     Args:

@@ -34,21 +34,38 @@ def obstacles(artifact: Path, entry: Mapping[str, Any], device: Device | str) ->
     if reason := _other_device(entry, device):
         yield reason
     yield from foreign_files(artifact, entry)
-    newer = bool(entry.get("flags", {}).get("version_compatible"))
-    if reason := _other_runtime(entry["backend"], entry["tensorrt_version"], newer=newer):
+    if reason := _other_runtime(entry):
         yield reason
+
+
+def made_for_another(entry: Mapping[str, Any], device: Device | str) -> Iterator[str]:
+    """The reasons that are this machine's alone, its GPU and its runtime: the plan is as good as ever. No file is looked at."""
+    yield from filter(None, (_other_device(entry, device), _other_runtime(entry)))
 
 
 def foreign_files(artifact: Path, entry: Mapping[str, Any]) -> Iterator[str]:
     """Which files do not belong together: the plan, and the graph beside it, must be those that the build recorded. A plan may be alone."""
+    yield from filter(None, (foreign_plan(artifact, entry), foreign_graph(artifact, entry)))
+
+
+def foreign_plan(artifact: Path, entry: Mapping[str, Any]) -> str | None:
+    """Why a plan is not the one that was built; None where it is."""
     plan, name = artifact / entry["file"], entry["file"]
     if not plan.is_file():
-        yield f"{name} is not there"
-    elif (digest := sha256_of(plan)) != entry["plan_sha256"]:
-        yield f"{name} is not the plan that was built (SHA-256 {digest[:12]}…, expected {entry['plan_sha256'][:12]}…)"
+        return f"{name} is not there"
+    return _unlike(sha256_of(plan), entry["plan_sha256"], f"{name} is not the plan that was built")
+
+
+def foreign_graph(artifact: Path, entry: Mapping[str, Any]) -> str | None:
+    """Why the graph that is there is not the one that was built; None where it is, or where there is none."""
     graph, expected = artifact / entry.get("graph", ""), entry.get("graph_sha256")
-    if expected is not None and graph.is_file() and (digest := sha256_of(graph)) != expected:
-        yield f"{entry['graph']} is not the graph that {name} was built from (SHA-256 {digest[:12]}…, expected {expected[:12]}…)"
+    if expected is None or not graph.is_file():
+        return None
+    return _unlike(sha256_of(graph), expected, f"{entry['graph']} is not the graph that {entry['file']} was built from")
+
+
+def _unlike(digest: str, expected: str, words: str) -> str | None:
+    return None if digest == expected else f"{words} (SHA-256 {digest[:12]}…, expected {expected[:12]}…)"
 
 
 def runtime_module(backend: str) -> ModuleType:
@@ -67,8 +84,10 @@ def _other_device(entry: Mapping[str, Any], device: Device | str) -> str | None:
     return None if wanted == found else f"built for compute capability {wanted} ({entry['target']}), this GPU ({device.name}) has {found}"
 
 
-def _other_runtime(backend: str, version: str, *, newer: bool) -> str | None:
-    """Why what is installed can't load a plan of a backend's version; None where it can. ``newer``: so may a later release."""
+def _other_runtime(entry: Mapping[str, Any]) -> str | None:
+    """Why what is installed can't load a plan; None where it can. A version-compatible one is loaded by later releases too."""
+    backend, version = entry["backend"], entry["tensorrt_version"]
+    newer = bool(entry.get("flags", {}).get("version_compatible"))
     if backend not in MODULES:
         return f"no runtime is known for plans of {backend!r}"
     try:

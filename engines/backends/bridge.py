@@ -84,8 +84,11 @@ class PlanFile(trt.IStreamWriter):  # type: ignore[misc]
             return 0
 
     def close(self) -> None:
-        """Flush."""
-        self._file.close()
+        """Flush; what the disk has no room for any more is an error as in ``write``."""
+        try:
+            self._file.close()
+        except OSError as error:
+            self.error = self.error or error
 
 
 def write_plan(builder: Any, network: Any, config: Any, plan: Path, logger: Logger, graph: Path) -> None:

@@ -46,10 +46,14 @@ class BuildFlags:
 
     def asked(self) -> list[str]:
         """The options that are not at their default."""
-        return [OPTIONS[name] for name in self.recorded()]
+        return [OPTIONS[name] for name in self._given()]
 
     def recorded(self) -> dict[str, Any]:
-        """Field → value, of those that are not at their default: what decides a plan, as the manifest keeps it."""
+        """Option → value as the command line takes it, of those that are not at their default: what decides a plan, as the manifest keeps it."""
+        units = {"workspace_bytes": 1e9}
+        return {OPTIONS[name].strip("-").replace("-", "_"): value / units[name] if name in units else value for name, value in self._given().items()}
+
+    def _given(self) -> dict[str, Any]:
         return {one.name: getattr(self, one.name) for one in fields(self) if getattr(self, one.name) != one.default}
 
     def as_record(self) -> dict[str, Any]:

@@ -30,19 +30,20 @@ def build(request: dict[str, Any]) -> dict[str, Any]:
         it; ``engine``: of ``engine_facts.read_engine``.
 
     Raises:
-        EngineError: the graph doesn't parse or can't be prepared, the configuration is refused, the disk is full, TensorRT fails, or can't load what
-            it built.
+        EngineError: the graph doesn't parse or can't be prepared, the configuration or the timing cache is refused, the disk is full, TensorRT fails,
+            or can't load what it built.
     """
     logger, flags = Logger(), request["flags"]
     graph, plan = Path(request["graph"]), Path(request["plan"])
     builder = trt.Builder(logger)
     network, parser = parse(graph, builder, logger)
     layers, found = network.num_layers, prepare(network, graph)
-    monitor, cache = Monitor(), TimingCache(Path(request["timing_cache"]) if request["timing_cache"] else None)
+    file = Path(request["timing_cache"]) if request["timing_cache"] else None
+    monitor, cache = Monitor(), TimingCache(file, named=flags["timing_cache"] is not None)
     config = configure(builder, network, request["profiles"], flags, monitor)
     state = cache.attach(config)
     write_plan(builder, network, config, plan, logger, graph)
-    cache.save(config)
+    state = cache.save(config) or state
     del config, network, parser, builder, monitor  # give the weights back before the plan is loaded
     engine = read_engine(plan, logger, version_compatible=flags["version_compatible"])
     return {"version": trt.__version__, "network_layers": layers, "static_cache": found, "timing_cache": state, "engine": engine}

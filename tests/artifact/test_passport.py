@@ -34,7 +34,8 @@ def build(step: StepContext) -> Report:
     with step.write("int8-engine.onnx") as path:
         path.write_text("engine")
     entry = {"file": f"{FOLDER}/part-00.plan", "precision": "int8", "target": "a100-80gb", "backend": "tensorrt-rtx", "bytes": 4,
-             "compute_capability": "8.0", "tensorrt_version": "1.7", "profiles": {}, "max_batch": 4, "plan_sha256": "", "graph": "x"}  # fmt: skip
+             "compute_capability": "8.0", "tensorrt_version": "1.7", "profiles": {}, "max_batch": 4, "plan_sha256": "",
+             "graph": "int8-engine.onnx"}  # fmt: skip
     with step.write(entry["file"]) as path:
         path.write_text("plan")
     entry["plan_sha256"] = step.outputs[entry["file"]]["sha256"]
@@ -43,15 +44,26 @@ def build(step: StepContext) -> Report:
     return {"engines": [entry], "passed": True}
 
 
-def judge(hashes: dict[str, str], stage: str = "int8") -> Any:
+PLAN_STAGE = "engine a100-80gb-int8"
+OWN = {"traced": True, "fused": True, "int8": True, "int8-engine": True}
+
+
+def judge(hashes: dict[str, str], stages: dict[str, bool | None], *, passed: bool | None = True, **more: Any) -> Any:
     def validate(step: StepContext) -> Report:
         with step.write("reports/parity.json") as path:
             path.write_text("{}")
-        stages = [{"stage": stage, "passed": True}, {"stage": "int4", "passed": True}]
-        idle = [{"stage": "engine a100-80gb-int8", "reason": "no GPU"}, {"stage": "engine other", "reason": "no GPU"}]
-        return {"passed": True, "verdict": "passed", "headline": "h", "created": "now", "stages": stages, "not_run": idle, "hashes": hashes}
+        found = [{"stage": stage, "passed": outcome} for stage, outcome in stages.items()]
+        idle = [{"stage": stage, "reason": "no GPU"} for stage in (PLAN_STAGE, "engine other") if stage not in stages]
+        report = {"passed": passed, "verdict": "passed" if passed else "failed", "headline": "h", "created": "now", "hashes": hashes}
+        return {**report, "stages": found, "not_run": idle, **more}
 
     return validate
+
+
+def judged(artifact: Path, hashes: dict[str, str], stages: dict[str, bool | None], **more: Any) -> dict[str, Any]:
+    run_step(artifact, "validate", {}, judge(hashes, stages, **more), force=True)
+    found: dict[str, Any] = passport(artifact)["parity"]
+    return found
 
 
 @pytest.fixture
@@ -86,15 +98,42 @@ def test_passport_binds_what_the_plan_was_made_of_and_nothing_else(artifact: Pat
 
 def test_verdict_is_of_these_graphs_alone(artifact: Path) -> None:
     graphs = passport(artifact)["graphs"]
-    run_step(artifact, "validate", {}, judge(graphs), force=True)
-    parity = passport(artifact)["parity"]
+    parity = judged(artifact, graphs, {**OWN, "int4": True})
     assert (parity["passed"], parity["words"]) == (True, "passed; h")
-    assert parity["stages"] == {"int8": True}
-    assert parity["not_run"] == {"engine a100-80gb-int8": "no GPU"}
+    assert parity["stages"] == OWN
+    assert parity["not_run"] == {PLAN_STAGE: "no GPU"}
     assert parity["report_sha256"] == read_manifest(artifact)["steps"]["validate"]["outputs"]["reports/parity.json"]["sha256"]
-    run_step(artifact, "validate", {}, judge(graphs | {"int8.onnx": "other"}), force=True)
-    assert passport(artifact)["parity"]["words"] == "the report is of another int8.onnx: validate again"
-    assert passport(artifact)["parity"]["passed"] is None
+    parity = judged(artifact, graphs | {"int8.onnx": "other"}, OWN)
+    assert (parity["passed"], parity["words"]) == (None, "the report is of another int8.onnx: validate again")
+
+
+@pytest.mark.parametrize("missing", ["int8.onnx", "int8-engine.onnx"])
+def test_what_the_report_left_out_is_no_verdict(artifact: Path, missing: str) -> None:
+    hashes = {file: digest for file, digest in passport(artifact)["graphs"].items() if file != missing}
+    parity = judged(artifact, hashes, {stage: True for stage in OWN if f"{stage}.onnx" != missing})
+    assert parity["passed"] is None
+    assert parity["words"] == f"not measured: the report left {missing} out; validate without --stage"
+
+
+def test_another_engines_failure_is_not_this_ones_and_its_own_is(artifact: Path) -> None:
+    graphs = passport(artifact)["graphs"]
+    parity = judged(artifact, graphs, {**OWN, "int4": False}, passed=False)
+    assert parity["passed"] is True
+    assert parity["words"] == "passed: traced, fused, int8, int8-engine; the report as a whole: failed; h"
+    other = {"passed": False, "failed": [{"file": "int4.onnx"}]}
+    assert judged(artifact, graphs, OWN, passed=False, checksums=other)["passed"] is True
+    assert judged(artifact, graphs, {**OWN, "int8": False}, passed=False)["passed"] is False
+    assert judged(artifact, graphs, {**OWN, "int8": None}, passed=True)["passed"] is None
+    assert judged(artifact, graphs, OWN, passed=False, floor={"check": {"passed": False}})["passed"] is False
+    assert judged(artifact, graphs, OWN, passed=False, checksums={"failed": [{"file": "weights/layer-00.safetensors"}]})["passed"] is False
+
+
+def test_what_was_measured_on_the_gpu_is_of_the_plans_that_are_there(artifact: Path) -> None:
+    graphs, plan = passport(artifact)["graphs"], passport(artifact)["plans"][0]["plan_sha256"]
+    entry = {"folder": "a100-80gb-int8", "plan_sha256": plan}
+    assert judged(artifact, graphs, {**OWN, PLAN_STAGE: True}, engines=[entry])["passed"] is True
+    parity = judged(artifact, graphs, {**OWN, PLAN_STAGE: True}, engines=[entry | {"plan_sha256": "before"}])
+    assert (parity["passed"], parity["words"]) == (None, "the report is of another plan, built again since: validate again")
 
 
 def test_passport_says_when_a_step_before_was_done_anew(artifact: Path) -> None:

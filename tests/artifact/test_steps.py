@@ -14,7 +14,7 @@ from artifact.errors import ArtifactError
 from artifact.manifest import atomic_write, locked, read_manifest
 from artifact.ownership import check_belongs
 from artifact.step_kinds import Step
-from artifact.steps import Outcome, StepContext, run_step
+from artifact.steps import Outcome, StepContext, run_step, why_to_do
 
 PACKAGES = ("numpy",)
 
@@ -225,3 +225,15 @@ def test_folder_with_foreign_files_is_refused(tmp_path: Path) -> None:
     (folder / "thesis.doc").write_text("years of work")
     with pytest.raises(ArtifactError, match=r"not an artifact folder \(it holds thesis\.doc\)"):
         check_belongs(folder, "abc", force=False)
+
+
+def test_why_a_step_would_be_done_is_told_without_doing_it(tmp_path: Path) -> None:
+    artifact = tmp_path / "a"
+    assert why_to_do(artifact, "first", {}) == "not done yet"
+    make(artifact)
+    before = (artifact / "manifest.json").read_bytes()
+    assert (why_to_do(artifact, "first", {}), why_to_do(artifact, "second", {})) == ("", "")
+    assert why_to_do(artifact, "first", {"level": 2}) == "options changed: level"
+    (tmp_path / "rules" / "second.py").write_text("2")
+    assert why_to_do(artifact, "second", {}) == "rules changed"
+    assert (artifact / "manifest.json").read_bytes() == before

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -17,7 +18,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 import cli
 from artifact.errors import ArtifactError, EngineError, ValidationError
 from artifact.presets import preset
-from commands import doctor
+from commands import doctor, token_check
 from commands.bench import BenchOptions, bench, beside_roofline
 from commands.export import ExportOptions, export
 from commands.generate import generate
@@ -122,6 +123,51 @@ def test_bench_names_a_plan_that_says_other_tokens(artifact: Path, plan: dict[st
     assert report["tokens"]["decisive"] > 20
     assert report["tokens"]["first"].keys() == {"row", "position", "plan", "graph", "margin"}
     assert "otherwise and not for rounding, first" in "\n".join(sheet.title for sheet in summarize("bench", report))
+
+
+def test_figures_are_kept_where_memory_has_no_room_for_the_graph(artifact: Path, plan: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(token_check, "free_memory", lambda: 1000)
+    report = bench(artifact, SMALL, stage="traced", device="cuda")
+    assert report["decode_tokens_per_s"] > 0
+    assert (report["passed"], report["tokens"]["passed"], report["tokens"]["checked"]) == (None, None, 0)
+    assert report["tokens"]["reason"].endswith("GB of memory on the CPU, 0.0 GB are free")
+    assert "no token was checked: the graph takes" in "\n".join(sheet.title for sheet in summarize("bench", report))
+
+
+def test_a_graph_that_is_not_there_is_missed_before_the_clock_starts(artifact: Path, plan: dict[str, Any], runtime: Any) -> None:
+    graph = artifact / "traced.onnx"
+    graph.rename(artifact / "away")
+    try:
+        with pytest.raises(ArtifactError, match=r"has no traced\.onnx"):
+            bench(artifact, SMALL, stage="traced", device="cuda")
+    finally:
+        (artifact / "away").rename(graph)
+    assert runtime.ran == []
+
+
+@pytest.fixture
+def second(artifact: Path, plan: dict[str, Any], plan_on_cpu: ModuleType) -> Iterator[dict[str, Any]]:
+    """Another plan of the same stage, which comes behind the first."""
+    made = plan_on_cpu.write_plan(artifact, "traced-engine.onnx", plan["profiles"], suffix="-second")
+    yield made
+    shutil.rmtree((artifact / made["file"]).parent)
+
+
+def test_a_plan_for_another_gpu_is_passed_over_and_said(artifact: Path, plan: dict[str, Any], second: dict[str, Any]) -> None:
+    record = {"engines": [plan | {"compute_capability": "8.9", "target": "l4"}]}
+    (artifact / "engines" / "a100-80gb-fp16" / "build.json").write_text(json.dumps(record))
+    report = bench(artifact, replace(SMALL, check_tokens=0), stage="traced", device="cuda")
+    assert report["file"] == second["file"]
+    (reason,) = report["skipped"]
+    assert reason.startswith(f"{plan['file']} can't run here: built for compute capability 8.9 (l4)")
+    assert f"not taken: {reason}" in [sheet.title for sheet in summarize("bench", report)]
+    assert generate(artifact, "w1", stage="traced", max_new_tokens=1, device="cuda")["skipped"] == [reason]
+
+
+def test_a_plan_that_was_changed_is_refused_and_no_other_taken(artifact: Path, plan: dict[str, Any], second: dict[str, Any]) -> None:
+    (artifact / plan["file"]).write_text("other")
+    with pytest.raises(EngineError, match=r"fp16/part-00\.plan is not the plan that was built"):
+        bench(artifact, SMALL, stage="traced", device="cuda")
 
 
 def test_a_card_that_is_not_known_has_no_roofline(artifact: Path, plan: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:

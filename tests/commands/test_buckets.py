@@ -98,7 +98,7 @@ def test_each_is_a_step_and_the_disk_is_asked_once_for_all(artifact: Path, monke
 
     def one(artifact: Path, precision: str, options: BuildOptions, **_: Any) -> Any:
         built.append(options.capacity)
-        report = {"engines": [{"file": f"c{options.capacity}"}], "passed": options.capacity != 40}
+        report = {"engines": [{"file": f"c{options.capacity}"}], "passed": options.capacity != 40, "parts": [], "parts_reason": f"{options.capacity}"}
         return buckets.Outcome(report, "not done yet" if options.capacity == 64 else "")
 
     monkeypatch.setattr(buckets, "build", one)
@@ -108,6 +108,8 @@ def test_each_is_a_step_and_the_disk_is_asked_once_for_all(artifact: Path, monke
     assert all(isinstance(capacity, Bucket) for capacity in built)
     assert (outcome.reason, outcome.report["passed"], outcome.report["buckets"]) == ("not done yet", False, list(CAPACITIES))
     assert [engine["file"] for engine in outcome.report["engines"]] == ["c24", "c40", "c64"]
+    assert outcome.report["parts_by_capacity"] == {str(capacity): {"parts": [], "parts_reason": str(capacity)} for capacity in CAPACITIES}
+    assert not outcome.report.keys() & {"parts", "parts_reason"}
     monkeypatch.setattr(buckets, "free_disk", lambda folder: 1000)
     with pytest.raises(EngineError, match=re.escape("3 plans need about")):
         build_all(artifact, "fp16", BuildOptions("l4", buckets=tuple(map(Bucket, CAPACITIES))))
@@ -115,9 +117,28 @@ def test_each_is_a_step_and_the_disk_is_asked_once_for_all(artifact: Path, monke
     assert json.loads(json.dumps(outcome.report))["buckets"] == list(CAPACITIES)
 
 
+@pytest.mark.trace
+def test_the_disk_is_asked_for_what_is_not_up_to_date(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plan that is there may be of another graph: it is built again, beside the old one."""
+    stale, options = {24, 40, 64}, BuildOptions("l4", buckets=tuple(map(Bucket, CAPACITIES)))
+    report = {"engines": [], "passed": True, "parts": [], "parts_reason": ""}
+    monkeypatch.setattr(buckets, "build", lambda *_, **__: buckets.Outcome(report, ""))
+    monkeypatch.setattr(buckets, "why_to_build", lambda artifact, precision, one: "changed" if one.capacity in stale else "")
+    monkeypatch.setitem(buckets.STAGES, "fp16", "traced")
+    for capacity in (24, 40):
+        (artifact / f"engines/l4-fp16-c{capacity}").mkdir(parents=True)
+    monkeypatch.setattr(buckets, "free_disk", lambda folder: 1000)
+    with pytest.raises(EngineError, match=re.escape("3 plans (2 of them in an old one's place) need about")):
+        build_all(artifact, "fp16", options)
+    stale.clear()
+    assert build_all(artifact, "fp16", options).up_to_date
+    with pytest.raises(EngineError, match=re.escape("3 plans (2 of them")):
+        build_all(artifact, "fp16", options, force=True)
+
+
 def test_the_command_that_builds_a_bucket_again_names_it_as_one(tmp_path: Path) -> None:
-    options = {"precision": "fp16", "target": "l4", "capacity": "512,", **BuildFlags(strip_weights=True, optimization_level=4).recorded()}
-    assert command_of(tmp_path, "build-l4-fp16-c512", options).endswith("--capacity 512, --strip-weights --optimization-level 4")
+    options = {"precision": "fp16", "target": "l4", "capacity": "512,", **BuildFlags(False, False, True, 4, 2 * 10**9).recorded()}
+    assert command_of(tmp_path, "build-l4-fp16-c512", options).endswith("--capacity 512, --strip-weights --optimization-level 4 --workspace 2.0")
 
 
 @pytest.mark.skipif(find_spec("tensorrt_rtx") is None, reason="tensorrt-rtx-cu12 is not installed")

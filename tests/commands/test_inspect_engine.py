@@ -13,8 +13,11 @@ from typing import Any
 import pytest
 
 from artifact.config import LlamaConfig
+from artifact.errors import ArtifactError
+from artifact.hashing import sha256_of
 from artifact.manifest import read_manifest, write_manifest
 from artifact.steps import Report, StepContext, run_step
+from commands import inspect_engine
 from commands.inspect import inspect
 from commands.summary import summarize
 from engines import runnable
@@ -98,7 +101,36 @@ def test_inspect_says_that_there_is_no_gpu_and_is_no_failure(artifact: Path) -> 
 def test_inspect_takes_a_plan_that_has_left_its_artifact(artifact: Path, a100: Any, tmp_path: Path) -> None:
     shutil.copytree(artifact / FOLDER, tmp_path / "elsewhere" / "x")
     report = inspect(str(tmp_path / "elsewhere" / "x" / "part-00.plan"))
-    assert (report["passed"], report["runs_here"], report["passport"]) == (True, True, None)
+    assert (report["passed"], report["as_built"], report["runs_here"], report["passport"]) == (None, True, True, None)
+    assert report["words"] == "plan is the one recorded; its graph is not here; no manifest names its build.json"
+
+
+@pytest.mark.parametrize("file", ["/part-00.plan", "/plans/part-00.plan"])
+def test_a_plan_near_the_root_lies_in_no_artifact(file: str) -> None:
+    assert inspect_engine._home(Path(file), {"file": PLAN})[0] == Path(file).parent
+
+
+def test_a_graph_that_is_not_there_was_not_looked_at(artifact: Path, a100: Any) -> None:
+    (artifact / "fused-engine.onnx").unlink()
+    report = inspect(str(artifact / PLAN))
+    assert (report["passed"], report["words"]) == (None, "plan is the one recorded; its graph is not here")
+
+
+@pytest.mark.parametrize("key", ["plan_sha256", "backend", "tensorrt_version", "compute_capability", "target"])
+def test_a_record_of_another_tool_is_refused_by_what_it_lacks(artifact: Path, a100: Any, key: str) -> None:
+    record = artifact / FOLDER / "build.json"
+    found = json.loads(record.read_text())
+    del found["engines"][0][key]
+    record.write_text(json.dumps(found))
+    with pytest.raises(ArtifactError, match=rf"build\.json can't be read: an engine in it lacks '{key}'"):
+        inspect(str(artifact / PLAN))
+
+
+def test_every_file_is_hashed_once(artifact: Path, a100: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed: list[str] = []
+    monkeypatch.setattr(runnable, "sha256_of", lambda path: hashed.append(path.name) or sha256_of(path))
+    inspect(str(artifact / PLAN))
+    assert hashed == ["part-00.plan", "fused-engine.onnx"]
 
 
 def test_an_engine_of_yesterdays_graph_is_stale(artifact: Path, a100: Any) -> None:

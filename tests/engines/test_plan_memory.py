@@ -10,12 +10,12 @@ import pytest
 
 from engines.device_fit import Load
 from engines.device_fit import activation_bytes as predicted
-from engines.plan_memory import activation_bytes
+from engines.plan_memory import read_activation_bytes
 
 
 def test_prefill_asks_for_what_is_predicted_and_decode_for_little(built: Callable[..., Any]) -> None:
     stage, plan = built(2, "fp16")
-    found = activation_bytes(plan, ["prefill", "decode"])
+    found = read_activation_bytes(plan, ["prefill", "decode"])
     assert found["prefill"] == pytest.approx(predicted(stage.config, Load("fp16", 2, 256)), rel=0.02)
     assert 0 < found["decode"] < found["prefill"]
 
@@ -32,4 +32,4 @@ def test_regions_on_the_device_are_counted_weights_and_the_hosts_are_not(tmp_pat
 """
     plan = tmp_path / "model.plan"
     plan.write_text("".join(header % profile for profile in ("", " [profile 1]", " [profile 1]")))
-    assert activation_bytes(plan, ["prefill", "decode"]) == {"prefill": 345, "decode": 690}
+    assert read_activation_bytes(plan, ["prefill", "decode"]) == {"prefill": 345, "decode": 690}

@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,18 @@ from typing import Any
 import pytest
 
 from artifact.errors import EngineError
+from artifact.journal import Journal
+from artifact.manifest import write_manifest
 from artifact.progress import silent
+from artifact.steps import StepContext
 from engines.backends import tensorrt
 from engines.backends.flags import BuildFlags
 from engines.backends.protocol import AuditRequest, BuildRequest, BuildResult
 from engines.backends.tensorrt import TensorRT
 from engines.backends.timing_cache import TimingCache
-from engines.build import choose_backend
+from engines.build import build_engine, choose_backend
 from engines.device import Device
+from engines.engine_options import EngineOptions
 from engines.plan_words import layer_lines
 from engines.profiles import make_profiles
 from engines.targets import find_target
@@ -31,18 +36,19 @@ A100 = Device("NVIDIA A100-SXM4-80GB", (8, 0), 80 * 2**30)
 FAKE = Path(__file__).resolve().parents[2] / "enterprise"
 
 
-@pytest.fixture
-def here(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+def install(patch: pytest.MonkeyPatch, version: str) -> None:
     """Make this a machine with an A100 and a TensorRT of some release."""
+    patch.setenv("FAKE_TENSORRT", version)
+    patch.setenv("PYTHONPATH", str(FAKE))
+    patch.setattr(tensorrt, "find_spec", lambda name: True)
+    patch.setattr(tensorrt, "find_device", lambda: A100)
+    tensorrt.import_version.cache_clear()
 
-    def install(version: str) -> None:
-        monkeypatch.setenv("FAKE_TENSORRT", version)
-        monkeypatch.setenv("PYTHONPATH", str(FAKE))
-        monkeypatch.setattr(tensorrt, "find_spec", lambda name: True)
-        monkeypatch.setattr(tensorrt, "find_device", lambda: A100)
-        tensorrt.import_version.cache_clear()
 
-    yield install
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    """``install`` for one test."""
+    yield lambda version: install(monkeypatch, version)
     tensorrt.import_version.cache_clear()
 
 
@@ -56,6 +62,18 @@ def build(stage: Any, folder: Path, flags: BuildFlags, kv_cache: str = "dynamic"
 
 def audit(stage: Any, request: BuildRequest, result: BuildResult) -> dict[str, Any]:
     return TensorRT().audit(AuditRequest(request.plan, request.graph, "fp16", request.profiles, stage.config), result)
+
+
+@pytest.fixture(scope="module")
+def plain(make_stage: Make, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A stage, the request of its plan, and the result of building it."""
+    folder = tmp_path_factory.mktemp("plain")
+    with pytest.MonkeyPatch.context() as patch:
+        install(patch, "11.4.0.106")
+        stage = make_stage(folder, 1, "fp16")
+        request, result, _ = build(stage, folder, BuildFlags(timing_cache="none"))
+    tensorrt.import_version.cache_clear()
+    return stage, request, result
 
 
 def test_a_plain_build_leaves_nothing_to_a_default(make_stage: Make, tmp_path: Path, here: Callable[[str], None]) -> None:
@@ -74,6 +92,50 @@ def test_a_plain_build_leaves_nothing_to_a_default(make_stage: Make, tmp_path: P
     assert (shown["profiles"]["passed"], shown["shapes_decode"]["passed"]) == (True, True)
     words = [line.content for line in layer_lines(report["kernels_by_layer"]) if line.profile == "decode"]
     assert words[0].count("gemm of unknown type") == 4  # qkv, o, gate·up and down; the inspector of the stand-in names no constant
+
+
+def without_labels(layers: Any) -> Any:
+    return {"Layers": [layer | {"Metadata": ""} for layer in layers["Layers"]]}
+
+
+def without_one_linear(layers: Any) -> Any:
+    linears = [layer for layer in layers["Layers"] if layer["LayerType"] == "gemm" and "[profile 1]" in layer["Name"]]
+    return {"Layers": [layer for layer in layers["Layers"] if layer is not linears[0]]}
+
+
+@pytest.mark.parametrize(
+    ("spoil", "unread"),
+    [
+        (lambda layers: "no JSON", 2), (lambda layers: {}, 2), (lambda layers: {"Layers": ["__myl_Fc_myl0_3"]}, 2),
+        (without_labels, 2), (without_one_linear, 1), (lambda layers: layers, 0),
+    ],
+)  # fmt: skip
+def test_an_account_that_is_not_whole_is_no_verdict(plain: Any, spoil: Callable[[Any], Any], unread: int) -> None:
+    stage, request, result = plain
+    spoiled = replace(result, inspection={**result.inspection, "layers": spoil(result.inspection["layers"])})
+    found = audit(stage, request, spoiled)["audit"]
+    lines = [line for line in found["checks"] if line["check"].startswith("layers_read")]
+    assert [line["check"] for line in lines] == ["layers_read_prefill", "layers_read_decode"]
+    assert sum(line["passed"] is None for line in lines) == unread
+    assert found["passed"] is (None if unread else True)
+    assert all("no verdict" in line["reason"] for line in lines if not line["passed"])
+    other = replace(spoiled, inspection={**spoiled.inspection, "outputs": []})
+    assert audit(stage, request, other)["audit"]["passed"] is False
+
+
+def test_the_account_of_layers_is_finished_before_its_plan(make_stage: Make, tmp_path: Path, here: Callable[[str], None]) -> None:
+    """A build that breaks off between the two would go on with a plan whose account is lost."""
+    here("11.4.0.106")
+    stage = make_stage(tmp_path, 1, "int8")
+    model = {"name": "tiny", "source": "random", "format": "random", "fingerprint": "0", "dtype": "fp16", "config": asdict(stage.config)}
+    write_manifest(tmp_path, {"format": 1, "model": model, "steps": {}})
+    journal = Journal.reopen(tmp_path, "build-a100-80gb-int8", {"options": {}}, set())
+    options = EngineOptions(precision="int8", target="a100", max_batch=1, backend="tensorrt", flags=BuildFlags(timing_cache="none"))
+    report = build_engine(StepContext(tmp_path, journal=journal), options, lambda *_: None)
+    folder = "engines/a100-80gb-int8"
+    assert list(journal.files) == ["int8-engine.onnx", f"{folder}/part-00.layers.json", f"{folder}/part-00.plan", f"{folder}/build.json"]
+    (note,) = report["engines"][0]["notes"]
+    assert note.endswith("with 1, TensorRT-RTX, which tensorrt was not measured against, writes every int8 weight out at each step")
 
 
 def test_every_option_is_a_flag_of_the_builder_and_times_are_kept(make_stage: Make, tmp_path: Path, here: Callable[[str], None]) -> None:
@@ -123,6 +185,25 @@ def test_times_are_taken_over_and_merged(builder_config: Any, tmp_path: Path, th
     path.write_text("rubbish")
     cache.save(config)
     assert json.loads(path.read_text()) == ["11.4.0.106", sorted(after)]
+
+
+@pytest.mark.parametrize("there", ["a letter to a friend", json.dumps(["10.16.1.11", ["before"]])])
+def test_a_file_that_the_user_named_is_never_overwritten(builder_config: Any, tmp_path: Path, there: str) -> None:
+    path, config = tmp_path / "notes.txt", builder_config()
+    path.write_text(there)
+    with pytest.raises(EngineError, match=r"notes\.txt: it is no timing cache of this TensorRT release and GPU") as caught:
+        TimingCache(path, named=True).attach(config)
+    assert "name another file, or none" in str(caught.value.hint)
+    assert path.read_text() == there
+    path.unlink()
+    cache = TimingCache(path, named=True)
+    assert cache.attach(config) == "created"
+    path.write_text(there)  # meanwhile
+    assert cache.save(config) == "not saved: it is no timing cache of this TensorRT release and GPU"
+    assert path.read_text() == there
+    path.unlink()
+    assert cache.save(config) is None
+    assert json.loads(path.read_text()) == ["11.4.0.106", []]
 
 
 def test_without_a_file_no_times_are_kept(builder_config: Any) -> None:

@@ -61,7 +61,7 @@ def test_a_missing_profile_is_an_error_in_tensorrts_words(make_stage: Make, tmp_
 
 def test_an_unknown_capability_is_refused(make_stage: Make, tmp_path: Path) -> None:
     stage = make_stage(tmp_path, 1, "fp16")
-    h100 = Target("h100", (9, 0), 80, 3350, 989)
+    h100 = Target("h100", (9, 0), 80, 3350, 989, 1979)
     with pytest.raises(EngineError, match=r"SM90.* not supported"):
         TensorRTRTX().build(request(stage.engine_graph, tmp_path / "x.plan", stage, h100), silent)
 
