@@ -43,7 +43,7 @@ def test_plans_are_not_run_without_a_gpu_and_the_reason_is_the_machines(tmp_path
 
 
 def test_plans_that_cannot_run_here_say_why_each_for_itself(tmp_path: Path) -> None:
-    other_gpu = ENTRY | {"folder": "l4-fp16", "target": "l4", "compute_capability": "8.9"}
+    other_gpu = ENTRY | {"folder": "l4-fp16", "file": "engines/l4-fp16/part-00.plan", "target": "l4", "compute_capability": "8.9"}
     runnable, others = split_engines(tmp_path, [ENTRY, other_gpu], A100)
     assert runnable == []
     assert [other["stage"] for other in others] == ["engine a100-80gb-fp16", "engine l4-fp16"]
