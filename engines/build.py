@@ -106,7 +106,7 @@ def _part_graphs(step: StepContext, whole: Path, model: EngineModel, write_parts
     """The graph of each plan: the engine graph itself, or its parts, written beside it."""
     if len(model.cut.layers) == 1:
         return [whole.name]
-    names = [part_graph_name(whole.name, part) for part in range(len(model.cut.layers))]
+    names = [part_graph_name(whole.name, layers) for layers in model.cut.layers]
     with ExitStack() as stack:
         files = [stack.enter_context(step.write(name)) for name in names]
         step.progress("cutting the engine graph", 0, len(names))
