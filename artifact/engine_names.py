@@ -21,7 +21,7 @@ def engine_graph(stage: str, capacity: int | None = None) -> str:
 
 
 def part_graph_name(graph: str, layers: tuple[int, int]) -> str:
-    """File of one part of an engine's graph: `fused-engine-layers-00-19.onnx`; engines for other targets are cut elsewhere, each into its own files."""
+    """File of one part of an engine's graph: `fused-engine-layers-00-19.onnx`; an engine that is cut elsewhere has files of its own."""
     first, last = layers
     return f"{graph.removesuffix('.onnx')}-layers-{first:02}-{last:02}.onnx"
 

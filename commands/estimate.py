@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,13 +43,24 @@ class EstimateOptions:
 
 @dataclass(frozen=True)
 class Model:
-    """The shape that is asked about, what it is called, and what a download would take."""
+    """The shape that is asked about, what it is called, and what a download would take.
+
+    Attributes:
+        kv_cache, dtype, in_place: of an artifact: form and number type that it has, and whether its graphs point into the checkpoint's own files.
+        random: made up; nothing is calibrated on it.
+    """
 
     name: str
     config: LlamaConfig
     kv_cache: KvCache | None = None
     random: bool = False
     download_bytes: int = 0
+    dtype: str | None = None
+    in_place: bool = False
+
+    def is_packed(self, precision: str) -> bool:
+        """Whether an engine's graph has q·k·v and gate·up as one linear each: not the trace, nor over the checkpoint's files."""
+        return precision != "fp32" and not self.in_place
 
 
 def estimate_command(request: CheckpointRequest, options: EstimateOptions, *, out: Path | None = None) -> Report:
@@ -72,7 +84,8 @@ def estimate_command(request: CheckpointRequest, options: EstimateOptions, *, ou
     target, model, folder = find_target(options.target), find_model(request), out or Path("artifacts")
     form = model.kv_cache or options.kv_cache
     load = load_of(model.config, options.precision, form, max_batch=options.max_batch, max_length=options.max_length, capacity=options.capacity)
-    question = Question(model.config, load, target, options.calibrated and not model.random, options.max_memory)
+    packed, calibrated = model.is_packed(options.precision), options.calibrated and not model.random
+    question = Question(model.config, load, target, calibrated, options.max_memory, packed)
     machine = Machine(free_memory(), free_disk(folder), measure_rates(folder))
     return {"model": model.name, "download_bytes": model.download_bytes} | estimate(question, machine)
 
@@ -86,7 +99,7 @@ def find_model(request: CheckpointRequest) -> Model:
             raise UsageError("no model was given", hint=f"--size {' | '.join(PRESETS)}, or --checkpoint SRC")
         return _published(request)
     if (Path(source) / MANIFEST).is_file() and (described := read_manifest(Path(source))["model"]):
-        return Model(described["name"], LlamaConfig(**described["config"]), kv_cache_of(described), str(described["format"]).startswith("random"))
+        return _of_artifact(described)
     if request.is_random and request.size is not None:
         return Model(f"{request.size}, random weights", preset(request.size), random=True)
     _refuse_absent(request)
@@ -94,6 +107,18 @@ def find_model(request: CheckpointRequest) -> Model:
 
     checkpoint = open_request(request)
     return Model(checkpoint.name, checkpoint.config, random=request.is_random)
+
+
+def _of_artifact(described: Mapping[str, Any]) -> Model:
+    """What a manifest says of its model."""
+    return Model(
+        described["name"],
+        LlamaConfig(**described["config"]),
+        kv_cache_of(described),
+        random=str(described["format"]).startswith("random"),
+        dtype=described["dtype"],
+        in_place=described.get("weights") == "reference",
+    )
 
 
 def _published(request: CheckpointRequest) -> Model:

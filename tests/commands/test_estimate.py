@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
 import cli
 from artifact.errors import ArtifactError, CheckpointError, EngineError, UsageError
+from artifact.manifest import FORMAT, write_manifest
+from artifact.presets import preset
 from commands.estimate import EstimateOptions, estimate_command, find_model
 from commands.machine_rates import measure_rates
 from exporter.checkpoints.request import CheckpointRequest
@@ -38,6 +42,28 @@ def test_a_folder_is_read_and_random_weights_are_not_calibrated_on(tiny_checkpoi
     assert find_model(random).random
     steps = estimate_command(random, EstimateOptions(precision="int8"), out=tmp_path)["steps"]
     assert "calibrate" not in [step["step"] for step in steps]
+
+
+def artifact(folder: Path, **described: Any) -> CheckpointRequest:
+    """An artifact's manifest, for an estimate reads no more."""
+    folder.mkdir(exist_ok=True)
+    model = {"name": "seven", "source": "random", "format": "safetensors", "fingerprint": "0", "dtype": "fp16", "config": asdict(preset("7b"))}
+    steps = described.pop("steps", {})
+    write_manifest(folder, {"format": FORMAT, "model": model | {"kv_cache": "dynamic"} | described, "steps": steps})
+    return CheckpointRequest(str(folder))
+
+
+def test_linears_that_are_not_packed_take_more_to_build(tmp_path: Path) -> None:
+    """An fp32 engine is built from the trace, and in the checkpoint's own files q, k and v lie apart."""
+
+    def build(request: CheckpointRequest, precision: str = "fp16") -> int:
+        steps = {step["step"]: step for step in estimate_command(request, EstimateOptions(precision), out=tmp_path)["steps"]}
+        return int(steps["build"]["disk_bytes"])
+
+    half = build(CheckpointRequest(size="7b"))
+    assert build(CheckpointRequest(size="7b"), "fp32") / half == pytest.approx(3.5, rel=0.01)
+    assert build(artifact(tmp_path / "copy", weights="copy")) == half
+    assert build(artifact(tmp_path / "place", weights="reference")) / half == pytest.approx(1.75, rel=0.01)
 
 
 @pytest.mark.parametrize("source", ["meta-llama/Llama-2-7b-hf", "demo"])
