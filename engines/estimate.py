@@ -114,24 +114,25 @@ def estimate(question: Question, machine: Machine) -> dict[str, Any]:
 def device_report(config: LlamaConfig, load: Load, target: Target) -> dict[str, Any]:
     """Of one engine on one GPU: does it fit (``fit``), the bounds of speed (``roofline``), and precisions compared (``faster``).
 
+    A static cache is read up to its capacity at each step, however much of it is used (docs/adr/027).
+
     Args:
         config: of the model.
         load: what it is used for.
         target: the GPU.
     """
-    prompt = min(LONG_PROMPT, load.length)
-    shapes = {
-        "one row, empty cache": (1, 0),
-        f"one row, {prompt:,} tokens cached": (1, prompt),
-        f"{load.batch} rows, {prompt:,} tokens cached": (load.batch, prompt),
-    }
+    prompt, static = min(LONG_PROMPT, load.length), load.kv_cache == "static"
+    usual, typical = (load.length, load.length) if static else (prompt, min(TYPICAL_LENGTH, prompt))
+    words = f"{usual:,} tokens of capacity read" if static else f"{usual:,} tokens cached"
+    shapes = {} if static else {"one row, empty cache": (1, 0)}
+    shapes |= {f"one row, {words}": (1, usual), f"{load.batch} rows, {words}": (load.batch, usual)}
     bounds = {words: roofline(config, load.precision, target, batch=batch, prompt=prompt, cached=cached) for words, (batch, cached) in shapes.items()}
     return {
         "fit": fit(config, load, target),
         "roofline": {words: bound.as_json() for words, bound in bounds.items()},
         "prompt_tokens": prompt,
         "reached": {"decode": list(DECODE_SHARE), "prefill": list(PREFILL_SHARE)},
-        "faster": [_compared(config, precision, target, prompt) for precision in PRECISIONS],
+        "faster": [_compared(config, precision, target, prompt, typical) for precision in PRECISIONS],
         "note": target.note,
     }
 
@@ -146,11 +147,11 @@ def fits_on(config: LlamaConfig, kv_cache: KvCache = "dynamic") -> dict[str, str
     }
 
 
-def _compared(config: LlamaConfig, precision: str, target: Target, prompt: int) -> dict[str, Any]:
-    """One row, a typical cache; a precision that the widths forbid has a reason in the place of factors."""
+def _compared(config: LlamaConfig, precision: str, target: Target, prompt: int, cached: int) -> dict[str, Any]:
+    """One row; a precision that the widths forbid has a reason in the place of factors."""
     try:
         check_blocks(config, precision)
-        return compare(config, precision, target, batch=1, prompt=prompt, cached=min(TYPICAL_LENGTH, prompt))
+        return compare(config, precision, target, batch=1, prompt=prompt, cached=cached)
     except EngineError as error:
         return {"precision": precision, "decode": None, "prefill": None, "why": str(error)}
 

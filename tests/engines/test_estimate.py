@@ -8,7 +8,8 @@ import pytest
 
 from artifact.presets import preset
 from engines.build_cost import Graph, build_cost
-from engines.estimate import Machine, Question, estimate, load_of
+from engines.device_fit import Load
+from engines.estimate import Machine, Question, device_report, estimate, load_of
 from engines.step_costs import REFERENCE, Rates
 from engines.targets import find_target
 
@@ -94,6 +95,16 @@ def test_a_model_too_large_for_its_gpu_does_not_fit_though_the_machine_has_room(
 
 def test_one_row_of_int8_is_estimated_as_it_is_built() -> None:
     assert ask("7b", "int8", max_batch=1)["max_batch"] == 2
+
+
+def test_a_static_cache_is_read_up_to_its_capacity_at_every_step() -> None:
+    config, target = preset("7b"), find_target("a100-80gb")
+    growing, static = (device_report(config, Load("fp16", 4, 4096, form), target) for form in ("dynamic", "static"))
+    assert list(static["roofline"]) == ["one row, 4,096 tokens of capacity read", "4 rows, 4,096 tokens of capacity read"]
+    assert static["roofline"]["one row, 4,096 tokens of capacity read"]["decode_tokens_per_s"] == pytest.approx(133, abs=1)
+    assert len(growing["roofline"]) == 3
+    int8 = [next(line["decode"] for line in report["faster"] if line["precision"] == "int8") for report in (growing, static)]
+    assert int8[1] < int8[0]
 
 
 def test_times_scale_with_the_machine() -> None:
