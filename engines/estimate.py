@@ -88,9 +88,9 @@ def estimate(question: Question, machine: Machine) -> dict[str, Any]:
     check_blocks(config, load.precision)
     device = device_report(config, load, question.target)
     cut, refused = _parts(question, machine, device["fit"]["gpus"])
-    largest = _largest(question, cut)
-    steps = step_costs(config, Work(load.precision, load.kv_cache, question.calibrated, question.packed, largest), machine.rates)
-    lacks = [*([refused] if refused else []), *_lacks(steps, machine, built=not refused)]
+    work = Work(load.precision, load.kv_cache, question.calibrated, question.packed, _plans(question, cut))
+    steps = step_costs(config, work, machine.rates)
+    lacks = [*([refused] if refused else []), *_lacks(steps, machine)]
     return {
         "parameters": parameter_count(config),
         "precision": load.precision,
@@ -167,19 +167,19 @@ def _parts(question: Question, machine: Machine, gpus: int | None) -> tuple[Part
         return PartPlan(tuple((layer, layer) for layer in range(count)), "no cut fits"), f"build: {error}"
 
 
-def _largest(question: Question, cut: PartPlan) -> BuildCost:
+def _plans(question: Question, cut: PartPlan) -> tuple[BuildCost, ...]:
     config, precision = question.config, question.load.precision
     sizes, static = weight_sizes(config, precision), question.load.kv_cache == "static"
     graphs = [part_graph(sizes, part, precision, packed=question.packed, static=static, tied=config.tie_word_embeddings) for part in cut.layers]
-    return max(map(build_cost, graphs), key=lambda cost: cost.memory_bytes)
+    return tuple(map(build_cost, graphs))
 
 
-def _lacks(steps: list[StepCost], machine: Machine, *, built: bool) -> list[str]:
-    """What this machine has too little of."""
+def _lacks(steps: list[StepCost], machine: Machine) -> list[str]:
+    """What this machine has too little of; whether it can build, the cut has said, by the limit that the build itself goes by."""
     lacks = [
         f"{step.step}: about {gigabytes(step.memory_bytes)} of memory, {gigabytes(machine.memory_bytes)} are free"
         for step in steps
-        if step.memory_bytes > machine.memory_bytes and (step.step != "build" or built)
+        if step.memory_bytes > machine.memory_bytes and step.step != "build"
     ]
     needed = disk_total(steps)
     if needed > machine.disk_bytes:

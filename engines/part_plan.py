@@ -42,9 +42,10 @@ class Limits:
     @classmethod
     def of(cls, parts: int | None, max_memory: int | None, *, gpus: int, target: str, free: int | None = None) -> Limits:
         """Limits as asked for: ``--parts``, and ``--max-memory`` or what is free (``free``; None asks the machine)."""
-        if max_memory is not None:
-            return cls(parts, max_memory, f"--max-memory {gigabytes(max_memory)}", gpus, target)
         found = free_memory() if free is None else free
+        if max_memory is not None:
+            more = f", though {gigabytes(found)} are free" if max_memory > found else ""
+            return cls(parts, max_memory, f"--max-memory {gigabytes(max_memory)}{more}", gpus, target)
         return cls(parts, found, f"{gigabytes(found)} of free memory", gpus, target)
 
 

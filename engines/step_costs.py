@@ -27,8 +27,6 @@ QUANTIZE_MEMORY, QUANTIZE_VALUES, DRIVEN_VALUES = 240 * MEGABYTE, 4.0, 8.0
 TORCH_MEMORY = 900 * MEGABYTE
 """torch, its threads' buffers, and the tokens' hidden states."""
 CALIBRATION_TOKENS, SCORED_TOKENS = 8192, 2048
-BUILD_PARENT = 130 * MEGABYTE
-"""The process that waits for the compiler and audits the plan."""
 
 
 @dataclass(frozen=True)
@@ -86,14 +84,14 @@ class Work:
         kv_cache: form of the cache.
         calibrated: whether activations are measured on a text first.
         packed: q·k·v and gate·up are one linear each.
-        largest_part: what building the largest part takes; None: one plan.
+        plans: what building each part takes, one after the other; empty: one plan.
     """
 
     precision: str
     kv_cache: KvCache = "dynamic"
     calibrated: bool = True
     packed: bool = True
-    largest_part: BuildCost | None = None
+    plans: tuple[BuildCost, ...] = ()
 
     @property
     def dtype(self) -> Dtype:
@@ -145,10 +143,12 @@ def quantize_cost(config: LlamaConfig, scheme: str, rates: Rates = REFERENCE, *,
 def plan_cost(config: LlamaConfig, work: Work, rates: Rates = REFERENCE) -> StepCost:
     """Compiler and audit; in parts the memory is the largest part's, disk and time are all parts'."""
     sizes, static = weight_sizes(config, work.precision), work.kv_cache == "static"
-    whole = build_cost(part_graph(sizes, (0, sizes.layers - 1), work.precision, packed=work.packed, static=static, tied=config.tie_word_embeddings))
-    largest = whole if work.largest_part is None else work.largest_part
+    whole = part_graph(sizes, (0, sizes.layers - 1), work.precision, packed=work.packed, static=static, tied=config.tie_word_embeddings)
+    plans = work.plans or (build_cost(whole),)
+    memory, disk = max(plan.memory_bytes for plan in plans), sum(plan.plan_bytes for plan in plans)
     slower = max(1.0, REFERENCE.gflops / rates.gflops, REFERENCE.disk_gb_s / rates.disk_gb_s)
-    return StepCost("build", largest.memory_bytes + BUILD_PARENT, whole.plan_bytes, whole.seconds * slower, "0.27 s a layer, weights at 0.3 GB/s")
+    seconds = slower * sum(plan.seconds for plan in plans)
+    return StepCost("build", memory, disk, seconds, "0.27 s a layer, weights at 0.3 GB/s")
 
 
 def validate_cost(config: LlamaConfig, stages: int = 3, rates: Rates = REFERENCE) -> StepCost:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from artifact.errors import EngineError
 from artifact.presets import preset
-from engines.build_cost import Graph, build_cost
+from engines.build_cost import PARENT_BYTES, SECONDS, BuildCost, Graph, build_cost
 from engines.device_fit import Load
 from engines.estimate import Machine, Question, device_report, estimate, load_of
+from engines.preflight import check_build
 from engines.step_costs import REFERENCE, Rates
 from engines.targets import find_target
 
@@ -33,13 +37,13 @@ MEASURED = [  # precision, layers, weights, levels of them that are turned, plan
 @pytest.mark.parametrize(("precision", "layers", "weights", "turned", "plan", "memory_mb"), MEASURED)
 def test_predictions_are_within_a_tenth_of_measured_builds(precision: str, layers: int, weights: int, turned: int, plan: int, memory_mb: int) -> None:
     found = build_cost(Graph(weights, layers, precision, turned))
-    assert found.memory_bytes / 1e6 == pytest.approx(memory_mb, rel=0.1)
+    assert found.compiler_bytes / 1e6 == pytest.approx(memory_mb, rel=0.1)
     assert found.plan_bytes == pytest.approx(plan, rel=0.01)
 
 
 def test_unpacked_graphs_need_more() -> None:
     packed, unpacked = (build_cost(Graph(GB, 2, "fp16", packed=packed)) for packed in (True, False))
-    assert unpacked.memory_bytes > 1.5 * packed.memory_bytes
+    assert unpacked.compiler_bytes > 1.5 * packed.compiler_bytes
     assert unpacked.plan_bytes > 1.5 * packed.plan_bytes
 
 
@@ -80,6 +84,35 @@ def test_a_build_that_does_not_fit_is_cut_and_the_disk_is_asked_for() -> None:
     (lack,) = report["lacks"]
     assert lack.startswith("disk: about 52.")
     assert next(step for step in report["steps"] if step["step"] == "build")["memory_bytes"] < 20 * GB
+
+
+def test_the_parts_together_take_their_time_and_disk_and_the_largest_its_memory() -> None:
+    whole, parts = (ask("13b", "fp16", machine=Machine(free * GB, 10_000 * GB, REFERENCE))["steps"] for free in (100, 8))
+    (one,), (cut,) = ([step for step in steps if step["step"] == "build"] for steps in (whole, parts))
+    assert cut["seconds"] == pytest.approx(one["seconds"] + 3 * SECONDS, abs=1)
+    assert 0 < cut["disk_bytes"] - one["disk_bytes"] < 0.02 * GB
+    assert cut["memory_bytes"] < one["memory_bytes"] / 3
+
+
+@pytest.mark.parametrize(
+    ("asked", "free", "count", "words"), [(20, 10, 1, "within --max-memory 20.0 GB, though 10.0 GB are free"), (8, 100, 2, "8.0 GB")]
+)
+def test_max_memory_is_the_one_limit_of_a_build(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, asked: int, free: int, count: int, words: str
+) -> None:
+    """What estimate lets pass, the build's own check lets pass too, and the other way round."""
+    report = ask("7b", "fp16", machine=Machine(free * GB, 10_000 * GB, REFERENCE), max_memory=asked * GB)
+    assert (report["lacks"], report["fits"], report["parts"]["count"]) == ([], True, count)
+    assert report["parts"]["reason"].endswith(words)
+    monkeypatch.setattr("engines.preflight.free_memory", lambda: free * GB)
+    monkeypatch.setattr("engines.preflight.free_disk", lambda folder: 10_000 * GB)
+    needed = next(step["memory_bytes"] for step in report["steps"] if step["step"] == "build")
+    for limit, refused in ((needed, False), (needed - 1, True)):
+        tight = ask("7b", "fp16", max_memory=limit)["parts"]["count"] > count
+        assert tight == refused
+        cost = BuildCost(needed - PARENT_BYTES, 0, 0.0)
+        with pytest.raises(EngineError) if refused else nullcontext():
+            check_build(cost, tmp_path, max_memory=limit)
 
 
 def test_a_machine_that_is_too_small_for_any_cut_is_told() -> None:
