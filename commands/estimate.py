@@ -16,7 +16,8 @@ from artifact.presets import PRESETS, preset
 from artifact.room import free_disk, free_memory
 from commands.machine_rates import measure_rates
 from engines.build import STAGES
-from engines.estimate import Machine, Question, estimate, load_of
+from engines.device_fit import load_of
+from engines.estimate import Machine, Question, estimate
 from engines.targets import find_target
 
 if TYPE_CHECKING:

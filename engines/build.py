@@ -23,11 +23,10 @@ from engines.backends.protocol import AuditRequest, Backend, BuildRequest
 from engines.backends.tensorrt import TensorRT
 from engines.backends.tensorrt_rtx import TensorRTRTX
 from engines.build_cost import Graph, build_cost
-from engines.device_fit import gpus_needed
+from engines.device_fit import gpus_needed, load_of
 from engines.engine_entry import EngineModel, engine_entry, parts_of, same_split
 from engines.engine_graph import write_engine_graph
 from engines.engine_options import EngineOptions
-from engines.estimate import load_of
 from engines.graph_weights import turned_bytes, weights_bytes
 from engines.part_plan import Limits, PartPlan, plan_parts
 from engines.preflight import check_build, check_disk
@@ -88,8 +87,8 @@ def _model(step: StepContext, stage: str, options: EngineOptions, gpu: Target) -
 def _cut(step: StepContext, graph: Path, model: EngineModel, folder: str) -> PartPlan:
     """How many plans, and why; as an interrupted build has begun, where that still fits."""
     options, config = model.options, model.config
-    fit = gpus_needed(config, model.load, model.target)
-    limits = Limits.of(options.parts, options.max_memory, gpus=fit or 1, target=model.target.name)
+    gpus = gpus_needed(config, model.load, model.target)
+    limits = Limits.of(options.parts, options.max_memory, gpus=gpus, target=model.target.name)
     packed, static = not _is_unpacked(graph), model.kv_cache == "static"
     scale = weights_bytes(ir.load(graph).graph) / weight_sizes(config, options.precision).total
     journal = step.journal.files if step.journal is not None else {}

@@ -11,10 +11,9 @@ from artifact.io_spec import KvCache
 from artifact.layout import parameter_count
 from artifact.room import gigabytes
 from engines.build_cost import BuildCost, build_cost
-from engines.cache_form import longest
 from engines.device_fit import Load, fit
 from engines.part_plan import Limits, PartPlan, part_graph, plan_parts
-from engines.profiles import LEAST_ROWS, TYPICAL_LENGTH, default_length
+from engines.profiles import TYPICAL_LENGTH, default_length
 from engines.roofline import DECODE_SHARE, PREFILL_SHARE, compare, roofline
 from engines.step_costs import Rates, StepCost, Work, as_json, disk_total, step_costs
 from engines.targets import TARGETS, Target
@@ -62,15 +61,6 @@ class Question:
     calibrated: bool = True
     max_memory: int | None = None
     packed: bool = True
-
-
-def load_of(config: LlamaConfig, precision: str, kv_cache: KvCache, *, max_batch: int, max_length: int | None, capacity: int | None = None) -> Load:
-    """What a build's options ask of a GPU: rows as the profiles will admit them, and the length that they end at.
-
-    Raises:
-        EngineError: a bound of the other cache form, or none where one is needed.
-    """
-    return Load(precision, max(max_batch, LEAST_ROWS.get(precision, 1)), longest(kv_cache, config, max_length, capacity), kv_cache)
 
 
 def estimate(question: Question, machine: Machine) -> dict[str, Any]:
@@ -158,7 +148,7 @@ def _compared(config: LlamaConfig, precision: str, target: Target, prompt: int, 
 
 def _parts(question: Question, machine: Machine, gpus: int | None) -> tuple[PartPlan, str]:
     """The cut that fits, and no words; or one part a layer, and why even that does not."""
-    limits = Limits.of(None, question.max_memory, gpus=gpus or 1, target=question.target.name, free=machine.memory_bytes)
+    limits = Limits.of(None, question.max_memory, gpus=gpus, target=question.target.name, free=machine.memory_bytes)
     static = question.load.kv_cache == "static"
     try:
         return plan_parts(question.config, question.load.precision, limits, packed=question.packed, static=static), ""

@@ -11,8 +11,8 @@ import pytest
 from artifact.errors import EngineError
 from artifact.presets import preset
 from engines.build_cost import PARENT_BYTES, SECONDS, BuildCost, Graph, build_cost
-from engines.device_fit import Load
-from engines.estimate import Machine, Question, device_report, estimate, load_of
+from engines.device_fit import Load, load_of
+from engines.estimate import Machine, Question, device_report, estimate
 from engines.preflight import check_build
 from engines.step_costs import REFERENCE, Rates
 from engines.targets import find_target
@@ -123,7 +123,14 @@ def test_a_machine_that_is_too_small_for_any_cut_is_told() -> None:
 
 def test_a_model_too_large_for_its_gpu_does_not_fit_though_the_machine_has_room() -> None:
     report = ask("70b", "fp16")
+    assert report["parts"]["reason"] == "2 parts: a100-80gb needs 2 GPUs, one part each; this runner uses one, and a100-80gb does not hold the whole"
     assert (report["lacks"], report["fits"], report["device"]["fit"]["gpus"], report["parts"]["count"]) == ([], False, 2, 2)
+
+
+def test_a_model_that_fits_no_number_of_gpus_is_said_to_be_cut_for_the_build_alone() -> None:
+    report = ask("70b", "fp32", "l4")
+    assert (report["device"]["fit"]["gpus"], report["fits"]) == (None, False)
+    assert report["parts"]["reason"].endswith("; it fits l4 in no number of parts")
 
 
 def test_one_row_of_int8_is_estimated_as_it_is_built() -> None:

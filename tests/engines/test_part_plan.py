@@ -42,7 +42,7 @@ def test_linears_that_are_kept_out_of_a_precision_count() -> None:
 
 def test_a_part_for_each_gpu() -> None:
     plan = plan_parts(preset("7b"), "fp16", Limits(None, 20 * GB, "", gpus=2, target="l4"))
-    assert (len(plan.layers), plan.reason) == (2, "2 parts: l4 needs 2 GPUs, one part each")
+    assert (len(plan.layers), plan.reason) == (2, "2 parts: l4 needs 2 GPUs, one part each; this runner uses one, and l4 does not hold the whole")
 
 
 def test_a_number_that_was_asked_for_must_fit_too() -> None:
