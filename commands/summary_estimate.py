@@ -14,6 +14,8 @@ def sheets_of_estimate(report: Report) -> Iterable[Sheet]:
     yield Sheet(f"{report['model']}, {report['parameters'] / 1e9:.2f} billion parameters, {report['precision']}: {shape}")
     if report["download_bytes"]:
         yield Sheet(f"to download first: about {gigabytes(report['download_bytes'])}, into the hub's cache")
+    if report["done"]:
+        yield Sheet(f"done already: {', '.join(report['done'])}")
     rows = tuple(
         (step["step"], gigabytes(step["memory_bytes"]), gigabytes(step["disk_bytes"]), _duration(step["seconds"]), step["assumption"])
         for step in report["steps"]

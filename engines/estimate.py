@@ -15,7 +15,7 @@ from engines.device_fit import Load, fit
 from engines.part_plan import Limits, PartPlan, part_graph, plan_parts
 from engines.profiles import TYPICAL_LENGTH, default_length
 from engines.roofline import DECODE_SHARE, PREFILL_SHARE, compare, roofline
-from engines.step_costs import Rates, StepCost, Work, as_json, disk_total, step_costs
+from engines.step_costs import DOWNLOAD, Rates, StepCost, Work, as_json, disk_total, step_costs
 from engines.targets import TARGETS, Target
 from engines.weight_sizes import check_blocks, weight_sizes
 
@@ -35,11 +35,13 @@ class Machine:
         memory_bytes: available.
         disk_bytes: free where the artifact goes.
         rates: measured.
+        cache_disk_bytes: free where a download goes; None: that is the artifact's disk.
     """
 
     memory_bytes: int
     disk_bytes: int
     rates: Rates
+    cache_disk_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,8 @@ class Question:
         calibrated: whether a scheme that looks at activations may.
         max_memory: bytes that a build may take; None: what is free.
         packed: whether its graph's linears can be packed.
+        download_bytes: of a checkpoint that is not here.
+        done: steps that an artifact has behind it.
     """
 
     config: LlamaConfig
@@ -61,6 +65,8 @@ class Question:
     calibrated: bool = True
     max_memory: int | None = None
     packed: bool = True
+    download_bytes: int = 0
+    done: frozenset[str] = frozenset()
 
 
 def estimate(question: Question, machine: Machine) -> dict[str, Any]:
@@ -70,7 +76,7 @@ def estimate(question: Question, machine: Machine) -> dict[str, Any]:
         EngineError: INT4, and rows that can't be cut into blocks.
 
     Returns:
-        ``parameters``, ``weights_bytes``; ``steps`` [{step, memory_bytes, disk_bytes, seconds, assumption}], ``disk_bytes``, ``seconds``;
+        ``parameters``, ``weights_bytes``; ``steps`` [{step, memory_bytes, disk_bytes, seconds, assumption}], ``disk_bytes``, ``seconds``; ``done``;
         ``parts`` {count, layers, reason}; ``lacks`` [words of what does not fit this machine, with what would]; ``device`` (``device_report``);
         ``machine``; ``fits``: whether all of it does, here and on the GPU.
     """
@@ -78,7 +84,7 @@ def estimate(question: Question, machine: Machine) -> dict[str, Any]:
     check_blocks(config, load.precision)
     device = device_report(config, load, question.target)
     cut, refused = _parts(question, machine, device["fit"]["gpus"])
-    work = Work(load.precision, load.kv_cache, question.calibrated, question.packed, _plans(question, cut))
+    work = Work(load.precision, load.kv_cache, question.calibrated, question.packed, _plans(question, cut), question.download_bytes, question.done)
     steps = step_costs(config, work, machine.rates)
     lacks = [*([refused] if refused else []), *_lacks(steps, machine)]
     return {
@@ -89,6 +95,7 @@ def estimate(question: Question, machine: Machine) -> dict[str, Any]:
         "kv_cache": load.kv_cache,
         "weights_bytes": weight_sizes(config, load.precision).total,
         "steps": [as_json(step) for step in steps],
+        "done": sorted(question.done),
         "peak_memory_bytes": max(step.memory_bytes for step in steps),
         "disk_bytes": disk_total(steps),
         "seconds": round(sum(step.seconds for step in steps)),
@@ -171,9 +178,12 @@ def _lacks(steps: list[StepCost], machine: Machine) -> list[str]:
         for step in steps
         if step.memory_bytes > machine.memory_bytes and step.step != "build"
     ]
-    needed = disk_total(steps)
+    apart = [step for step in steps if step.step == DOWNLOAD and machine.cache_disk_bytes is not None]
+    cached, needed = disk_total(apart), disk_total([step for step in steps if step not in apart])
+    if machine.cache_disk_bytes is not None and cached > machine.cache_disk_bytes:
+        lacks.append(f"disk of the hub's cache: about {gigabytes(cached)}, {gigabytes(machine.cache_disk_bytes)} are free; HF_HUB_CACHE moves it")
     if needed > machine.disk_bytes:
-        weights = next(step.disk_bytes for step in steps if step.step == "export")
-        less = f"; --weights reference of a float16 checkpoint saves {gigabytes(weights)}"
+        weights = sum(step.disk_bytes for step in steps if step.step == "export")
+        less = f"; --weights reference of a float16 checkpoint saves {gigabytes(weights)}" if weights else ""
         lacks.append(f"disk: about {gigabytes(needed)}, {gigabytes(machine.disk_bytes)} are free{less}")
     return lacks

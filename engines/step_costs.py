@@ -17,10 +17,13 @@ from engines.form_limits import QUANTIZED_TYPES
 from engines.part_plan import part_graph
 from engines.weight_sizes import linear_parameters, weight_sizes
 
+DOWNLOAD = "download"
 SIDECAR_BYTES = 64 * MEGABYTE
 """Graphs, tokenizer, manifest, reports."""
 EXPORT_MEMORY = 560 * MEGABYTE
 """Of any size and format: a block of weights at a time (355 to 554 MB measured at 7B, 13B and 70B widths, docs/export.md)."""
+DOWNLOAD_MEMORY, DOWNLOAD_BYTES_S = 240 * MEGABYTE, 50e6
+"""The hub's client, imported; files are streamed. No rate is measured, because an estimate asks no network."""
 FUSE_MEMORY, FUSE_MEMORY_A_LAYER = 125 * MEGABYTE, 600_000
 QUANTIZE_MEMORY, QUANTIZE_VALUES, DRIVEN_VALUES = 240 * MEGABYTE, 4.0, 8.0
 """A linear at a time as float32, and the same again where rounding is driven by calibration (7B: 0.6 and 1.0 GB)."""
@@ -85,6 +88,8 @@ class Work:
         calibrated: whether activations are measured on a text first.
         packed: q·k·v and gate·up are one linear each.
         plans: what building each part takes, one after the other; empty: one plan.
+        download_bytes: of a checkpoint that is not here.
+        done: steps that need not be done again.
     """
 
     precision: str
@@ -92,6 +97,8 @@ class Work:
     calibrated: bool = True
     packed: bool = True
     plans: tuple[BuildCost, ...] = ()
+    download_bytes: int = 0
+    done: frozenset[str] = frozenset()
 
     @property
     def dtype(self) -> Dtype:
@@ -101,12 +108,19 @@ class Work:
 
 def step_costs(config: LlamaConfig, work: Work, rates: Rates = REFERENCE) -> list[StepCost]:
     """The steps that lead to a validated engine, in order; those that a precision does not need are left out."""
-    quantised = work.precision in QUANTIZED_TYPES
-    stages = 3 + quantised  # traced, fused, quantised, and the engine graph
-    steps = [export_cost(config, work.dtype, rates), fuse_cost(config, rates)]
+    quantised, fused = work.precision in QUANTIZED_TYPES, work.precision != "fp32"
+    stages = 2 + fused + quantised  # traced, fused, quantised, and the engine graph
+    steps = [download_cost(work.download_bytes)] if work.download_bytes else []
+    steps += [export_cost(config, work.dtype, rates), *([fuse_cost(config, rates)] if fused else [])]
     if quantised:
         steps += [calibrate_cost(config, rates)] * work.calibrated + [quantize_cost(config, work.precision, rates, calibrated=work.calibrated)]
-    return [*steps, plan_cost(config, work, rates), validate_cost(config, stages, rates)]
+    steps += [plan_cost(config, work, rates), validate_cost(config, stages, rates)]
+    return [step for step in steps if step.step not in work.done]
+
+
+def download_cost(size: int) -> StepCost:
+    """Hub → its cache."""
+    return StepCost(DOWNLOAD, DOWNLOAD_MEMORY, size, size / DOWNLOAD_BYTES_S, f"at {DOWNLOAD_BYTES_S / 1e6:.0f} MB/s, which was not measured")
 
 
 def export_cost(config: LlamaConfig, dtype: Dtype, rates: Rates = REFERENCE) -> StepCost:

@@ -57,12 +57,13 @@ def ask(size: str, precision: str, target: str = "a100", machine: Machine = ROOM
     ("precision", "calibrated", "steps"),
     [
         ("fp16", True, ["export", "fuse", "build", "validate"]),
+        ("fp32", True, ["export", "build", "validate"]),
         ("int8", True, ["export", "fuse", "calibrate", "quantize", "build", "validate"]),
         ("int8", False, ["export", "fuse", "quantize", "build", "validate"]),
     ],
 )
 def test_lists_the_steps_that_a_precision_needs(precision: str, calibrated: bool, steps: list[str]) -> None:
-    report = ask("7b", precision, calibrated=calibrated)
+    report = ask("7b", precision, "a100-80gb", calibrated=calibrated)
     assert [step["step"] for step in report["steps"]] == steps
     assert report["disk_bytes"] == sum(step["disk_bytes"] for step in report["steps"])
     assert report["peak_memory_bytes"] == max(step["memory_bytes"] for step in report["steps"])
@@ -113,6 +114,35 @@ def test_max_memory_is_the_one_limit_of_a_build(
         cost = BuildCost(needed - PARENT_BYTES, 0, 0.0)
         with pytest.raises(EngineError) if refused else nullcontext():
             check_build(cost, tmp_path, max_memory=limit)
+
+
+@pytest.mark.parametrize(
+    ("free", "cache_free", "lacking"),
+    [
+        (77, None, ["disk: about 78."]),
+        (79, None, []),
+        (53, 27, []),
+        (80, 20, ["disk of the hub's cache: about 26.0 GB, 20.0 GB are free"]),
+        (52, 27, ["disk: about 52."]),
+    ],
+)
+def test_a_download_needs_its_disk(free: int, cache_free: int | None, lacking: list[str]) -> None:
+    """13B INT8 adds 52 GB to the artifact, 26 GB to the cache; together where they share a disk."""
+    machine = Machine(1000 * GB, free * GB, REFERENCE, None if cache_free is None else cache_free * GB)
+    report = ask("13b", "int8", "a100-80gb", machine, download_bytes=26 * GB, calibrated=False)
+    first = report["steps"][0]
+    assert (first["step"], first["disk_bytes"], first["seconds"]) == ("download", 26 * GB, 520)
+    assert "not measured" in first["assumption"]
+    assert (len(report["lacks"]), report["fits"]) == (len(lacking), not lacking)
+    assert all(map(str.startswith, report["lacks"], lacking)), report["lacks"]
+
+
+def test_what_is_done_takes_nothing() -> None:
+    report = ask("13b", "int8", machine=Machine(1000 * GB, 14 * GB, REFERENCE), done=frozenset({"export", "fuse", "calibrate", "quantize"}))
+    assert [step["step"] for step in report["steps"]] == ["build", "validate"]
+    assert (report["done"], report["lacks"]) == (["calibrate", "export", "fuse", "quantize"], [])
+    short = ask("13b", "int8", machine=Machine(1000 * GB, GB, REFERENCE), done=frozenset({"export"}))
+    assert "--weights reference" not in short["lacks"][0]
 
 
 def test_a_machine_that_is_too_small_for_any_cut_is_told() -> None:
