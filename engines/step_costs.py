@@ -31,6 +31,15 @@ TORCH_MEMORY = 900 * MEGABYTE
 """torch, its threads' buffers, and the tokens' hidden states."""
 CALIBRATION_TOKENS, SCORED_TOKENS = 8192, 2048
 
+PLACED = ("int8-smoothquant",)
+"""Precisions that are placed within a limit on perplexity where nothing else is asked for."""
+UNESTIMATED = (
+    "smoothing (outliers moved into the weights)",
+    "sensitivity (what each linear costs alone)",
+    "placement (sets of linears tried as a whole)",
+)
+"""What `quantize` does for those beside what is listed: no rule is fitted to their times yet."""
+
 
 @dataclass(frozen=True)
 class Rates:
@@ -116,6 +125,12 @@ def step_costs(config: LlamaConfig, work: Work, rates: Rates = REFERENCE) -> lis
         steps += [calibrate_cost(config, rates)] * work.calibrated + [quantize_cost(config, work.precision, rates, calibrated=work.calibrated)]
     steps += [plan_cost(config, work, rates), validate_cost(config, stages, rates)]
     return [step for step in steps if step.step not in work.done]
+
+
+def unestimated(work: Work) -> list[str]:
+    """What a precision needs and no line of ``step_costs`` is for."""
+    placed = work.precision in PLACED and work.calibrated and "quantize" not in work.done
+    return [f"{part}: not estimated" for part in UNESTIMATED] if placed else []
 
 
 def download_cost(size: int) -> StepCost:

@@ -71,6 +71,16 @@ def test_lists_the_steps_that_a_precision_needs(precision: str, calibrated: bool
     assert (report["lacks"], report["fits"], report["parts"]["count"]) == ([], True, 1)
 
 
+@pytest.mark.parametrize(
+    ("precision", "options", "count"), [("int8-smoothquant", {}, 3), ("int8-smoothquant", {"calibrated": False}, 0), ("int8", {}, 0)]
+)
+def test_what_has_no_estimate_is_said(precision: str, options: dict[str, Any], count: int) -> None:
+    words = ask("7b", precision, **options)["not_estimated"]
+    assert [line.split()[0] for line in words] == ["smoothing", "sensitivity", "placement"][:count]
+    assert all(line.endswith(": not estimated") for line in words)
+    assert ask("7b", precision, **options, done=frozenset({"quantize"}))["not_estimated"] == []
+
+
 def test_sizes_on_disk_are_the_weights() -> None:
     disk = {step["step"]: step["disk_bytes"] / GB for step in ask("13b", "int8")["steps"]}
     assert disk["export"] == pytest.approx(26.03, abs=0.1)
