@@ -451,7 +451,7 @@ def estimate(
     config: Config = None,
     precision: Annotated[Precision, typer.Option(help="Precision of the engine.")] = Precision.fp16,
     target: Target = "a100",
-    kv_cache: KvCache = KvCacheOption.dynamic,
+    kv_cache: Annotated[KvCacheOption | None, typer.Option(help="Form of the key-value cache; default: an artifact's own, or dynamic.")] = None,
     max_batch: MaxBatch = 4,
     max_length: MaxLength = None,
     capacity: Annotated[int | None, typer.Option(min=2, help="Tokens that a static cache holds.")] = None,
@@ -463,7 +463,8 @@ def estimate(
     from commands import estimate as command
     from exporter.checkpoints.request import CheckpointRequest
 
-    options = command.EstimateOptions(precision.value, target, kv_cache.value, max_batch, max_length, capacity, bytes_of(max_memory))
+    bounds = (max_batch, max_length, capacity, bytes_of(max_memory))
+    options = command.EstimateOptions(precision.value, target, None if kv_cache is None else kv_cache.value, *bounds)
     _show("estimate", command.estimate_command(CheckpointRequest(checkpoint, size, revision, config), options, out=out), as_json=as_json)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 
 _ENGINE = re.compile(r"(?P<stage>.+)-engine(?:-c(?P<capacity>\d+))?")
-_PART = re.compile(r"-part-\d+$")
+_PART = re.compile(r"-layers-\d+-\d+$")
 
 
 class Bucket(int):
@@ -20,9 +20,10 @@ def engine_graph(stage: str, capacity: int | None = None) -> str:
     return f"{stage}-engine{_suffix(capacity)}.onnx"
 
 
-def part_graph_name(graph: str, part: int) -> str:
-    """File of one part of an engine's graph: `fused-engine-part-00.onnx`."""
-    return f"{graph.removesuffix('.onnx')}-part-{part:02}.onnx"
+def part_graph_name(graph: str, layers: tuple[int, int]) -> str:
+    """File of one part of an engine's graph: `fused-engine-layers-00-19.onnx`; an engine that is cut elsewhere has files of its own."""
+    first, last = layers
+    return f"{graph.removesuffix('.onnx')}-layers-{first:02}-{last:02}.onnx"
 
 
 def plan_file(folder: str, part: int) -> str:
@@ -52,7 +53,7 @@ def stage_of(name: str) -> str:
 
 
 def built_from(graph: str) -> str:
-    """The stage that an engine, or one part of it, was built from, by the file of its graph: ``fused-engine-part-01.onnx`` → fused."""
+    """The stage that an engine, or one part of it, was built from, by the file of its graph: ``fused-engine-layers-00-19.onnx`` → fused."""
     return stage_of(_PART.sub("", graph.removesuffix(".onnx")))
 
 

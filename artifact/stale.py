@@ -11,7 +11,7 @@ from typing import Any
 
 from artifact.manifest import Manifest
 
-DONE_BY = {"calibrate": "quantize", "sensitivity": "quantize"}
+DONE_BY = {"calibrate": "quantize", "smoothing": "quantize", "sensitivity": "quantize"}
 """Step → the command that does it, where it is no command itself."""
 NO_FLAGS = ("sha256",)
 """Recorded options that no command takes."""

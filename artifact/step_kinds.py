@@ -69,6 +69,8 @@ _QUANTISED = (
     "validation/sensitivity.py",
 )
 """What decides how weights are rounded, and which."""
+_CUT = ("commands/part_graphs.py", "graphs/diff.py", "graphs/partition.py", "graphs/parts.py")
+"""What cuts an engine graph into parts, and proves them."""
 
 STEPS: Mapping[str, Step] = {
     "export": Step((), ("exporter/**/*.py", *SHARED), ("torch", "onnx", "onnx-ir", "onnxscript", "gguf", "safetensors", "tokenizers")),
@@ -85,7 +87,7 @@ STEPS: Mapping[str, Step] = {
         (*_QUANTISED, *_MEASURED, "validation/texts/default.txt", *SHARED),
         ("onnx-ir", "numpy", "torch", "tokenizers", "safetensors"),
     ),
-    "build": Step((), ("engines/**/*.py", *SHARED), ("onnx-ir", "polygraphy", "tensorrt-rtx-cu12", "tensorrt")),
+    "build": Step((), ("engines/**/*.py", *_CUT, *SHARED), ("onnx-ir", "polygraphy", "tensorrt-rtx-cu12", "tensorrt")),
     "validate": Step(
         ("traced.onnx", "*.onnx", "weights/*", "tokenizer*", "engines/*/build.json", "sensitivity-*.json"),
         (

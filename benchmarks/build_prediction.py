@@ -139,7 +139,7 @@ def _cli(*arguments: object) -> dict[str, Any]:
 def _compare(case: Case, measured: dict[str, float]) -> list[float]:
     """Print three lines; how far each is off, in limits."""
     weights, cost = predict(case)
-    predicted = {"weights": weights, "plan": cost.plan_bytes, "memory": cost.memory_bytes}
+    predicted = {"weights": weights, "plan": cost.plan_bytes, "memory": cost.compiler_bytes}
     name = f"{case.size}:{case.layers}:{case.precision}"
     for what, value in predicted.items():
         ratio = value / measured[what]

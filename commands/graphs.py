@@ -20,8 +20,8 @@ from artifact.weight_files import check_weight_files
 from commands.calibrate import TAKEN, CalibrationOptions, calibrate, why_plain
 from commands.placement import OpenModel, PlacementOptions, check_placeable, check_texts_differ, decide, score
 from commands.placement_model import Model, smooth
-from engines.preflight import check_step
-from engines.step_costs import quantize_cost
+from engines.preflight import check_memory, check_step
+from engines.step_costs import fuse_cost, quantize_cost
 
 if TYPE_CHECKING:
     from graphs.quantize.statistics import Statistics
@@ -51,6 +51,7 @@ def fuse(
     def work(step: StepContext) -> Report:
         from graphs.pipeline import fuse_artifact
 
+        check_memory(fuse_cost(LlamaConfig(**read_manifest(step.artifact)["model"]["config"])), step.artifact)
         return fuse_artifact(step, target=target, allow_partial=allow_partial, min_tensorrt=min_tensorrt)
 
     options = {"target": target, "allow_partial": allow_partial, "min_tensorrt": min_tensorrt}

@@ -14,12 +14,15 @@ def sheets_of_estimate(report: Report) -> Iterable[Sheet]:
     yield Sheet(f"{report['model']}, {report['parameters'] / 1e9:.2f} billion parameters, {report['precision']}: {shape}")
     if report["download_bytes"]:
         yield Sheet(f"to download first: about {gigabytes(report['download_bytes'])}, into the hub's cache")
+    if report["done"]:
+        yield Sheet(f"done already: {', '.join(report['done'])}")
     rows = tuple(
         (step["step"], gigabytes(step["memory_bytes"]), gigabytes(step["disk_bytes"]), _duration(step["seconds"]), step["assumption"])
         for step in report["steps"]
     )
     total = ("all", gigabytes(report["peak_memory_bytes"]), gigabytes(report["disk_bytes"]), _duration(report["seconds"]), "")
     yield Sheet("", ("step", "peak memory", "disk", "time", "assumed"), (*rows, total))
+    yield from (Sheet(words) for words in report["not_estimated"])
     machine = report["machine"]
     free = f"free here: {gigabytes(machine['memory_bytes'])} of memory, {gigabytes(machine['disk_bytes'])} of disk"
     yield Sheet(f"{free}; measured: {machine['disk_gb_s']:.2f} GB/s to disk, {machine['gflops']:.0f} GFLOP/s")

@@ -24,11 +24,10 @@ from engines.backends.tensorrt import TensorRT
 from engines.backends.tensorrt_rtx import TensorRTRTX
 from engines.build_cost import Graph, build_cost
 from engines.checks import all_passed
-from engines.device_fit import gpus_needed
+from engines.device_fit import gpus_needed, load_of
 from engines.engine_entry import EngineModel, engine_entry, parts_of, same_split
 from engines.engine_graph import write_engine_graph
 from engines.engine_options import EngineOptions
-from engines.estimate import load_of
 from engines.graph_weights import turned_bytes, weights_bytes
 from engines.part_plan import Limits, PartPlan, plan_parts
 from engines.preflight import check_build, check_disk
@@ -90,8 +89,8 @@ def _model(step: StepContext, stage: str, options: EngineOptions, gpu: Target) -
 def _cut(step: StepContext, graph: Path, model: EngineModel, folder: str) -> PartPlan:
     """How many plans, and why; as an interrupted build has begun, where that still fits."""
     options, config = model.options, model.config
-    fit = gpus_needed(config, model.load, model.target)
-    limits = Limits.of(options.parts, options.max_memory, gpus=fit or 1, target=model.target.name)
+    gpus = gpus_needed(config, model.load, model.target)
+    limits = Limits.of(options.parts, options.max_memory, gpus=gpus, target=model.target.name)
     packed, static = not _is_unpacked(graph), model.kv_cache == "static"
     scale = weights_bytes(ir.load(graph).graph) / weight_sizes(config, options.precision).total
     journal = step.journal.files if step.journal is not None else {}
@@ -108,7 +107,7 @@ def _part_graphs(step: StepContext, whole: Path, model: EngineModel, write_parts
     """The graph of each plan: the engine graph itself, or its parts, written beside it."""
     if len(model.cut.layers) == 1:
         return [whole.name]
-    names = [part_graph_name(whole.name, part) for part in range(len(model.cut.layers))]
+    names = [part_graph_name(whole.name, layers) for layers in model.cut.layers]
     with ExitStack() as stack:
         files = [stack.enter_context(step.write(name)) for name in names]
         step.progress("cutting the engine graph", 0, len(names))

@@ -5,16 +5,20 @@ Letters: B batch, S new tokens, T past and new, L layers, E hidden, F ffn, H que
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from itertools import islice
 from math import ceil
 from typing import Any
 
 from artifact.config import LlamaConfig
+from artifact.errors import EngineError
 from artifact.io_spec import DTYPE_BYTES, Dtype, KvCache, cache_bytes
 from artifact.room import gigabytes
+from engines.cache_form import longest
+from engines.profiles import LEAST_ROWS
 from engines.targets import Target
-from engines.weight_sizes import weight_sizes
+from engines.weight_sizes import check_blocks, weight_sizes
 
 RESERVED_BYTES = 600_000_000
 """What the CUDA context, its libraries and the runtime take of a GPU before a model is there."""
@@ -24,8 +28,9 @@ SCRATCH_BYTES = 8_000_000
 """What the GEMMs of a profile share, at any width."""
 MOST_GPUS = 8
 LEAST_LENGTH = 256
-OTHERS = ("int8", "int4")
-"""Precisions that are offered where a larger one does not fit."""
+OTHERS = {"fp16": "--precision fp16, of an artifact that is exported with --dtype fp16", "int8": "--precision int8", "int4": "--precision int4"}
+"""Precisions that are offered where a larger one does not fit, and how they are asked for."""
+ONE_GPU = "this runner uses one"
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,15 @@ class Load:
     def dtype(self) -> Dtype:
         """Of cache and activations."""
         return "fp32" if self.precision == "fp32" else "fp16"
+
+
+def load_of(config: LlamaConfig, precision: str, kv_cache: KvCache, *, max_batch: int, max_length: int | None, capacity: int | None = None) -> Load:
+    """What a build's options ask of a GPU: rows as the profiles will admit them, and the length that they end at.
+
+    Raises:
+        EngineError: a bound of the other cache form, or none where one is needed.
+    """
+    return Load(precision, max(max_batch, LEAST_ROWS.get(precision, 1)), longest(kv_cache, config, max_length, capacity), kv_cache)
 
 
 @dataclass(frozen=True)
@@ -91,7 +105,7 @@ def fit(config: LlamaConfig, load: Load, target: Target) -> dict[str, Any]:
 
     Returns:
         ``target``, ``memory_bytes``, ``needs`` {weights, kv_cache, activations, reserved, total}, ``fits``, ``gpus`` (None: more than 8),
-        ``words``, ``instead`` [words of what would fit one GPU or more].
+        ``words``, ``instead`` [words of what would fit one GPU, each alone].
     """
     needs = device_memory(config, load)
     gpus = gpus_needed(config, load, target)
@@ -102,14 +116,19 @@ def fit(config: LlamaConfig, load: Load, target: Target) -> dict[str, Any]:
         "needs": asdict(needs) | {"total": needs.total},
         "fits": fits,
         "gpus": gpus,
-        "words": _words(needs, target, gpus),
-        "instead": [] if fits else list(_instead(config, load, target, gpus)),
+        "words": _words(needs, target, gpus, most_gpus(config)),
+        "instead": [] if fits else list(_instead(config, load, target)),
     }
+
+
+def most_gpus(config: LlamaConfig) -> int:
+    """How many GPUs are looked at: each has a layer at least."""
+    return min(MOST_GPUS, config.num_hidden_layers)
 
 
 def gpus_needed(config: LlamaConfig, load: Load, target: Target) -> int | None:
     """The fewest GPUs over which the layers can be spread, a run of them on each; None: more than 8 would be needed, or than there are layers."""
-    counts = range(1, min(MOST_GPUS, config.num_hidden_layers) + 1)
+    counts = range(1, most_gpus(config) + 1)
     return next((count for count in counts if _largest_share(config, load, count) <= target.memory_bytes), None)
 
 
@@ -123,28 +142,41 @@ def _largest_share(config: LlamaConfig, load: Load, count: int) -> int:
     return layers * sizes.layer + ends + sizes.rotary + needs.kv_cache * layers // config.num_hidden_layers + needs.activations + needs.reserved
 
 
-def _words(needs: DeviceMemory, target: Target, gpus: int | None) -> str:
+def _words(needs: DeviceMemory, target: Target, gpus: int | None, most: int) -> str:
     sizes = {"weights": needs.weights, "cache": needs.kv_cache, "activations": needs.activations, "runtime": needs.reserved}
     parts = " + ".join(f"{what} {gigabytes(size)}" for what, size in sizes.items())
-    verdict = {1: "fits", None: f"needs more than {MOST_GPUS} of them"}.get(gpus, f"needs {gpus} of them, in parts")
+    too_large = f"needs more than {most} of them" if most == MOST_GPUS else f"does not fit, a layer on each of {most} neither"
+    verdict = {1: "fits", None: too_large}.get(gpus, f"needs {gpus} of them, in parts; {ONE_GPU}")
     return f"{target.name}, {gigabytes(target.memory_bytes)}: {verdict}: {parts} = {gigabytes(needs.total)}"
 
 
-def _instead(config: LlamaConfig, load: Load, target: Target, gpus: int | None) -> Iterator[str]:
-    """What would fit one GPU, each change alone; then more GPUs."""
-    smaller = [other for other in OTHERS if weight_sizes(config, other).total < weight_sizes(config, load.precision).total]
-    yield from (f"--precision {other}" for other in smaller if _fits_one(config, replace(load, precision=other), target))
-    if batch := next((rows for rows in range(load.batch - 1, 0, -1) if _fits_one(config, replace(load, batch=rows), target)), None):
-        yield f"--max-batch {batch}"
+def _instead(config: LlamaConfig, load: Load, target: Target) -> Iterator[str]:
+    """What would fit one GPU, each change alone, as a build would take it."""
+
+    def fits(precision: str = load.precision, rows: int = load.batch, length: int = load.length, form: KvCache = load.kv_cache) -> bool:
+        bound = {"max_length": length} if form == "dynamic" else {"max_length": None, "capacity": length}
+        return device_memory(config, load_of(config, precision, form, max_batch=rows, **bound)).total <= target.memory_bytes
+
+    size = weight_sizes(config, load.precision).total
+    yield from (words for other, words in OTHERS.items() if _can_be(config, other) and weight_sizes(config, other).total < size and fits(other))
+    fewer = range(load.batch - 1, LEAST_ROWS.get(load.precision, 1) - 1, -1)
+    yield from (f"--max-batch {rows}" for rows in _first(fewer, lambda rows: fits(rows=rows)))
     option = "--max-length" if load.kv_cache == "dynamic" else "--capacity"
-    lengths = range(load.length // LEAST_LENGTH * LEAST_LENGTH, LEAST_LENGTH - 1, -LEAST_LENGTH)
-    if length := next((tokens for tokens in lengths if tokens < load.length and _fits_one(config, replace(load, length=tokens), target)), None):
-        yield f"{option} {length}"
-    if load.kv_cache == "dynamic" and _fits_one(config, replace(load, kv_cache="static"), target):
+    shorter = range((load.length - 1) // LEAST_LENGTH * LEAST_LENGTH, LEAST_LENGTH - 1, -LEAST_LENGTH)
+    yield from (f"{option} {tokens}" for tokens in _first(shorter, lambda tokens: fits(length=tokens)))
+    if load.kv_cache == "dynamic" and fits(form="static"):
         yield "a cache that is written in place: export --kv-cache static"
-    if gpus is not None:
-        yield f"{gpus} GPUs, one part each: --parts {gpus}"
 
 
-def _fits_one(config: LlamaConfig, load: Load, target: Target) -> bool:
-    return device_memory(config, load).total <= target.memory_bytes
+def _can_be(config: LlamaConfig, precision: str) -> bool:
+    """Whether the widths allow it."""
+    try:
+        check_blocks(config, precision)
+    except EngineError:
+        return False
+    return True
+
+
+def _first(values: Iterable[int], good: Callable[[int], bool]) -> Iterator[int]:
+    """The first good one, if there is one."""
+    return islice(filter(good, values), 1)

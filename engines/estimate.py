@@ -11,12 +11,11 @@ from artifact.io_spec import KvCache
 from artifact.layout import parameter_count
 from artifact.room import gigabytes
 from engines.build_cost import BuildCost, build_cost
-from engines.cache_form import longest
 from engines.device_fit import Load, fit
 from engines.part_plan import Limits, PartPlan, part_graph, plan_parts
-from engines.profiles import LEAST_ROWS, TYPICAL_LENGTH, default_length
+from engines.profiles import TYPICAL_LENGTH, default_length
 from engines.roofline import DECODE_SHARE, PREFILL_SHARE, compare, roofline
-from engines.step_costs import Rates, StepCost, Work, as_json, disk_total, step_costs
+from engines.step_costs import DOWNLOAD, Rates, StepCost, Work, as_json, disk_total, step_costs, unestimated
 from engines.targets import TARGETS, Target
 from engines.weight_sizes import check_blocks, weight_sizes
 
@@ -36,11 +35,13 @@ class Machine:
         memory_bytes: available.
         disk_bytes: free where the artifact goes.
         rates: measured.
+        cache_disk_bytes: free where a download goes; None: that is the artifact's disk.
     """
 
     memory_bytes: int
     disk_bytes: int
     rates: Rates
+    cache_disk_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,8 @@ class Question:
         calibrated: whether a scheme that looks at activations may.
         max_memory: bytes that a build may take; None: what is free.
         packed: whether its graph's linears can be packed.
+        download_bytes: of a checkpoint that is not here.
+        done: steps that an artifact has behind it.
     """
 
     config: LlamaConfig
@@ -62,15 +65,8 @@ class Question:
     calibrated: bool = True
     max_memory: int | None = None
     packed: bool = True
-
-
-def load_of(config: LlamaConfig, precision: str, kv_cache: KvCache, *, max_batch: int, max_length: int | None, capacity: int | None = None) -> Load:
-    """What a build's options ask of a GPU: rows as the profiles will admit them, and the length that they end at.
-
-    Raises:
-        EngineError: a bound of the other cache form, or none where one is needed.
-    """
-    return Load(precision, max(max_batch, LEAST_ROWS.get(precision, 1)), longest(kv_cache, config, max_length, capacity), kv_cache)
+    download_bytes: int = 0
+    done: frozenset[str] = frozenset()
 
 
 def estimate(question: Question, machine: Machine) -> dict[str, Any]:
@@ -81,6 +77,7 @@ def estimate(question: Question, machine: Machine) -> dict[str, Any]:
 
     Returns:
         ``parameters``, ``weights_bytes``; ``steps`` [{step, memory_bytes, disk_bytes, seconds, assumption}], ``disk_bytes``, ``seconds``;
+        ``done``: steps; ``not_estimated`` [words];
         ``parts`` {count, layers, reason}; ``lacks`` [words of what does not fit this machine, with what would]; ``device`` (``device_report``);
         ``machine``; ``fits``: whether all of it does, here and on the GPU.
     """
@@ -88,9 +85,9 @@ def estimate(question: Question, machine: Machine) -> dict[str, Any]:
     check_blocks(config, load.precision)
     device = device_report(config, load, question.target)
     cut, refused = _parts(question, machine, device["fit"]["gpus"])
-    largest = _largest(question, cut)
-    steps = step_costs(config, Work(load.precision, load.kv_cache, question.calibrated, question.packed, largest), machine.rates)
-    lacks = [*([refused] if refused else []), *_lacks(steps, machine, built=not refused)]
+    work = Work(load.precision, load.kv_cache, question.calibrated, question.packed, _plans(question, cut), question.download_bytes, question.done)
+    steps = step_costs(config, work, machine.rates)
+    lacks = [*([refused] if refused else []), *_lacks(steps, machine)]
     return {
         "parameters": parameter_count(config),
         "precision": load.precision,
@@ -99,6 +96,8 @@ def estimate(question: Question, machine: Machine) -> dict[str, Any]:
         "kv_cache": load.kv_cache,
         "weights_bytes": weight_sizes(config, load.precision).total,
         "steps": [as_json(step) for step in steps],
+        "done": sorted(question.done),
+        "not_estimated": unestimated(work),
         "peak_memory_bytes": max(step.memory_bytes for step in steps),
         "disk_bytes": disk_total(steps),
         "seconds": round(sum(step.seconds for step in steps)),
@@ -114,24 +113,25 @@ def estimate(question: Question, machine: Machine) -> dict[str, Any]:
 def device_report(config: LlamaConfig, load: Load, target: Target) -> dict[str, Any]:
     """Of one engine on one GPU: does it fit (``fit``), the bounds of speed (``roofline``), and precisions compared (``faster``).
 
+    A static cache is read up to its capacity at each step, however much of it is used (docs/adr/027).
+
     Args:
         config: of the model.
         load: what it is used for.
         target: the GPU.
     """
-    prompt = min(LONG_PROMPT, load.length)
-    shapes = {
-        "one row, empty cache": (1, 0),
-        f"one row, {prompt:,} tokens cached": (1, prompt),
-        f"{load.batch} rows, {prompt:,} tokens cached": (load.batch, prompt),
-    }
+    prompt, static = min(LONG_PROMPT, load.length), load.kv_cache == "static"
+    usual, typical = (load.length, load.length) if static else (prompt, min(TYPICAL_LENGTH, prompt))
+    words = f"{usual:,} tokens of capacity read" if static else f"{usual:,} tokens cached"
+    shapes = {} if static else {"one row, empty cache": (1, 0)}
+    shapes |= {f"one row, {words}": (1, usual), f"{load.batch} rows, {words}": (load.batch, usual)}
     bounds = {words: roofline(config, load.precision, target, batch=batch, prompt=prompt, cached=cached) for words, (batch, cached) in shapes.items()}
     return {
         "fit": fit(config, load, target),
         "roofline": {words: bound.as_json() for words, bound in bounds.items()},
         "prompt_tokens": prompt,
         "reached": {"decode": list(DECODE_SHARE), "prefill": list(PREFILL_SHARE)},
-        "faster": [_compared(config, precision, target, prompt) for precision in PRECISIONS],
+        "faster": [_compared(config, precision, target, prompt, typical) for precision in PRECISIONS],
         "note": target.note,
     }
 
@@ -146,18 +146,18 @@ def fits_on(config: LlamaConfig, kv_cache: KvCache = "dynamic") -> dict[str, str
     }
 
 
-def _compared(config: LlamaConfig, precision: str, target: Target, prompt: int) -> dict[str, Any]:
-    """One row, a typical cache; a precision that the widths forbid has a reason in the place of factors."""
+def _compared(config: LlamaConfig, precision: str, target: Target, prompt: int, cached: int) -> dict[str, Any]:
+    """One row; a precision that the widths forbid has a reason in the place of factors."""
     try:
         check_blocks(config, precision)
-        return compare(config, precision, target, batch=1, prompt=prompt, cached=min(TYPICAL_LENGTH, prompt))
+        return compare(config, precision, target, batch=1, prompt=prompt, cached=cached)
     except EngineError as error:
         return {"precision": precision, "decode": None, "prefill": None, "why": str(error)}
 
 
 def _parts(question: Question, machine: Machine, gpus: int | None) -> tuple[PartPlan, str]:
     """The cut that fits, and no words; or one part a layer, and why even that does not."""
-    limits = Limits.of(None, question.max_memory, gpus=gpus or 1, target=question.target.name, free=machine.memory_bytes)
+    limits = Limits.of(None, question.max_memory, gpus=gpus, target=question.target.name, free=machine.memory_bytes)
     static = question.load.kv_cache == "static"
     try:
         return plan_parts(question.config, question.load.precision, limits, packed=question.packed, static=static), ""
@@ -166,23 +166,26 @@ def _parts(question: Question, machine: Machine, gpus: int | None) -> tuple[Part
         return PartPlan(tuple((layer, layer) for layer in range(count)), "no cut fits"), f"build: {error}"
 
 
-def _largest(question: Question, cut: PartPlan) -> BuildCost:
+def _plans(question: Question, cut: PartPlan) -> tuple[BuildCost, ...]:
     config, precision = question.config, question.load.precision
     sizes, static = weight_sizes(config, precision), question.load.kv_cache == "static"
     graphs = [part_graph(sizes, part, precision, packed=question.packed, static=static, tied=config.tie_word_embeddings) for part in cut.layers]
-    return max(map(build_cost, graphs), key=lambda cost: cost.memory_bytes)
+    return tuple(map(build_cost, graphs))
 
 
-def _lacks(steps: list[StepCost], machine: Machine, *, built: bool) -> list[str]:
-    """What this machine has too little of."""
+def _lacks(steps: list[StepCost], machine: Machine) -> list[str]:
+    """What this machine has too little of; whether it can build, the cut has said, by the limit that the build itself goes by."""
     lacks = [
         f"{step.step}: about {gigabytes(step.memory_bytes)} of memory, {gigabytes(machine.memory_bytes)} are free"
         for step in steps
-        if step.memory_bytes > machine.memory_bytes and (step.step != "build" or built)
+        if step.memory_bytes > machine.memory_bytes and step.step != "build"
     ]
-    needed = disk_total(steps)
+    apart = [step for step in steps if step.step == DOWNLOAD and machine.cache_disk_bytes is not None]
+    cached, needed = disk_total(apart), disk_total([step for step in steps if step not in apart])
+    if machine.cache_disk_bytes is not None and cached > machine.cache_disk_bytes:
+        lacks.append(f"disk of the hub's cache: about {gigabytes(cached)}, {gigabytes(machine.cache_disk_bytes)} are free; HF_HUB_CACHE moves it")
     if needed > machine.disk_bytes:
-        weights = next(step.disk_bytes for step in steps if step.step == "export")
-        less = f"; --weights reference of a float16 checkpoint saves {gigabytes(weights)}"
+        weights = sum(step.disk_bytes for step in steps if step.step == "export")
+        less = f"; --weights reference of a float16 checkpoint saves {gigabytes(weights)}" if weights else ""
         lacks.append(f"disk: about {gigabytes(needed)}, {gigabytes(machine.disk_bytes)} are free{less}")
     return lacks

@@ -8,6 +8,7 @@ from artifact.config import LlamaConfig
 from artifact.errors import EngineError
 from artifact.room import free_memory, gigabytes
 from engines.build_cost import Graph, build_cost
+from engines.device_fit import ONE_GPU
 from engines.weight_sizes import WeightSizes, weight_sizes
 
 Layers = tuple[int, int]
@@ -30,21 +31,22 @@ class Limits:
         parts: how many were asked for; None: as many as are needed.
         memory_bytes: that building one may take.
         memory_words: what that number is: `--max-memory 8 GB`, `9.5 GB of free memory`.
-        gpus: that the device fit says are needed, each with a part of its own.
+        gpus: that the device fit says are needed, each with a part of its own; None: it fits no number of them.
     """
 
     parts: int | None
     memory_bytes: int
     memory_words: str
-    gpus: int = 1
+    gpus: int | None = 1
     target: str = ""
 
     @classmethod
-    def of(cls, parts: int | None, max_memory: int | None, *, gpus: int, target: str, free: int | None = None) -> Limits:
+    def of(cls, parts: int | None, max_memory: int | None, *, gpus: int | None, target: str, free: int | None = None) -> Limits:
         """Limits as asked for: ``--parts``, and ``--max-memory`` or what is free (``free``; None asks the machine)."""
-        if max_memory is not None:
-            return cls(parts, max_memory, f"--max-memory {gigabytes(max_memory)}", gpus, target)
         found = free_memory() if free is None else free
+        if max_memory is not None:
+            more = f", though {gigabytes(found)} are free" if max_memory > found else ""
+            return cls(parts, max_memory, f"--max-memory {gigabytes(max_memory)}{more}", gpus, target)
         return cls(parts, found, f"{gigabytes(found)} of free memory", gpus, target)
 
 
@@ -82,11 +84,13 @@ def plan_parts(
             raise EngineError(f"--parts {limits.parts}: the model has {layers} layers, and a part has one at least", hint="--parts auto")
         cut = split(sizes, limits.parts, tied=config.tie_word_embeddings)
         _check(max(map(memory, cut)), limits, limits.parts)
-        return PartPlan(cut, f"--parts {limits.parts}")
+        return PartPlan(cut, f"--parts {limits.parts}{_unfit(limits)}")
     whole = memory((0, layers - 1))
-    if len(begun) >= limits.gpus and begun and begun[-1][1] == layers - 1 and max(map(memory, begun)) <= limits.memory_bytes:
-        return PartPlan(begun, f"{len(begun)} parts, as an interrupted build had begun" if len(begun) > 1 else _reason(1, whole, limits))
-    for count in range(limits.gpus, layers + 1):
+    least = limits.gpus or 1
+    if len(begun) >= least and begun and begun[-1][1] == layers - 1 and max(map(memory, begun)) <= limits.memory_bytes:
+        again = f"{len(begun)} parts, as an interrupted build had begun{_unfit(limits)}"
+        return PartPlan(begun, again if len(begun) > 1 else _reason(1, whole, limits))
+    for count in range(least, layers + 1):
         cut = split(sizes, count, tied=config.tie_word_embeddings)
         if max(map(memory, cut)) <= limits.memory_bytes:
             return PartPlan(cut, _reason(count, whole, limits))
@@ -129,10 +133,17 @@ def _greedy(sizes: WeightSizes, bound: int, *, tied: bool) -> list[Layers]:
 def _reason(count: int, whole: int, limits: Limits) -> str:
     needs = f"building the whole takes about {gigabytes(whole)}"
     if count == 1:
-        return f"one plan: {needs}, within {limits.memory_words}"
+        return f"one plan: {needs}, within {limits.memory_words}{_unfit(limits)}"
     if count == limits.gpus:
-        return f"{count} parts: {limits.target} needs {count} GPUs, one part each"
-    return f"{count} parts: {needs}, more than {limits.memory_words}"
+        return f"{count} parts: {limits.target} needs {count} GPUs, one part each{_unfit(limits)}"
+    return f"{count} parts: {needs}, more than {limits.memory_words}{_unfit(limits)}"
+
+
+def _unfit(limits: Limits) -> str:
+    """What else is to be known of an engine that its GPU does not hold."""
+    if limits.gpus is None:
+        return f"; it fits {limits.target} in no number of parts"
+    return f"; {ONE_GPU}, and {limits.target} does not hold the whole" if limits.gpus > 1 else ""
 
 
 def _check(largest: int, limits: Limits, count: int) -> None:

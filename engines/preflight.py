@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from artifact.errors import EngineError, ExportError, QuantizationError, ToolkitError, ValidationError
+from artifact.errors import EngineError, ExportError, FusionError, QuantizationError, ToolkitError, ValidationError
 from artifact.room import existing_folder, free_disk, free_memory, gigabytes
 from engines.build_cost import BuildCost
 from engines.step_costs import StepCost
 
 ERRORS: dict[str, type[ToolkitError]] = {
     "export": ExportError,
+    "fuse": FusionError,
     "calibrate": QuantizationError,
     "quantize": QuantizationError,
     "build": EngineError,

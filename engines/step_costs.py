@@ -17,18 +17,28 @@ from engines.form_limits import QUANTIZED_TYPES
 from engines.part_plan import part_graph
 from engines.weight_sizes import linear_parameters, weight_sizes
 
+DOWNLOAD = "download"
 SIDECAR_BYTES = 64 * MEGABYTE
 """Graphs, tokenizer, manifest, reports."""
 EXPORT_MEMORY = 560 * MEGABYTE
 """Of any size and format: a block of weights at a time (355 to 554 MB measured at 7B, 13B and 70B widths, docs/export.md)."""
+DOWNLOAD_MEMORY, DOWNLOAD_BYTES_S = 240 * MEGABYTE, 50e6
+"""The hub's client, imported; files are streamed. No rate is measured, because an estimate asks no network."""
 FUSE_MEMORY, FUSE_MEMORY_A_LAYER = 125 * MEGABYTE, 600_000
 QUANTIZE_MEMORY, QUANTIZE_VALUES, DRIVEN_VALUES = 240 * MEGABYTE, 4.0, 8.0
 """A linear at a time as float32, and the same again where rounding is driven by calibration (7B: 0.6 and 1.0 GB)."""
 TORCH_MEMORY = 900 * MEGABYTE
 """torch, its threads' buffers, and the tokens' hidden states."""
 CALIBRATION_TOKENS, SCORED_TOKENS = 8192, 2048
-BUILD_PARENT = 130 * MEGABYTE
-"""The process that waits for the compiler and audits the plan."""
+
+PLACED = ("int8-smoothquant",)
+"""Precisions that are placed within a limit on perplexity where nothing else is asked for."""
+UNESTIMATED = (
+    "smoothing (outliers moved into the weights)",
+    "sensitivity (what each linear costs alone)",
+    "placement (sets of linears tried as a whole)",
+)
+"""What `quantize` does for those beside what is listed: no rule is fitted to their times yet."""
 
 
 @dataclass(frozen=True)
@@ -86,14 +96,18 @@ class Work:
         kv_cache: form of the cache.
         calibrated: whether activations are measured on a text first.
         packed: q·k·v and gate·up are one linear each.
-        largest_part: what building the largest part takes; None: one plan.
+        plans: what building each part takes, one after the other; empty: one plan.
+        download_bytes: of a checkpoint that is not here.
+        done: steps that need not be done again.
     """
 
     precision: str
     kv_cache: KvCache = "dynamic"
     calibrated: bool = True
     packed: bool = True
-    largest_part: BuildCost | None = None
+    plans: tuple[BuildCost, ...] = ()
+    download_bytes: int = 0
+    done: frozenset[str] = frozenset()
 
     @property
     def dtype(self) -> Dtype:
@@ -103,12 +117,25 @@ class Work:
 
 def step_costs(config: LlamaConfig, work: Work, rates: Rates = REFERENCE) -> list[StepCost]:
     """The steps that lead to a validated engine, in order; those that a precision does not need are left out."""
-    quantised = work.precision in QUANTIZED_TYPES
-    stages = 3 + quantised  # traced, fused, quantised, and the engine graph
-    steps = [export_cost(config, work.dtype, rates), fuse_cost(config, rates)]
+    quantised, fused = work.precision in QUANTIZED_TYPES, work.precision != "fp32"
+    stages = 2 + fused + quantised  # traced, fused, quantised, and the engine graph
+    steps = [download_cost(work.download_bytes)] if work.download_bytes else []
+    steps += [export_cost(config, work.dtype, rates), *([fuse_cost(config, rates)] if fused else [])]
     if quantised:
         steps += [calibrate_cost(config, rates)] * work.calibrated + [quantize_cost(config, work.precision, rates, calibrated=work.calibrated)]
-    return [*steps, plan_cost(config, work, rates), validate_cost(config, stages, rates)]
+    steps += [plan_cost(config, work, rates), validate_cost(config, stages, rates)]
+    return [step for step in steps if step.step not in work.done]
+
+
+def unestimated(work: Work) -> list[str]:
+    """What a precision needs and no line of ``step_costs`` is for."""
+    placed = work.precision in PLACED and work.calibrated and "quantize" not in work.done
+    return [f"{part}: not estimated" for part in UNESTIMATED] if placed else []
+
+
+def download_cost(size: int) -> StepCost:
+    """Hub → its cache."""
+    return StepCost(DOWNLOAD, DOWNLOAD_MEMORY, size, size / DOWNLOAD_BYTES_S, f"at {DOWNLOAD_BYTES_S / 1e6:.0f} MB/s, which was not measured")
 
 
 def export_cost(config: LlamaConfig, dtype: Dtype, rates: Rates = REFERENCE) -> StepCost:
@@ -145,10 +172,12 @@ def quantize_cost(config: LlamaConfig, scheme: str, rates: Rates = REFERENCE, *,
 def plan_cost(config: LlamaConfig, work: Work, rates: Rates = REFERENCE) -> StepCost:
     """Compiler and audit; in parts the memory is the largest part's, disk and time are all parts'."""
     sizes, static = weight_sizes(config, work.precision), work.kv_cache == "static"
-    whole = build_cost(part_graph(sizes, (0, sizes.layers - 1), work.precision, packed=work.packed, static=static, tied=config.tie_word_embeddings))
-    largest = whole if work.largest_part is None else work.largest_part
+    whole = part_graph(sizes, (0, sizes.layers - 1), work.precision, packed=work.packed, static=static, tied=config.tie_word_embeddings)
+    plans = work.plans or (build_cost(whole),)
+    memory, disk = max(plan.memory_bytes for plan in plans), sum(plan.plan_bytes for plan in plans)
     slower = max(1.0, REFERENCE.gflops / rates.gflops, REFERENCE.disk_gb_s / rates.disk_gb_s)
-    return StepCost("build", largest.memory_bytes + BUILD_PARENT, whole.plan_bytes, whole.seconds * slower, "0.27 s a layer, weights at 0.3 GB/s")
+    seconds = slower * sum(plan.seconds for plan in plans)
+    return StepCost("build", memory, disk, seconds, "0.27 s a layer, weights at 0.3 GB/s")
 
 
 def validate_cost(config: LlamaConfig, stages: int = 3, rates: Rates = REFERENCE) -> StepCost:

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from artifact.engine_names import Bucket, bucket_of, engine_folder, engine_graph, is_engine, stage_of
+from artifact.engine_names import Bucket, bucket_of, built_from, engine_folder, engine_graph, is_engine, is_part, part_graph_name, stage_of
 
 
 @pytest.mark.parametrize(
@@ -27,3 +27,14 @@ def test_one_capacity_stands_in_no_name_and_one_of_several_does() -> None:
     assert engine_folder("l4", "fp16", Bucket(512)) == "engines/l4-fp16-c512"
     assert json.dumps({"capacity": Bucket(512)}) == '{"capacity": 512}'
     assert f"{Bucket(512)}" == "512"
+
+
+@pytest.mark.parametrize(("graph", "stage"), [("fused-engine.onnx", "fused"), ("int8-engine-c512.onnx", "int8")])
+def test_a_part_has_its_layers_in_its_name(graph: str, stage: str) -> None:
+    names = [part_graph_name(graph, layers) for layers in ((0, 19), (0, 39), (100, 125))]
+    assert names[0] == graph.replace(".onnx", "-layers-00-19.onnx")
+    assert len({*names, graph}) == 4
+    for name in names:
+        assert (is_part(name.removesuffix(".onnx")), is_engine(name.removesuffix(".onnx")), built_from(name)) == (True, False, stage)
+    assert not is_part(graph.removesuffix(".onnx"))
+    assert not is_part("fused-layers-00-19")

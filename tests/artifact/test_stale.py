@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 
+import cli
 from artifact.errors import ArtifactError
 from artifact.manifest import FORMAT, fingerprint, write_manifest
-from artifact.stale import stale_steps
+from artifact.stale import command_of, stale_steps
+from artifact.step_kinds import STEPS
 from artifact.steps import require
 
 ART = Path("art")
@@ -37,6 +39,14 @@ def test_a_new_trace_makes_what_came_of_the_old_one_stale() -> None:
     assert {name: one.file for name, one in stale.items()} == {"fuse": "traced.onnx", "quantize-int8": "fused.onnx"}
     words = "fuse is stale: it was made from another traced.onnx; python cli.py fuse art --target tensorrt --min-tensorrt 10.0"
     assert stale["fuse"].words == words
+
+
+@pytest.mark.parametrize("kind", STEPS)
+def test_every_step_is_done_again_by_a_command_that_there_is(kind: str) -> None:
+    name = kind if kind in ("export", "fuse", "validate") else f"{kind}-int8-smoothquant"
+    command = command_of(ART, name, {"scheme": "int8-smoothquant"}).split()
+    assert command[:2] == ["python", "cli.py"]
+    assert command[2] in {command.name or command.callback.__name__ for command in cli.app.registered_commands if command.callback}
 
 
 def test_a_file_that_a_fresh_step_wrote_too_is_not_stale() -> None:

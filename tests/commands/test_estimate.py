@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
 import cli
 from artifact.errors import ArtifactError, CheckpointError, EngineError, UsageError
-from commands.estimate import EstimateOptions, estimate_command, find_model
+from artifact.manifest import FORMAT, write_manifest
+from artifact.presets import preset
+from commands.estimate import EstimateOptions, cache_disk, estimate_command, find_model
 from commands.machine_rates import measure_rates
 from exporter.checkpoints.request import CheckpointRequest
 
@@ -38,6 +42,77 @@ def test_a_folder_is_read_and_random_weights_are_not_calibrated_on(tiny_checkpoi
     assert find_model(random).random
     steps = estimate_command(random, EstimateOptions(precision="int8"), out=tmp_path)["steps"]
     assert "calibrate" not in [step["step"] for step in steps]
+
+
+def artifact(folder: Path, **described: Any) -> CheckpointRequest:
+    """An artifact's manifest, for an estimate reads no more."""
+    folder.mkdir(exist_ok=True)
+    model = {"name": "seven", "source": "random", "format": "safetensors", "fingerprint": "0", "dtype": "fp16", "config": asdict(preset("7b"))}
+    steps = described.pop("steps", {})
+    write_manifest(folder, {"format": FORMAT, "model": model | {"kv_cache": "dynamic"} | described, "steps": steps})
+    return CheckpointRequest(str(folder))
+
+
+def test_linears_that_are_not_packed_take_more_to_build(tmp_path: Path) -> None:
+    """An fp32 engine is built from the trace, and in the checkpoint's own files q, k and v lie apart."""
+
+    def build(request: CheckpointRequest, precision: str = "fp16") -> int:
+        steps = {step["step"]: step for step in estimate_command(request, EstimateOptions(precision), out=tmp_path)["steps"]}
+        return int(steps["build"]["disk_bytes"])
+
+    half = build(CheckpointRequest(size="7b"))
+    assert build(CheckpointRequest(size="7b"), "fp32") / half == pytest.approx(3.5, rel=0.01)
+    assert build(artifact(tmp_path / "copy", weights="copy")) == half
+    assert build(artifact(tmp_path / "place", weights="reference")) / half == pytest.approx(1.75, rel=0.01)
+
+
+def made(artifact: Path, file: str, inputs: dict[str, str], **options: Any) -> dict[str, Any]:
+    """A recorded step whose file is there; its hash is its name."""
+    (artifact / file).parent.mkdir(parents=True, exist_ok=True)
+    (artifact / file).write_text(file)
+    return {"inputs": inputs, "outputs": {file: {"sha256": file}}, "options": options}
+
+
+def test_steps_that_an_artifact_has_behind_it_are_not_counted_again(tmp_path: Path) -> None:
+    folder, length = tmp_path / "art", {"max_length": None, "capacity": None}
+    steps = {
+        "export": made(folder, "traced.onnx", {}),
+        "fuse": made(folder, "fused.onnx", {"traced.onnx": "traced.onnx"}),
+        "quantize-int8": made(folder, "int8.onnx", {"fused.onnx": "fused.onnx"}),
+        "build-a100-80gb-int8": made(folder, "engines/x.plan", {"int8.onnx": "int8.onnx"}, max_batch=4, **length),
+    }
+
+    def left(precision: str, request: CheckpointRequest, **options: Any) -> list[str]:
+        report = estimate_command(request, EstimateOptions(precision, **options))
+        return [step["step"] for step in report["steps"]]
+
+    request = artifact(folder, steps=steps)
+    assert left("int8", request) == ["validate"]
+    assert left("int8", request, max_batch=2) == ["build", "validate"]
+    assert left("fp16", request) == ["build", "validate"]
+    assert left("int4", request) == ["calibrate", "quantize", "build", "validate"]
+    stale = steps | {"fuse": steps["fuse"] | {"inputs": {"traced.onnx": "another"}}}
+    assert left("int8", artifact(folder, steps=stale)) == ["fuse", "calibrate", "quantize", "build", "validate"]
+    (folder / "int8.onnx").unlink()
+    assert left("int8", artifact(folder, steps=steps)) == ["calibrate", "quantize", "build", "validate"]
+    assert "export" in left("fp16", artifact(folder, steps=steps, weights="none"))
+
+
+def test_an_artifact_is_what_it_is(tmp_path: Path) -> None:
+    request = artifact(tmp_path / "art", kv_cache="static")
+    report = estimate_command(request, EstimateOptions(capacity=512))
+    assert (report["kv_cache"], report["max_length"]) == ("static", 512)
+    with pytest.raises(UsageError, match=r"was exported with a static cache; --kv-cache dynamic is another"):
+        estimate_command(request, EstimateOptions(kv_cache="dynamic"))
+    with pytest.raises(EngineError, match="a fp32 engine needs an fp32 artifact; this one is fp16"):
+        estimate_command(request, EstimateOptions("fp32", capacity=512))
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_the_disk_of_the_hubs_cache_is_looked_at_where_it_is_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, same: bool) -> None:
+    if not same:
+        monkeypatch.setattr("commands.estimate.cache_folder", lambda: Path("/proc"))
+    assert (cache_disk(tmp_path) is None) == same
 
 
 @pytest.mark.parametrize("source", ["meta-llama/Llama-2-7b-hf", "demo"])

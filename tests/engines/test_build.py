@@ -220,7 +220,7 @@ def test_a_build_that_broke_off_goes_on_with_the_parts_that_are_missing(make_sta
     before = (folder / "engines/a100-80gb-fp16/part-00.plan").stat().st_mtime_ns
     again = StepContext(folder, journal=Journal.reopen(folder, "build-a100-80gb-fp16", wanted, set()))
     report = build_engine(again, replace(options, parts=None), write_part_graphs)  # the split is the one that was begun
-    assert plans == ["fused-engine-part-00.onnx", *["fused-engine-part-01.onnx"] * 2]
+    assert plans == ["fused-engine-layers-00-01.onnx", *["fused-engine-layers-02-02.onnx"] * 2]
     assert (folder / report["engines"][0]["file"]).stat().st_mtime_ns == before
     assert [engine["plan_sha256"] for engine in report["engines"]] == [sha256_of(folder / engine["file"]) for engine in report["engines"]]
     assert report["passed"] is True
@@ -228,5 +228,23 @@ def test_a_build_that_broke_off_goes_on_with_the_parts_that_are_missing(make_sta
 
 
 def test_memory_that_was_asked_for_cuts_the_model(make_stage: Make, tmp_path: Path) -> None:
-    with pytest.raises(EngineError, match=r"the largest of 3 parts needs about 0\.3 GB of memory, more than --max-memory 0\.1 GB"):
+    with pytest.raises(EngineError, match=r"the largest of 3 parts needs about 0\.4 GB of memory, more than --max-memory 0\.1 GB"):
         build_engine(parts_artifact(make_stage, tmp_path), EngineOptions(precision="fp16", target="a100", max_memory=10**8), write_part_graphs)
+
+
+def test_another_split_leaves_the_graphs_of_an_engine_alone(make_stage: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine for a second GPU is cut elsewhere; the first one's plans still need the graphs that they were built from."""
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx-cu12 is not installed")
+
+    def build(*_: object) -> BuildResult:
+        raise EngineError("cut, not built")
+
+    monkeypatch.setattr(TensorRTRTX, "build", build)
+    step = parts_artifact(make_stage, tmp_path, layers=4)
+    kept: dict[str, str] = {}
+    for target, parts in (("a100", 2), ("l4", 3), ("a100", 4)):
+        with pytest.raises(EngineError, match="cut, not built"):
+            build_engine(step, EngineOptions(precision="fp16", target=target, parts=parts), write_part_graphs)
+        now = {file.name: sha256_of(file) for file in tmp_path.glob("fused-engine-layers-*.onnx")}
+        assert now.items() > kept.items()
+        kept = now

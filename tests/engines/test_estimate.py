@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from artifact.errors import EngineError
 from artifact.presets import preset
-from engines.build_cost import Graph, build_cost
-from engines.estimate import Machine, Question, estimate, load_of
+from engines.build_cost import PARENT_BYTES, SECONDS, BuildCost, Graph, build_cost
+from engines.device_fit import Load, load_of
+from engines.estimate import Machine, Question, device_report, estimate
+from engines.preflight import check_build
 from engines.step_costs import REFERENCE, Rates
 from engines.targets import find_target
 
@@ -32,13 +37,13 @@ MEASURED = [  # precision, layers, weights, levels of them that are turned, plan
 @pytest.mark.parametrize(("precision", "layers", "weights", "turned", "plan", "memory_mb"), MEASURED)
 def test_predictions_are_within_a_tenth_of_measured_builds(precision: str, layers: int, weights: int, turned: int, plan: int, memory_mb: int) -> None:
     found = build_cost(Graph(weights, layers, precision, turned))
-    assert found.memory_bytes / 1e6 == pytest.approx(memory_mb, rel=0.1)
+    assert found.compiler_bytes / 1e6 == pytest.approx(memory_mb, rel=0.1)
     assert found.plan_bytes == pytest.approx(plan, rel=0.01)
 
 
 def test_unpacked_graphs_need_more() -> None:
     packed, unpacked = (build_cost(Graph(GB, 2, "fp16", packed=packed)) for packed in (True, False))
-    assert unpacked.memory_bytes > 1.5 * packed.memory_bytes
+    assert unpacked.compiler_bytes > 1.5 * packed.compiler_bytes
     assert unpacked.plan_bytes > 1.5 * packed.plan_bytes
 
 
@@ -52,17 +57,28 @@ def ask(size: str, precision: str, target: str = "a100", machine: Machine = ROOM
     ("precision", "calibrated", "steps"),
     [
         ("fp16", True, ["export", "fuse", "build", "validate"]),
+        ("fp32", True, ["export", "build", "validate"]),
         ("int8", True, ["export", "fuse", "calibrate", "quantize", "build", "validate"]),
         ("int8", False, ["export", "fuse", "quantize", "build", "validate"]),
     ],
 )
 def test_lists_the_steps_that_a_precision_needs(precision: str, calibrated: bool, steps: list[str]) -> None:
-    report = ask("7b", precision, calibrated=calibrated)
+    report = ask("7b", precision, "a100-80gb", calibrated=calibrated)
     assert [step["step"] for step in report["steps"]] == steps
     assert report["disk_bytes"] == sum(step["disk_bytes"] for step in report["steps"])
     assert report["peak_memory_bytes"] == max(step["memory_bytes"] for step in report["steps"])
     assert all(step["seconds"] > 0 and step["assumption"] for step in report["steps"])
     assert (report["lacks"], report["fits"], report["parts"]["count"]) == ([], True, 1)
+
+
+@pytest.mark.parametrize(
+    ("precision", "options", "count"), [("int8-smoothquant", {}, 3), ("int8-smoothquant", {"calibrated": False}, 0), ("int8", {}, 0)]
+)
+def test_what_has_no_estimate_is_said(precision: str, options: dict[str, Any], count: int) -> None:
+    words = ask("7b", precision, **options)["not_estimated"]
+    assert [line.split()[0] for line in words] == ["smoothing", "sensitivity", "placement"][:count]
+    assert all(line.endswith(": not estimated") for line in words)
+    assert ask("7b", precision, **options, done=frozenset({"quantize"}))["not_estimated"] == []
 
 
 def test_sizes_on_disk_are_the_weights() -> None:
@@ -81,6 +97,64 @@ def test_a_build_that_does_not_fit_is_cut_and_the_disk_is_asked_for() -> None:
     assert next(step for step in report["steps"] if step["step"] == "build")["memory_bytes"] < 20 * GB
 
 
+def test_the_parts_together_take_their_time_and_disk_and_the_largest_its_memory() -> None:
+    whole, parts = (ask("13b", "fp16", machine=Machine(free * GB, 10_000 * GB, REFERENCE))["steps"] for free in (100, 8))
+    (one,), (cut,) = ([step for step in steps if step["step"] == "build"] for steps in (whole, parts))
+    assert cut["seconds"] == pytest.approx(one["seconds"] + 3 * SECONDS, abs=1)
+    assert 0 < cut["disk_bytes"] - one["disk_bytes"] < 0.02 * GB
+    assert cut["memory_bytes"] < one["memory_bytes"] / 3
+
+
+@pytest.mark.parametrize(
+    ("asked", "free", "count", "words"), [(20, 10, 1, "within --max-memory 20.0 GB, though 10.0 GB are free"), (8, 100, 2, "8.0 GB")]
+)
+def test_max_memory_is_the_one_limit_of_a_build(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, asked: int, free: int, count: int, words: str
+) -> None:
+    """What estimate lets pass, the build's own check lets pass too, and the other way round."""
+    report = ask("7b", "fp16", machine=Machine(free * GB, 10_000 * GB, REFERENCE), max_memory=asked * GB)
+    assert (report["lacks"], report["fits"], report["parts"]["count"]) == ([], True, count)
+    assert report["parts"]["reason"].endswith(words)
+    monkeypatch.setattr("engines.preflight.free_memory", lambda: free * GB)
+    monkeypatch.setattr("engines.preflight.free_disk", lambda folder: 10_000 * GB)
+    needed = next(step["memory_bytes"] for step in report["steps"] if step["step"] == "build")
+    for limit, refused in ((needed, False), (needed - 1, True)):
+        tight = ask("7b", "fp16", max_memory=limit)["parts"]["count"] > count
+        assert tight == refused
+        cost = BuildCost(needed - PARENT_BYTES, 0, 0.0)
+        with pytest.raises(EngineError) if refused else nullcontext():
+            check_build(cost, tmp_path, max_memory=limit)
+
+
+@pytest.mark.parametrize(
+    ("free", "cache_free", "lacking"),
+    [
+        (77, None, ["disk: about 78."]),
+        (79, None, []),
+        (53, 27, []),
+        (80, 20, ["disk of the hub's cache: about 26.0 GB, 20.0 GB are free"]),
+        (52, 27, ["disk: about 52."]),
+    ],
+)
+def test_a_download_needs_its_disk(free: int, cache_free: int | None, lacking: list[str]) -> None:
+    """13B INT8 adds 52 GB to the artifact, 26 GB to the cache; together where they share a disk."""
+    machine = Machine(1000 * GB, free * GB, REFERENCE, None if cache_free is None else cache_free * GB)
+    report = ask("13b", "int8", "a100-80gb", machine, download_bytes=26 * GB, calibrated=False)
+    first = report["steps"][0]
+    assert (first["step"], first["disk_bytes"], first["seconds"]) == ("download", 26 * GB, 520)
+    assert "not measured" in first["assumption"]
+    assert (len(report["lacks"]), report["fits"]) == (len(lacking), not lacking)
+    assert all(map(str.startswith, report["lacks"], lacking)), report["lacks"]
+
+
+def test_what_is_done_takes_nothing() -> None:
+    report = ask("13b", "int8", machine=Machine(1000 * GB, 14 * GB, REFERENCE), done=frozenset({"export", "fuse", "calibrate", "quantize"}))
+    assert [step["step"] for step in report["steps"]] == ["build", "validate"]
+    assert (report["done"], report["lacks"]) == (["calibrate", "export", "fuse", "quantize"], [])
+    short = ask("13b", "int8", machine=Machine(1000 * GB, GB, REFERENCE), done=frozenset({"export"}))
+    assert "--weights reference" not in short["lacks"][0]
+
+
 def test_a_machine_that_is_too_small_for_any_cut_is_told() -> None:
     report = ask("70b", "fp16", machine=Machine(2 * GB, 10_000 * GB, REFERENCE))
     assert report["lacks"][0].startswith("build: the largest of 80 parts needs about")
@@ -89,11 +163,28 @@ def test_a_machine_that_is_too_small_for_any_cut_is_told() -> None:
 
 def test_a_model_too_large_for_its_gpu_does_not_fit_though_the_machine_has_room() -> None:
     report = ask("70b", "fp16")
+    assert report["parts"]["reason"] == "2 parts: a100-80gb needs 2 GPUs, one part each; this runner uses one, and a100-80gb does not hold the whole"
     assert (report["lacks"], report["fits"], report["device"]["fit"]["gpus"], report["parts"]["count"]) == ([], False, 2, 2)
+
+
+def test_a_model_that_fits_no_number_of_gpus_is_said_to_be_cut_for_the_build_alone() -> None:
+    report = ask("70b", "fp32", "l4")
+    assert (report["device"]["fit"]["gpus"], report["fits"]) == (None, False)
+    assert report["parts"]["reason"].endswith("; it fits l4 in no number of parts")
 
 
 def test_one_row_of_int8_is_estimated_as_it_is_built() -> None:
     assert ask("7b", "int8", max_batch=1)["max_batch"] == 2
+
+
+def test_a_static_cache_is_read_up_to_its_capacity_at_every_step() -> None:
+    config, target = preset("7b"), find_target("a100-80gb")
+    growing, static = (device_report(config, Load("fp16", 4, 4096, form), target) for form in ("dynamic", "static"))
+    assert list(static["roofline"]) == ["one row, 4,096 tokens of capacity read", "4 rows, 4,096 tokens of capacity read"]
+    assert static["roofline"]["one row, 4,096 tokens of capacity read"]["decode_tokens_per_s"] == pytest.approx(133, abs=1)
+    assert len(growing["roofline"]) == 3
+    int8 = [next(line["decode"] for line in report["faster"] if line["precision"] == "int8") for report in (growing, static)]
+    assert int8[1] < int8[0]
 
 
 def test_times_scale_with_the_machine() -> None:

@@ -48,7 +48,7 @@ def cut(graph: Path, layers: range) -> Path:
     model.graph.outputs[:] = outputs
     RemoveUnusedNodesPass()(model)
     model.graph.inputs[:] = [value for value in model.graph.inputs if value.uses()]
-    path = graph.with_name(f"{graph.stem}-part-{layers.start:02d}.onnx")
+    path = graph.with_name(f"{graph.stem}-layers-{layers.start:02d}-{layers.stop - 1:02d}.onnx")
     ir.save(model, path)
     return path
 
