@@ -81,7 +81,7 @@ def validate_artifact(
         "artifact": step.artifact.name,
         "model": {**manifest["model"], "parameters": parameter_count(checkpoint.config)},
         **_describe(oracle),
-        "texts": calibrated_on.mark(oracle.describe_texts()["texts"], calibrated_on.calibrated_stages(manifest, chosen, text)),
+        "texts": calibrated_on.mark_all(oracle.describe_texts()["texts"], manifest, chosen, text),
         "fusion": manifest["steps"].get("fuse", {}).get("report"),
         "sensitivity": read_sensitivities(step.artifact),
         **{"stages": measured, "error_budget": error_budgets(measured, dtype, oracle.floor.mean_abs)},
