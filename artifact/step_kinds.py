@@ -48,29 +48,46 @@ _MEASURED = (
 )
 """What activations are measured with."""
 _SMOOTHED = (
+    "commands/placement_model.py",
+    "graphs/fusions/_*.py",
     "graphs/quantize/int8.py",
     "graphs/quantize/islands.py",
     "graphs/quantize/linears.py",
     "graphs/quantize/rounding.py",
     "graphs/quantize/smoothing*.py",
+    "graphs/rewriting.py",
     "validation/forms.py",
 )
 """What outliers are moved by."""
 _QUANTISED = (
     "graphs/quantize/*.py",
     "graphs/fusions/_*.py",
+    "graphs/rewriting.py",
     "commands/placement*.py",
+    "validation/bootstrap.py",
     "validation/fake_quant.py",
     "validation/forms.py",
     "validation/joint_cost.py",
+    "validation/metrics.py",
     "validation/perplexity.py",
+    "validation/quality.py",
     "validation/rounded_once.py",
     "validation/scoring.py",
     "validation/sensitivity.py",
 )
 """What decides how weights are rounded, and which."""
-_CUT = ("commands/part_graphs.py", "graphs/diff.py", "graphs/partition.py", "graphs/parts.py")
-"""What cuts an engine graph into parts, and proves them."""
+_PARTED = ("commands/part_graphs.py", "graphs/diff.py", "graphs/partition.py", "graphs/parts.py")
+"""What an engine graph is cut into parts by."""
+_RUN_ON_GPU = (
+    "engines/checks.py",
+    "engines/device*.py",
+    "engines/engine_graph.py",
+    "engines/plan*.py",
+    "engines/runnable.py",
+    "engines/runner.py",
+    "engines/static_checks.py",
+)
+"""What runs plans, and says what an engine graph must be."""
 
 STEPS: Mapping[str, Step] = {
     "export": Step((), ("exporter/**/*.py", *SHARED), ("torch", "onnx", "onnx-ir", "onnxscript", "gguf", "safetensors", "tokenizers")),
@@ -87,7 +104,7 @@ STEPS: Mapping[str, Step] = {
         (*_QUANTISED, *_MEASURED, "validation/texts/default.txt", *SHARED),
         ("onnx-ir", "numpy", "torch", "tokenizers", "safetensors"),
     ),
-    "build": Step((), ("engines/**/*.py", *_CUT, *SHARED), ("onnx-ir", "polygraphy", "tensorrt-rtx-cu12", "tensorrt")),
+    "build": Step((), ("engines/**/*.py", *_PARTED, *SHARED), ("onnx-ir", "polygraphy", "tensorrt-rtx-cu12", "tensorrt")),
     "validate": Step(
         ("traced.onnx", "*.onnx", "weights/*", "tokenizer*", "engines/*/build.json", "sensitivity-*.json"),
         (
@@ -95,10 +112,12 @@ STEPS: Mapping[str, Step] = {
             "validation/**/*.j2",
             "validation/texts/*",
             "exporter/**/*.py",
+            *_RUN_ON_GPU,
             "graphs/diff.py",
             "graphs/fusions/_*.py",
             "graphs/joined.py",
             "graphs/partition.py",
+            "graphs/quantize/placement.py",
             "artifact/*.py",
         ),
         ("torch", "transformers", "onnxruntime-gpu", "onnxruntime", "onnx-ir", "numpy", "tokenizers"),

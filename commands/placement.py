@@ -114,7 +114,7 @@ def decide(step: StepContext, scheme: str, model: Model, limit_pct: float) -> tu
     if placement.chosen is None:
         raise _not_met(placement, scheme, limit_pct, len(scores), tokens.name)
     kept = {name: reason for site, reason in reasons(list(sites), found.nearest).items() for name in linears_of(sites, [site])}
-    measured = describe(placement, limit_pct, scores) | {"text": tokens.name}
+    measured = describe(placement, limit_pct, scores) | {"text": tokens.name, "sha256": tokens.sha256}
     write_sensitivities(step, scheme, scores, kept, about | {"placement": measured})
     return kept, measured
 

@@ -62,7 +62,7 @@ def validate(artifact: Path, options: ValidateOptions, *, force: bool = True, pr
         from engines.device import find_device
         from validation.parity import validate_artifact
 
-        check_memory(validate_cost(LlamaConfig(**model["config"])), artifact)
+        check_memory(validate_cost(LlamaConfig(**model["config"]), whole=options.streamed is False), artifact)
         checkpoint = _reopen(options.checkpoint, model, progress)
         stages = list(options.stages) or None
         asked: dict[str, Any] = {"text": options.texts or None, "tokens": options.tokens, "streamed": options.streamed}

@@ -1,8 +1,8 @@
 """Compare two graphs by structure: are they the same computation on the same weights?
 
-Every value gets a digest of how it is computed: operator, attributes and the digests of its inputs; a graph input counts by name, a weight
-by its initializer name, a small constant by its bytes. So value names, node order, duplicated constants, shared or repeated nodes and exporter
-metadata make no difference, and a changed edge, attribute, constant or weight name does.
+Every value gets a digest of how it is computed: operator, attributes and the digests of its inputs; a graph input counts by name, a weight in a
+file by its initializer name, a constant in the graph by its bytes. So value names, node order, duplicated constants, shared or repeated nodes and
+exporter metadata make no difference, and a changed edge, attribute, constant or weight name does.
 """
 
 from __future__ import annotations
@@ -14,9 +14,6 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 
 from artifact.layout import MODULE_KEY
-
-SMALL_CONSTANT = 4096
-"""Bytes up to which a constant without a weight's name counts by its content."""
 
 
 @dataclass(frozen=True)
@@ -102,9 +99,14 @@ def describe_node(node: ir.Node) -> str:
 def _constant_key(value: ir.Value) -> str:
     tensor = value.const_value
     name = str(value.name)
-    if tensor is None or isinstance(tensor, ir.ExternalTensor) or tensor.nbytes > SMALL_CONSTANT:
+    if tensor is None or isinstance(tensor, ir.ExternalTensor):
         return f"{name} {value.dtype} {value.shape}"
-    return f"{tensor.dtype} {tensor.shape} {tensor.tobytes().hex()}"
+    return _tensor_key(tensor)
+
+
+def _tensor_key(tensor: ir.TensorProtocol) -> str:
+    """What a tensor in the graph is, whatever its size."""
+    return f"{tensor.dtype} {tensor.shape} {hashlib.sha256(tensor.tobytes()).hexdigest()}"
 
 
 def _attribute_keys(node: ir.Node) -> list[str]:
@@ -113,8 +115,7 @@ def _attribute_keys(node: ir.Node) -> list[str]:
 
 def _attribute_text(attribute: ir.Attr) -> str:
     if attribute.type == ir.AttributeType.TENSOR:
-        tensor = attribute.as_tensor()
-        return f"{tensor.dtype} {tensor.shape} {tensor.tobytes().hex()}"
+        return _tensor_key(attribute.as_tensor())
     return repr(attribute.value)
 
 

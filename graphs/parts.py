@@ -110,7 +110,10 @@ def _read_axes(node: ir.Node, source: ir.Value) -> tuple[str, ...]:
     if source.shape is None:
         raise FusionError(f"{source.name} has no shape, and {node.name} reads it")
     start, end = node.attributes.get_int("start", 0), node.attributes.get_int("end", len(source.shape))
-    return tuple(str(size.value if isinstance(size, ir.SymbolicDim) else size) for size in source.shape[start:end])
+    axes = [size.value if isinstance(size, ir.SymbolicDim) else size for size in source.shape[start:end]]
+    if None in axes:
+        raise FusionError(f"axis {start + axes.index(None)} of {source.name} has no name, and {node.name} reads it")
+    return tuple(map(str, axes))
 
 
 def _is_hidden(value: ir.Value) -> bool:

@@ -62,9 +62,9 @@ def measure_engine_graph(oracle: Oracle, stage: str, expected: LastRows | None, 
     checks += [
         tolerances.judge(row, found.get(row.check), where=measured.where.get(row.check), missing=measured.missing.get(row.check)) for row in rows
     ]
-    weights = tolerances.kind_of(base.stem, oracle.dtype)
-    assert weights is not None, stage
-    entry = stage_entry(stage, weights, measured, checks, time.perf_counter() - start)
+    kind = tolerances.entry_kind(stage, oracle.dtype)
+    assert kind is not None, stage
+    entry = stage_entry(stage, kind, measured, checks, time.perf_counter() - start)
     return entry | {"engine_difference": numbers.get("engine_difference")}
 
 

@@ -18,7 +18,7 @@ from artifact.manifest import kv_cache_of, require_artifact
 from artifact.steps import StepContext
 from engines.device import Device
 from exporter.checkpoints import Checkpoint
-from validation import calibrated_on, machine, tolerances
+from validation import calibrated_on, limit_rows, machine, tolerances
 from validation.baseline_file import Baseline
 from validation.checksums import verify_checksums
 from validation.drift import drift_words
@@ -81,7 +81,7 @@ def validate_artifact(
         "artifact": step.artifact.name,
         "model": {**manifest["model"], "parameters": parameter_count(checkpoint.config)},
         **_describe(oracle),
-        "texts": calibrated_on.mark(oracle.describe_texts()["texts"], calibrated_on.calibrated_stages(manifest, chosen, text)),
+        "texts": calibrated_on.mark_all(oracle.describe_texts()["texts"], manifest, chosen, text),
         "fusion": manifest["steps"].get("fuse", {}).get("report"),
         "sensitivity": read_sensitivities(step.artifact),
         **{"stages": measured, "error_budget": error_budgets(measured, dtype, oracle.floor.mean_abs)},
@@ -126,8 +126,8 @@ def _judged(report: dict[str, Any], baseline: Baseline | None, *, random_weights
 def _limits(oracle: Oracle, stages: list[str], plans: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The rows that judge what was run: stages and plans."""
     asked: dict[str, Any] = {"kv_cache": oracle.kv_cache, "streamed": oracle.residency.streamed}
-    rows = tolerances.table(stages, oracle.dtype, has_floor=oracle.floor.mean_abs is not None, **asked)
-    return [*rows, *(row for plan in plans for row in tolerances.plan_rows(plan, kv_cache=oracle.kv_cache))]
+    rows = limit_rows.table(stages, oracle.dtype, has_floor=oracle.floor.mean_abs is not None, **asked)
+    return [*rows, *(row for plan in plans for row in limit_rows.plan_rows(plan, kv_cache=oracle.kv_cache))]
 
 
 def overall(report: dict[str, Any]) -> bool | None:

@@ -14,6 +14,7 @@ from artifact.progress import Progress
 from engines.device import Device
 from engines.plan import open_engine
 from validation import metrics, tolerances
+from validation.limit_rows import plan_stage
 from validation.measurement import StageMeasurement, against_floor
 from validation.oracle import MAIN, Oracle
 from validation.plan_runner import PlanRunner, token_by_token
@@ -43,7 +44,7 @@ def measure_plan(oracle: Oracle, engine: dict[str, Any], device: Device, progres
         ValidationError: there are no limits for the plan's precision.
     """
     start, kind = time.perf_counter(), tolerances.plan_kind(engine["precision"])
-    stage = tolerances.plan_stage(engine)
+    stage = plan_stage(engine)
     progress(f"{stage}: on the GPU", 0, 1)
     measured, checks = StageMeasurement(), []
     try:

@@ -1,4 +1,4 @@
-"""Whether a graph is loaded whole or run one layer at a time, and why; the numbers are the same (docs/adr/020)."""
+"""Whether a graph is loaded whole or run one layer at a time, and why; how near the numbers are to each other, docs/adr/020 says."""
 
 from __future__ import annotations
 

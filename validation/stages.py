@@ -16,12 +16,13 @@ from validation.stage import measure_stage
 def measure_stages(step: StepContext, oracle: Oracle, stages: list[str]) -> tuple[list[dict[str, Any]], list[str]]:
     """The entries of some stages, in their order, and which of them an interrupted run had measured."""
     entries, resumed, expected = [], [], dict[str, LastRows]()
+    streamed = oracle.residency.streamed
     for stage in stages:
-        if (measured := kept_stage(step, stage)) is not None:
+        if (measured := kept_stage(step, stage, streamed=streamed)) is not None:
             resumed.append(stage)
         else:
             measured = _measure(step, oracle, stage, expected)
-            keep_stage(step, stage, measured)
+            keep_stage(step, stage, measured, streamed=streamed)
         entry, expected[stage] = measured
         entries.append(entry)
     return entries, resumed

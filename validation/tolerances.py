@@ -138,6 +138,11 @@ def kind_of(stage: str, dtype: Dtype) -> Kind | None:
     return stage if stage == "int8-onnxruntime" else stage.removesuffix(FOR_ONNXRUNTIME)  # type: ignore[return-value]
 
 
+def entry_kind(stage: str, dtype: Dtype) -> Kind | None:
+    """Whose rule gives a stage's verdict: an engine graph's own, equal to its stage is the proof; that of weights without a limit."""
+    return kind_of(stage_of(stage) if is_ungated(stage) else stage, dtype)
+
+
 def is_ungated(stage: str) -> bool:
     """Whether a stage's weights have no limit for quality."""
     return kind_of(stage_of(stage), "fp16") == UNGATED
@@ -227,24 +232,3 @@ def verdict(checks: list[dict[str, Any]], kind: Kind | None = None) -> bool | No
         return False
     proof = {check["passed"] for check in checks if kind not in JUDGED_ON_TEXT or check["check"] in TEXT_CHECKS}
     return True if True in proof and kind not in (UNGATED, PLAN_KINDS[UNGATED]) else None
-
-
-def table(stages: list[str], dtype: Dtype, *, has_floor: bool, kv_cache: KvCache = "dynamic", streamed: bool = False) -> list[dict[str, Any]]:
-    """The rows that judge some stages, for the report."""
-    kinds = {stage: kind for stage in stages if (kind := kind_of(stage, dtype)) is not None}
-    return [row for stage, kind in kinds.items() for row in rows(stage, limits_of(kind, has_floor=has_floor, kv_cache=kv_cache, streamed=streamed))]
-
-
-def plan_rows(engine: Mapping[str, Any], *, kv_cache: KvCache) -> list[dict[str, Any]]:
-    """The rows that judge a plan that was run, for the report; ``engine`` is its entry in ``build.json``, with its folder."""
-    return rows(plan_stage(engine), limits_of(plan_kind(engine["precision"]), kv_cache=kv_cache))
-
-
-def plan_stage(engine: Mapping[str, Any]) -> str:
-    """What a plan is called as a stage of the report."""
-    return f"engine {engine['folder']}"
-
-
-def rows(stage: str, limits: list[Limit]) -> list[dict[str, Any]]:
-    """Some limits as the report has them."""
-    return [{"stage": stage, "check": row.check, "limit": row.limit, "comparison": row.comparison, "reason": row.reason} for row in limits]

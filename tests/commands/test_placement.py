@@ -15,6 +15,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from artifact.errors import ParityMismatch, QuantizationError, UsageError
+from artifact.hashing import sha256_of
 from artifact.manifest import read_manifest
 from artifact.stale import command_of
 from artifact.steps import Outcome, run_step
@@ -64,6 +65,7 @@ def test_a_limit_that_all_keep_quantises_all(artifact: Path) -> None:
     report = within(artifact, 50).report
     assert report["quantized"] == 8
     assert report["placement"]["chosen"]["share"] == 1
+    assert report["placement"]["sha256"] == sha256_of(DEFAULT_TEXT)
     assert [tried["quantized"] for tried in report["placement"]["tries"]] == [0, 8]
     assert list(read_manifest(artifact)["steps"]) == ["export", "fuse", "calibrate", "sensitivity-int8", "quantize-int8"]
     chart = json.loads((artifact / "sensitivity-int8.json").read_text())

@@ -10,10 +10,11 @@ import psutil
 import pytest
 
 from artifact.errors import EngineError, QuantizationError, ToolkitError
+from artifact.layout import parameter_count
 from artifact.presets import preset
 from engines.build_cost import Graph, build_cost
 from engines.preflight import ERRORS, check_build, check_disk, check_memory, check_step
-from engines.step_costs import Work, quantize_cost, step_costs
+from engines.step_costs import Work, quantize_cost, step_costs, validate_cost
 
 GB = 10**9
 BUILD = build_cost(Graph(13_476 * 10**6, 32, "fp16"))
@@ -80,3 +81,9 @@ def test_all_plans_together_need_the_disk(machine: SimpleNamespace, tmp_path: Pa
     check_disk(BUILD.plan_bytes, tmp_path)
     with pytest.raises(EngineError, match=r"the build needs about 27\.0 GB of disk"):
         check_disk(2 * BUILD.plan_bytes, tmp_path)
+
+
+def test_graphs_that_are_to_be_loaded_whole_need_all_their_weights_in_float32() -> None:
+    config = preset("7b")
+    whole, streamed = (validate_cost(config, whole=whole).memory_bytes for whole in (True, False))
+    assert whole - streamed == 4 * parameter_count(config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx_ir as ir
 import pytest
 
@@ -55,3 +56,18 @@ def test_one_change_is_found_where_it_is(old: str, new: str, first: str) -> None
 
 def test_renamed_graph_input_is_a_difference() -> None:
     assert not compare_graphs(graph(BASE), graph(BASE.replace("float[B,4] x", "float[B,4] z").replace("Mul(x", "Mul(z"))).same
+
+
+def test_a_large_constant_in_the_graph_counts_by_its_content() -> None:
+    """Larger than what is worth a file: a name alone would hide another table."""
+    text = BASE.replace("float[B,4] x", "float[2048,4] x")
+    graphs = [graph(text) for _ in range(3)]
+    for model, last in zip(graphs, (2.0, 2.0, 3.0), strict=True):
+        values = np.full((2048, 1), 2.0, np.float32)
+        values[-1] = last
+        two = model.graph.initializers["two"]
+        two.const_value, two.shape = ir.tensor(values, name="two"), ir.Shape(values.shape)
+    same, other = (compare_graphs(graphs[0], model) for model in graphs[1:])
+    assert same.same
+    assert other.outputs == ["y"]
+    assert "Mul" in other.only_left[0]

@@ -120,3 +120,14 @@ def test_layers_that_share_more_than_a_hidden_state_are_refused() -> None:
     late.replace_input_with(0, next(node.outputs[0] for node in model.graph if node.outputs[0].name == "L0_linear"))
     with pytest.raises(FusionError, match="layer 0 must give one value to what follows"):
         cut_part(model, (0, 0))
+
+
+@pytest.mark.parametrize("name", ["input_ids", past_name(0, "key")])
+def test_refuses_sizes_of_axes_without_a_name(name: str) -> None:
+    """Two axes without a name are two unknown sizes, not the same one."""
+    model = whole()
+    value = next(value for value in model.graph.inputs if value.name == name)
+    assert value.shape is not None
+    value.shape = ir.Shape([None if isinstance(size, ir.SymbolicDim) else size for size in value.shape])
+    with pytest.raises(FusionError, match=f"of {name} has no name"):
+        cut_part(model, (1, 1))

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from artifact.hashing import sha256_of
-from validation.calibrated_on import calibrated_stages, mark, why_no_proof
+from validation.calibrated_on import calibrated_stages, mark, mark_all, why_no_proof
 from validation.text import DEFAULT_TEXTS
 
 
@@ -30,11 +30,20 @@ def test_the_committed_texts_are_compared_too() -> None:
 
 
 def test_the_report_says_that_it_is_no_proof() -> None:
-    texts = mark([{"name": "one.txt"}, {"name": "other.txt"}], [[], ["int8", "int8-smoothquant"]])
+    texts = mark([{"name": "one.txt"}, {"name": "other.txt"}], "calibrated_stages", [[], ["int8", "int8-smoothquant"]])
     assert texts == [{"name": "one.txt"}, {"name": "other.txt", "calibrated_stages": ["int8", "int8-smoothquant"]}]
     assert why_no_proof(texts) == "int8, int8-smoothquant calibrated on other.txt, and perplexity there is no proof"
     assert why_no_proof(texts[:1]) is None
 
 
 def test_ids_that_are_no_text_stay_as_they_are() -> None:
-    assert mark([{"name": "random ids, seed 0"}], [[], []]) == [{"name": "random ids, seed 0"}]
+    assert mark([{"name": "random ids, seed 0"}], "placed_stages", [[], []]) == [{"name": "random ids, seed 0"}]
+
+
+def test_a_stage_that_was_placed_on_a_text_is_marked_and_proven_on_another_alone() -> None:
+    steps = {"quantize-int8-smoothquant": {"report": {"placement": {"text": "default.txt", "sha256": sha256_of(DEFAULT_TEXTS[0])}}}}
+    texts = mark_all([{"name": path.name} for path in DEFAULT_TEXTS], {"steps": steps}, ["fused", "int8-smoothquant"], None)
+    assert texts == [{"name": "default.txt", "placed_stages": ["int8-smoothquant"]}, {"name": "code.txt"}]
+    assert why_no_proof(texts) is None
+    assert why_no_proof(texts[:1]) == "int8-smoothquant placed on default.txt, and scored on no other text"
+    assert why_no_proof([]) is None

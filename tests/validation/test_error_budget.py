@@ -33,9 +33,23 @@ def test_the_error_of_rounded_operations_is_a_multiple_of_the_floor() -> None:
 
 
 def test_a_stage_that_was_not_measured_leaves_its_step_to_the_next() -> None:
-    assert [part["cause"] for part in of("int8", FUSED, INT8)["mean_abs"]["parts"]] == ["fusion", "quantisation"]
+    assert [part["cause"] for part in of("int8", FUSED, INT8)["mean_abs"]["parts"]] == ["float16 and fusion", "quantisation"]
+    assert [part["cause"] for part in of("int8", TRACED, INT8)["mean_abs"]["parts"]] == ["float16", "fusion and quantisation"]
     assert error_budgets([INT8], "fp16", 0.02) == []
     assert set(of("int8", TRACED, FUSED, INT8 | {"mean_kl": None})) == {"mean_abs", "strict_mean_abs"}
+
+
+def test_errors_are_of_one_scenario_the_worst_of_the_last_stage() -> None:
+    """Each stage's own worst would charge quantisation with the difference between two scenarios."""
+    stages = [stage | {"scenarios": scenarios(*errors)} for stage, errors in ((TRACED, (0.01, 0.002)), (FUSED, (0.008, 0.003)), (INT8, (0.05, 0.08)))]
+    found = of("int8", *stages)["mean_abs"]
+    assert found["total"] == 0.08
+    assert [part["value"] for part in found["parts"]] == pytest.approx([0.002, 0.001, 0.077])
+    assert "mean_abs" not in of("int8", stages[0], stages[1] | {"scenarios": scenarios(0.008)}, stages[2])
+
+
+def scenarios(*errors: float) -> list[dict[str, Any]]:
+    return [{"scenario": f"scenario {number}", "mean_abs": error, "mean_kl": error} for number, error in enumerate(errors)]
 
 
 def test_a_float32_artifact_has_no_float16_to_blame() -> None:

@@ -16,6 +16,7 @@ from artifact.errors import QuantizationError
 from artifact.io_spec import OPSETS
 from artifact.layout import layer_of
 from artifact.steps import StepContext, run_step
+from engines.engine_graph import write_engine_graph
 from exporter.checkpoints import Checkpoint, open_checkpoint
 from exporter.export import export_checkpoint
 from graphs.pipeline import fuse_artifact
@@ -29,6 +30,7 @@ from validation.calibration import write_statistics
 from validation.calibration_text import CalibrationText
 from validation.calls import Turn, left_padded
 from validation.graph_runner import GraphRunner, call_feeds
+from validation.parity import validate_artifact
 from validation.reference import Reference
 from validation.strict import run_strict
 
@@ -80,6 +82,16 @@ def test_every_linear_of_the_layers_is_an_island(quantised: Quantised) -> None:
     assert {entry["site"].split(".", 3)[3] for entry in report["sites"]} == {
         "self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj",
     }  # fmt: skip
+
+
+def test_its_engine_graph_passes_by_being_equal_to_it(quantised: Quantised, tmp_path: Path) -> None:
+    """No text is scored on an engine graph, and none has to be: its stage's own verdict stands on one."""
+    artifact = Path(shutil.copytree(quantised[0], tmp_path / "built"))
+    write_engine_graph(artifact / f"{SCHEME}.onnx", artifact / f"{SCHEME}-engine.onnx")
+    report = validate_artifact(StepContext(artifact), checkpoint=quantised[1], stages=[f"{SCHEME}-engine"], text=None, tokens=None)
+    (entry,) = report["stages"]
+    assert {check["check"] for check in entry["checks"]} == {"engine_difference", "engine_structure"}
+    assert entry["passed"] is True
 
 
 def test_what_is_folded_changes_no_more_than_rounding_does(quantised: Quantised, tmp_path: Path) -> None:

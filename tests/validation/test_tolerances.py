@@ -5,6 +5,7 @@ from typing import get_args
 import pytest
 
 from graphs.quantize.placement import ROOM, gate_of, nats_of
+from validation.limit_rows import table
 from validation.measurement import NUMBERS
 from validation.tolerances import (
     COMPARE,
@@ -13,11 +14,11 @@ from validation.tolerances import (
     STATIC,
     Kind,
     Limit,
+    entry_kind,
     gated_value,
     judge,
     kind_of,
     limits_of,
-    table,
     too_few_tokens,
     verdict,
 )
@@ -96,6 +97,17 @@ def test_verdict_of_int8_by_int8_needs_a_text_that_was_judged() -> None:
     assert [verdict(checks, "int8-smoothquant") for checks in (unjudged, judged, failed)] == [None, True, False]
     assert verdict(unjudged, "plan-int8-smoothquant") is None
     assert verdict(unjudged, "int8") is True
+
+
+@pytest.mark.parametrize(
+    ("stage", "kind"),
+    [("int8-smoothquant-engine", "engine"), ("int8-engine", "engine"), ("fused-engine", "engine"), ("int4-engine", "int4"), ("traced", "float16")],
+)
+def test_an_engine_graph_is_judged_as_one_unless_its_weights_have_no_limit(stage: str, kind: str) -> None:
+    """Equal to its stage is the proof; a text is its stage's to hold."""
+    assert entry_kind(stage, "fp16") == kind
+    equal = [{"check": "engine_difference", "passed": True}]
+    assert verdict(equal, entry_kind(stage, "fp16")) is (None if kind == "int4" else True)
 
 
 def test_one_limit_on_divergence_for_placement_and_its_graph() -> None:

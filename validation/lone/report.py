@@ -19,6 +19,7 @@ from exporter.checkpoints import Checkpoint
 from validation import machine, tolerances
 from validation.baseline_file import Baseline
 from validation.finite import without_nonfinite
+from validation.limit_rows import rows
 from validation.lone.floors import cached_floor
 from validation.lone.graph import LoneGraph, open_lone_graph
 from validation.lone.limits import Plan, plan_scenarios
@@ -120,7 +121,7 @@ def _report(graph: LoneGraph, checkpoint: Checkpoint, oracle: Oracle, plan: Plan
         "not_run": [{"stage": f"{name}, {scenario}", "reason": reason} for scenario, reason in plan.not_run],
         "engines": [],
         "checksums": None,
-        "tolerances": tolerances.rows(name, tolerances.limits_of(kind, has_floor=has_floor)),
+        "tolerances": rows(name, tolerances.limits_of(kind, has_floor=has_floor)),
         "versions": machine.versions(),
         "machine": machine.machine(),
     }
