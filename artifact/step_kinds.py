@@ -64,6 +64,7 @@ _QUANTISED = (
     "validation/forms.py",
     "validation/joint_cost.py",
     "validation/perplexity.py",
+    "validation/placement_text.py",
     "validation/rounded_once.py",
     "validation/scoring.py",
     "validation/sensitivity.py",

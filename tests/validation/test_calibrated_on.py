@@ -25,6 +25,11 @@ def test_names_the_stages_that_were_calibrated_on_each_text(tmp_path: Path) -> N
     assert calibrated_stages(manifest(int8=sha256_of(texts[1])), ["fused"], texts) == [[], []]  # a stage that is not measured
 
 
+def test_a_text_that_linears_were_placed_on_is_no_proof_either() -> None:
+    steps = {"quantize-int8": {"report": {"calibration": {"sha256": "other"}, "placement": {"sha256": sha256_of(DEFAULT_TEXTS[0])}}}}
+    assert calibrated_stages({"steps": steps}, ["int8"], None) == [["int8"], []]
+
+
 def test_the_committed_texts_are_compared_too() -> None:
     assert calibrated_stages(manifest(int8=sha256_of(DEFAULT_TEXTS[1])), ["int8"], None) == [[], ["int8"]]
 
@@ -32,7 +37,7 @@ def test_the_committed_texts_are_compared_too() -> None:
 def test_the_report_says_that_it_is_no_proof() -> None:
     texts = mark([{"name": "one.txt"}, {"name": "other.txt"}], [[], ["int8", "int8-smoothquant"]])
     assert texts == [{"name": "one.txt"}, {"name": "other.txt", "calibrated_stages": ["int8", "int8-smoothquant"]}]
-    assert why_no_proof(texts) == "int8, int8-smoothquant calibrated on other.txt, and perplexity there is no proof"
+    assert why_no_proof(texts) == "int8, int8-smoothquant calibrated or placed on other.txt, and perplexity there is no proof"
     assert why_no_proof(texts[:1]) is None
 
 
