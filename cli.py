@@ -164,7 +164,7 @@ MaxIncrease = Annotated[
         metavar="PCT",
     ),
 ]
-SensitivityTokens = Annotated[int | None, typer.Option(min=16, help="Tokens that each linear is scored on, with a limit; default 256.")]
+SensitivityTokens = Annotated[int | None, typer.Option(min=16, help="Tokens that each linear is scored on, with a limit; default 512.")]
 Parts = Annotated[
     str, typer.Option(help="Plans that the model is cut into, at layer boundaries; auto: as few as fit the memory and the GPU.", metavar="N|auto")
 ]

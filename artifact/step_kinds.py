@@ -70,6 +70,7 @@ _QUANTISED = (
     "validation/joint_cost.py",
     "validation/metrics.py",
     "validation/perplexity.py",
+    "validation/placement_text.py",
     "validation/quality.py",
     "validation/rounded_once.py",
     "validation/scoring.py",

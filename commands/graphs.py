@@ -18,7 +18,7 @@ from artifact.steps import Outcome, Report, StepContext, forget_step, require, r
 from artifact.tensor_file import read_checksums
 from artifact.weight_files import check_weight_files
 from commands.calibrate import TAKEN, CalibrationOptions, calibrate, why_plain
-from commands.placement import OpenModel, PlacementOptions, check_placeable, check_texts_differ, decide, score
+from commands.placement import OpenModel, PlacementOptions, check_placeable, decide, measured_text, score
 from commands.placement_model import Model, smooth
 from engines.preflight import check_memory, check_step
 from engines.step_costs import fuse_cost, quantize_cost
@@ -101,8 +101,9 @@ def quantize(
     with locked(artifact):
         require(artifact, graph)
         open_model = cache(lambda: Model.open(artifact, scheme, graph))  # once, and when its statistics are there
-        plan = _Plan(scheme, target, why_plain(artifact, wanted), None if given else placing.limit_pct(scheme), open_model, given=given is not None)
-        _refuse(artifact, plan, wanted, placing)
+        limit_pct = None if given else placing.limit_pct(scheme)
+        plan = _Plan(scheme, target, wanted, placing, open_model, why_plain(artifact, wanted), limit_pct, given=given is not None)
+        _refuse(artifact, plan)
         inputs = [graph]
         if plan.plainly is None:
             calibrate(artifact, wanted, force=force if recalibrate is None else recalibrate, progress=progress)
@@ -119,7 +120,7 @@ def quantize(
     return outcome
 
 
-def _refuse(artifact: Path, plan: _Plan, wanted: CalibrationOptions, placing: PlacementOptions) -> None:
+def _refuse(artifact: Path, plan: _Plan) -> None:
     """What can't come of it, before minutes of measuring and not after."""
     from graphs.quantize.refusals import check_graph
 
@@ -127,10 +128,10 @@ def _refuse(artifact: Path, plan: _Plan, wanted: CalibrationOptions, placing: Pl
         short = f"{plan.scheme} rounds activations by scales that are measured: {plan.plainly}"
         raise QuantizationError(short, hint="--scheme int8 is weight-only")
     if not plan.given:
-        check_placeable(plan.scheme, plan.target, placing, plan.plainly)
+        check_placeable(plan.scheme, plan.target, plan.placing, plan.plainly)
     check_graph(artifact, plan.scheme, plan.target)
     if plan.limit_pct is not None:
-        check_texts_differ(wanted)
+        measured_text(artifact, LlamaConfig(**read_manifest(artifact)["model"]["config"]), plan.placing, plan.calibration)
 
 
 def _check_given(artifact: Path, scheme: str, target: str, placement: PlacementOptions | None) -> None:
@@ -144,14 +145,16 @@ def _check_given(artifact: Path, scheme: str, target: str, placement: PlacementO
 
 @dataclass(frozen=True)
 class _Plan:
-    """How to quantise: why not calibrated, if not; within which limit, if any; and whether the checkpoint brought levels."""
+    """How to quantise: on what, why not calibrated, if not; within which limit, if any; and whether the checkpoint brought levels."""
 
     scheme: str
     target: str
-    plainly: str | None = None
-    limit_pct: float | None = None
-    open_model: OpenModel | None = None
-    given: bool = False
+    calibration: CalibrationOptions
+    placing: PlacementOptions
+    open_model: OpenModel
+    plainly: str | None
+    limit_pct: float | None
+    given: bool
 
 
 def _work(plan: _Plan) -> Callable[[StepContext], Report]:
@@ -170,9 +173,9 @@ def _work(plan: _Plan) -> Callable[[StepContext], Report]:
         about = {"calibration": read_manifest(step.artifact)["steps"]["calibrate"]["report"]}
         kept: dict[str, str] = {}
         smoothing = None
-        if plan.limit_pct is not None and plan.open_model is not None:
+        if plan.limit_pct is not None:
             model = plan.open_model()
-            kept, about["placement"] = decide(step, plan.scheme, model, plan.limit_pct)
+            kept, about["placement"] = decide(step, plan.scheme, model, plan.limit_pct, plan.placing, plan.calibration)
             smoothing = model.forms.smoothing
         return write(step, statistics, kept, smoothing) | about
 

@@ -8,6 +8,7 @@ from math import ceil, expm1, inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from artifact.config import LlamaConfig
 from artifact.errors import ParityMismatch, QuantizationError, UsageError
 from artifact.progress import Progress, silent
 from artifact.step_kinds import CALIBRATION
@@ -17,10 +18,11 @@ from commands.placement_model import Model
 
 if TYPE_CHECKING:
     from graphs.quantize.placement import Placement
+    from validation.calibration_text import CalibrationText
+    from validation.placement_text import PlacementText
 
 DEFAULT_LIMIT_PCT = {"int8-smoothquant": 1.0}
 """Scheme → the limit where none is given; the others quantise every linear of the layers."""
-SCORED_TOKENS = 2048
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class PlacementOptions:
 
     Attributes:
         max_perplexity_increase: per cent; None is the scheme's own.
-        sensitivity_tokens: that each linear is scored on; None is 256.
+        sensitivity_tokens: that each linear is scored on; None is 512.
     """
 
     max_perplexity_increase: float | None = None
@@ -74,13 +76,10 @@ def score(
     recorded = {"scheme": scheme, "sensitivity_tokens": options.sensitivity_tokens, **calibration.recorded()}
 
     def work(step: StepContext) -> Report:
-        from validation.calibration_text import load_sequences
         from validation.scoring import score_artifact
 
         model = open_model()
-        source = None if calibration.calibration is None else Path(calibration.calibration)
-        lengths = {"tokens": calibration.calibration_tokens, "length": calibration.calibration_length}
-        text = load_sequences(artifact, model.reference.config, source, **lengths)
+        text = calibrated_text(artifact, model.reference.config, calibration)
         forms = model.forms.quantised
         return score_artifact(step, scheme, model.reference, forms, text, model.statistics, tokens=options.sensitivity_tokens)
 
@@ -88,8 +87,18 @@ def score(
     return run_step(artifact, f"sensitivity-{scheme}", recorded, work, inputs=inputs, force=force, progress=progress)
 
 
-def decide(step: StepContext, scheme: str, model: Model, limit_pct: float) -> tuple[dict[str, str], dict[str, Any]]:
-    """Choose what is quantised, measured as a whole on the text that perplexity is measured on; writes sensitivity-<scheme>.json.
+def calibrated_text(artifact: Path, config: LlamaConfig, options: CalibrationOptions) -> CalibrationText:
+    """What was calibrated on, and what of it was left."""
+    from validation.calibration_text import load_sequences
+
+    source = None if options.calibration is None else Path(options.calibration)
+    return load_sequences(artifact, config, source, tokens=options.calibration_tokens, length=options.calibration_length)
+
+
+def decide(
+    step: StepContext, scheme: str, model: Model, limit_pct: float, options: PlacementOptions, calibration: CalibrationOptions
+) -> tuple[dict[str, str], dict[str, Any]]:
+    """Choose what is quantised, measured as a whole on text that was neither calibrated nor scored on; writes sensitivity-<scheme>.json.
 
     Returns:
         The linears that are kept, with the reason of each; and what was tried.
@@ -100,40 +109,32 @@ def decide(step: StepContext, scheme: str, model: Model, limit_pct: float) -> tu
     from graphs.quantize.placement import place, reasons
     from graphs.quantize.sensitivities import by_site, describe, linears_of, read_scores, write_sensitivities
     from validation.joint_cost import JointCost
-    from validation.perplexity import WINDOW, make_windows
-    from validation.text import load_tokens
 
     scores, about = read_scores(step.artifact, scheme)
-    config = model.reference.config
-    tokens = load_tokens(step.artifact, config, None, SCORED_TOKENS + 1)
-    windows = make_windows(tokens.ids, SCORED_TOKENS, min(WINDOW, config.max_position_embeddings), tokens.bos)
-    joint = JointCost(model.reference, windows, step.progress)
+    text = measured_text(step.artifact, model.reference.config, options, calibration)
+    joint = JointCost(model.reference, text.windows, step.progress)
     sites = by_site(scores)
     found = place(list(sites), limit_pct, lambda chosen: joint.measure(model.forms.of(linears_of(sites, chosen))))
     placement = found.map(lambda chosen: linears_of(sites, chosen))
     if placement.chosen is None:
-        raise _not_met(placement, scheme, limit_pct, len(scores), tokens.name)
+        raise _not_met(placement, scheme, limit_pct, len(scores), text.name)
     kept = {name: reason for site, reason in reasons(list(sites), found.nearest).items() for name in linears_of(sites, [site])}
-    measured = describe(placement, limit_pct, scores) | {"text": tokens.name, "sha256": tokens.sha256}
+    measured = describe(placement, limit_pct, scores) | {"text": text.name, "sha256": text.sha256, "held_out": text.held_out}
     write_sensitivities(step, scheme, scores, kept, about | {"placement": measured})
     return kept, measured
 
 
-def check_texts_differ(calibration: CalibrationOptions) -> None:
-    """Refuse to measure sets of linears on the text that is calibrated on.
+def measured_text(artifact: Path, config: LlamaConfig, options: PlacementOptions, calibration: CalibrationOptions) -> PlacementText:
+    """What sets are measured on.
 
     Raises:
-        QuantizationError: they are the same; or the calibration text can't be read.
+        QuantizationError: the calibration text can't be read, or nothing is left of the committed text.
     """
-    from artifact.hashing import sha256_of
-    from validation.text import DEFAULT_TEXT
+    from validation.placement_text import choose_text
+    from validation.scoring import TOKENS, pieces_of
 
-    given = calibration.calibration
-    if given is None or not Path(given).is_file():
-        return  # not that text, or refused where it is read
-    if sha256_of(Path(given)) == sha256_of(DEFAULT_TEXT):
-        used = f"{Path(given).name} was calibrated on; a set measured on it would look cheaper than it is"
-        raise QuantizationError(used, hint="--calibration FILE with another text, or leave it out")
+    text = calibrated_text(artifact, config, calibration)
+    return choose_text(artifact, config, text, pieces_of(text, options.sensitivity_tokens or TOKENS))
 
 
 def check_placeable(scheme: str, target: str, options: PlacementOptions, plainly: str | None) -> None:
@@ -156,10 +157,12 @@ def check_placeable(scheme: str, target: str, options: PlacementOptions, plainly
 
 
 def _not_met(placement: Placement, scheme: str, limit_pct: float, count: int, text: str) -> ParityMismatch:
+    from graphs.quantize.placement import GATE, ROOM
+
     nearest = placement.nearest
     measured = nearest.measured
     found = f"{len(nearest.quantised)} of {count} linears quantised cost {measured.words} on {measured.tokens:,} tokens of {text}"
-    needed = ceil(max(100 * expm1(measured.kl), measured.increase_pct - 2 * measured.increase_se_pct) * 100 + 1) / 100
+    needed = ceil(max(100 * expm1(measured.kl * ROOM / GATE), measured.increase_pct - 2 * measured.increase_se_pct) * 100 + 1) / 100
     return ParityMismatch(
         f"{scheme} can't keep within {limit_pct:g} % of perplexity; the nearest: {found}; nothing was written",
         hint=f"--max-perplexity-increase {needed:g} leaves room, or take another --scheme",

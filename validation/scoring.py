@@ -18,8 +18,8 @@ from validation.fake_quant import within_layer
 from validation.reference import Reference
 from validation.sensitivity import Forms, Score, cost_of, score_linears
 
-TOKENS = 256
-"""To score each linear on; what they cost together is measured on more, and corrects their sum."""
+TOKENS, LENGTH = 512, 64
+"""To score each linear on, and of a sequence: many short ones are of many documents; what linears cost together is measured on longer ones."""
 
 
 def score_artifact(
@@ -34,7 +34,7 @@ def score_artifact(
         forms: how each linear is rounded.
         text: what was calibrated on; scores are taken on what of it was not, as far as that goes.
         statistics: for the peaks of activations.
-        tokens: to score; None is 256.
+        tokens: to score; None is 512.
 
     Returns:
         file, scheme, linears, tokens, held_out, text, layer_runs, teraflops, worst {name, mean_kl}; shortfall, why there are fewer tokens than were
@@ -60,18 +60,27 @@ def score_artifact(
 
 
 def choose_sequences(text: CalibrationText, tokens: int) -> tuple[Ids, bool]:
-    """Sequences of one length [S, L] that have at least ``tokens`` tokens where there are so many; and whether none of them was calibrated on."""
-    length = max(map(len, text.sequences))
-    fresh = [ids for ids in text.rest if len(ids) == length]
-    wanted = max(1, -(-tokens // length))
-    used = [ids for ids in text.sequences if len(ids) == length]
-    chosen = [*fresh, *used][:wanted]
+    """Beginnings of pieces [S, L] that have at least ``tokens`` tokens where there are so many; and whether none of them was calibrated on."""
+    length = length_of(text)
+    fresh = [ids[:length] for ids in text.rest if len(ids) >= length]
+    used = [ids[:length] for ids in text.sequences if len(ids) >= length]
+    chosen = [*fresh, *used][: pieces_of(text, tokens)]
     return np.stack(chosen), len(fresh) >= len(chosen)
+
+
+def length_of(text: CalibrationText) -> int:
+    """Tokens of a scored sequence."""
+    return min(LENGTH, max(map(len, text.sequences)))
+
+
+def pieces_of(text: CalibrationText, tokens: int) -> int:
+    """How many pieces so many tokens are of."""
+    return max(1, -(-tokens // length_of(text)))
 
 
 def _shortfall(text: CalibrationText, asked: int, found: int) -> dict[str, str]:
     """What is to be said where fewer tokens are scored than were asked for."""
-    length = max(map(len, text.sequences))
+    length = length_of(text)
     short = f"{asked:,} tokens were asked for, {text.name} has {found:,} in whole sequences of {length}"
     return {"shortfall": short} if found < asked else {}
 

@@ -32,7 +32,7 @@ Floats = NDArray[np.float32]
 Tie = Callable[[Floats], Floats]
 """Channels that must share a factor get the largest of theirs."""
 ALPHAS = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95)
-HEADROOMS = (0.9, 1.0, 1.15, 1.3)
+HEADROOMS = (1.0, 1.15, 1.3, 1.5)
 PLAIN = (1.0,)
 """Headroom where nothing is moved."""
 LARGEST_FACTOR = 4096.0

@@ -14,7 +14,7 @@ from graphs.quantize.islands import HIGHEST, LOWEST
 from graphs.quantize.statistics import SiteStatistics
 
 Floats = NDArray[np.float32]
-ROWS, FIRST_ROWS, OUTPUTS = 96, 8, 192
+ROWS, FIRST_ROWS, OUTPUTS = 192, 8, 192
 """How many sampled rows, rows at position 0 and outputs an error is measured on, of each part."""
 LEAST = 1e-6
 

@@ -4,7 +4,7 @@ from typing import get_args
 
 import pytest
 
-from graphs.quantize.placement import ROOM, gate_of, nats_of
+from graphs.quantize.placement import GATE, gate_of, nats_of
 from validation.limit_rows import table
 from validation.measurement import NUMBERS
 from validation.tolerances import (
@@ -113,7 +113,7 @@ def test_an_engine_graph_is_judged_as_one_unless_its_weights_have_no_limit(stage
 def test_one_limit_on_divergence_for_placement_and_its_graph() -> None:
     for kind in ("int8-smoothquant", "plan-int8-smoothquant"):
         gates = {row.check: row.limit for row in limits_of(kind)}  # type: ignore[arg-type]
-        assert gates["mean_kl"] == gate_of(gates["perplexity_increase_pct"]) == ROOM * nats_of(1.0)
+        assert gates["mean_kl"] == gate_of(gates["perplexity_increase_pct"]) == GATE * nats_of(1.0)
 
 
 def test_verdict_never_says_that_int4_passed() -> None:
