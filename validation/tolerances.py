@@ -90,7 +90,7 @@ LIMITS = (
     Limit("int8-onnxruntime", "strict_nonfinite", "==", 0, FINITE),
     Limit("int8-onnxruntime", "range_peak", "<", 1.0, RANGE),
     Limit("int8-smoothquant", "perplexity_increase_pct", "<=", 1.0, "increase − 2 standard errors"),
-    Limit("int8-smoothquant", "mean_kl", "<=", gate_of(1.0), "nats, of any number of tokens: twice what placement may leave on the text it measures"),
+    Limit("int8-smoothquant", "mean_kl", "<=", gate_of(1.0), "nats, of any number of tokens: 2.5 times what placement may leave on its own text"),
     Limit("int8-smoothquant", "scenario_spread", "<=", 1.25, ROUNDED_SPREAD),
     Limit("int8-smoothquant", "strict_nonfinite", "==", 0, FINITE),
     Limit("int8-smoothquant", "range_peak", "<", 1.0, RANGE),
