@@ -28,6 +28,7 @@ from exporter.export import export_checkpoint
 from graphs.quantize.placement import Measured, nats_of
 from graphs.quantize.sensitivities import LinearScore, read_scores
 from validation import joint_cost
+from validation.calibration_text import DEFAULT as CALIBRATION_TEXT
 from validation.text import DEFAULT_TEXT
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -65,7 +66,8 @@ def test_a_limit_that_all_keep_quantises_all(artifact: Path) -> None:
     report = within(artifact, 50).report
     assert report["quantized"] == 8
     assert report["placement"]["chosen"]["share"] == 1
-    assert report["placement"]["sha256"] == sha256_of(DEFAULT_TEXT)
+    assert report["placement"]["sha256"] == sha256_of(CALIBRATION_TEXT)
+    assert report["placement"]["held_out"]
     assert [tried["quantized"] for tried in report["placement"]["tries"]] == [0, 8]
     assert list(read_manifest(artifact)["steps"]) == ["export", "fuse", "calibrate", "sensitivity-int8", "quantize-int8"]
     chart = json.loads((artifact / "sensitivity-int8.json").read_text())
@@ -82,7 +84,7 @@ def test_what_costs_too_much_is_kept_with_its_number_and_stays_in_float(artifact
     assert report["placement"]["chosen"]["kl"] <= nats_of(limit_pct)
     assert all(reason.startswith("alone it costs ") for reason in kept.values())
     weights = set(ir.load(artifact / "int8.onnx").graph.initializers)
-    assert all(f"{name}.weight" in weights and f"{name}.weight_int8" not in weights for name in kept)
+    assert all(f"{name}.weight" in weights and f"{name}.weight_int8_t" not in weights for name in kept)
     chart = json.loads((artifact / "sensitivity-int8.json").read_text())
     assert {linear["name"]: linear["reason"] for linear in chart["linears"] if linear["kept"]} == kept
     cheapest = min(scores(artifact), key=lambda score: score.mean_kl / score.bytes_saved)

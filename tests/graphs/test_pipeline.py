@@ -14,7 +14,7 @@ from artifact import io_spec
 from artifact.config import LlamaConfig
 from artifact.errors import ArtifactError, FusionError, ParityMismatch
 from artifact.layout import MODULE_KEY, PACKED, tensor_shapes
-from artifact.manifest import read_manifest
+from artifact.manifest import fingerprint, read_manifest, write_manifest
 from artifact.steps import StepContext, run_step
 from exporter.checkpoints import open_checkpoint
 from exporter.export import export_checkpoint
@@ -221,6 +221,9 @@ def change_graph(artifact, change):
     model = ir.load(artifact / "traced.onnx")
     change({node.name: node for node in model.graph}, model.graph.initializers)
     ir.save(model, artifact / "traced.onnx")
+    manifest = read_manifest(artifact)
+    manifest["steps"]["export"]["outputs"]["traced.onnx"] = fingerprint(artifact / "traced.onnx")
+    write_manifest(artifact, manifest)
 
 
 def move_key_weight(_, initializers):
