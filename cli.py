@@ -9,7 +9,7 @@ import sys
 import time
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich import box
@@ -22,6 +22,10 @@ from artifact.errors import ToolkitError
 from artifact.room import bytes_of
 from commands.sheet import Sheet
 from commands.summary import summarize
+
+if TYPE_CHECKING:
+    from commands.build import BuildOptions
+    from engines.backends.flags import BuildFlags
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported: spinning threads made it five times slower on shared cores
 
@@ -220,11 +224,10 @@ def run(
     as_json: Json = False,
 ) -> None:
     """All steps, resumable: `cli.py run --checkpoint demo --precision fp16 --precision int8`."""
-    from commands import buckets, build, validate
     from commands import run as command
+    from commands import validate
     from commands.calibrate import CalibrationOptions
     from commands.export import ExportOptions
-    from commands.part_graphs import parse_parts
     from commands.placement import PlacementOptions
     from engines.backends.flags import BuildFlags
     from exporter.checkpoints.request import CheckpointRequest
@@ -235,10 +238,7 @@ def run(
         ExportOptions(dtype.value, kv_cache.value, weights.value),
         CalibrationOptions(calibration, calibration_tokens, calibration_length),
         PlacementOptions(max_perplexity_increase, sensitivity_tokens),
-        buckets.with_capacities(
-            build.BuildOptions(target, backend.value, max_batch, max_length, flags=flags, max_memory=bytes_of(max_memory), parts=parse_parts(parts)),
-            buckets.parse_capacities(capacity),
-        ),
+        _build_options(target, backend, max_batch, max_length, capacity, parts, max_memory, flags),
         validate.ValidateOptions(texts=tuple(text or ()), tokens=tokens, baseline=baseline),
     )
     with _Watched() as progress:
@@ -359,15 +359,10 @@ def build(
 ) -> None:
     """ONNX → TensorRT plan, audited: `cli.py build artifacts/llama-2-7b --precision int8 --target a100`."""
     from commands import buckets
-    from commands import build as command
-    from commands.part_graphs import parse_parts
     from engines.backends.flags import BuildFlags
 
     flags = BuildFlags(version_compatible, weight_streaming, strip_weights, optimization_level, bytes_of(workspace), timing_cache)
-    options = command.BuildOptions(
-        target, backend.value, max_batch, max_length, flags=flags, max_memory=bytes_of(max_memory), parts=parse_parts(parts)
-    )
-    options = buckets.with_capacities(options, buckets.parse_capacities(capacity))
+    options = _build_options(target, backend, max_batch, max_length, capacity, parts, max_memory, flags)
     with _Watched() as progress:
         outcome = buckets.build_all(artifact, precision.value, options, force=force, progress=progress)
     _show("build", outcome.report, as_json=as_json, up_to_date=outcome.up_to_date)
@@ -522,6 +517,26 @@ class _Watched:
 def _say(piece: str) -> None:
     sys.stdout.write(piece)
     sys.stdout.flush()
+
+
+def _build_options(
+    target: str,
+    backend: Backend,
+    max_batch: int,
+    max_length: int | None,
+    capacity: str | None,
+    parts: str,
+    max_memory: float | None,
+    flags: BuildFlags,
+) -> BuildOptions:
+    """What `run` and `build` ask of an engine; `--capacity` may ask for several."""
+    from commands.buckets import parse_capacities, with_capacities
+    from commands.build import BuildOptions
+    from commands.part_graphs import parse_parts
+
+    memory, cut = bytes_of(max_memory), parse_parts(parts)
+    options = BuildOptions(target, backend.value, max_batch, max_length, flags=flags, max_memory=memory, parts=cut)
+    return with_capacities(options, parse_capacities(capacity))
 
 
 def _show(command: str, report: dict[str, Any], *, as_json: bool, up_to_date: bool = False, gated: bool = True) -> None:

@@ -29,6 +29,8 @@ INPUT_IDS, ATTENTION_MASK, POSITION_IDS, LOGITS = "input_ids", "attention_mask",
 CACHE_WRITE_INDICES, KEY_VALUE_LENGTHS = "cache_write_indices", "key_value_lengths"
 LAST_TOKEN_INDICES = "last_token_indices"
 _PAST_PREFIX = "past_key_values."
+HIDDEN_PREFIX = "hidden_states."
+"""Of hidden_name, whatever the layer."""
 _PRESENT = re.compile(r"present\.(\d+)\.\w+")
 
 
@@ -96,7 +98,7 @@ def graph_outputs(config: LlamaConfig, dtype: Dtype, kv_cache: KvCache = "dynami
 
 def hidden_name(layer: int) -> str:
     """The hidden state that enters a layer, where a model is cut into parts there."""
-    return f"hidden_states.{layer}"
+    return f"{HIDDEN_PREFIX}{layer}"
 
 
 def present_layer(name: str) -> int | None:

@@ -18,6 +18,7 @@ from engines.build import STAGES, build_engine
 from engines.cache_form import longest
 from engines.engine_options import EngineOptions
 from engines.targets import find_target
+from engines.weight_sizes import float_dtype
 
 WEIGHTS = ("weights/layer-*.safetensors", "weights/shared.safetensors", "weights/rotary.safetensors", "weights/checksums.json")
 """What every stage's graph points into."""
@@ -111,8 +112,7 @@ def check_precision(dtype: str, precision: str) -> None:
     """
     if precision not in STAGES:
         raise EngineError(f"no precision {precision!r}; there is: {', '.join(STAGES)}")
-    if (precision == "fp32") != (dtype == "fp32"):
-        needed = "fp32" if precision == "fp32" else "fp16"
+    if (needed := float_dtype(precision)) != dtype:
         raise EngineError(
             f"a {precision} engine needs an {needed} artifact; this one is {dtype}", hint=f"export into another folder with --dtype {needed}"
         )

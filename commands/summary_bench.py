@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
-from commands.sheet import Sheet
-
-Report = dict[str, Any]
+from commands.sheet import Report, Sheet
 
 
 def sheets_of_bench(report: Report) -> Iterable[Sheet]:

@@ -12,7 +12,7 @@ import onnx_ir as ir
 from artifact.config import LlamaConfig
 from engines.checks import Check, check, first
 from engines.form_limits import LAYER_TEXT, QUANTIZED_BITS, QUANTIZED_TYPES, FormLimits, form_limits, part_limits
-from engines.graph_weights import Weight, find_biases, find_weights, layers_in, weights_bytes
+from engines.graph_weights import Weight, find_biases, find_weights, weights_bytes
 from engines.kernel_source import read_kernel_sources, source_bytes
 from engines.layer_checks import ATTENTION_KERNELS, attention_check, integers_check, layer_checks, logits_check, quantized_check
 from engines.plan_layers import Launch, PlanReader, describe
@@ -67,7 +67,7 @@ def audit_plan(
     limits = part_limits(limits, begins=reader.layers[:1] != [0], ends=not reader.gives_logits)
     checks = [*_weight_checks(plan, graph, weights, gated), *_kernel_checks(programs, launches, reader, config, gated=gated, limits=limits)]
     if dtype is not None:
-        apart = {"decode": limits.written_out * len(layers_in(graph))}
+        apart = {"decode": limits.written_out * len(reader.layers)}
         for name, found in launches.items():
             checks.append(quantized_check(found, weights, name, dtype, written_out=apart.get(name, 0)))
             checks.append(integers_check(found, weights, name))
@@ -78,9 +78,9 @@ def audit_plan(
     half, where = float16_sums(plan, [label for weight in weights if not weight.integer for label in weight.linears])
     checks.append(check("float16_sums", half, 0 if gated else None, "==", REASON, where=where))
     if static:
-        checks += static_checks(programs, profiles, layers_in(graph))
+        checks += static_checks(programs, profiles, reader.layers)
     checks.append(_constant_bytes(programs, weights_bytes(graph), gated))
-    checks.append(plan_bytes(plan, weights_bytes(graph), len(layers_in(graph)), gated=precision == "fp16", layer_text=limits.layer_text))
+    checks.append(plan_bytes(plan, weights_bytes(graph), len(reader.layers), gated=precision == "fp16", layer_text=limits.layer_text))
     return {
         "kernels": dict(Counter(kernel.name for program in programs for kernel in program.kernels).most_common()),
         "kernels_by_profile": {name: _names(found) for name, found in launches.items()},

@@ -81,7 +81,7 @@ def _model(step: StepContext, stage: str, options: EngineOptions, gpu: Target) -
     described = manifest["model"]
     config, form, dtype = LlamaConfig(**described["config"]), kv_cache_of(described), described["dtype"]
     load = load_of(config, options.precision, form, max_batch=options.max_batch, max_length=options.max_length, capacity=options.capacity)
-    model = EngineModel(config, dtype, form, load, gpu, options, _lowering(manifest, stage), PartPlan(((0, config.num_hidden_layers - 1),), ""))
+    model = EngineModel(config, dtype, load, gpu, options, _lowering(manifest, stage), PartPlan(((0, config.num_hidden_layers - 1),), ""))
     _profiles(model, 0)
     return model
 
@@ -91,16 +91,17 @@ def _cut(step: StepContext, graph: Path, model: EngineModel, folder: str) -> Par
     options, config = model.options, model.config
     gpus = gpus_needed(config, model.load, model.target)
     limits = Limits.of(options.parts, options.max_memory, gpus=gpus, target=model.target.name)
-    packed, static = not _is_unpacked(graph), model.kv_cache == "static"
-    scale = weights_bytes(ir.load(graph).graph) / weight_sizes(config, options.precision).total
+    nodes = ir.load(graph).graph
+    packed, static = not _is_unpacked(nodes), model.kv_cache == "static"
+    scale = weights_bytes(nodes) / weight_sizes(config, options.precision).total
     journal = step.journal.files if step.journal is not None else {}
     begun = same_split([entry[BUILT] for file, entry in journal.items() if file.startswith(folder) and BUILT in entry])
     return plan_parts(config, options.precision, limits, packed=packed, static=static, begun=begun, scale=scale)
 
 
-def _is_unpacked(graph: Path) -> bool:
+def _is_unpacked(graph: ir.Graph) -> bool:
     """Whether query, key and value are linears of their own."""
-    return any(APART in str(name) for name in ir.load(graph).graph.initializers)
+    return any(APART in str(name) for name in graph.initializers)
 
 
 def _part_graphs(step: StepContext, whole: Path, model: EngineModel, write_parts: WriteParts) -> list[str]:
@@ -167,7 +168,7 @@ def _graph(file: Path, model: EngineModel, part: int) -> Graph:
     """What a graph's build depends on."""
     graph, (first, last), precision = ir.load(file).graph, model.cut.layers[part], model.options.precision
     static = model.kv_cache == "static"
-    return Graph(weights_bytes(graph), last - first + 1, precision, turned_bytes(graph), not _is_unpacked(file), static)
+    return Graph(weights_bytes(graph), last - first + 1, precision, turned_bytes(graph), not _is_unpacked(graph), static)
 
 
 def _engine_graph(step: StepContext, stage: str, capacity: int | None) -> Path:

@@ -18,7 +18,7 @@ from artifact.room import gigabytes
 from engines.cache_form import longest
 from engines.profiles import LEAST_ROWS
 from engines.targets import Target
-from engines.weight_sizes import check_blocks, weight_sizes
+from engines.weight_sizes import check_blocks, float_dtype, weight_sizes
 
 RESERVED_BYTES = 600_000_000
 """What the CUDA context, its libraries and the runtime take of a GPU before a model is there."""
@@ -51,7 +51,7 @@ class Load:
     @property
     def dtype(self) -> Dtype:
         """Of cache and activations."""
-        return "fp32" if self.precision == "fp32" else "fp16"
+        return float_dtype(self.precision)
 
 
 def load_of(config: LlamaConfig, precision: str, kv_cache: KvCache, *, max_batch: int, max_length: int | None, capacity: int | None = None) -> Load:

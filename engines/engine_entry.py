@@ -35,7 +35,6 @@ class EngineModel:
 
     config: LlamaConfig
     dtype: Dtype
-    kv_cache: KvCache
     load: Load
     target: Target
     options: EngineOptions
@@ -43,12 +42,17 @@ class EngineModel:
     cut: PartPlan
 
     @property
+    def kv_cache(self) -> KvCache:
+        """Its form."""
+        return self.load.kv_cache
+
+    @property
     def lowered(self) -> bool:
         """Whether attention is in operators of an older release."""
         return "Attention" in self.lowering["lowered"]
 
 
-def part_entry(model: EngineModel, part: int) -> dict[str, Any]:
+def _part_entry(model: EngineModel, part: int) -> dict[str, Any]:
     """What is known of a part before it is built: ``part``, ``layers``, ``inputs``, ``outputs``."""
     layers = model.cut.layers[part]
     inputs, outputs = (spec(model.config, model.dtype, model.kv_cache, layers) for spec in (part_inputs, part_outputs))
@@ -70,7 +74,7 @@ def engine_entry(model: EngineModel, part: int, backend: str, profiles: Sequence
         "precision": options.precision,
         "target": model.target.name,
         "backend": backend,
-        **part_entry(model, part),
+        **_part_entry(model, part),
         **_cost(result),
         "profiles": {profile.name: dict(profile.axes) for profile in profiles},
         **_compiler(result, model.target, options.flags),

@@ -18,7 +18,7 @@ import onnx_ir as ir
 from artifact.config import LlamaConfig
 from artifact.io_spec import cache_names
 from engines.checks import Check, all_passed, check, first
-from engines.graph_weights import find_weights, layers_in, weights_bytes
+from engines.graph_weights import find_weights, weights_bytes
 from engines.inspected_plan import read_layers
 from engines.layer_checks import LIMITS, STATIC_LIMITS, attention_check, layer_checks
 from engines.plan_kinds import GEMM, PRODUCT
@@ -57,7 +57,7 @@ def audit_inspected(plan: Path, graph_file: Path, facts: Mapping[str, Any], *, p
     limits = STATIC_LIMITS if static else LIMITS
     read = [_layers_read(name, found, linears) for name, found in launches.items()]
     for name, found in launches.items():
-        shown = [attention_check(found, name, layers_in(graph), gated=False), *layer_checks(found, name, gated=False, limits=limits)]
+        shown = [attention_check(found, name, reader.layers, gated=False), *layer_checks(found, name, gated=False, limits=limits)]
         checks += [line | {"reason": f"{line['reason']}; {SHOWN}"} for line in shown]
     held = all(line["passed"] is not False for line in checks)
     return {

@@ -9,13 +9,13 @@ from types import ModuleType
 from typing import Any
 
 from artifact.errors import EngineError
+from artifact.io_spec import HIDDEN_PREFIX
 from engines.device import Device
 from engines.plan_loading import load_engine
 from engines.runnable import runtime_module, why_not_here
 
 logger = logging.getLogger(__name__)
 PROFILES = ("prefill", "decode")
-HIDDEN = "hidden_states."
 """How the names of hidden states between parts begin; the number of the layer that they enter follows."""
 
 
@@ -48,7 +48,7 @@ class Plan:
         self._contexts: dict[str, Any] = {}
         inputs, outputs = entry.get("inputs", ()), entry.get("outputs", ())
         self._interface = frozenset((*inputs, *outputs))
-        self.enters, self.leaves = (next((name for name in names if name.startswith(HIDDEN)), None) for names in (inputs, outputs))
+        self.enters, self.leaves = (next((name for name in names if name.startswith(HIDDEN_PREFIX)), None) for names in (inputs, outputs))
 
     @property
     def parts(self) -> tuple[Plan, ...]:
@@ -111,7 +111,7 @@ def open_engine(artifact: Path, entries: Sequence[Mapping[str, Any]], device: De
 
 def _check_order(entries: Sequence[Mapping[str, Any]]) -> None:
     """Refuse parts of which one does not take up where the one before ends."""
-    names = [[name for name in entry[side] if name.startswith(HIDDEN)] for entry in entries for side in ("inputs", "outputs")]
+    names = [[name for name in entry[side] if name.startswith(HIDDEN_PREFIX)] for entry in entries for side in ("inputs", "outputs")]
     joints = list(zip(names[1::2], [*names[2::2], []], strict=True))
     if names[0] or any(left != right or len(left) > 1 for left, right in joints):
         broken = next((i for i, (left, right) in enumerate(joints) if left != right), 0)

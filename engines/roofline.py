@@ -14,7 +14,7 @@ from typing import Any
 from artifact.config import LlamaConfig
 from artifact.io_spec import cache_bytes
 from engines.targets import Target
-from engines.weight_sizes import linear_parameters, weight_sizes
+from engines.weight_sizes import float_dtype, linear_parameters, weight_sizes
 
 INTEGER_MATH = ("int8-smoothquant",)
 """Precisions whose linears multiply int8 by int8; what a placement keeps out of that does not, and the bound holds all the more."""
@@ -55,7 +55,7 @@ def roofline(config: LlamaConfig, precision: str, target: Target, *, batch: int 
         cached: T that a decode step reads; of a static cache its capacity, used or not.
     """
     sizes = weight_sizes(config, precision)
-    step_bytes = sizes.read_by_a_step + batch * cache_bytes(config, _cache_dtype(precision), cached)
+    step_bytes = sizes.read_by_a_step + batch * cache_bytes(config, float_dtype(precision), cached)
     step_s = step_bytes / (target.bandwidth_gb_s * 1e9)
     return Roofline(batch / step_s, step_s * 1e3, _prefill_ms(config, precision, target, batch, prompt), step_bytes)
 
@@ -74,10 +74,6 @@ def _prefill_ms(config: LlamaConfig, precision: str, target: Target, batch: int,
     math_s = batch * (linears / (peak * 1e12) + others / (target.peak_fp16_tflops * 1e12))
     read_s = weight_sizes(config, precision).read_by_a_step / (target.bandwidth_gb_s * 1e9)
     return max(math_s, read_s) * 1e3
-
-
-def _cache_dtype(precision: str) -> Any:
-    return "fp32" if precision == "fp32" else "fp16"
 
 
 def compare(config: LlamaConfig, precision: str, target: Target, *, batch: int, prompt: int, cached: int) -> dict[str, Any]:

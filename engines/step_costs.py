@@ -15,7 +15,7 @@ from artifact.layout import PACKED, linear_shapes, parameter_count
 from engines.build_cost import MEGABYTE, BuildCost, build_cost
 from engines.form_limits import QUANTIZED_TYPES
 from engines.part_plan import part_graph
-from engines.weight_sizes import linear_parameters, weight_sizes
+from engines.weight_sizes import float_dtype, linear_parameters, weight_sizes
 
 DOWNLOAD = "download"
 SIDECAR_BYTES = 64 * MEGABYTE
@@ -112,7 +112,7 @@ class Work:
     @property
     def dtype(self) -> Dtype:
         """Of the artifact."""
-        return "fp32" if self.precision == "fp32" else "fp16"
+        return float_dtype(self.precision)
 
 
 def step_costs(config: LlamaConfig, work: Work, rates: Rates = REFERENCE) -> list[StepCost]:

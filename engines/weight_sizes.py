@@ -10,16 +10,19 @@ from math import ceil, prod
 
 from artifact.config import LlamaConfig
 from artifact.errors import EngineError
-from artifact.io_spec import DTYPE_BYTES
+from artifact.io_spec import DTYPE_BYTES, Dtype
 from artifact.layout import EMBEDDING, LM_HEAD, has_bias, linear_shapes, shared_shapes
 from engines.form_limits import QUANTIZED_BITS, QUANTIZED_TYPES
 
-FLOAT_BYTES = {"fp32": DTYPE_BYTES["fp32"]}
-"""Precision → bytes of what is not quantised, where it is not float16."""
 SCALE_BYTES = {"int8": 2, "int8-smoothquant": 4, "int4": 2}
 """Precision → bytes of a scale."""
 INT4_BLOCKS = (128, 64, 32)
 """The widest that divides a row shares a scale; int8 has one scale a row."""
+
+
+def float_dtype(precision: str) -> Dtype:
+    """Of the artifact that an engine of a precision is made from: its caches, activations, and what is not quantised."""
+    return "fp32" if precision == "fp32" else "fp16"
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ def weight_sizes(config: LlamaConfig, precision: str) -> WeightSizes:
         config: of the model.
         precision: ``fp32``, ``fp16``, ``int8``, ``int8-smoothquant`` (every linear by int8) or ``int4``.
     """
-    float_bytes = FLOAT_BYTES.get(precision, DTYPE_BYTES["fp16"])
+    float_bytes = DTYPE_BYTES[float_dtype(precision)]
     shared = {name: prod(shape) * float_bytes for name, shape in shared_shapes(config).items()}
     return WeightSizes(
         layer=sum(_linear_bytes(shape, precision) for shape in linear_shapes(config).values()) + _vectors(config) * float_bytes,
@@ -99,7 +102,7 @@ def _linear_bytes(shape: tuple[int, int], precision: str) -> int:
     rows, columns = shape
     dtype = QUANTIZED_TYPES.get(precision)
     if dtype is None:
-        return rows * columns * FLOAT_BYTES.get(precision, DTYPE_BYTES["fp16"])
+        return rows * columns * DTYPE_BYTES[float_dtype(precision)]
     return rows * columns * QUANTIZED_BITS[dtype] // 8 + rows * _scales_a_row(columns, precision) * SCALE_BYTES[precision]
 
 

@@ -34,6 +34,10 @@ class Logger(trt.ILogger):  # type: ignore[misc]
         trt.ILogger.__init__(self)
         self.errors: list[str] = []
 
+    def last(self) -> str:
+        """The last error, in TensorRT's words."""
+        return self.errors[-1] if self.errors else "no reason given"
+
     def log(self, severity: Any, message: str) -> None:
         """Called by TensorRT, from any of its threads."""
         if severity == Severity.VERBOSE:
@@ -105,7 +109,7 @@ def write_plan(builder: Any, network: Any, config: Any, plan: Path, logger: Logg
     if writer.error is not None:
         raise EngineError(f"the plan can't be written: {writer.error}", hint="free disk space and build again") from writer.error
     if not built:
-        raise EngineError(f"{graph.name}: TensorRT can't build it: {logger.errors[-1] if logger.errors else 'no reason given'}")
+        raise EngineError(f"{graph.name}: TensorRT can't build it: {logger.last()}")
 
 
 def answer(build: Callable[[dict[str, Any]], dict[str, Any]]) -> None:

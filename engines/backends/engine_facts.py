@@ -27,7 +27,7 @@ def read_engine(plan: Path, logger: Logger, *, version_compatible: bool) -> Fact
     runtime.engine_host_code_allowed = version_compatible  # such a plan brings a lean runtime with it
     engine = runtime.deserialize_cuda_engine(plan.read_bytes())
     if engine is None:
-        raise EngineError(f"TensorRT can't load the plan that it built: {logger.errors[-1] if logger.errors else 'no reason given'}")
+        raise EngineError(f"TensorRT can't load the plan that it built: {logger.last()}")
     names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
     inputs = [name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
     outputs = [name for name in names if name not in inputs]
