@@ -15,7 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from artifact.changed import require_unchanged
+from artifact.changed import require_unchanged, written_digest
 from artifact.errors import ArtifactError
 from artifact.hashing import sha256_of
 from artifact.journal import Entry, Journal, is_ours
@@ -194,14 +194,11 @@ def _difference(old: object, new: object) -> str:
 def _input_hashes(artifact: Path, manifest: Manifest, patterns: tuple[str, ...], *, refuse_changed: bool) -> dict[str, str]:
     if patterns:
         require(artifact, patterns[0], changed_too=not refuse_changed)
-    recorded = {file: record for step in manifest["steps"].values() for file, record in step["outputs"].items()}
+    known = require_unchanged if refuse_changed else written_digest
     hashes = {}
     for path in sorted({path for pattern in patterns for path in artifact.glob(pattern) if path.is_file()}):
         file = path.relative_to(artifact).as_posix()
-        if refuse_changed:
-            require_unchanged(artifact, manifest, file)
-        same = file in recorded and unchanged(path, recorded[file])
-        hashes[file] = recorded[file]["sha256"] if same else sha256_of(path)
+        hashes[file] = known(artifact, manifest, file) or sha256_of(path)
     return hashes
 
 
