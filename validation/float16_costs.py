@@ -11,49 +11,28 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from artifact.progress import Progress, silent
 from validation import perplexity
-from validation.floor import Float32Products
 from validation.perplexity import TokenScores, Window
-from validation.reference import Reference, ReferenceRun
+from validation.reference import ReferenceRun
 
 Array = NDArray[Any]
 
 
 @dataclass(frozen=True)
 class Float16Costs:
-    """Scores of the texts' tokens, None where there are none; relative error of the hidden state after each layer [N], along the main sequence."""
+    """What float16 costs.
+
+    Attributes:
+        scores: of the texts' tokens; None where there are none.
+        hidden_errors: relative error of the hidden state after each layer [N], along the main sequence.
+        layer_errors: mean error of each layer alone [N], from the reference's hidden state: the denominators of local ratios (local_ratio.py).
+    """
 
     scores: TokenScores | None
     hidden_errors: list[float]
-
-
-def measure_float16(
-    reference: Reference,
-    main: tuple[NDArray[np.int64], ReferenceRun],
-    windows: Sequence[Window],
-    runs: Sequence[ReferenceRun],
-    progress: Progress = silent,
-) -> Float16Costs:
-    """Run the reference in float16, layer by layer.
-
-    Args:
-        reference: on the checkpoint's weights.
-        main: the main sequence, and what the reference computed for it, with hidden states.
-        windows, runs: of the texts, and what the reference computed for each.
-        progress: told which layer runs.
-    """
-    ids, exact = main
-    assert exact.hidden is not None
-    with Float32Products():
-        sequences = [ids, *(window.inputs for window in windows)]
-        rounded, *halves = reference.run(sequences, keep_hidden={0}, keep_cache=(), dtype=torch.float16, progress=progress)
-        scores = score_run(windows, halves, runs) if windows else None
-    assert rounded.hidden is not None
-    return Float16Costs(scores, relative_errors(rounded.hidden[1:], exact.hidden[1:]))
+    layer_errors: list[float]
 
 
 def score_run(windows: Sequence[Window], runs: Sequence[ReferenceRun], reference: Sequence[ReferenceRun] | None = None) -> TokenScores:

@@ -33,8 +33,8 @@ from validation.reference import Read, Reference, ReferenceRun
 
 FILE = "reports/floor.json"
 RULES = (
-    "validation/floor.py", "validation/reference.py", "validation/metrics.py", "validation/scenarios.py", "validation/text.py",
-    "exporter/model.py", "exporter/rope.py", "artifact/config.py", "artifact/rope_scaling.py",
+    "validation/floor.py", "validation/reference.py", "validation/rounded_alongside.py", "validation/metrics.py", "validation/scenarios.py",
+    "validation/text.py", "exporter/model.py", "exporter/rope.py", "artifact/config.py", "artifact/rope_scaling.py",
 )  # fmt: skip
 """Source files that decide the floor."""
 STREAMED_ABOVE = 1_500_000_000
@@ -85,7 +85,14 @@ def no_floor(reason: str, source: str = "not measured") -> Floor:
     return Floor(None, None, [], [], source, reason)
 
 
-def measure_floor(step: StepContext, fingerprint: str, reference: Reference, sequences: Sequence[Ids], runs: Sequence[ReferenceRun]) -> Floor:
+def measure_floor(
+    step: StepContext,
+    fingerprint: str,
+    reference: Reference,
+    sequences: Sequence[Ids],
+    runs: Sequence[ReferenceRun],
+    rounded: Sequence[ReferenceRun] = (),
+) -> Floor:
     """The floor of a checkpoint on some sequences, the main one first; measured once and kept in ``reports/floor.json``.
 
     A kept floor is taken only where it is the file that the last ``validate`` recorded: a changed one would move every gate.
@@ -96,20 +103,27 @@ def measure_floor(step: StepContext, fingerprint: str, reference: Reference, seq
         reference: on the checkpoint's weights.
         sequences: token ids [L] each.
         runs: what the reference computed for them.
+        rounded: what it computed rounded to float16 (rounded_alongside.py); empty where that is still to be done.
     """
     source = floor_source(reference.config)
     key = floor_key(fingerprint, sequences, source)
-    floor = _kept(step, key) or compute_floor(reference, sequences, runs, step.progress)
+    floor = _kept(step, key) or compute_floor(reference, sequences, runs, rounded, step.progress)
     with step.write(FILE) as temporary:  # also where it was kept: the file is an output of this step
         temporary.write_text(json.dumps({"key": key, "floor": asdict(floor)}, indent=1) + "\n", encoding="utf-8")
     return floor
 
 
-def compute_floor(reference: Reference, sequences: Sequence[Ids], runs: Sequence[ReferenceRun], progress: Progress = silent) -> Floor:
+def compute_floor(
+    reference: Reference,
+    sequences: Sequence[Ids],
+    runs: Sequence[ReferenceRun],
+    rounded: Sequence[ReferenceRun] = (),
+    progress: Progress = silent,
+) -> Floor:
     """The floor of a checkpoint on some sequences, measured; arguments as in ``measure_floor``."""
     progress("float16 floor", 0, 1)
     streamed, source = _is_streamed(reference.config), floor_source(reference.config)
-    half = streamed_logits(reference, sequences) if streamed else transformers_logits(reference.config, reference.read, sequences)
+    half = streamed_logits(reference, sequences, rounded) if streamed else transformers_logits(reference.config, reference.read, sequences)
     floor = compare(half, [run.logits() for run in runs], source)
     return replace(floor, mean_kl=None) if streamed else floor  # our own model again: it says nothing about the reference
 
@@ -145,10 +159,10 @@ def transformers_logits(config: LlamaConfig, read: Read, sequences: Sequence[Ids
         return [model(torch.from_numpy(ids)[None], use_cache=False).logits[0].float().numpy() for ids in sequences]
 
 
-def streamed_logits(reference: Reference, sequences: Sequence[Ids]) -> list[NDArray[np.float32]]:
-    """Logits [L, V] of our model in float16, one layer at a time, its products in float32 kernels."""
+def streamed_logits(reference: Reference, sequences: Sequence[Ids], rounded: Sequence[ReferenceRun] = ()) -> list[NDArray[np.float32]]:
+    """Logits [L, V] of our model in float16, one layer at a time, its products in float32 kernels; of ``rounded`` runs where there are any."""
     with Float32Products():
-        runs = reference.run(sequences, keep_cache=(), dtype=torch.float16)
+        runs = rounded or reference.run(sequences, keep_cache=(), dtype=torch.float16)
         return [run.logits() for run in runs]
 
 

@@ -39,6 +39,7 @@ class GraphRunner:
     Attributes:
         capacity: slots of a static cache that the graph is fixed to; None where the caller chooses.
         joined: None, because nothing is cut.
+        layer_errors: None, because no layer is run alone here.
 
     Raises:
         ValidationError: ONNX Runtime can't load it, chose other providers, or its inputs and outputs are not the contract's.
@@ -53,11 +54,14 @@ class GraphRunner:
         self.kv_cache = kv_cache
         self.one_position = one_position
         self.joined: list[str] | None = None
+        self.layer_errors: list[float] | None = None
         self._session = load_session(graph, threads)
         check_contract(graph.name, self._session, config, dtype, kv_cache, one_position=one_position)
         self.capacity = fixed_capacity(self._session)
 
-    def expect(self, scenarios: Sequence[Scenario], sequences: Sequence[NDArray[np.int64]], capacity: int = 0) -> None:
+    def expect(
+        self, scenarios: Sequence[Scenario], sequences: Sequence[NDArray[np.int64]], capacity: int = 0, *, alone: Sequence[Array] = ()
+    ) -> None:
         """What will be asked for; nothing to prepare, because the whole graph is loaded."""
 
     def run(self, scenario: Scenario, capacity: int = 0) -> list[RowResult]:

@@ -47,7 +47,7 @@ def float16_layer_errors(reference: Reference, hidden: Sequence[Array], progress
     Returns:
         N errors; NaN or inf where the layer overflows float16.
     """
-    states = _first_tokens(hidden)
+    states = first_tokens(hidden)
     config, length = reference.config, len(states[0])
     cos, sin = (table[None, None, :length] for table in rotary_tables(config, torch.float16))  # [1, 1, L, D/2]
     mask = attention_allowed(torch.ones(1, length, dtype=torch.int64), length)
@@ -58,7 +58,7 @@ def float16_layer_errors(reference: Reference, hidden: Sequence[Array], progress
         entering = torch.from_numpy(states[index]).to(torch.float16)[None]  # [1, L, E]
         with Float32Products():  # PyTorch's own float16 products are four times slower on a CPU, and round alike
             output, _ = reference.decoder_layer(index, torch.float16)(entering, cos, sin, mask, (past, past))
-        errors.append(_mean_error(output[0].float().numpy(), states[index + 1]))
+        errors.append(mean_error(output[0].float().numpy(), states[index + 1]))
     return errors
 
 
@@ -78,23 +78,34 @@ def local_ratios(graph: ir.Model | Path, hidden: Sequence[Array], float16_errors
         FusionError: the graph can't be cut at its layers.
         ValidationError: the graph has another number of layers than the reference, or ONNX Runtime can't run a layer.
     """
+    errors = layer_errors(graph, hidden, progress)
+    return None if errors is None else as_ratios(errors, float16_errors)
+
+
+def layer_errors(graph: ir.Model | Path, hidden: Sequence[Array], progress: Progress = silent) -> list[float] | None:
+    """The numerators of ``local_ratios``, whose arguments and errors these are."""
     model = ir.load(graph) if isinstance(graph, Path) else graph.clone()
     part_boundaries(model)
     layers = layer_count(model)
-    if not layers == len(float16_errors) == len(hidden) - 1:
-        raise ValidationError(f"the graph has {layers} layers; the reference has {len(hidden) - 1}, with {len(float16_errors)} float16 errors")
-    states = _first_tokens(hidden)
+    if layers != len(hidden) - 1:
+        raise ValidationError(f"the graph has {layers} layers; the reference has {len(hidden) - 1}")
+    states = first_tokens(hidden)
     shared_part = cut_shared(model)
     if shared_part.graph.outputs[0].dtype != ir.DataType.FLOAT16:
         return None
     feeds = shared_feeds(model, len(states[0]))
-    ratios = []
-    for index, float16_error in enumerate(float16_errors):
+    errors = []
+    for index in range(layers):
         progress("one layer at a time", index, layers)
         output = _run_layer(cut_layer(model, index), index, states[index].astype(np.float16)[None], feeds)
-        ratios.append(_ratio(_mean_error(output[0], states[index + 1]), float16_error))
+        errors.append(mean_error(output[0], states[index + 1]))
     progress("one layer at a time", layers, layers)
-    return ratios
+    return errors
+
+
+def as_ratios(errors: Sequence[float], float16_errors: Sequence[float]) -> list[float]:
+    """Errors of a graph's layers as multiples of what float16 costs each."""
+    return [_ratio(error, float16_error) for error, float16_error in zip(errors, float16_errors, strict=True)]
 
 
 def _run_layer(layer: ir.Model, index: int, entering: Array, feeds: Mapping[str, Array]) -> Array:
@@ -132,12 +143,13 @@ def _prefill_feeds(model: ir.Model, length: int) -> dict[str, Array]:
     return known
 
 
-def _first_tokens(hidden: Sequence[Array]) -> list[Array]:
-    """A causal layer's first outputs do not depend on later tokens, so a prefix of a longer run is a run."""
+def first_tokens(hidden: Sequence[Array]) -> list[Array]:
+    """The first ``TOKENS`` positions. A causal layer's first outputs do not depend on later tokens, so a prefix of a longer run is a run."""
     return [state[:TOKENS] for state in hidden]
 
 
-def _mean_error(ours: Array, theirs: Array) -> float:
+def mean_error(ours: Array, theirs: Array) -> float:
+    """Mean |difference| of two arrays of any float dtype."""
     return float(np.abs(ours.astype(np.float32) - theirs).mean(dtype=np.float64))
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from validation.oracle import Oracle
+from validation.ranges import RangeAudit
 from validation.row_result import RowResult
 from validation.scenarios import Scenario
 
@@ -17,7 +18,7 @@ NUMBERS = (
     "max_abs", "mean_abs", "max_abs_relative", "noise_ratio", "decode_noise_ratio", "part_noise_ratio", "strict_noise_ratio", "strict_nonfinite",
     "worst_local_ratio", "worst_local_layer", "range_peak", "range_tensor", "mean_kl", "top1_agreement", "decisive_disagreements", "scenario_spread",
     "self_consistency", "cache_error", "stray_slots", "cache_capacity", "perplexity", "perplexity_increase_pct", "perplexity_se_pct", "p99_kl",
-    "top5_agreement", "joined_cuts", "first_layer_outside",
+    "top5_agreement", "joined_cuts", "first_layer_outside", "range_run",
 )  # fmt: skip
 """Keys of every stage of the report, null where not measured."""
 
@@ -28,8 +29,11 @@ class ArtifactRunner(Protocol):
     one_position: bool
     capacity: int | None
     joined: list[str] | None
+    layer_errors: list[float] | None
 
-    def expect(self, scenarios: Sequence[Scenario], sequences: Sequence[NDArray[np.int64]], capacity: int = 0) -> None: ...  # noqa: D102
+    def expect(  # noqa: D102
+        self, scenarios: Sequence[Scenario], sequences: Sequence[NDArray[np.int64]], capacity: int = 0, *, alone: Sequence[NDArray[Any]] = ()
+    ) -> None: ...
 
     def run(self, scenario: Scenario, capacity: int = 0) -> list[RowResult]: ...  # noqa: D102
 
@@ -53,6 +57,8 @@ class StageMeasurement:
         missing: check → why it has no value.
         seconds: part → how long it took.
         last_rows: logits that an engine graph must give too.
+        rounded_ranges: largest float16 values of the strict run, for the range audit.
+        layer_errors: of every layer alone, where they were measured with the scenarios.
     """
 
     numbers: dict[str, Any] = field(default_factory=lambda: dict.fromkeys(NUMBERS))
@@ -67,6 +73,8 @@ class StageMeasurement:
     warnings: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     last_rows: LastRows = field(default_factory=dict)
+    rounded_ranges: RangeAudit | None = None
+    layer_errors: list[float] | None = None
 
 
 def record_join(measured: StageMeasurement, runner: ArtifactRunner) -> None:

@@ -98,7 +98,9 @@ class Oracle:
 
     @cached_property
     def float16_errors(self) -> list[float]:
-        """What float16 costs each layer of the reference: the measure of local ratios, made when the first stage needs it."""
+        """What float16 costs each layer of the reference: the measure of local ratios."""
+        if self.float16 is not None:
+            return self.float16.layer_errors
         hidden = self.runs[MAIN].hidden
         assert hidden is not None
         return float16_layer_errors(self.reference, hidden)

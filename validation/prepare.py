@@ -16,7 +16,7 @@ from exporter.checkpoints import Checkpoint
 from validation import continuations, perplexity
 from validation.bootstrap import Resampling
 from validation.continuations import Continuation
-from validation.float16_costs import Float16Costs, measure_float16, score_run
+from validation.float16_costs import Float16Costs, score_run
 from validation.floor import Floor, measure_floor, no_floor
 from validation.laps import Laps
 from validation.oracle import MAIN, PADDED, Oracle, scored_of
@@ -24,12 +24,13 @@ from validation.perplexity import Window
 from validation.quality import Judge
 from validation.reference import Reference, ReferenceRun, as_is
 from validation.residency import Residency, choose_residency
+from validation.rounded_alongside import RoundedAlongside
 from validation.scenarios import make_scenarios, split_sequences, tokens_needed
 from validation.spill import Spill
 from validation.text import DEFAULT_TEXTS, Tokens, encode_prompts, load_texts
 
 FLOAT32 = "an fp32 artifact is judged by the largest difference, not against float16's noise"
-MeasureFloor = Callable[[StepContext, str, Reference, Sequence[NDArray[np.int64]], Sequence[ReferenceRun]], Floor]
+MeasureFloor = Callable[[StepContext, str, Reference, Sequence[NDArray[np.int64]], Sequence[ReferenceRun], Sequence[ReferenceRun]], Floor]
 
 
 def prepare_oracle(
@@ -62,10 +63,14 @@ def prepare_oracle(
     main, short = split_sequences(config, texts[0].ids, texts[0].bos)
     clock, residency = Laps(), choose_residency(config, streamed)
     sequences = [main, short, *(window.inputs for window in windows)]
-    runs = _run_reference(step, reference, sequences, residency)
+    rounded = RoundedAlongside(reference, sequences) if dtype == "fp16" else None
+    runs = _run_reference(step, reference, sequences, residency, rounded)
     clock.lap("reference")
-    exact = (sequences, runs)
-    floor, float16 = _measure_float16(step, checkpoint, reference, exact, windows, measure) if dtype == "fp16" else (no_floor(FLOAT32), None)
+    floor, float16 = no_floor(FLOAT32), None
+    if rounded is not None:
+        halves = rounded.runs()
+        floor = measure(step, checkpoint.fingerprint, reference, sequences[:2], runs[:2], halves[:2])
+        float16 = rounded.costs(windows, halves[2:], runs[2:])
     clock.lap("float16's floor and quality")
     continued, no_continuations = _continue(step, reference, windows)
     clock.lap("greedy continuations")
@@ -108,24 +113,13 @@ def _read_texts(step: StepContext, config: LlamaConfig, files: Sequence[Path] | 
     return texts, [window for index, text, scored in parts for window in perplexity.make_windows(text.ids, scored, size, text.bos, index)]
 
 
-def _run_reference(step: StepContext, reference: Reference, sequences: Sequence[NDArray[np.int64]], residency: Residency) -> list[ReferenceRun]:
+def _run_reference(
+    step: StepContext, reference: Reference, sequences: Sequence[NDArray[np.int64]], residency: Residency, rounded: RoundedAlongside | None
+) -> list[ReferenceRun]:
     """The reference on the scenarios' sequences and the windows; what it keeps of every layer lies on disk where graphs are streamed."""
     store = Spill(step.artifact).keep if residency.streamed else as_is
-    return reference.run(sequences, keep_hidden={MAIN}, keep_cache={MAIN, PADDED}, store=store, progress=step.progress)
-
-
-def _measure_float16(
-    step: StepContext,
-    checkpoint: Checkpoint,
-    reference: Reference,
-    exact: tuple[Sequence[NDArray[np.int64]], Sequence[ReferenceRun]],
-    windows: Sequence[Window],
-    measure: MeasureFloor,
-) -> tuple[Floor, Float16Costs]:
-    """What float16 costs in the scenarios and on the windows; ``exact`` are all sequences and what the reference computed for them."""
-    sequences, runs = exact
-    floor = measure(step, checkpoint.fingerprint, reference, sequences[:2], runs[:2])
-    return floor, measure_float16(reference, (sequences[MAIN], runs[MAIN]), windows, runs[2:], step.progress)
+    after = rounded.after_layer if rounded else None
+    return reference.run(sequences, keep_hidden={MAIN}, keep_cache={MAIN, PADDED}, after_layer=after, store=store, progress=step.progress)
 
 
 def _continue(step: StepContext, reference: Reference, windows: Sequence[Window]) -> tuple[list[Continuation], str | None]:

@@ -23,6 +23,8 @@ from validation.node_runner import Array, run_nodes
 
 FLOAT16_MAX = 65504.0
 WARN_FRACTION = 0.5
+FAR_FRACTION = 0.25
+"""Half of what warns: a rounded value is within a thousandth of what was rounded, and a run that strays by a factor of 2 fails as noise."""
 _BLOCK = 1 << 20
 
 
@@ -44,6 +46,11 @@ class RangeAudit:
     per_layer: list[float]
     warnings: list[str]
 
+    @property
+    def is_far(self) -> bool:
+        """Whether the worst is so far from overflow that rounding can't have hidden one: a run that rounds tells then what a float32 run would."""
+        return self.peak_fraction <= FAR_FRACTION
+
 
 def audit_ranges(model: ir.Model | Path, feeds: Mapping[str, Array], progress: Progress = silent) -> RangeAudit:
     """Measure every float16 tensor of a graph in a float32 run.
@@ -58,18 +65,31 @@ def audit_ranges(model: ir.Model | Path, feeds: Mapping[str, Array], progress: P
     """
     model = ir.load(model) if isinstance(model, Path) else model
     masks = find_masks(model.graph)
-    worst: dict[int | None, tuple[float, str]] = {}
+    peaks = Peaks()
 
     def observe(node: ir.Node, value: ir.Value, dtype: ir.DataType, array: Array) -> None:
-        if dtype != ir.DataType.FLOAT16:
-            return
-        layer = layer_of(node.metadata_props.get(MODULE_KEY))
-        fraction = peak(masks.results(value, array)) / FLOAT16_MAX
-        if layer not in worst or _severity(fraction) > _severity(worst[layer][0]):
-            worst[layer] = fraction, str(value.name)
+        if dtype == ir.DataType.FLOAT16:
+            peaks.see(node, value, peak(masks.results(value, array)))
 
     run_nodes(model, feeds, float32=True, observe=observe, progress=progress)
-    return _summary(worst)
+    return peaks.audit()
+
+
+class Peaks:
+    """The largest float16 value of each layer, as the values of a run come by."""
+
+    def __init__(self) -> None:
+        self._worst: dict[int | None, tuple[float, str]] = {}
+
+    def see(self, node: ir.Node, value: ir.Value, largest: float) -> None:
+        """A float16 value of a node, and the largest |value| that it holds."""
+        layer, fraction = layer_of(node.metadata_props.get(MODULE_KEY)), largest / FLOAT16_MAX
+        if layer not in self._worst or _severity(fraction) > _severity(self._worst[layer][0]):
+            self._worst[layer] = fraction, str(value.name)
+
+    def audit(self) -> RangeAudit:
+        """What came by, summed up."""
+        return _summary(self._worst)
 
 
 def peak(array: Array) -> float:

@@ -27,6 +27,8 @@ from exporter.rope import rotary_tables
 Array = NDArray[Any]
 Read = Callable[[str], Tensor]
 OnLayer = Callable[[int, DecoderLayer], None]
+AfterLayer = Callable[[int, DecoderLayer, Sequence[Tensor], Sequence[Tensor]], None]
+"""``after_layer(number, layer, entered, left)``: the hidden states [1, L, E] of all sequences before and behind a layer, which may be changed."""
 Store = Callable[[Array], Array]
 
 
@@ -70,6 +72,7 @@ class Reference:
     def __init__(self, config: LlamaConfig, read: Read) -> None:
         self.config = config
         self.read = read
+        self._stored: dict[str, torch.dtype] = {}
 
     def decoder_layer(self, index: int, dtype: torch.dtype = torch.float32) -> DecoderLayer:
         """One decoder layer with its weights in ``dtype``."""
@@ -88,6 +91,7 @@ class Reference:
         keep_cache: Collection[int] | None = None,
         dtype: torch.dtype = torch.float32,
         on_layer: OnLayer | None = None,
+        after_layer: AfterLayer | None = None,
         store: Store = as_is,
         progress: Progress = silent,
     ) -> list[ReferenceRun]:
@@ -99,6 +103,7 @@ class Reference:
             keep_cache: indices of sequences whose keys and values are kept; None keeps all.
             dtype: of weights and activations.
             on_layer: called with each loaded layer before it is used, for hooks.
+            after_layer: called with each layer when all sequences have been through it.
             store: what is kept of every layer goes through it, to lie elsewhere than in memory.
             progress: told which layer runs.
         """
@@ -112,13 +117,16 @@ class Reference:
             layer = self.decoder_layer(number, dtype)
             if on_layer is not None:
                 on_layer(number, layer)
-            for index, state in enumerate(states):
+            entered = list(states)
+            for index, state in enumerate(entered):
                 states[index], present = self.advance(layer, state, tables)
                 if index in kept_cache:
                     for kept, tensor in zip(caches[index], present, strict=True):
                         kept.append(store(_array(tensor)))
                 if index in hidden:
                     hidden[index].append(store(_array(states[index])))
+            if after_layer is not None:
+                after_layer(number, layer, entered, states)
             del layer  # before the next one is read
         norm = self.final_norm(dtype)
         lm_head = self.lm_head.to(dtype)
@@ -153,10 +161,21 @@ class Reference:
     @cached_property
     def lm_head(self) -> Tensor:
         """[V, E] float32; the embedding where it is tied."""
-        return self._weight(EMBEDDING if self.config.tie_word_embeddings else LM_HEAD, torch.float32)
+        return self._weight(self.head_name, torch.float32)
+
+    @property
+    def head_name(self) -> str:
+        """The weight that makes logits."""
+        return EMBEDDING if self.config.tie_word_embeddings else LM_HEAD
 
     def _weight(self, name: str, dtype: torch.dtype) -> Tensor:
-        return self.read(name).to(dtype)
+        weight = self.read(name)
+        self._stored[name] = weight.dtype
+        return weight.to(dtype)
+
+    def is_float16(self, name: str) -> bool:
+        """Whether a weight that was read is float16 in the checkpoint: rounding it again would change nothing."""
+        return self._stored.get(name) == torch.float16
 
 
 def _array(tensor: Tensor) -> Array:

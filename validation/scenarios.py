@@ -17,10 +17,13 @@ from numpy.typing import NDArray
 
 from artifact.config import LlamaConfig
 from artifact.errors import ValidationError
+from artifact.layout import parameter_count
 from validation.calls import Ids, Turn
 
-FULL, SHORTEST = 320, 20
-"""Tokens of the main sequence, and the fewest that still make four different scenarios."""
+FULL, FULL_OF_LARGE, SHORTEST = 320, 256, 20
+"""Tokens of the main sequence, of a large model's, and the fewest that still make four different scenarios."""
+LARGE = 1_500_000_000
+"""Parameters from which a model is large: a token more costs three stages a second of two cores and more."""
 STEPS, PADDED_STEPS = 64, 8
 """Tokens that are decoded one by one, alone and in the padded batch; fewer where the model is short."""
 
@@ -114,17 +117,20 @@ def scenario_lengths(config: LlamaConfig) -> dict[str, int]:
     Raises:
         ValidationError: the model is too short for four different scenarios.
     """
-    main = min(FULL, config.max_position_embeddings)
+    large = parameter_count(config) > LARGE
+    main = min(FULL_OF_LARGE if large else FULL, config.max_position_embeddings)
     if main < SHORTEST:
         raise ValidationError(f"max_position_embeddings is {main}; the four scenarios need at least {SHORTEST} positions")
     prompt = main - min(STEPS, main // 2)
+    padded = prompt // 2 if large else prompt
     return {
         "main": main,
         "prompt": prompt,  # 256 of 320; the rest is decoded one by one
         "first_chunk": main * 5 // 16,  # 100, 156, 64: none a power of two times another
         "second_chunk": main * 39 // 80,
+        "padded_prompt": padded,
         "padded_decode": min(PADDED_STEPS, main // 10),
-        "short": prompt * 19 // 32,  # 152, the prompt of the padded row
+        "short": padded * 19 // 32,  # 152, the prompt of the padded row
     }
 
 
@@ -144,13 +150,13 @@ def split_sequences(config: LlamaConfig, tokens: Ids, bos: int | None) -> tuple[
 def make_scenarios(config: LlamaConfig, main: Ids, short: Ids) -> tuple[Scenario, ...]:
     """The four scenarios over the two sequences."""
     lengths = scenario_lengths(config)
-    prompt, decode = lengths["prompt"], lengths["padded_decode"]
+    prompt, padded, decode = lengths["prompt"], lengths["padded_prompt"], lengths["padded_decode"]
     first, second = lengths["first_chunk"], lengths["second_chunk"]
     return (
         Scenario("prefill", (main,), (0,), (len(main),)),
         Scenario("decode", (main,), (0,), (prompt, *[1] * (len(main) - prompt))),
         Scenario("chunked", (main,), (0,), (first, second, len(main) - first - second)),
-        Scenario("padded", (main[: prompt + decode], short), (0, 1), (prompt, *[1] * decode)),
+        Scenario("padded", (main[: padded + decode], short), (0, 1), (padded, *[1] * decode)),
     )
 
 

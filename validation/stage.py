@@ -23,7 +23,7 @@ from validation.calls import FORMS
 from validation.drift import name_first_layer
 from validation.float16_costs import relative_errors
 from validation.graph_runner import call_feeds, filled_caches
-from validation.local_ratio import local_ratios
+from validation.local_ratio import as_ratios, layer_errors
 from validation.measurement import LastRows, StageMeasurement, against_floor
 from validation.op_errors import op_errors
 from validation.oracle import MAIN, Oracle
@@ -126,6 +126,7 @@ def measure_strict(oracle: Oracle, graph: Path, measured: StageMeasurement) -> N
         measured.hidden_errors = relative_errors([result.outputs[name][0] for name in hidden], exact[1:])
     mean, _ = metrics.absolute_errors(result.outputs["logits"][0], oracle.logits[MAIN])
     against_floor(oracle, measured, "strict_noise_ratio", float(mean.mean()))
+    measured.rounded_ranges = result.ranges
     measured.numbers["strict_nonfinite"] = result.nonfinite
     if result.first_nonfinite is not None:
         measured.where["strict_nonfinite"] = result.first_nonfinite
@@ -141,13 +142,17 @@ def _hidden_names(model: ir.Model) -> list[str]:
 
 
 def measure_ranges(oracle: Oracle, graph: Path, measured: StageMeasurement) -> None:
-    """Largest value of every float16 tensor, prefill in float32."""
-    record_ranges(audit_ranges(graph, _prefill_feeds(oracle)), measured)
+    """Largest value of every float16 tensor, prefill: of the strict run where that is far from overflow, else in float32."""
+    rounded = measured.rounded_ranges
+    if rounded is not None and rounded.is_far:
+        record_ranges(rounded, measured, "strict")
+    else:
+        record_ranges(audit_ranges(graph, _prefill_feeds(oracle)), measured)
 
 
-def record_ranges(audit: RangeAudit, measured: StageMeasurement) -> None:
-    """The numbers and warnings of an audit."""
-    measured.numbers |= {"range_peak": audit.peak_fraction, "range_tensor": audit.tensor}
+def record_ranges(audit: RangeAudit, measured: StageMeasurement, run: str = "float32") -> None:
+    """The numbers and warnings of an audit, and which run they are of."""
+    measured.numbers |= {"range_peak": audit.peak_fraction, "range_tensor": audit.tensor, "range_run": run}
     measured.where["range_peak"] = audit.tensor
     measured.warnings += audit.warnings
 
@@ -156,10 +161,11 @@ def measure_local(oracle: Oracle, graph: Path, measured: StageMeasurement) -> No
     """Error that each layer adds to the reference's hidden state."""
     hidden = oracle.runs[MAIN].hidden
     assert hidden is not None
-    ratios = local_ratios(graph, hidden, oracle.float16_errors)
-    if ratios is None:
+    errors = measured.layer_errors or layer_errors(graph, hidden)
+    if errors is None:
         measured.missing["worst_local_ratio"] = "not a float16 graph"
         return
+    ratios = as_ratios(errors, oracle.float16_errors)
     worst = int(np.argmax(ratios))
     measured.local_ratios = ratios
     measured.numbers |= {"worst_local_ratio": ratios[worst], "worst_local_layer": worst}

@@ -62,6 +62,12 @@ class Batch:
         """Columns or slots of a cache before a call."""
         return self.slots if isinstance(call, StaticCall) else call.start
 
+    def enter(self, layer: int) -> None:
+        """Before its calls go through a layer, from what left the last."""
+
+    def leave(self, layer: int) -> None:
+        """After its calls went through a layer."""
+
 
 class StreamedPass:
     """The cuts of a graph, ready to be run.
@@ -123,6 +129,7 @@ class StreamedPass:
         names = [(io_spec.past_name(layer, kind), io_spec.present_name(layer, kind)) for kind in io_spec.CACHE_KINDS]
         leaving = str(cut.graph.outputs[0].name)
         cache = [self._empty(batch, batch.width(batch.calls[0])) for _ in names]
+        batch.enter(layer)
         for number, call in enumerate(batch.calls):
             feeds = {**call.inputs(), **batch.shared[number], **entering(cut, batch.hidden[number])}
             feeds |= {past: array for (past, _), array in zip(names, cache, strict=True)}
@@ -131,6 +138,7 @@ class StreamedPass:
                 batch.hidden[number] = self._guarded(call, run_in_place, session, leaving, _read(session, feeds), names)
             else:
                 batch.hidden[number], *cache = self._run(session, [leaving, *(present for _, present in names)], feeds, call)
+        batch.leave(layer)
         if batch.keeps_caches:
             batch.caches += map(self._spill.keep, cache)
 

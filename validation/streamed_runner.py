@@ -25,6 +25,8 @@ from artifact.progress import Progress, silent
 from graphs.joined import body_key, cut_graph, joined_difference
 from validation.calls import FORMS, Turn
 from validation.graph_interface import ModelPorts, check_contract, fixed_capacity
+from validation.layers_alone import LayersAlone
+from validation.local_ratio import TOKENS
 from validation.row_result import Array, RowResult, row_results
 from validation.scenarios import Scenario
 from validation.spill import Spill
@@ -63,6 +65,7 @@ class StreamedRunner:
     Attributes:
         capacity: slots of a static cache that the graph is fixed to; None where the caller chooses.
         joined: what the joined cuts and the graph differ in; empty where they are the same.
+        layer_errors: of every layer alone (layers_alone.py); None until hidden states to begin from were expected.
 
     Raises:
         FusionError: the graph can't be cut at its layers.
@@ -94,24 +97,31 @@ class StreamedRunner:
         self._finished = finished if finished is not None else Finished()
         self._finished.enter(body_key(cuts))
         self._tail: Any = None
+        self.layer_errors: list[float] | None = None
 
-    def expect(self, scenarios: Sequence[Scenario], sequences: Sequence[NDArray[np.int64]], capacity: int = 0) -> None:
+    def expect(
+        self, scenarios: Sequence[Scenario], sequences: Sequence[NDArray[np.int64]], capacity: int = 0, *, alone: Sequence[Array] = ()
+    ) -> None:
         """Take what will be asked for through all layers at once.
 
         Args:
             scenarios: for ``run``.
             sequences: token ids [L] each, for ``logits``.
             capacity: slots of a static cache in the scenarios, unless the graph fixes them.
+            alone: the reference's N+1 hidden states [L, E], for ``layer_errors`` of a float16 graph; empty where they are not wanted.
 
         Raises:
             ValidationError: ONNX Runtime stopped, or a static cache is too small.
         """
         wanted = [*(self._of_scenario(scenario, capacity) for scenario in scenarios), *map(self._of_sequence, sequences)]
         new = {key: batch for batch in wanted if (key := _key(batch)) not in self._finished.batches}
-        if new:
+        lone = self._alone(alone) if len(alone) else None
+        if new or lone:
             self._tail = None  # lm_head need not stay in memory while layers run
-            self._pass.run(list(new.values()))
+            self._pass.run([*new.values(), *([lone] if lone else ())])
             self._finished.batches |= new
+        if lone:
+            self.layer_errors = lone.errors
 
     def run(self, scenario: Scenario, capacity: int = 0) -> list[RowResult]:
         """As ``GraphRunner.run``."""
@@ -134,6 +144,11 @@ class StreamedRunner:
     def _of_sequence(self, ids: NDArray[np.int64]) -> Batch:
         (call,) = self._form.calls([Turn((ids,), (0,))])
         return Batch((call,), call.empty_length)
+
+    def _alone(self, states: Sequence[Array]) -> LayersAlone:
+        """The layers alone; ids are 0, because the layers are fed hidden states."""
+        (call,) = self._form.calls([Turn((np.zeros(min(TOKENS, len(states[0])), np.int64),), (0,))])
+        return LayersAlone((call,), call.empty_length, states=states)
 
     def _done(self, batch: Batch) -> Batch:
         """The batch after all layers; one that was not expected is taken through them now."""

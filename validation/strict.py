@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import onnx_ir as ir
@@ -20,7 +20,7 @@ from graphs.diff import describe_node
 from validation.integer_products import with_integer_products
 from validation.masks import FLOATS, find_masks
 from validation.node_runner import Array, run_nodes
-from validation.ranges import peak
+from validation.ranges import Peaks, RangeAudit, peak
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,14 @@ class StrictRun:
         nonfinite: how many results hold NaN or inf; one overflow makes many.
         first_nonfinite: ``name (operator, module): what`` of the first node whose result holds NaN or inf; None if there is none.
         first_nonfinite_layer: its layer; None if there is none, or the node is outside the layers.
+        ranges: largest float16 values of the rounded run; None where islands were rewritten, whose values are not all the graph's.
     """
 
     outputs: dict[str, Array]
     nonfinite: int = 0
     first_nonfinite: str | None = None
     first_nonfinite_layer: int | None = None
+    ranges: RangeAudit | None = field(default=None, repr=False)
 
 
 def run_strict(model: ir.Model | Path, feeds: Mapping[str, Array], *, keep: Collection[str] = (), progress: Progress = silent) -> StrictRun:
@@ -55,19 +57,23 @@ def run_strict(model: ir.Model | Path, feeds: Mapping[str, Array], *, keep: Coll
     Raises:
         ValidationError: a feed is missing, a weight can't be read, or a node can't be run alone.
     """
-    model = with_integer_products(ir.load(model) if isinstance(model, Path) else model)
-    masks = find_masks(model.graph)
+    written = ir.load(model) if isinstance(model, Path) else model
+    model = with_integer_products(written)
+    masks, peaks = find_masks(model.graph), Peaks()
     found: list[tuple[ir.Node, str]] = []
 
     def observe(node: ir.Node, value: ir.Value, dtype: ir.DataType, array: Array) -> None:
         if dtype not in FLOATS:
             return
         largest = peak(masks.results(value, array))
+        if dtype == ir.DataType.FLOAT16:
+            peaks.see(node, value, largest)
         if not math.isfinite(largest):
             found.append((node, f"{'NaN' if math.isnan(largest) else 'inf'} in {value.name} {dtype.name}{list(array.shape)}"))
 
     outputs = run_nodes(model, feeds, keep=keep, observe=observe, progress=progress)
+    ranges = peaks.audit() if model is written else None
     if not found:
-        return StrictRun(outputs)
+        return StrictRun(outputs, ranges=ranges)
     node, what = found[0]
-    return StrictRun(outputs, len(found), f"{describe_node(node)}: {what}", layer_of(node.metadata_props.get(MODULE_KEY)))
+    return StrictRun(outputs, len(found), f"{describe_node(node)}: {what}", layer_of(node.metadata_props.get(MODULE_KEY)), ranges)

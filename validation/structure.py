@@ -43,7 +43,9 @@ def measure_structure(oracle: Oracle, graph: Path, measured: StageMeasurement, p
     runner = oracle.runner(graph, progress=progress)
     record_join(measured, runner)
     texts = [*(window.inputs for window in oracle.windows), *(continuation.ids for continuation in oracle.continuations)]
-    runner.expect(oracle.scenarios, [_unpadded(oracle), *texts], oracle.capacity)
+    alone = oracle.runs[MAIN].hidden if oracle.dtype == "fp16" else None
+    runner.expect(oracle.scenarios, [_unpadded(oracle), *texts], oracle.capacity, alone=alone or ())
+    measured.layer_errors = runner.layer_errors
     measure_scenarios(oracle, runner, oracle.scenarios, measured, lambda scenario: run_scenario(oracle, measured, runner, scenario))
 
 

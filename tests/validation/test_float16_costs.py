@@ -2,11 +2,15 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from exporter.checkpoints import Checkpoint
-from validation.float16_costs import measure_float16, relative_errors
+from validation.float16_costs import relative_errors
+from validation.floor import streamed_logits
+from validation.local_ratio import float16_layer_errors
 from validation.perplexity import make_windows
 from validation.reference import Reference
+from validation.rounded_alongside import RoundedAlongside
 
 
 def test_relative_errors_are_of_each_position_so_that_a_large_one_does_not_hide_the_others() -> None:
@@ -26,11 +30,32 @@ def test_float16_costs_little_and_not_nothing(checkpoint: Checkpoint) -> None:
     config, reference = checkpoint.config, Reference(checkpoint.config, checkpoint.read)
     main = np.random.default_rng(0).integers(0, config.vocab_size, 48)
     windows = make_windows(np.random.default_rng(1).integers(0, config.vocab_size, 121), 120, 64, None)
-    exact, *runs = reference.run([main, *(window.inputs for window in windows)], keep_hidden={0})
-    costs = measure_float16(reference, (main, exact), windows, runs)
+    sequences = [main, *(window.inputs for window in windows)]
+    rounded = RoundedAlongside(reference, sequences)
+    _, *runs = reference.run(sequences, after_layer=rounded.after_layer)
+    costs = rounded.costs(windows, rounded.runs()[1:], runs)
     assert len(costs.hidden_errors) == config.num_hidden_layers
     assert all(0 < error < 0.01 for error in costs.hidden_errors)
     assert costs.scores is not None
     assert len(costs.scores.kl) == 120
     assert 0 < costs.scores.kl.mean() < 1e-4
-    assert measure_float16(reference, (main, exact), [], []).scores is None
+    assert rounded.costs([], [], []).scores is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_float16_alongside_is_float16_by_itself(checkpoint: Checkpoint, dtype: torch.dtype) -> None:
+    weights: dict[str, torch.Tensor] = {}
+
+    def read(name: str) -> torch.Tensor:
+        return weights.setdefault(name, (checkpoint.read(name).float() * 1.37).to(dtype))
+
+    reference = Reference(checkpoint.config, read)
+    sequences = [np.arange(3, 51), np.arange(20, 50)]
+    rounded = RoundedAlongside(reference, sequences)
+    runs = reference.run(sequences, keep_hidden={0}, after_layer=rounded.after_layer)
+    together, alone = streamed_logits(reference, sequences, rounded.runs()), streamed_logits(reference, sequences)
+    assert all(np.array_equal(ours, theirs) for ours, theirs in zip(together, alone, strict=True))
+    assert runs[0].hidden is not None
+    assert rounded.layer_errors == float16_layer_errors(reference, runs[0].hidden)
+    exact = Reference(checkpoint.config, read).run(sequences)
+    assert all(np.array_equal(ours.logits(), theirs.logits()) for ours, theirs in zip(runs, exact, strict=True))

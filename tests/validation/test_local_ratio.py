@@ -90,7 +90,7 @@ def test_float32_graph_has_no_local_ratio() -> None:
 
 
 def test_another_number_of_layers_is_refused(sound_artifact: Path, hidden: Hidden, float16_errors: list[float]) -> None:
-    with pytest.raises(ValidationError, match="the graph has 2 layers; the reference has 1, with 1 float16 errors"):
+    with pytest.raises(ValidationError, match="the graph has 2 layers; the reference has 1"):
         local_ratios(sound_artifact / "traced.onnx", hidden[:2], float16_errors[:1])
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from artifact.layout import MODULE_KEY
 from validation.ranges import FLOAT16_MAX, audit_ranges, peak
+from validation.strict import run_strict
 
 HEADER = '<ir_version: 10, opset_import: ["" : 23]>'
 PRODUCT = """
@@ -148,3 +149,15 @@ def test_audit_still_measures_scores_that_are_masked(mask: str) -> None:
     text = MASKED.replace("keep =", "large = Mul(scores, scores)\n    keep =") % ("-65504.0", large)
     audit = audit_ranges(model(text), {"scores": halves(9, -300, 3, 2), "allowed": np.array([[1, 1, 0, 0]]), "v": np.ones((4, 2), np.float16)})
     assert (audit.tensor, audit.peak_fraction) == ("large", pytest.approx(90000 / FLOAT16_MAX))
+
+
+@pytest.mark.parametrize(
+    ("values", "far"), [((1, -100, 3, 2), True), ((1, -400, 3, 2), False), ((1, 6000, 3, 2), False), ((1, 30000, 3, 300), False)]
+)
+def test_a_rounded_run_tells_the_ranges_where_it_is_far_from_overflow(values: tuple[float, ...], far: bool) -> None:
+    rounded, exact = run_strict(model(PRODUCT), {"x": halves(*values)}).ranges, audit_ranges(model(PRODUCT), {"x": halves(*values)})
+    assert rounded is not None
+    assert rounded.is_far == far
+    if far:
+        assert rounded.peak_fraction == pytest.approx(exact.peak_fraction, rel=1e-3)
+        assert (rounded.tensor, rounded.layer, rounded.warnings) == (exact.tensor, exact.layer, exact.warnings)

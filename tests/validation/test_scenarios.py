@@ -7,6 +7,7 @@ import pytest
 
 from artifact.config import LlamaConfig
 from artifact.errors import ValidationError
+from artifact.presets import preset
 from validation.scenarios import Scenario, make_scenarios, scenario_lengths, split_sequences, tokens_needed
 
 
@@ -23,6 +24,17 @@ def test_scenarios_are_those_of_the_design(scenarios: dict[str, Scenario]) -> No
     assert scenarios["chunked"].chunks == (100, 156, 64)
     assert scenarios["padded"].chunks == (256, *[1] * 8)
     assert scenarios["padded"].pads == (0, 104)
+
+
+def test_scenarios_of_a_large_model_are_shorter_and_prefill_is_not_below_256() -> None:
+    large = preset("7b")
+    main, short = split_sequences(large, np.arange(1, tokens_needed(large) + 1), None)
+    scenarios = {scenario.name: scenario for scenario in make_scenarios(large, main, short)}
+    assert scenarios["prefill"].chunks == (256,)
+    assert scenarios["decode"].chunks == (192, *[1] * 64)
+    assert scenarios["chunked"].chunks == (80, 124, 52)
+    assert scenarios["padded"].chunks == (96, *[1] * 8)
+    assert scenarios["padded"].pads == (0, 39)
 
 
 @pytest.mark.parametrize("name", ["prefill", "decode", "chunked", "padded"])

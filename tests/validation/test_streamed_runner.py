@@ -26,6 +26,7 @@ from validation.artifact_weights import artifact_reader
 from validation.calibration import write_statistics
 from validation.calibration_text import CalibrationText
 from validation.graph_runner import GraphRunner
+from validation.local_ratio import layer_errors
 from validation.reference import Reference
 from validation.scenarios import Scenario, make_scenarios, split_sequences, tokens_needed
 from validation.streamed_runner import Finished, StreamedRunner
@@ -89,6 +90,7 @@ FORMS: list[Form] = [
     *(("static", stage, "fp16", "static") for stage in ("traced", "fused", "int8", "fused-engine")),
     *(("float32", stage, "fp32", "dynamic") for stage in ("traced", "fused-onnxruntime", "int8-onnxruntime", "int4-onnxruntime")),
 ]
+WITH_LAYER_ERRORS = [form for form in FORMS if form[2] == "fp16" and form[1] in ("traced", "fused", "int8")]
 
 
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: f"{form[0]}-{form[1]}")
@@ -113,6 +115,17 @@ def test_streamed_gives_what_the_whole_graph_gives(
     if not one_position:
         alone = scenarios[-1].rows[1]
         assert agree(streamed.logits(alone), whole.logits(alone), stage)
+
+
+@pytest.mark.parametrize("form", WITH_LAYER_ERRORS, ids=lambda form: f"{form[0]}-{form[1]}")
+def test_layers_alone_are_wrong_by_what_they_are_by_themselves(form: Form, request: pytest.FixtureRequest, checkpoint: Checkpoint) -> None:
+    folder, stage, dtype, kv_cache = form
+    graph = request.getfixturevalue(folder) / f"{stage}.onnx"
+    (run,) = Reference(checkpoint.config, checkpoint.read).run([np.arange(40) * 7 % 64], keep_hidden={0}, keep_cache=())
+    assert run.hidden is not None
+    runner = StreamedRunner(graph, checkpoint.config, dtype, kv_cache)
+    runner.expect((), (), alone=run.hidden)
+    assert runner.layer_errors == layer_errors(graph, run.hidden)
 
 
 def agree(ours: np.ndarray, theirs: np.ndarray, stage: str) -> bool:

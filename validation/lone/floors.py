@@ -29,7 +29,12 @@ KEPT_FILES = 64
 
 
 def cached_floor(
-    step: StepContext, fingerprint: str, reference: Reference, sequences: Sequence[NDArray[np.int64]], runs: Sequence[ReferenceRun]
+    step: StepContext,
+    fingerprint: str,
+    reference: Reference,
+    sequences: Sequence[NDArray[np.int64]],
+    runs: Sequence[ReferenceRun],
+    rounded: Sequence[ReferenceRun] = (),
 ) -> Floor:
     """As ``floor.measure_floor``, kept in the user's cache folder; one that can't be read or written costs a measurement, and no more."""
     key = floor_key(fingerprint, sequences, floor_source(reference.config))
@@ -38,7 +43,7 @@ def cached_floor(
     kept = _read(folder, name) if folder else None
     if kept is not None:
         return kept
-    floor = compute_floor(reference, sequences, runs, step.progress)
+    floor = compute_floor(reference, sequences, runs, rounded, step.progress)
     if folder:
         _write(folder, name, floor)
     return floor
