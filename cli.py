@@ -381,6 +381,7 @@ def validate(
     device: Annotated[Device, typer.Option(help="cuda runs the plans too, where there is their GPU.")] = Device.cpu,
     baseline: Baseline = None,
     streamed: Streamed = None,
+    bisect: Annotated[bool, typer.Option("--bisect", help="Narrow each stage to the node where it parts from the model.")] = False,
     out: Annotated[Path | None, typer.Option(help="Folder of the reports, with --graph; default `reports/<file>/` beside it.", metavar="DIR")] = None,
     as_json: Json = False,
 ) -> None:
@@ -389,7 +390,7 @@ def validate(
 
     if (artifact is None) == (graph is None) or (graph is None and out is not None):
         raise typer.BadParameter("give an artifact folder, or --graph FILE and --checkpoint SRC")
-    options = command.ValidateOptions(tuple(stage or ()), tuple(text or ()), tokens, checkpoint, device.value, baseline, streamed)
+    options = command.ValidateOptions(tuple(stage or ()), tuple(text or ()), tokens, checkpoint, device.value, baseline, streamed, bisect)
     with _Watched() as progress:
         if graph is not None:
             report = command.validate_file(graph, options, out=out, progress=progress)

@@ -9,6 +9,7 @@ from commands.summary_bench import sheets_of_bench
 from commands.summary_engines import engine_sheets
 from commands.summary_estimate import sheets_of_estimate
 from commands.summary_inspect import sheets_of_inspect
+from validation.render.bisect import bisect_line
 
 
 def summarize(command: str, report: Report, *, up_to_date: bool = False) -> list[Sheet]:
@@ -119,6 +120,7 @@ def _validate(report: Report) -> Iterable[Sheet]:
     yield Sheet("", columns, rows, numbers=True)
     for stage in report["stages"]:
         yield from failures(stage["stage"], stage["checks"])
+        yield from filter(None, [Sheet(line) if (line := bisect_line(stage)) else None])
     if graph := report.get("graph"):
         yield Sheet(f"{graph['file']}: judged as {graph['precision']}: {graph['precision_found']}")
     for failed in (report["checksums"] or {"failed": ()})["failed"]:

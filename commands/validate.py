@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from artifact.config import LlamaConfig
+from artifact.engine_names import is_engine, stage_of
 from artifact.errors import CheckpointError, UsageError, ValidationError
 from artifact.hashing import sha256_of
 from artifact.manifest import require_artifact
@@ -31,6 +32,7 @@ class ValidateOptions:
         device: ``cuda`` runs the plans too, where there is their GPU.
         baseline: the parity.json of an older run; what became worse fails.
         streamed: whether graphs are run one layer at a time; None is where they would take too much of the memory.
+        bisect: whether each stage is narrowed to the node where it parts from the model.
     """
 
     stages: tuple[str, ...] = ()
@@ -40,6 +42,7 @@ class ValidateOptions:
     device: str = "cpu"
     baseline: Path | None = None
     streamed: bool | None = None
+    bisect: bool = False
 
 
 def validate(artifact: Path, options: ValidateOptions, *, force: bool = True, progress: Progress = silent) -> Outcome:
@@ -47,6 +50,7 @@ def validate(artifact: Path, options: ValidateOptions, *, force: bool = True, pr
     manifest = require_artifact(artifact, "validate", weights=True)
     model = manifest["model"]
     _check_texts(options.texts)
+    _check_bisect(options)
     baseline = _open_baseline(options.baseline, model)
     recorded = {
         "stages": list(options.stages),
@@ -56,16 +60,18 @@ def validate(artifact: Path, options: ValidateOptions, *, force: bool = True, pr
         "device": options.device,
         "baseline": None if baseline is None else baseline.sha256,
         "streamed": options.streamed,
+        **({"bisect": True} if options.bisect else {}),
     }
 
     def work(step: StepContext) -> Report:
         from engines.device import find_device
+        from validation.manner import Manner
         from validation.parity import validate_artifact
 
         check_memory(validate_cost(LlamaConfig(**model["config"]), whole=options.streamed is False), artifact)
         checkpoint = _reopen(options.checkpoint, model, progress)
         stages = list(options.stages) or None
-        asked: dict[str, Any] = {"text": options.texts or None, "tokens": options.tokens, "streamed": options.streamed}
+        asked: dict[str, Any] = {"text": options.texts or None, "tokens": options.tokens, "manner": Manner(options.streamed, options.bisect)}
         device = find_device() if options.device == "cuda" else None
         return validate_artifact(step, checkpoint=checkpoint, stages=stages, device=device, baseline=baseline, **asked)
 
@@ -74,10 +80,10 @@ def validate(artifact: Path, options: ValidateOptions, *, force: bool = True, pr
 
 def validate_file(graph: Path, options: ValidateOptions, *, out: Path | None = None, progress: Progress = silent) -> Report:
     """Compare any decoder's ONNX file with the checkpoint that it was exported from; no artifact is needed."""
-    if options.checkpoint is None or options.stages or options.device != "cpu" or options.streamed:
+    if options.checkpoint is None or options.stages or options.device != "cpu" or options.streamed or options.bisect:
         raise UsageError(
-            "--graph FILE is checked against a checkpoint on the CPU, loaded whole, and is its only stage",
-            hint="--graph FILE --checkpoint SRC, without --stage, --device and --streamed",
+            "--graph FILE is checked against a checkpoint on the CPU, loaded whole, is its only stage, and is not narrowed to the node",
+            hint="--graph FILE --checkpoint SRC, without --stage, --device, --streamed and --bisect",
         )
     _check_texts(options.texts)
     from validation.lone.report import validate_graph
@@ -96,6 +102,13 @@ def _open_baseline(path: Path | None, model: Report) -> Baseline | None:
     baseline = read_baseline(path)
     baseline.require_comparable({"model": model})
     return baseline
+
+
+def _check_bisect(options: ValidateOptions) -> None:
+    if options.bisect and options.stages and all(map(is_engine, options.stages)):
+        named = ", ".join(options.stages)
+        hint = f"--stage {stage_of(options.stages[0])} --bisect"
+        raise UsageError(f"--bisect narrows stages, and {named} has its stage's layers: there is nothing of its own to narrow", hint=hint)
 
 
 def _check_texts(texts: tuple[Path, ...]) -> None:

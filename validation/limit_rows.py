@@ -5,15 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from artifact.engine_names import is_engine
 from artifact.io_spec import Dtype, KvCache
 from validation import tolerances
 
 
-def table(stages: list[str], dtype: Dtype, *, has_floor: bool, kv_cache: KvCache = "dynamic", streamed: bool = False) -> list[dict[str, Any]]:
+def table(
+    stages: list[str], dtype: Dtype, *, has_floor: bool, kv_cache: KvCache = "dynamic", streamed: bool = False, bisect: bool = False
+) -> list[dict[str, Any]]:
     """The rows that judge some stages, for the report."""
     kinds = {stage: kind for stage in stages if (kind := tolerances.kind_of(stage, dtype)) is not None}
     asked: dict[str, Any] = {"has_floor": has_floor, "kv_cache": kv_cache, "streamed": streamed}
-    return [row for stage, kind in kinds.items() for row in rows(stage, tolerances.limits_of(kind, **asked))]
+    limits = {stage: tolerances.limits_of(kind, **asked) for stage, kind in kinds.items()}
+    if bisect:
+        limits = {stage: [*found, *([] if is_engine(stage) else [tolerances.narrowed_limit(kinds[stage])])] for stage, found in limits.items()}
+    return [row for stage, found in limits.items() for row in rows(stage, found)]
 
 
 def plan_rows(engine: Mapping[str, Any], *, kv_cache: KvCache) -> list[dict[str, Any]]:

@@ -27,6 +27,8 @@ from validation.node_sessions import NodeSessions, Operand, first_line
 Array = npt.NDArray[Any]
 Observe = Callable[[ir.Node, ir.Value, ir.DataType, Array], None]
 """``observe(node, value, dtype, array)``: a node's output as computed; dtype is the graph's own, also where the run is float32."""
+Replace = Callable[[ir.Value, Array], Array]
+"""``replace(value, array)``: what later nodes read of a value in the place of what was computed."""
 
 
 class Stored(NamedTuple):
@@ -43,6 +45,7 @@ def run_nodes(
     float32: bool = False,
     keep: Collection[str] = (),
     observe: Observe | None = None,
+    replace: Replace | None = None,
     progress: Progress = silent,
 ) -> dict[str, Array]:
     """Run a graph node by node.
@@ -53,6 +56,7 @@ def run_nodes(
         float32: promote float16 to float32 everywhere.
         keep: names of further values to return.
         observe: is shown every output of every node.
+        replace: gives what is read on, so that a node can be fed what another computed.
         progress: told the layer that is being run.
 
     Returns:
@@ -68,7 +72,7 @@ def run_nodes(
         if layer_of(node.metadata_props.get(MODULE_KEY)) != layer:
             layer = layer_of(node.metadata_props.get(MODULE_KEY))
             progress("running node by node" if layer is None else f"running layer {layer} node by node", done, len(nodes))
-        run.step(node, observe)
+        run.step(node, observe, replace)
     progress("run node by node", len(nodes), len(nodes))
     return run.results
 
@@ -116,7 +120,7 @@ class _Run:
                 array = _feed(feeds, value)
                 self._store(value, ir.DataType.from_numpy(array.dtype), array)
 
-    def step(self, node: ir.Node, observe: Observe | None) -> None:
+    def step(self, node: ir.Node, observe: Observe | None, replace: Replace | None) -> None:
         """Run one node, then free what no later node reads."""
         operands = [None if value is None else self._operand(value) for value in node.inputs]
         computed = self._compute(node, operands)
@@ -125,7 +129,7 @@ class _Run:
         for output, dtype, array in zip(outputs, dtypes, computed, strict=True):
             if observe is not None:
                 observe(node, output, dtype, array)
-            self._store(output, dtype, array)
+            self._store(output, dtype, array if replace is None else replace(output, array))
         for value in node.inputs:
             self._release(value)
 

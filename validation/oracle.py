@@ -40,7 +40,7 @@ class Oracle:
 
     Attributes:
         scenarios: the four, over the two sequences.
-        runs: of the reference on the two sequences, with caches; hidden states of the main one.
+        runs: of the reference on the two sequences, with caches and hidden states.
         windows, window_runs: what perplexity is measured on; empty where it is not applicable.
         judge: what scores of the windows are held against; None where there are no windows.
         float16: what float16 itself costs; None for an fp32 artifact.

@@ -20,11 +20,13 @@ from engines.device import Device
 from exporter.checkpoints import Checkpoint
 from validation import calibrated_on, limit_rows, machine, tolerances
 from validation.baseline_file import Baseline
+from validation.bisect.report import bisect_stages
 from validation.checksums import verify_checksums
 from validation.drift import drift_words
 from validation.engines import engine_entries, split_engines
 from validation.error_budget import error_budgets
 from validation.finite import without_nonfinite
+from validation.manner import DEFAULT, Manner
 from validation.oracle import Oracle
 from validation.plan_stage import measure_plan
 from validation.prepare import prepare_oracle
@@ -44,7 +46,7 @@ def validate_artifact(
     tokens: int | None,
     device: Device | str | None = None,
     baseline: Baseline | None = None,
-    streamed: bool | None = None,
+    manner: Manner = DEFAULT,
 ) -> dict[str, Any]:
     """Measure every stage of an artifact and write ``reports/parity.{json,md,html,xml}``.
 
@@ -53,9 +55,9 @@ def validate_artifact(
         checkpoint: what the artifact was made from; the reference's weights.
         stages: which; None is every graph that is there.
         text, tokens: what to score, and how many tokens of all texts together, as in ``prepare_oracle``.
-        streamed: whether graphs are run one layer at a time; None is where they would take too much of the memory (residency.py).
         device: the GPU that plans are run on; the reason why there is none; None where plans are not to be run.
         baseline: an older report to hold this one against.
+        manner: whether graphs are run one layer at a time, and whether stages are narrowed to the node.
 
     Returns:
         The report; ``passed`` is False where anything does not match.
@@ -68,10 +70,11 @@ def validate_artifact(
     chosen, unknown = choose_stages(step.artifact, stages, dtype)
     stored = verify_checksums(step.artifact, manifest, step.progress)
     seconds = {"checksums": round(time.perf_counter() - start, 2)}
-    oracle = prepare_oracle(step, checkpoint, dtype, kv_cache_of(manifest["model"]), text=text, tokens=tokens, streamed=streamed)
+    oracle = prepare_oracle(step, checkpoint, dtype, kv_cache_of(manifest["model"]), text=text, tokens=tokens, streamed=manner.streamed)
     if baseline is not None:
         baseline.require_comparable(oracle.describe_texts())
     measured, oracle.resumed = measure_stages(step, oracle, chosen)
+    measured = bisect_stages(step, oracle, measured) if manner.bisect else measured
     runnable, not_run = split_engines(step.artifact, engines := engine_entries(step.artifact), device)
     if isinstance(device, Device):
         measured += [measure_plan(oracle, engine, device, step.progress) for engine in runnable]
@@ -88,7 +91,7 @@ def validate_artifact(
         "not_run": [*not_run, *unknown],
         "engines": engines,
         "checksums": stored.as_report(),
-        "tolerances": _limits(oracle, chosen, runnable),
+        "tolerances": _limits(oracle, chosen, runnable, bisect=manner.bisect),
         **{"versions": machine.versions(), "machine": machine.machine()},
         "hashes": {f"{stage}.onnx": sha256_of(step.artifact / f"{stage}.onnx") for stage in chosen},
     }
@@ -123,9 +126,9 @@ def _judged(report: dict[str, Any], baseline: Baseline | None, *, random_weights
     return {key: report[key] for key in ("baseline", "passed")} | words
 
 
-def _limits(oracle: Oracle, stages: list[str], plans: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _limits(oracle: Oracle, stages: list[str], plans: list[dict[str, Any]], *, bisect: bool) -> list[dict[str, Any]]:
     """The rows that judge what was run: stages and plans."""
-    asked: dict[str, Any] = {"kv_cache": oracle.kv_cache, "streamed": oracle.residency.streamed}
+    asked: dict[str, Any] = {"kv_cache": oracle.kv_cache, "streamed": oracle.residency.streamed, "bisect": bisect}
     rows = limit_rows.table(stages, oracle.dtype, has_floor=oracle.floor.mean_abs is not None, **asked)
     return [*rows, *(row for plan in plans for row in limit_rows.plan_rows(plan, kv_cache=oracle.kv_cache))]
 

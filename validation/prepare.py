@@ -119,7 +119,7 @@ def _run_reference(
     """The reference on the scenarios' sequences and the windows; what it keeps of every layer lies on disk where graphs are streamed."""
     store = Spill(step.artifact).keep if residency.streamed else as_is
     after = rounded.after_layer if rounded else None
-    return reference.run(sequences, keep_hidden={MAIN}, keep_cache={MAIN, PADDED}, after_layer=after, store=store, progress=step.progress)
+    return reference.run(sequences, keep_hidden={MAIN, PADDED}, keep_cache={MAIN, PADDED}, after_layer=after, store=store, progress=step.progress)
 
 
 def _continue(step: StepContext, reference: Reference, windows: Sequence[Window]) -> tuple[list[Continuation], str | None]:

@@ -123,8 +123,16 @@ NO_FLOOR = (
 STRAY = "caches with a slot that no call wrote and that has changed, or with padding that is not finite: 0 · NaN would poison real tokens"
 _WITH_CACHES: tuple[Kind, ...] = ("float32", "float16", "int8", "int8-onnxruntime", "int8-smoothquant", "int4", "engine", *PLAN_KINDS.values())
 STATIC = tuple(Limit(kind, "stray_slots", "==", 0, STRAY) for kind in _WITH_CACHES)
-"""What a stage with a static cache must hold besides; the next, one that is run layer by layer."""
+"""What a stage with a static cache must hold besides; the next, one that is run layer by layer; the last, one that was narrowed to the node."""
 STREAMED = tuple(Limit(kind, "joined_cuts", "==", 0, "outputs, nodes, weights' places: the cuts that ran are the graph") for kind in _WITH_CACHES)
+
+NARROWED = "narrowed_faults", "nodes that compute or read something else than the model's own trace, each given exact inputs"
+
+
+def narrowed_limit(kind: Kind) -> Limit:
+    """What a stage must hold that was narrowed to the node (``validate --bisect``)."""
+    check, reason = NARROWED
+    return Limit(kind, check, "==", 0, reason)
 
 
 def kind_of(stage: str, dtype: Dtype) -> Kind | None:

@@ -12,6 +12,7 @@ import pytest
 from artifact.steps import StepContext
 from exporter.checkpoints import Checkpoint
 from graphs import joined
+from validation.manner import Manner
 from validation.parity import validate_artifact
 
 pytestmark = pytest.mark.parity
@@ -22,7 +23,12 @@ Report = dict[str, Any]
 def reports(quantized: Path, checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory, numbers_text: Path) -> dict[bool, Report]:
     return {
         streamed: validate_artifact(
-            StepContext(quantized), checkpoint=checkpoint, stages=["traced", "int8"], text=[numbers_text], tokens=256, streamed=streamed
+            StepContext(quantized),
+            checkpoint=checkpoint,
+            stages=["traced", "int8"],
+            text=[numbers_text],
+            tokens=256,
+            manner=Manner(streamed=streamed),
         )
         for streamed in (True, False)
     }
@@ -70,7 +76,7 @@ def test_cuts_that_are_not_the_graph_fail_and_are_named(artifact: Path, checkpoi
         return cut
 
     monkeypatch.setattr(joined, "cut_layer", damaged)
-    report = validate_artifact(StepContext(artifact), checkpoint=checkpoint, stages=None, text=None, tokens=None, streamed=True)
+    report = validate_artifact(StepContext(artifact), checkpoint=checkpoint, stages=None, text=None, tokens=None, manner=Manner(streamed=True))
     (check,) = [check for check in report["stages"][0]["checks"] if check["check"] == "joined_cuts"]
     assert check["passed"] is False
     assert check["where"] == "output logits"

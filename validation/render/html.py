@@ -18,6 +18,8 @@ from validation.render import wording
 from validation.render.bars import interval, range_bar, range_state
 from validation.render.baseline import COLUMNS as BASELINE_COLUMNS
 from validation.render.baseline import NUMBERS, view_baseline
+from validation.render.bisect import COLUMNS as BISECT_COLUMNS
+from validation.render.bisect import view_bisect
 from validation.render.budget import COLUMNS as BUDGET_COLUMNS
 from validation.render.budget import view_budget
 from validation.render.charts import NARROW, WIDE, LineChart, Reference, Series, swatch
@@ -59,7 +61,7 @@ def _environment() -> Environment:
         "definitions": [(column.label, column.explanation) for column in METRICS],
         "scenario_columns": SCENARIO_COLUMNS, "scenario_heads": [f">{name}" for _, name in SCENARIO_COLUMNS],
         "baseline_columns": BASELINE_COLUMNS, "baseline_heads": [">" * (index in NUMBERS) + name for index, name in enumerate(BASELINE_COLUMNS)],
-        "budget_columns": BUDGET_COLUMNS, "fusion_columns": FUSION_COLUMNS,
+        "bisect_columns": BISECT_COLUMNS, "budget_columns": BUDGET_COLUMNS, "fusion_columns": FUSION_COLUMNS,
         "part_columns": PART_COLUMNS, "part_heads": [f">{name}" for _, name in PART_COLUMNS],
     }  # fmt: skip
     return environment
@@ -79,7 +81,7 @@ def _view(report: Report) -> dict[str, Any]:
     return {
         **lists, **{key: report.get(key) for key in ("verdict", "headline", "passed")}, "model": {key: model.get(key) for key in ("name", "dtype")},
         "cache": wording.cache_form(report), "facts": _facts(report), "failing": failing(report), "groups": groups(report),
-        "rows": [_row(stage) for stage in stages], "baseline": view_baseline(report), "budget": view_budget(report),
+        "rows": [_row(stage) for stage in stages], "baseline": view_baseline(report), "budget": view_budget(report), "bisect": view_bisect(report),
         "charts": _charts(report, stages), "quality": view_quality(report), "sensitivity": view_sensitivity(report),
         "ranges": _ranges(stages), "intervals": _intervals(stages),
         "warnings": [(stage["stage"], text) for stage in stages for text in stage.get("warnings") or ()],

@@ -9,6 +9,8 @@ from typing import Any
 from validation.render.baseline import COLUMNS as BASELINE_COLUMNS
 from validation.render.baseline import NUMBERS as BASELINE_NUMBERS
 from validation.render.baseline import view_baseline
+from validation.render.bisect import COLUMNS as BISECT_COLUMNS
+from validation.render.bisect import view_bisect
 from validation.render.budget import COLUMNS as BUDGET_COLUMNS
 from validation.render.budget import view_budget
 from validation.render.execution import execution_line
@@ -37,7 +39,7 @@ def escape(text: object, limit: int = 120) -> str:
 
 def render_markdown(report: Report) -> str:
     """Markdown with GitHub tables; strings are escaped, so that a name can't break a table or bring in HTML."""
-    blocks = [_head(report), _failing(report), _baseline(report), _stages(report), _budget(report), _quality(report)]
+    blocks = [_head(report), _failing(report), _baseline(report), _stages(report), _bisect(report), _budget(report), _quality(report)]
     blocks += [_sensitivity(report), _warnings(report), _fusion(report), _engines(report), _not_run(report), _foot(report)]
     return "\n\n".join(block for block in blocks if block) + "\n"
 
@@ -107,6 +109,15 @@ def _cell(stage: Report, column: Metric) -> str:
         return value
     text = gate_text(gate, column)
     return f"{value} {MARKS[gate['passed']]} {escape(text) if column.key == 'mean_kl' else _safe(text, gate.get('limit'))}"
+
+
+def _bisect(report: Report) -> str:
+    view = view_bisect(report)
+    if view is None:
+        return ""
+    table = _table(BISECT_COLUMNS, [tuple(escape(cell, LONGEST_LAYER) for cell in cells) for cells in view.rows]) if view.rows else ""
+    lines = "\n".join(f"- **{escape(stage)}**: {escape(text, LONGEST_LAYER)}" for stage, text in view.lines)
+    return _section("Narrowed to the node", "\n\n".join(filter(None, (table, lines))))
 
 
 def _budget(report: Report) -> str:

@@ -1,0 +1,188 @@
+"""One layer, or what follows the last, beside its trusted counterpart: first its weights, then every landmark of every call, then its roundings.
+
+Letters: B batch, S new tokens, E hidden.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from artifact import io_spec
+from artifact.config import LlamaConfig
+from artifact.layout import EMBEDDING, LM_HEAD, PACKED, layer_prefix, layer_shapes, shared_shapes
+from graphs.partition import cut_layer, cut_tail
+from validation.bisect.finding import Finding
+from validation.bisect.landmarks import OUTPUT, expected_at, position_error
+from validation.bisect.probes import Probe
+from validation.bisect.promoted import in_float32
+from validation.bisect.region import first_departure, region, unlike_others
+from validation.bisect.shared import ALLOWED
+from validation.bisect.subject import Subject
+from validation.bisect.trusted import torch_layer
+from validation.bisect.walk import Tensor, run_trusted, walk
+from validation.bisect.weight_faults import compare_weight
+from validation.bisect.weights import Weight, weights_of
+from validation.integer_products import with_integer_products
+from validation.oracle import Oracle
+
+Array = NDArray[Any]
+EIGHT_BITS = 0.05
+"""Where a kernel rounds its inputs to eight bits (MatMulNBits on a CPU)."""
+PROOF = 2.0**-7
+"""Between the trusted layer and PyTorch's own, whose head scale is not rounded to the artifact's dtype."""
+LAST = 8
+"""Positions of a call of which logits are computed."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A cut of the graph in float32 and the trusted one with the same weights; ``layer`` is None for what follows the last."""
+
+    layer: int | None
+    cut: ir.Model
+    trusted: ir.Model
+    weights: Mapping[str, Array]
+    found: Mapping[str, Weight]
+
+    @property
+    def name(self) -> str:
+        """``layer 3``."""
+        return "what follows the layers" if self.layer is None else f"layer {self.layer}"
+
+
+def make_pair(subject: Subject, layer: int | None) -> Pair:
+    """Cut both, and give the trusted cut the weights that the graph computes with; what can't be read of it is the checkpoint's."""
+    oracle, config = subject.oracle, subject.oracle.config
+    cut = in_float32(cut_tail(subject.model) if layer is None else cut_layer(subject.model, layer))
+    shapes = {**shared_shapes(config), LM_HEAD: (config.vocab_size, config.hidden_size)} if layer is None else layer_shapes(config, layer)
+    found = weights_of(cut, shapes)
+    weights = {name: found[name].array if name in found else exact_weight(oracle, name) for name in shapes if name != EMBEDDING}
+    if layer is None and config.tie_word_embeddings:
+        weights[EMBEDDING] = weights[LM_HEAD]
+    counterpart = subject.trusted.tail(weights) if layer is None else subject.trusted.layer(layer, {**weights, **subject.tables})
+    return Pair(layer, cut, counterpart, weights, found)
+
+
+def exact_weight(oracle: Oracle, name: str) -> Array:
+    """The checkpoint's, float32."""
+    stored = EMBEDDING if name == LM_HEAD and oracle.config.tie_word_embeddings else name
+    exact: Array = oracle.reference.read(stored).float().numpy()
+    return exact
+
+
+def weight_fault(subject: Subject, pair: Pair) -> Finding | None:
+    """The first node that reads a weight which is not the checkpoint's."""
+    oracle, looked = subject.oracle, subject.looked
+    dtype = io_spec.NUMPY_DTYPES[oracle.dtype]
+    faults = []
+    for name, weight in pair.found.items():
+        fault = compare_weight(name, weight, exact_weight(oracle, name), dtype, smoothed=subject.smoothed)
+        looked.weights += 1
+        looked.see(name, fault.share, fault.error, fault.allowed)
+        faults += [fault] if fault.share > 1 else []
+    order = {node: index for index, node in enumerate(pair.cut.graph)}
+    for fault in sorted(faults, key=lambda fault: order[fault.weight.node]):
+        words = f"{fault.words}; its own arithmetic is not at fault, it reads {fault.weight.initializer}"
+        return Finding("weight", pair.layer, None, fault.weight.node, fault.name, fault.error, fault.allowed, words)
+    return None
+
+
+def feeds_of(pair: Pair, probe: Probe, shared: Mapping[str, Array], oracle: Oracle, cut: ir.Model) -> dict[str, Array]:
+    """All that a cut reads in a call, by the names it has in it."""
+    layer = oracle.config.num_hidden_layers if pair.layer is None else pair.layer
+    state = probe.entering(oracle, layer)
+    state = state[:, -LAST:] if pair.layer is None else state
+    caches = {} if pair.layer is None else probe.caches(oracle, layer)
+    return {**shared, **probe.call.inputs(), **caches, str(cut.graph.inputs[0].name): state}
+
+
+def arithmetic_fault(subject: Subject, pair: Pair, probe: Probe) -> Finding | None:
+    """The first node of a cut that computes something else than the trusted one."""
+    oracle, looked, shared = subject.oracle, subject.looked, subject.shared[probe.name]
+    roles, values = run_trusted(pair.trusted, pair.layer, feeds_of(pair, probe, shared[1], oracle, pair.trusted))
+    if pair.layer is not None and probe.name == "prefill":
+        _prove(subject, pair, probe, roles)
+    rough = any(node.op_type == "MatMulNBits" for node in pair.cut.graph)
+    allowed = EIGHT_BITS if rough else ALLOWED
+    feeds = feeds_of(pair, probe, shared[0], oracle, pair.cut)
+    tensors, computed = walk(pair.cut, pair.layer, feeds, roles, allowed)
+    for tensor in tensors:
+        looked.tensors += 1
+        looked.see(f"{tensor.value.name} in {probe.name}", tensor.share, tensor.error, tensor.allowed)
+    bad = next((tensor for tensor in tensors if tensor.share > 1), None)
+    if bad is None:
+        return None
+    nodes = region(bad.value, {*pair.cut.graph.inputs, *(tensor.value for tensor in tensors)} - {bad.value})
+    known = [*values.values(), *feeds.values(), *shared[1].values(), *_packed(roles, oracle.config)]
+    node, words = _name(nodes, bad, pair, computed, known, subject.model)
+    return Finding("arithmetic", pair.layer, f"{probe.name}, {probe.tokens}", node, str(bad.value.name), bad.error, bad.allowed, words, nodes)
+
+
+def _packed(roles: Mapping[str, Array], config: LlamaConfig) -> list[Array]:
+    """What packed projections hold between their product and their split: heads of several members side by side."""
+    projections = [roles[f"self_attn.{name}_proj"] for name in "qkv" if f"self_attn.{name}_proj" in roles]
+    joined = [np.concatenate(projections[start:], axis=-1) for start in range(len(projections) - 1)]
+    heads = [array.reshape(*array.shape[:2], -1, config.head_dim) for array in joined]  # [B, S, heads, D]
+    halves = [expected for packed in PACKED if (expected := expected_at(packed, roles)) is not None]
+    return [*heads, *(half.reshape(*half.shape[:2], 2, -1) for half in halves if half.shape[-1] % 2 == 0)]
+
+
+def _name(nodes: list[ir.Node], bad: Tensor, pair: Pair, computed: Mapping[str, Array], known: list[Array], model: ir.Model) -> tuple[ir.Node, str]:
+    if pair.layer is not None:
+        for node in nodes:
+            if words := unlike_others(node, pair.layer, model):
+                return node, words
+    return first_departure(nodes, computed, known), f"{bad.role} is not what the model's own trace computes from the same inputs and weights"
+
+
+def _prove(subject: Subject, pair: Pair, probe: Probe, roles: Mapping[str, Array]) -> None:
+    """Say it where the trusted layer itself is not PyTorch's."""
+    oracle, looked = subject.oracle, subject.looked
+    assert pair.layer is not None
+    prefix = f"{layer_prefix(pair.layer)}."
+    weights = {name: array for name, array in pair.weights.items() if name.startswith(prefix)}
+    exact = torch_layer(oracle.config, pair.layer, weights, probe.entering(oracle, pair.layer), oracle.dtype)
+    error = position_error(roles[OUTPUT], exact)
+    if error > PROOF:
+        looked.notes.append(f"{pair.name}: the trace that is trusted is {error:.2g} from PyTorch's own layer: the exporter is at fault")
+
+
+def rounding_fault(subject: Subject, pair: Pair, probe: Probe) -> Finding | None:
+    """The first node of a layer whose output float16 can't hold: beyond four times what the trace loses there, every operation rounded."""
+    oracle, looked, shared = subject.oracle, subject.looked, subject.shared[probe.name]
+    assert pair.layer is not None
+    half: Any = np.float16
+    roles, _ = run_trusted(pair.trusted, pair.layer, feeds_of(pair, probe, shared[1], oracle, pair.trusted))
+    rounded_trace = cut_layer(subject.trusted.model, pair.layer)
+    for name, value in rounded_trace.graph.initializers.items():
+        if name in pair.weights:
+            value.const_value = ir.tensor(pair.weights[name].astype(half), name=name)
+    feeds = _halved(feeds_of(pair, probe, shared[1], oracle, rounded_trace), half)
+    of_trace, _ = walk(rounded_trace, pair.layer, feeds, roles, float("inf"))
+    allowed = {tensor.role: 4 * tensor.error + 2.0**-10 for tensor in of_trace}
+    cut = cut_layer(with_integer_products(subject.model), pair.layer)
+    tensors, computed = walk(cut, pair.layer, _halved(feeds_of(pair, probe, shared[0], oracle, cut), half), roles, allowed)
+    bad = next((tensor for tensor in tensors if tensor.share > 1), None)
+    for tensor in tensors:
+        looked.tensors += 1
+        if np.isfinite(tensor.allowed):
+            looked.see(f"{tensor.value.name} in float16", tensor.share, tensor.error, tensor.allowed)
+    if bad is None:
+        return None
+    _, exact = walk(pair.cut, pair.layer, feeds_of(pair, probe, shared[0], oracle, pair.cut), roles, float("inf"))
+    nodes = region(bad.value, {*cut.graph.inputs, *(tensor.value for tensor in tensors)} - {bad.value})
+    lost = [(node, str(node.outputs[0].name)) for node in nodes]
+    node = next((node for node, name in lost if name in exact and position_error(computed[name], exact[name]) > bad.allowed), nodes[-1])
+    words = f"{bad.role} loses it in float16: the same operations in float32 are right"
+    return Finding("rounding", pair.layer, f"{probe.name}, {probe.tokens}", node, str(bad.value.name), bad.error, bad.allowed, words, nodes)
+
+
+def _halved(feeds: Mapping[str, Array], half: Any) -> dict[str, Array]:
+    with np.errstate(over="ignore"):
+        return {name: array.astype(half) if array.dtype == np.float32 else array for name, array in feeds.items()}

@@ -1,0 +1,127 @@
+"""Narrow a stage's error to the node: what the layers share, then the layer that left its band (or all in turn), then what follows them.
+
+One layer of the graph and of its trusted counterpart is in memory at a time, so that it works for a streamed stage as for a whole one.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from artifact.errors import ToolkitError
+from artifact.layout import EMBEDDING
+from artifact.manifest import read_manifest
+from artifact.progress import Progress
+from exporter.weights import ROTARY_COS, ROTARY_SIN
+from graphs.partition import cut_shared, part_boundaries
+from validation.bisect.finding import Finding, Looked
+from validation.bisect.hints import made_by
+from validation.bisect.layer import arithmetic_fault, make_pair, rounding_fault, weight_fault
+from validation.bisect.probes import Probe, make_probes
+from validation.bisect.promoted import in_float32
+from validation.bisect.shared import run_shared, shared_fault, table_faults
+from validation.bisect.subject import Subject
+from validation.bisect.trusted import Trusted
+from validation.bisect.weights import stored_as
+from validation.oracle import Oracle
+
+Array = NDArray[Any]
+
+
+def narrow(oracle: Oracle, graph: Path, entry: dict[str, Any], progress: Progress) -> dict[str, Any]:
+    """Look for the node where a stage parts from the model.
+
+    Args:
+        oracle: the reference's hidden states and caches.
+        graph: the stage's.
+        entry: of the stage in the report: its first layer beyond the band is looked at first.
+        progress: told the layer.
+
+    Returns:
+        The report's ``bisect``: found (null: nothing to narrow), complete (false: it could not be looked at whole, ``words`` say why),
+        looked_at, words and seconds.
+    """
+    start, looked = time.perf_counter(), Looked()
+    try:
+        finding = next(_faults(oracle, graph, entry, looked, progress), None)
+    except ToolkitError as error:
+        return _entry(None, looked, f"not narrowed: {error}", start) | {"complete": False}
+    found = None if finding is None else finding.as_json(made_by(finding.node, graph.stem, read_manifest(oracle.artifact)))
+    return _entry(found, looked, _nothing(looked) if found is None else _words(found), start)
+
+
+def _entry(found: dict[str, Any] | None, looked: Looked, words: str, start: float) -> dict[str, Any]:
+    seconds = round(time.perf_counter() - start, 2)
+    return {"found": found, "complete": True, "looked_at": looked.as_json(), "words": words, "seconds": seconds}
+
+
+def _faults(oracle: Oracle, graph: Path, entry: dict[str, Any], looked: Looked, progress: Progress) -> Iterator[Finding]:
+    model = ir.load(graph)
+    part_boundaries(model)
+    trusted, probes = Trusted(oracle.config, oracle.dtype, oracle.kv_cache, progress), make_probes(oracle)
+    subject = Subject(model, trusted, oracle, looked, graph.stem.startswith("int8-smoothquant"), _tables(model))
+    looked.calls = [f"{probe.name}, {probe.tokens}" for probe in probes]
+    yield from table_faults(model, oracle, looked)
+    yield from _shared(subject, probes)
+    for layer in _order(entry, oracle.config.num_hidden_layers):
+        what = "what follows the layers" if layer is None else f"layer {layer}"
+        progress(f"{graph.stem}: narrowing, {what}", layer or 0, oracle.config.num_hidden_layers)
+        pair = make_pair(subject, layer)
+        if (fault := weight_fault(subject, pair)) is not None:
+            yield fault
+        yield from filter(None, (arithmetic_fault(subject, pair, probe) for probe in probes))
+        looked.layers += layer is not None
+    yield from _roundings(subject, probes, entry)
+
+
+def _shared(subject: Subject, probes: list[Probe]) -> Iterator[Finding]:
+    model, oracle = subject.model, subject.oracle
+    tables = subject.tables | {name: weight.array.astype(np.float32) for name, weight in stored_as(model, (EMBEDDING,))}
+    cut, counterpart = in_float32(cut_shared(model)), subject.trusted.shared(tables)
+    for probe in probes:
+        ours, theirs = run_shared(cut, probe, oracle), run_shared(counterpart, probe, oracle)
+        subject.shared[probe.name] = ours, theirs
+        if (fault := shared_fault(cut, ours, theirs, probe, oracle, subject.looked)) is not None:
+            yield fault
+
+
+def _tables(model: ir.Model) -> dict[str, Array]:
+    """The rotary tables that the graph reads, float32."""
+    return {name: weight.array.astype(np.float32) for name, weight in stored_as(model, (ROTARY_COS, ROTARY_SIN))}
+
+
+def _order(entry: dict[str, Any], layers: int) -> list[int | None]:
+    """The layer that left its band first, then all others, then what follows them."""
+    first = entry.get("first_layer_outside")
+    named = [] if first is None else [first]
+    return [*named, *(layer for layer in range(layers) if layer != first), None]
+
+
+def _roundings(subject: Subject, probes: list[Probe], entry: dict[str, Any]) -> Iterator[Finding]:
+    """Where float16 loses something, in the layer that the measurements name."""
+    layer = entry.get("first_layer_outside")
+    layer = entry.get("worst_local_layer") if layer is None else layer
+    if subject.oracle.dtype == "fp16" and layer is not None:
+        pair = make_pair(subject, layer)
+        yield from filter(None, (rounding_fault(subject, pair, probe) for probe in probes))
+
+
+def _words(found: dict[str, Any]) -> str:
+    where = "outside the layers" if found["layer"] is None else f"layer {found['layer']}"
+    error = "not finite" if found["error"] is None else f"{found['error']:.3g}"
+    measured = f"{found['tensor']} is off by {error} (allowed {found['allowed']:.2g})"
+    call = f" in {found['call']}" if found["call"] else ""
+    return f"{where}: {found['node']} ({found['op']}){call}: {measured}; {found['why']}; made by {found['hint']}"
+
+
+def _nothing(looked: Looked) -> str:
+    count = f"{looked.tensors:,} tensors and {looked.weights:,} weights of {looked.layers} layers in {len(looked.calls)} calls"
+    _, what, error, allowed = looked.nearest
+    nearest = f", the nearest {what} with {error:.2g} of {allowed:.2g}" if what else ""
+    return f"nothing to narrow: {count} are what their dtype explains{nearest}"

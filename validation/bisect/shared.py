@@ -1,0 +1,112 @@
+"""What all layers share: embedded tokens, mask, rotary values and positions, beside the trusted trace's; and the tables that they are read from.
+
+Letters: B batch, S new tokens, T columns or slots, D head_dim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from artifact import io_spec
+from artifact.layout import EMBEDDING
+from exporter.rope import rotary_tables
+from exporter.trace import TORCH_DTYPES
+from exporter.weights import ROTARY_COS, ROTARY_SIN
+from validation.bisect.finding import Finding, Looked
+from validation.bisect.landmarks import position_error
+from validation.bisect.probes import Probe
+from validation.bisect.region import first_departure, region
+from validation.bisect.weight_faults import compare_weight
+from validation.bisect.weights import Weight, stored_as
+from validation.node_runner import run_nodes
+from validation.oracle import Oracle
+
+Array = NDArray[Any]
+ALLOWED = 2.0**-12
+"""Half of float16's last place: a difference below it is lost when the value is rounded."""
+
+
+def run_shared(cut: ir.Model, probe: Probe, oracle: Oracle) -> dict[str, Array]:
+    """Every value that a shared cut in float32 computes, and the inputs of the call, by name."""
+    config = oracle.config
+    width = probe.slots or probe.call.in_use - probe.turn.width
+    empty = np.zeros((len(probe.sequences), config.num_key_value_heads, width, config.head_dim), np.float32)
+    feeds: dict[str, Array] = {**probe.call.inputs(), **{past: empty for past, _ in io_spec.cache_names(config)}}
+    computed: dict[str, Array] = dict(probe.call.inputs())
+
+    def observe(node: ir.Node, value: ir.Value, dtype: ir.DataType, array: Array) -> None:
+        computed[str(value.name)] = array
+
+    run_nodes(cut, feeds, observe=observe)
+    return computed
+
+
+def table_faults(model: ir.Model, oracle: Oracle, looked: Looked) -> Iterator[Finding]:
+    """Rotary tables and the rows of the embedding that the scenarios read, which are not the config's and the checkpoint's."""
+    cos, sin = rotary_tables(oracle.config, TORCH_DTYPES[oracle.dtype])
+    ids = np.unique(np.concatenate([row for scenario in oracle.scenarios for row in scenario.rows]))
+    exact = {ROTARY_COS: cos.float().numpy(), ROTARY_SIN: sin.float().numpy()}
+    for name, weight in stored_as(model, (EMBEDDING, ROTARY_COS, ROTARY_SIN)):
+        if name == EMBEDDING:
+            ours, theirs = weight.array[ids], oracle.reference.read(name)[ids].float().numpy()
+        else:
+            ours, theirs = weight.array, exact[name]
+        fault = compare_weight(name, Weight(ours.astype(np.float32), name, weight.node), theirs, io_spec.NUMPY_DTYPES[oracle.dtype], smoothed=False)
+        looked.weights += 1
+        looked.see(f"{name}", fault.share, fault.error, fault.allowed)
+        if fault.share > 1:
+            yield Finding("weight", None, None, weight.node, name, fault.error, fault.allowed, fault.words)
+
+
+def shared_fault(
+    cut: ir.Model, computed: Mapping[str, Array], trusted: Mapping[str, Array], probe: Probe, oracle: Oracle, looked: Looked
+) -> Finding | None:
+    """The first value that layers read and that is not the trusted trace's."""
+    for value in cut.graph.outputs:
+        ours = computed[str(value.name)]
+        expected = _expected(value, ours, cut, computed, trusted, oracle)
+        if not expected:
+            continue
+        error = min(position_error(ours, other.reshape(ours.shape)) for other in expected)
+        looked.tensors += 1
+        looked.see(f"{value.name} in {probe.name}", error / ALLOWED, error, ALLOWED)
+        if error > ALLOWED:
+            nodes = region(value, set(cut.graph.inputs))
+            node = first_departure(nodes, computed, [*trusted.values(), *probe.call.inputs().values()])
+            words = f"{value.name}, which the layers read, is not what the model's own trace computes"
+            return Finding("arithmetic", None, f"{probe.name}, {probe.tokens}", node, str(value.name), error, ALLOWED, words, nodes)
+    return None
+
+
+def _expected(
+    value: ir.Value, ours: Array, cut: ir.Model, computed: Mapping[str, Array], trusted: Mapping[str, Array], oracle: Oracle
+) -> list[Array]:
+    """What a shared value may be; empty for sizes, and for forms that the trace does not have."""
+    if ours.dtype == np.bool_:
+        return [array for array in trusted.values() if array.dtype == np.bool_ and array.ndim == ours.ndim and array.size == ours.size]
+    if ours.dtype.kind == "i":
+        positions = computed[io_spec.POSITION_IDS]
+        return [positions] if ours.size == positions.size and _reads(value, io_spec.POSITION_IDS) else []
+    if value is cut.graph.outputs[0]:
+        return [array for array in trusted.values() if array.shape == ours.shape and array.dtype.kind == "f"]
+    half = oracle.config.head_dim // 2
+    return [array for array in trusted.values() if array.dtype.kind == "f" and array.shape[-1:] == (half,) and array.size == ours.size]
+
+
+def _reads(value: ir.Value, name: str) -> bool:
+    stack, seen = [value], set[ir.Value]()
+    while stack:
+        one = stack.pop()
+        if one in seen:
+            continue
+        seen.add(one)
+        if one.name == name:
+            return True
+        node = one.producer()
+        stack += [operand for operand in (node.inputs if node is not None else ()) if operand is not None]
+    return False

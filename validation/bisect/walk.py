@@ -1,0 +1,84 @@
+"""Walk through a cut node by node, each landmark compared with the trusted one and replaced by it: an error shows where it is made alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from validation.bisect.landmarks import expected_at, landmarks, position_error
+from validation.node_runner import run_nodes
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A landmark of a cut, as it was computed from exact inputs.
+
+    Attributes:
+        role: in the layer (landmarks.py).
+        value: the graph's.
+        error: of its worst vector, relative (``position_error``).
+        allowed: what the dtype explains.
+    """
+
+    role: str
+    value: ir.Value
+    error: float
+    allowed: float
+
+    @property
+    def share(self) -> float:
+        """Of what is allowed; above 1 is a fault."""
+        return self.error / self.allowed if self.allowed else float("inf" if self.error else 0.0)
+
+
+def run_trusted(cut: ir.Model, layer: int | None, feeds: Mapping[str, Array]) -> tuple[dict[str, Array], dict[str, Array]]:
+    """Role → array, and value name → array of everything that a trusted cut computes."""
+    computed: dict[str, Array] = {}
+
+    def observe(node: ir.Node, value: ir.Value, dtype: ir.DataType, array: Array) -> None:
+        computed[str(value.name)] = array
+
+    run_nodes(cut, feeds, observe=observe)
+    roles = {role: computed[str(value.name)] for role, value in landmarks(cut, layer).items()}
+    return roles, computed
+
+
+def walk(
+    cut: ir.Model, layer: int | None, feeds: Mapping[str, Array], trusted: Mapping[str, Array], allowed: float | Mapping[str, float]
+) -> tuple[list[Tensor], dict[str, Array]]:
+    """Run a cut with exact inputs everywhere.
+
+    Args:
+        cut: of the graph, its values in the trusted ones' dtype or rounded.
+        layer: which; None outside the layers.
+        feeds: of the cut.
+        trusted: role → array.
+        allowed: error of every landmark, or of each.
+
+    Returns:
+        The landmarks that have a trusted counterpart, in the order in which they are computed; and all values by name, as they were computed.
+    """
+    roles = {value: role for role, value in landmarks(cut, layer).items()}
+    tensors: list[Tensor] = []
+    computed: dict[str, Array] = {}
+
+    def replace(value: ir.Value, array: Array) -> Array:
+        computed[str(value.name)] = array
+        role = roles.get(value)
+        exact = expected_at(role, trusted) if role is not None else None
+        if role is None or exact is None or array.dtype.kind != "f":
+            return array
+        limit = allowed if isinstance(allowed, float) else allowed.get(role, float("inf"))
+        tensors.append(Tensor(role, value, position_error(array, exact), limit))
+        with np.errstate(over="ignore"):
+            return exact.astype(array.dtype) if exact.shape == array.shape else array
+
+    run_nodes(cut, feeds, replace=replace)
+    return tensors, computed
