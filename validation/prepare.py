@@ -118,6 +118,8 @@ def _run_reference(
 ) -> list[ReferenceRun]:
     """The reference on the scenarios' sequences and the windows; what it keeps of every layer lies on disk where graphs are streamed."""
     store = Spill(step.artifact).keep if residency.streamed else as_is
+    if residency.streamed:
+        reference.keep_head(store)
     after = rounded.after_layer if rounded else None
     return reference.run(sequences, keep_hidden={MAIN, PADDED}, keep_cache={MAIN, PADDED}, after_layer=after, store=store, progress=step.progress)
 

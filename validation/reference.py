@@ -163,6 +163,10 @@ class Reference:
         """[V, E] float32; the embedding where it is tied."""
         return self._weight(self.head_name, torch.float32)
 
+    def keep_head(self, store: Store) -> None:
+        """Lay ``lm_head`` elsewhere than in memory: it is needed now and then as long as logits are compared, and is gigabytes of a large model."""
+        self.lm_head = torch.from_numpy(store(self.lm_head.numpy()))
+
     @property
     def head_name(self) -> str:
         """The weight that makes logits."""

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from exporter.model import LlamaModel
 from exporter.rope import rotary_tables
 from validation.floor import transformers_logits
 from validation.reference import Reference
+from validation.spill import Spill
 
 SEQUENCES = [np.arange(3, 43), np.array([5, 1, 60]), np.array([7])]
 
@@ -99,3 +102,13 @@ def test_on_layer_sees_each_layer_before_it_runs(reference: Reference) -> None:
     seen: list[int] = []
     reference.run(SEQUENCES[:1], on_layer=lambda index, layer: seen.append(index))
     assert seen == list(range(reference.config.num_hidden_layers))
+
+
+def test_logits_are_the_same_with_the_output_layer_on_disk(checkpoint: Checkpoint, reference: Reference, tmp_path: Path) -> None:
+    streamed, spill = Reference(checkpoint.config, checkpoint.read), Spill(tmp_path)
+    kept: list[np.ndarray] = []
+    streamed.keep_head(lambda array: kept.append(spill.keep(array)) or kept[0])  # type: ignore[func-returns-value]
+    assert np.shares_memory(streamed.lm_head.numpy(), kept[0])
+    assert streamed.is_float16(streamed.head_name)
+    for ours, theirs in zip(streamed.run(SEQUENCES), reference.run(SEQUENCES), strict=True):
+        assert np.array_equal(ours.logits(), theirs.logits())
