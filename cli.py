@@ -147,6 +147,14 @@ Tokens = Annotated[int | None, typer.Option(min=64, help="How many tokens to sco
 Baseline = Annotated[
     Path | None, typer.Option(help="parity.json of an older run: exit code 3 where a gate or number is worse than there.", metavar="FILE")
 ]
+AgainstOption = Annotated[
+    str | None,
+    typer.Option(
+        help="transformers: is the reference itself what Hugging Face's Llama computes in float32? Another artifact or ONNX file: numbers of one "
+        "against the other. A .safetensors of --save-reference: the reference's kept predictions, no checkpoint needed.",
+        metavar="transformers|ART|FILE",
+    ),
+]
 Streamed = Annotated[
     bool | None, typer.Option("--streamed/--whole", help="Graphs one layer at a time, or loaded whole; default: by the memory that is free.")
 ]
@@ -382,17 +390,32 @@ def validate(
     baseline: Baseline = None,
     streamed: Streamed = None,
     bisect: Annotated[bool, typer.Option("--bisect", help="Narrow each stage to the node where it parts from the model.")] = False,
-    out: Annotated[Path | None, typer.Option(help="Folder of the reports, with --graph; default `reports/<file>/` beside it.", metavar="DIR")] = None,
+    against: AgainstOption = None,
+    max_kl: Annotated[
+        float | None, typer.Option(min=0, help="With --against another graph: exit code 3 beyond this mean KL.", metavar="NATS")
+    ] = None,
+    save_reference: Annotated[
+        Path | None, typer.Option(help="Keep the reference's predictions, for --against where there is no checkpoint.", metavar="FILE.safetensors")
+    ] = None,
+    top_k: Annotated[int | None, typer.Option(min=5, help="Best tokens of each position that --save-reference keeps; default 128.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the reports, with --graph or --against; default a folder in `reports/` beside it.", metavar="DIR")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Every stage against the reference: `cli.py validate artifacts/llama-2-7b`; any graph: `cli.py validate --graph model.onnx --checkpoint SRC`."""
     from commands import validate as command
+    from commands.against import read_against
+    from commands.compare import compare
 
-    if (artifact is None) == (graph is None) or (graph is None and out is not None):
+    if (artifact is None) == (graph is None) or (graph is None and out is not None and against is None):
         raise typer.BadParameter("give an artifact folder, or --graph FILE and --checkpoint SRC")
-    options = command.ValidateOptions(tuple(stage or ()), tuple(text or ()), tokens, checkpoint, device.value, baseline, streamed, bisect)
+    measured = (tuple(stage or ()), tuple(text or ()), tokens, checkpoint, device.value, baseline, streamed, bisect)
+    options = command.ValidateOptions(*measured, read_against(against), max_kl, save_reference, top_k)
     with _Watched() as progress:
-        if graph is not None:
+        if options.compares and (target := graph or artifact) is not None:
+            report = compare(target, options, out=out, progress=progress)
+        elif graph is not None:
             report = command.validate_file(graph, options, out=out, progress=progress)
         else:
             assert artifact is not None

@@ -128,12 +128,21 @@ def _validate(report: Report) -> Iterable[Sheet]:
             yield Sheet(f"stale: {failed['step']} was made from another {failed['file']}; hint: {failed['hint']}")
         else:
             yield Sheet(f"checksum: {failed.get('tensor') or failed['file']} in {failed['file']} is not what was written")
+    yield from _against(report.get("against"))
     yield from _baseline(report.get("baseline"))
     for item in report["not_run"]:
         yield Sheet(f"not run: {item['stage']}: {item['reason']}")
     yield Sheet(f"{report['verdict']} — {report['headline']}")
-    if graph:
+    if "reports" in report:
         yield Sheet(f"report: {report['reports']}/parity.html")
+
+
+def _against(found: Report | None) -> Iterable[Sheet]:
+    """Whether the reference is what transformers computes."""
+    if found and (entry := found.get("entry")):
+        yield from failures("the reference", entry["checks"])
+        worst = " ".join(f"{name} {entry[name]:.1e}" for name in ("hidden_error", "max_abs_relative", "mean_kl") if entry.get(name) is not None)
+        yield Sheet(f"the reference against {found['name']}: {verdict(found['passed'])}; {worst}")
 
 
 def _baseline(found: Report | None) -> Iterable[Sheet]:

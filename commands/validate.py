@@ -13,6 +13,7 @@ from artifact.hashing import sha256_of
 from artifact.manifest import require_artifact
 from artifact.progress import Progress, silent
 from artifact.steps import Outcome, Report, StepContext, run_step
+from commands.against import TRANSFORMERS, Against
 from engines.preflight import check_memory
 from engines.step_costs import validate_cost
 from exporter.checkpoints import Checkpoint, CheckpointRequest, open_request
@@ -33,6 +34,9 @@ class ValidateOptions:
         baseline: the parity.json of an older run; what became worse fails.
         streamed: whether graphs are run one layer at a time; None is where they would take too much of the memory.
         bisect: whether each stage is narrowed to the node where it parts from the model.
+        against: what else to hold the reference or the stages against.
+        max_kl: of a comparison with another graph: the largest mean divergence, nats.
+        save_reference: where the reference's predictions are kept; ``top_k`` best tokens of each position.
     """
 
     stages: tuple[str, ...] = ()
@@ -43,10 +47,31 @@ class ValidateOptions:
     baseline: Path | None = None
     streamed: bool | None = None
     bisect: bool = False
+    against: Against | None = None
+    max_kl: float | None = None
+    save_reference: Path | None = None
+    top_k: int | None = None
+
+    def recorded_besides(self) -> dict[str, Any]:
+        """What else decides the report, for the manifest; nothing where nothing else was asked for."""
+        against = {} if self.against is None else {"against": self.against.kind}
+        return against | ({} if self.save_reference is None else {"save_reference": str(self.save_reference), "top_k": self.top_k})
+
+    def kept(self) -> tuple[Path, int] | None:
+        """Where predictions are kept, and how many best tokens."""
+        from validation.kept.predictions import TOP_K
+
+        return None if self.save_reference is None else (self.save_reference, self.top_k or TOP_K)
+
+    @property
+    def compares(self) -> bool:
+        """Whether no reference is run: what is judged is held against another graph, or kept predictions."""
+        return self.against is not None and self.against.path is not None
 
 
 def validate(artifact: Path, options: ValidateOptions, *, force: bool = True, progress: Progress = silent) -> Outcome:
     """Compare every stage with the reference and write reports/parity.*; by default always anew, because a proof is of now."""
+    _check_besides(options)
     manifest = require_artifact(artifact, "validate", weights=True)
     model = manifest["model"]
     _check_texts(options.texts)
@@ -61,10 +86,13 @@ def validate(artifact: Path, options: ValidateOptions, *, force: bool = True, pr
         "baseline": None if baseline is None else baseline.sha256,
         "streamed": options.streamed,
         **({"bisect": True} if options.bisect else {}),
+        **options.recorded_besides(),
     }
+    transformers = _asks_transformers(options)
 
     def work(step: StepContext) -> Report:
         from engines.device import find_device
+        from validation.besides import Besides
         from validation.manner import Manner
         from validation.parity import validate_artifact
 
@@ -73,7 +101,8 @@ def validate(artifact: Path, options: ValidateOptions, *, force: bool = True, pr
         stages = list(options.stages) or None
         asked: dict[str, Any] = {"text": options.texts or None, "tokens": options.tokens, "manner": Manner(options.streamed, options.bisect)}
         device = find_device() if options.device == "cuda" else None
-        return validate_artifact(step, checkpoint=checkpoint, stages=stages, device=device, baseline=baseline, **asked)
+        asked["besides"] = Besides(baseline, transformers, options.kept())
+        return validate_artifact(step, checkpoint=checkpoint, stages=stages, device=device, **asked)
 
     return run_step(artifact, "validate", recorded, work, force=force, progress=progress)
 
@@ -85,12 +114,35 @@ def validate_file(graph: Path, options: ValidateOptions, *, out: Path | None = N
             "--graph FILE is checked against a checkpoint on the CPU, loaded whole, is its only stage, and is not narrowed to the node",
             hint="--graph FILE --checkpoint SRC, without --stage, --device, --streamed and --bisect",
         )
+    _check_besides(options)
     _check_texts(options.texts)
+    from validation.besides import Besides
     from validation.lone.report import validate_graph
 
     checkpoint = open_request(CheckpointRequest(options.checkpoint), progress=progress)
     baseline = _open_baseline(options.baseline, {"fingerprint": checkpoint.fingerprint})
-    return validate_graph(graph, checkpoint, out=out, text=options.texts or None, tokens=options.tokens, baseline=baseline, progress=progress)
+    besides = Besides(baseline, _asks_transformers(options), options.kept())
+    return validate_graph(graph, checkpoint, out=out, text=options.texts or None, tokens=options.tokens, besides=besides, progress=progress)
+
+
+def _check_besides(options: ValidateOptions) -> None:
+    """Refuse options without the one that they belong to, and a file that could not be read back by its name."""
+    if options.max_kl is not None and not options.compares:
+        raise UsageError("--max-kl is a limit of a comparison with another graph", hint="--against ART|FILE.onnx")
+    if options.top_k is not None and options.save_reference is None:
+        raise UsageError("--top-k says how much --save-reference keeps", hint="--save-reference FILE.safetensors")
+    if options.save_reference is not None and options.save_reference.suffix != ".safetensors":
+        raise UsageError(f"--save-reference {options.save_reference}: the file must end in .safetensors, by which --against knows it")
+
+
+def _asks_transformers(options: ValidateOptions) -> bool:
+    """Whether the reference is held against transformers; whether that is there is known before anything is measured."""
+    if options.against is None or options.against.kind != TRANSFORMERS:
+        return False
+    from validation.transformers_model import require_transformers
+
+    require_transformers()
+    return True
 
 
 def _open_baseline(path: Path | None, model: Report) -> Baseline | None:

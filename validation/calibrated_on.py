@@ -24,12 +24,12 @@ def calibrated_stages(manifest: Mapping[str, Any], stages: Iterable[str], texts:
         stages: that are measured.
         texts: that are scored; None is the committed ones.
     """
-    return _stages_of("calibration", manifest, stages, texts)
+    return _stages_of("calibration", manifest, stages, _hashes(texts))
 
 
 def placed_stages(manifest: Mapping[str, Any], stages: Iterable[str], texts: Sequence[Path] | None) -> list[list[str]]:
     """For each text the stages whose quantised linears were chosen on it."""
-    return _stages_of("placement", manifest, stages, texts)
+    return _stages_of("placement", manifest, stages, _hashes(texts))
 
 
 def mark(texts: Sequence[Mapping[str, Any]], key: str, found: Sequence[list[str]]) -> list[dict[str, Any]]:
@@ -45,6 +45,13 @@ def mark_all(
     return mark(marked, "placed_stages", placed_stages(manifest, stages, files))
 
 
+def mark_hashes(texts: Sequence[Mapping[str, Any]], manifest: Mapping[str, Any], stages: Sequence[str]) -> list[dict[str, Any]]:
+    """As ``mark_all``, of texts that are known by their hash alone."""
+    digests = [str(text["sha256"]) for text in texts]
+    marked = mark(texts, "calibrated_stages", _stages_of("calibration", manifest, stages, digests))
+    return mark(marked, "placed_stages", _stages_of("placement", manifest, stages, digests))
+
+
 def why_no_proof(texts: Sequence[Mapping[str, Any]]) -> str | None:
     """What to say of the first text that stages were calibrated on, or of stages that were placed on every text; None where there are none."""
     for text in texts:
@@ -56,9 +63,12 @@ def why_no_proof(texts: Sequence[Mapping[str, Any]]) -> str | None:
     return None
 
 
-def _stages_of(made_with: str, manifest: Mapping[str, Any], stages: Iterable[str], texts: Sequence[Path] | None) -> list[list[str]]:
+def _hashes(texts: Sequence[Path] | None) -> list[str]:
+    return [sha256_of(path) for path in texts or DEFAULT_TEXTS]
+
+
+def _stages_of(made_with: str, manifest: Mapping[str, Any], stages: Iterable[str], hashes: Sequence[str]) -> list[list[str]]:
     used = {stage: _text_of(manifest, stage, made_with) for stage in stages}
-    hashes = [sha256_of(path) for path in texts or DEFAULT_TEXTS]
     return [[stage for stage, digest in used.items() if digest == one] for one in hashes]
 
 

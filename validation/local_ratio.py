@@ -97,7 +97,7 @@ def layer_errors(graph: ir.Model | Path, hidden: Sequence[Array], progress: Prog
     errors = []
     for index in range(layers):
         progress("one layer at a time", index, layers)
-        output = _run_layer(cut_layer(model, index), index, states[index].astype(np.float16)[None], feeds)
+        output = run_layer(cut_layer(model, index), index, states[index].astype(np.float16)[None], feeds)
         errors.append(mean_error(output[0], states[index + 1]))
     progress("one layer at a time", layers, layers)
     return errors
@@ -108,7 +108,7 @@ def as_ratios(errors: Sequence[float], float16_errors: Sequence[float]) -> list[
     return [_ratio(error, float16_error) for error, float16_error in zip(errors, float16_errors, strict=True)]
 
 
-def _run_layer(layer: ir.Model, index: int, entering: Array, feeds: Mapping[str, Array]) -> Array:
+def run_layer(layer: ir.Model, index: int, entering: Array, feeds: Mapping[str, Array]) -> Array:
     """[1, L, E] → [1, L, E] through one cut layer, whole, as ONNX Runtime optimises it."""
     session = open_cut(layer, f"layer {index}", run_once=True)
     hidden, *others = layer.graph.inputs
@@ -121,11 +121,11 @@ def _run_layer(layer: ir.Model, index: int, entering: Array, feeds: Mapping[str,
 
 def shared_feeds(model: ir.Model, length: int) -> dict[str, Array]:
     """All that a layer reads but its hidden state: the graph's inputs for one row of real tokens and an empty cache, and what the layers share."""
-    feeds = _prefill_feeds(model, length)
+    feeds = prefill_feeds(model, length)
     return feeds | run_nodes(cut_shared(model), feeds)
 
 
-def _prefill_feeds(model: ir.Model, length: int) -> dict[str, Array]:
+def prefill_feeds(model: ir.Model, length: int) -> dict[str, Array]:
     """Graph inputs for one row of ``length`` real tokens and an empty cache of either form; ids are 0, because the layers are fed hidden states."""
     known = {
         io_spec.INPUT_IDS: np.zeros((1, length), np.int64),

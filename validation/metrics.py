@@ -69,7 +69,7 @@ def token_scores(logits: Array, reference: Array, targets: NDArray[np.int64]) ->
         log_q, log_p = log_softmax(logits[block]), log_softmax(reference[block])
         nll[block], kl[block] = _nll(log_q, targets[block]), _kl(log_q, log_p)
         best[block] = logits[block].argmax(axis=-1) == reference[block].argmax(axis=-1)  # of equal float16 logits the first, as a decoder takes it
-        ours, theirs = _best_tokens(logits[block]), _best_tokens(reference[block])
+        ours, theirs = best_tokens(logits[block]), best_tokens(reference[block])
         shared[block] = (ours[:, :, None] == theirs[:, None]).any(axis=2).mean(axis=1)
     return nll, kl, best, shared
 
@@ -111,7 +111,7 @@ def _kl(log_q: Array, log_p: Array) -> Floats:
     return np.asarray((np.exp(log_p) * (d + np.expm1(-d))).sum(axis=-1, dtype=np.float64))
 
 
-def _best_tokens(logits: Array) -> NDArray[np.int64]:
+def best_tokens(logits: Array) -> NDArray[np.int64]:
     """[n, V] → [n, TOP], in any order; fewer where V is smaller. PyTorch's, because numpy's partition takes ten times as long."""
     found: NDArray[np.int64] = torch.from_numpy(logits.astype(np.float32)).topk(min(TOP, logits.shape[1])).indices.numpy()
     return found

@@ -18,14 +18,14 @@ from validation import perplexity
 from validation.continuations import Continuation
 from validation.float16_costs import Float16Costs
 from validation.floor import Floor
-from validation.graph_runner import GraphRunner
 from validation.local_ratio import float16_layer_errors
+from validation.open_runner import ArtifactGraph, open_runner
 from validation.perplexity import Window
 from validation.quality import Judge
 from validation.reference import Reference, ReferenceRun
 from validation.residency import WHOLE, Residency
 from validation.scenarios import Scenario
-from validation.streamed_runner import Finished, StreamedRunner
+from validation.streamed_runner import Finished
 from validation.text import Tokens
 
 MAIN, PADDED = 0, 1
@@ -78,13 +78,12 @@ class Oracle:
     @property
     def capacity(self) -> int:
         """Slots of a static cache in the scenarios."""
-        return max(scenario.width for scenario in self.scenarios) + SPARE_SLOTS
+        return slots_of(self.scenarios)
 
-    def runner(self, graph: Path, *, one_position: bool = False, progress: Progress = silent) -> GraphRunner | StreamedRunner:
+    def runner(self, graph: Path, *, one_position: bool = False, progress: Progress = silent) -> ArtifactGraph:
         """A graph of the artifact, loaded, or ready to be loaded layer by layer."""
-        if self.residency.streamed:
-            return StreamedRunner(graph, self.config, self.dtype, self.kv_cache, one_position=one_position, finished=self.finished, progress=progress)
-        return GraphRunner(graph, self.config, self.dtype, self.kv_cache, one_position=one_position)
+        asked: dict[str, Any] = {"streamed": self.residency.streamed, "finished": self.finished}
+        return open_runner(graph, self.config, self.dtype, self.kv_cache, one_position=one_position, progress=progress, **asked)
 
     @property
     def tokens(self) -> Tokens:
@@ -134,6 +133,11 @@ class Oracle:
         each = [tokens.as_report(scored) for tokens, scored in zip(self.texts, self.scored_of, strict=True)]
         names = ", ".join(tokens.name for tokens in self.texts)
         return {"text": self.tokens.as_report(self.scored_tokens) | {"name": names} | windows, "texts": each}
+
+
+def slots_of(scenarios: Sequence[Scenario]) -> int:
+    """Slots of a static cache for some scenarios."""
+    return max(scenario.width for scenario in scenarios) + SPARE_SLOTS
 
 
 def scored_of(texts: Sequence[Tokens], windows: Sequence[Window]) -> list[int]:

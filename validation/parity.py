@@ -20,6 +20,7 @@ from engines.device import Device
 from exporter.checkpoints import Checkpoint
 from validation import calibrated_on, limit_rows, machine, tolerances
 from validation.baseline_file import Baseline
+from validation.besides import NOTHING, Besides
 from validation.bisect.report import bisect_stages
 from validation.checksums import verify_checksums
 from validation.drift import drift_words
@@ -35,6 +36,7 @@ from validation.resume import forget_stages
 from validation.sensitivity_file import read_sensitivities
 from validation.stage_choice import choose_stages
 from validation.stages import measure_stages
+from validation.transformers_check import reference_rows
 
 
 def validate_artifact(
@@ -45,8 +47,8 @@ def validate_artifact(
     text: Sequence[Path] | None,
     tokens: int | None,
     device: Device | str | None = None,
-    baseline: Baseline | None = None,
     manner: Manner = DEFAULT,
+    besides: Besides = NOTHING,
 ) -> dict[str, Any]:
     """Measure every stage of an artifact and write ``reports/parity.{json,md,html,xml}``.
 
@@ -56,8 +58,8 @@ def validate_artifact(
         stages: which; None is every graph that is there.
         text, tokens: what to score, and how many tokens of all texts together, as in ``prepare_oracle``.
         device: the GPU that plans are run on; the reason why there is none; None where plans are not to be run.
-        baseline: an older report to hold this one against.
         manner: whether graphs are run one layer at a time, and whether stages are narrowed to the node.
+        besides: what else is asked for.
 
     Returns:
         The report; ``passed`` is False where anything does not match.
@@ -71,8 +73,7 @@ def validate_artifact(
     stored = verify_checksums(step.artifact, manifest, step.progress)
     seconds = {"checksums": round(time.perf_counter() - start, 2)}
     oracle = prepare_oracle(step, checkpoint, dtype, kv_cache_of(manifest["model"]), text=text, tokens=tokens, streamed=manner.streamed)
-    if baseline is not None:
-        baseline.require_comparable(oracle.describe_texts())
+    measured_besides = besides.measure(step, oracle, checkpoint)
     measured, oracle.resumed = measure_stages(step, oracle, chosen)
     measured = bisect_stages(step, oracle, measured) if manner.bisect else measured
     runnable, not_run = split_engines(step.artifact, engines := engine_entries(step.artifact), device)
@@ -84,6 +85,7 @@ def validate_artifact(
         "artifact": step.artifact.name,
         "model": {**manifest["model"], "parameters": parameter_count(checkpoint.config)},
         **_describe(oracle),
+        **measured_besides,
         "texts": calibrated_on.mark_all(oracle.describe_texts()["texts"], manifest, chosen, text),
         "fusion": manifest["steps"].get("fuse", {}).get("report"),
         "sensitivity": read_sensitivities(step.artifact),
@@ -91,11 +93,11 @@ def validate_artifact(
         "not_run": [*not_run, *unknown],
         "engines": engines,
         "checksums": stored.as_report(),
-        "tolerances": _limits(oracle, chosen, runnable, bisect=manner.bisect),
+        "tolerances": [*reference_rows(measured_besides["against"]), *_limits(oracle, chosen, runnable, bisect=manner.bisect)],
         **{"versions": machine.versions(), "machine": machine.machine()},
         "hashes": {f"{stage}.onnx": sha256_of(step.artifact / f"{stage}.onnx") for stage in chosen},
     }
-    report |= _judged(report, baseline, random_weights=checkpoint.format == "random", left_out=len(unknown))
+    report |= _judged(report, besides.baseline, random_weights=checkpoint.format == "random", left_out=len(unknown))
     report["seconds"] = round(time.perf_counter() - start, 2)
     report["seconds_by_part"] = seconds | oracle.seconds | {entry["stage"]: entry["seconds"] for entry in measured}
     return _write(step, without_nonfinite(report))
@@ -137,7 +139,8 @@ def overall(report: dict[str, Any]) -> bool | None:
     """False if anything failed; None if no stage was judged."""
     outcomes = [stage["passed"] for stage in report["stages"]]
     audits = [(engine.get("audit") or {}).get("passed") for engine in report["engines"]]
-    held = [report["checksums"]["passed"], report["floor"]["check"]["passed"], (report.get("baseline") or {}).get("passed")]
+    held = [(report["checksums"] or {}).get("passed"), report["floor"]["check"]["passed"], (report.get("baseline") or {}).get("passed")]
+    held.append((report.get("against") or {}).get("passed"))
     if False in (*held, *outcomes, *audits):
         return False
     return True if outcomes and all(outcomes) else None
@@ -207,6 +210,9 @@ def first_mismatch(report: dict[str, Any]) -> str | None:
         return f"stored bytes are not those that were written: {first['tensor'] or 'the file itself'} in {first['file']}{more}"
     if report["floor"]["check"]["passed"] is False:
         return f"the reference is not the model that transformers computes: {describe(report['floor']['check'])}"
+    for check in ((report.get("against") or {}).get("entry") or {}).get("checks") or ():
+        if check["passed"] is False:
+            return f"the reference is not the model that transformers computes in float32: {describe(check)}"
     for stage in report["stages"]:
         for check in stage["checks"]:
             if check["passed"] is False:

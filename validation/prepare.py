@@ -59,7 +59,7 @@ def prepare_oracle(
         ValidationError: no usable text, or a model too short for the scenarios.
     """
     config, reference = checkpoint.config, Reference(checkpoint.config, checkpoint.read)
-    texts, windows = _read_texts(step, config, text, tokens)
+    texts, windows = read_texts(step.artifact, config, text, tokens)
     main, short = split_sequences(config, texts[0].ids, texts[0].bos)
     clock, residency = Laps(), choose_residency(config, streamed)
     sequences = [main, short, *(window.inputs for window in windows)]
@@ -98,8 +98,8 @@ def prepare_oracle(
     )
 
 
-def _read_texts(step: StepContext, config: LlamaConfig, files: Sequence[Path] | None, tokens: int | None) -> tuple[list[Tokens], list[Window]]:
-    """The texts, the first long enough for the scenarios too, and their windows; none where there is no text."""
+def read_texts(artifact: Path, config: LlamaConfig, files: Sequence[Path] | None, tokens: int | None) -> tuple[list[Tokens], list[Window]]:
+    """The texts, the first long enough for the scenarios too, and their windows; none where there is no text; ``artifact`` holds the tokenizer."""
     count = len(files or DEFAULT_TEXTS)
     of_each = perplexity.shares(tokens if tokens is not None else perplexity.default_tokens(count), count)
     if min(of_each) < 2:
@@ -107,7 +107,7 @@ def _read_texts(step: StepContext, config: LlamaConfig, files: Sequence[Path] | 
             f"--tokens {tokens}: a standard error needs at least 2 scored tokens of a text", hint=f"--tokens {perplexity.DEFAULT_TOKENS}"
         )
     needed = [max(scored + 1, tokens_needed(config) if index == 0 else 0) for index, scored in enumerate(of_each)]
-    texts = load_texts(step.artifact, config, files, needed)
+    texts = load_texts(artifact, config, files, needed)
     size = min(perplexity.WINDOW, config.max_position_embeddings)
     parts = [(index, text, scored) for index, (text, scored) in enumerate(zip(texts, of_each, strict=False)) if text.kind == "text"]
     return texts, [window for index, text, scored in parts for window in perplexity.make_windows(text.ids, scored, size, text.bos, index)]

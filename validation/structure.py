@@ -42,11 +42,16 @@ def measure_structure(oracle: Oracle, graph: Path, measured: StageMeasurement, p
     """The four scenarios and the perplexity, the graph in ONNX Runtime, whole or streamed."""
     runner = oracle.runner(graph, progress=progress)
     record_join(measured, runner)
-    texts = [*(window.inputs for window in oracle.windows), *(continuation.ids for continuation in oracle.continuations)]
     alone = oracle.runs[MAIN].hidden if oracle.dtype == "fp16" else None
-    runner.expect(oracle.scenarios, [_unpadded(oracle), *texts], oracle.capacity, alone=alone or ())
+    runner.expect(oracle.scenarios, sequences_of(oracle), oracle.capacity, alone=alone or ())
     measured.layer_errors = runner.layer_errors
     measure_scenarios(oracle, runner, oracle.scenarios, measured, lambda scenario: run_scenario(oracle, measured, runner, scenario))
+
+
+def sequences_of(oracle: Oracle) -> list[NDArray[np.int64]]:
+    """All token ids that a runner is asked for the logits of: the padded row alone, the windows, the continuations."""
+    texts = [*(window.inputs for window in oracle.windows), *(continuation.ids for continuation in oracle.continuations)]
+    return [_unpadded(oracle), *texts]
 
 
 def measure_scenarios(

@@ -18,6 +18,7 @@ from artifact.steps import StepContext
 from exporter.checkpoints import Checkpoint
 from validation import machine, tolerances
 from validation.baseline_file import Baseline
+from validation.besides import NOTHING, Besides
 from validation.finite import without_nonfinite
 from validation.limit_rows import rows
 from validation.lone.floors import cached_floor
@@ -30,6 +31,7 @@ from validation.prepare import prepare_oracle
 from validation.render import render_all, schema
 from validation.structure import ONE_POSITION
 from validation.text import TOKENIZER
+from validation.transformers_check import reference_rows
 
 REPORTS = "reports"
 
@@ -41,7 +43,7 @@ def validate_graph(
     out: Path | None,
     text: Sequence[Path] | None,
     tokens: int | None,
-    baseline: Baseline | None = None,
+    besides: Besides = NOTHING,
     progress: Progress = silent,
 ) -> dict[str, Any]:
     """Measure a graph and write ``parity.{json,md,html,xml}``.
@@ -52,7 +54,7 @@ def validate_graph(
         out: folder of the reports; None is ``reports/<name of the file without .onnx>/`` beside it.
         text: what to score; None are the texts that come with the package.
         tokens: how many tokens to score of all texts together; None is 1,024 of each, and at least 2,048.
-        baseline: an older report to hold this one against.
+        besides: what else is asked for.
         progress: told what is being done.
 
     Returns:
@@ -72,12 +74,12 @@ def validate_graph(
         if text is not None and TOKENIZER not in sidecars:
             raise ValidationError(f"{checkpoint.source} has no {TOKENIZER}, so {text[0]} can't be tokenised", hint="leave out --text")
         oracle = prepare_oracle(step, checkpoint, graph.dtype, text=text, tokens=tokens, measure=cached_floor)
-    if baseline is not None:
-        baseline.require_comparable(oracle.describe_texts())
+        measured_besides = besides.measure(step, oracle, checkpoint)
     plan = plan_scenarios(graph, oracle.scenarios)
     entry = measure_graph(oracle, graph, plan, progress)
-    report = _report(graph, checkpoint, oracle, plan, entry) | {"graph": described, "hashes": described["hashes"]}
-    report |= _judged(report, baseline, plan, checkpoint)
+    report = _report(graph, checkpoint, oracle, plan, entry) | {"graph": described, "hashes": described["hashes"], **measured_besides}
+    report["tolerances"] += reference_rows(report["against"])
+    report |= _judged(report, besides.baseline, plan, checkpoint)
     report |= {"seconds": round(time.perf_counter() - start, 2), "seconds_by_part": oracle.seconds | {entry["stage"]: entry["seconds"]}}
     finite: dict[str, Any] = without_nonfinite(report)
     for suffix, content in render_all(finite).items():
@@ -133,7 +135,7 @@ def _report(graph: LoneGraph, checkpoint: Checkpoint, oracle: Oracle, plan: Plan
 def _judged(report: dict[str, Any], baseline: Baseline | None, plan: Plan, checkpoint: Checkpoint) -> dict[str, Any]:
     """The verdict on a report, and its comparison with a baseline."""
     compared = None if baseline is None else baseline.judge(without_nonfinite(report))
-    held = (report["floor"]["check"]["passed"], (compared or {}).get("passed"))
+    held = (report["floor"]["check"]["passed"], *((other or {}).get("passed") for other in (compared, report["against"])))
     report = report | {"baseline": compared, "passed": False if False in held else report["stages"][0]["passed"]}
     return {key: report[key] for key in ("baseline", "passed")} | {"verdict": _verdict(report, plan), "headline": _headline(report, plan, checkpoint)}
 

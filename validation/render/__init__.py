@@ -18,9 +18,9 @@ from validation.render.markdown import render_markdown
 __all__ = ["render_all", "render_html", "render_json", "render_junit", "render_markdown", "write_reports"]
 
 KEYS = (
-    "schema", "schema_id", "created", "artifact", "passed", "verdict", "headline", "baseline", "seconds", "model", "cache", "execution", "text",
-    "texts", "floor", "float16", "stages", "error_budget", "not_run", "fusion", "sensitivity", "engines", "checksums", "tolerances", "versions",
-    "machine", "hashes", "seconds_by_part",
+    "schema", "schema_id", "created", "artifact", "passed", "verdict", "headline", "baseline", "against", "seconds", "model", "cache", "execution",
+    "text", "texts", "floor", "float16", "stages", "error_budget", "not_run", "fusion", "sensitivity", "engines", "checksums", "tolerances",
+    "versions", "machine", "hashes", "seconds_by_part",
 )  # fmt: skip
 """Top-level keys as they stand in the file, the verdict first; others follow by name, so that two reports differ only where they differ."""
 

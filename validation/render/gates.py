@@ -97,8 +97,8 @@ def gate_text(gate: Check, column: Metric) -> str:
 
 
 def groups(report: Report) -> list[Group]:
-    """All checks in the order they are carried out: checksums, the reference, stages, plans, the baseline."""
-    return [*_checksums(report), *_reference(report), *_stages(report), *_engines(report), *_baseline(report)]
+    """All checks in the order they are carried out: checksums, the reference (and against transformers), stages, plans, the baseline."""
+    return [*_checksums(report), *_reference(report), *_against(report), *_stages(report), *_engines(report), *_baseline(report)]
 
 
 def failing(report: Report) -> list[tuple[str, Check]]:
@@ -116,6 +116,11 @@ def _reference(report: Report) -> Iterator[Group]:
     check = (report.get("floor") or {}).get("check")
     if check:
         yield Group("reference", check["passed"], (check,))
+
+
+def _against(report: Report) -> Iterator[Group]:
+    if entry := (report.get("against") or {}).get("entry"):
+        yield _agreeing(Group(f"reference against {entry['stage']}", entry["passed"], tuple(entry["checks"]), entry["seconds"]))
 
 
 def _stages(report: Report) -> Iterator[Group]:

@@ -14,7 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from engines.plan_words import layer_lines
-from validation.render import wording
+from validation.render import against, wording
 from validation.render.bars import interval, range_bar, range_state
 from validation.render.baseline import COLUMNS as BASELINE_COLUMNS
 from validation.render.baseline import NUMBERS, view_baseline
@@ -61,6 +61,7 @@ def _environment() -> Environment:
         "definitions": [(column.label, column.explanation) for column in METRICS],
         "scenario_columns": SCENARIO_COLUMNS, "scenario_heads": [f">{name}" for _, name in SCENARIO_COLUMNS],
         "baseline_columns": BASELINE_COLUMNS, "baseline_heads": [">" * (index in NUMBERS) + name for index, name in enumerate(BASELINE_COLUMNS)],
+        "against_columns": against.COLUMNS, "against_heads": [">" * (index in (1, 2)) + name for index, name in enumerate(against.COLUMNS)],
         "bisect_columns": BISECT_COLUMNS, "budget_columns": BUDGET_COLUMNS, "fusion_columns": FUSION_COLUMNS,
         "part_columns": PART_COLUMNS, "part_heads": [f">{name}" for _, name in PART_COLUMNS],
     }  # fmt: skip
@@ -81,7 +82,8 @@ def _view(report: Report) -> dict[str, Any]:
     return {
         **lists, **{key: report.get(key) for key in ("verdict", "headline", "passed")}, "model": {key: model.get(key) for key in ("name", "dtype")},
         "cache": wording.cache_form(report), "facts": _facts(report), "failing": failing(report), "groups": groups(report),
-        "rows": [_row(stage) for stage in stages], "baseline": view_baseline(report), "budget": view_budget(report), "bisect": view_bisect(report),
+        "rows": [_row(stage) for stage in stages], "against": against.view_against(report), "baseline": view_baseline(report),
+        "budget": view_budget(report), "bisect": view_bisect(report),
         "charts": _charts(report, stages), "quality": view_quality(report), "sensitivity": view_sensitivity(report),
         "ranges": _ranges(stages), "intervals": _intervals(stages),
         "warnings": [(stage["stage"], text) for stage in stages for text in stage.get("warnings") or ()],

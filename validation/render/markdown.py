@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from validation.render.against import COLUMNS as AGAINST_COLUMNS
+from validation.render.against import view_against
 from validation.render.baseline import COLUMNS as BASELINE_COLUMNS
 from validation.render.baseline import NUMBERS as BASELINE_NUMBERS
 from validation.render.baseline import view_baseline
@@ -39,7 +41,16 @@ def escape(text: object, limit: int = 120) -> str:
 
 def render_markdown(report: Report) -> str:
     """Markdown with GitHub tables; strings are escaped, so that a name can't break a table or bring in HTML."""
-    blocks = [_head(report), _failing(report), _baseline(report), _stages(report), _bisect(report), _budget(report), _quality(report)]
+    blocks = [
+        _head(report),
+        _failing(report),
+        _against(report),
+        _baseline(report),
+        _stages(report),
+        _bisect(report),
+        _budget(report),
+        _quality(report),
+    ]
     blocks += [_sensitivity(report), _warnings(report), _fusion(report), _engines(report), _not_run(report), _foot(report)]
     return "\n\n".join(block for block in blocks if block) + "\n"
 
@@ -70,6 +81,16 @@ def _failing_cells(check: Check) -> tuple[str, ...]:
     value = metric(name, check.get("value"), against=check.get("limit"))
     texts = (escape(label(name)), escape(check.get("where") or DASH))
     return (*texts, _safe(value, check.get("value")), _safe(limit(name, check), check.get("limit")), escape(check.get("reason") or DASH))
+
+
+def _against(report: Report) -> str:
+    view = view_against(report)
+    if view is None:
+        return ""
+    first, *lines = (escape(line, LONGEST_LAYER) for line in view.lines)
+    rows = [(f"{MARKS[passed]} {name}", value, wanted, *map(escape, others)) for passed, (name, value, wanted, *others) in view.rows]
+    said = "\n".join((f"{MARKS[view.passed]} {first}", "", *(f"- {line}" for line in lines)))
+    return _section(view.title, f"{said}\n\n{_table(AGAINST_COLUMNS, rows)}" if rows else said)
 
 
 def _baseline(report: Report) -> str:

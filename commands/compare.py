@@ -1,0 +1,142 @@
+"""validate --against a graph, an artifact or kept predictions: no reference is run, and no checkpoint is needed but for the shape of a lone file."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from artifact.config import LlamaConfig
+from artifact.errors import UsageError, ValidationError
+from artifact.manifest import MANIFEST, require_artifact
+from artifact.progress import Progress, silent
+from artifact.steps import Report
+from commands.against import Against
+
+if TYPE_CHECKING:
+    from commands.validate import ValidateOptions
+    from validation.comparison import Subject
+    from validation.side import Side
+
+
+def compare(target: Path, options: ValidateOptions, *, out: Path | None = None, progress: Progress = silent) -> Report:
+    """Hold an artifact's stages, or one ONNX file, against what ``--against`` names, and write the reports.
+
+    Raises:
+        UsageError: options that don't go together, or a lone file whose model nobody says.
+        ValidationError: another model, shape or tokenizer; a stage that is not there.
+    """
+    against = options.against
+    assert against is not None
+    assert against.path is not None
+    _check_options(options, against)
+    if against.kind == "kept":
+        return _by_kept(target, options, against.path, out, progress)
+    return _by_graph(target, options, against.path, out, progress)
+
+
+def _check_options(options: ValidateOptions, against: Against) -> None:
+    kept = against.kind == "kept"
+    given = {
+        "--device cuda": options.device != "cpu",
+        "--bisect": options.bisect,
+        "--baseline": options.baseline is not None,
+        "--save-reference": options.save_reference is not None,
+        "--max-kl": kept and options.max_kl is not None,
+        "--text": kept and bool(options.texts),
+        "--tokens": kept and options.tokens is not None,
+        "--checkpoint": kept and options.checkpoint is not None,
+    }
+    if wrong := [name for name, is_given in given.items() if is_given]:
+        why = "the file has its own tokens, limits and model" if kept else "no reference is run"
+        raise UsageError(f"--against {against.path} and {wrong[0]} don't go together: {why}", hint=f"leave out {wrong[0]}")
+
+
+def _by_kept(target: Path, options: ValidateOptions, path: Path, out: Path | None, progress: Progress) -> Report:
+    from validation.comparison import artifact_subject, file_subject
+    from validation.kept.file import read_kept
+    from validation.kept.report import judge_by_kept, require_same_model
+
+    kept = read_kept(path)
+    if target.is_dir():
+        require_same_model(require_artifact(target, "validate")["model"], kept, path)
+        subject = artifact_subject(target, list(options.stages) or None, streamed=options.streamed, progress=progress)
+    else:
+        subject = file_subject(target, kept.config, dict(kept.model), progress)
+    return judge_by_kept(subject, path, kept, out=out, progress=progress)
+
+
+def _by_graph(target: Path, options: ValidateOptions, path: Path, out: Path | None, progress: Progress) -> Report:
+    import tempfile
+
+    from validation.pair.report import Asked, compare_graphs, require_same_shape
+
+    with tempfile.TemporaryDirectory(prefix="llama2trt-") as scratch:
+        subject, tokenizer = _subject(target, options, path, Path(scratch), progress)
+        config = subject.sides[0].config
+        here, there = (tokenizer if target.is_dir() else None), _artifact_of(path)
+        if there is not None:
+            theirs = LlamaConfig(**require_artifact(there, "validate", weights=True)["model"]["config"])
+            require_same_shape(config, theirs, str(path), there=there, here=here)
+        subject, others = _others(subject, path, there, config, asked=bool(options.stages))
+        known: dict[str, Any] = {} if there is None else {"model": _identity(there)}
+        asked = Asked(options.texts or None, options.tokens, options.max_kl, tokenizer, out)
+        return compare_graphs(subject, others, {"name": _name(path), **known}, asked, progress)
+
+
+def _subject(target: Path, options: ValidateOptions, path: Path, scratch: Path, progress: Progress) -> tuple[Subject, Path]:
+    """What is compared, and the folder of its tokenizer; a lone file's model is the checkpoint's, or that of the artifact that it is held against."""
+    from artifact.steps import StepContext
+    from exporter.checkpoints import CheckpointRequest, open_request
+    from validation.comparison import artifact_subject, file_subject
+
+    if target.is_dir():
+        return artifact_subject(target, list(options.stages) or None, streamed=options.streamed, progress=progress), target
+    if options.checkpoint is not None:
+        checkpoint = open_request(CheckpointRequest(options.checkpoint), progress=progress)
+        checkpoint.write_sidecars(StepContext(scratch, progress).write)
+        model = {key: getattr(checkpoint, key) for key in ("name", "source", "format", "fingerprint")}
+        return file_subject(target, checkpoint.config, model, progress), scratch
+    artifact = _artifact_of(path)
+    if artifact is None:
+        raise UsageError(f"nothing says which model {target} and {path} are of", hint="--checkpoint SRC, or hold them against an artifact")
+    model = require_artifact(artifact, "validate")["model"]
+    config = LlamaConfig(**model["config"])
+    return file_subject(target, config, {key: model[key] for key in ("name", "source", "format", "fingerprint")}, progress), artifact
+
+
+def _others(subject: Subject, path: Path, there: Path | None, config: LlamaConfig, *, asked: bool) -> tuple[Subject, dict[str, Side]]:
+    """What each side is held against; sides that an artifact has no stage for are not run."""
+    from validation.side import file_side, stage_side
+    from validation.tolerances import kind_of
+
+    if not path.is_dir():
+        manifest = require_artifact(there, "validate") if there else None
+        stage = manifest is not None and kind_of(path.stem, manifest["model"]["dtype"]) is not None
+        other = stage_side(path.parent, manifest, path.stem) if manifest and stage else file_side(path, config, str(path))
+        return subject, {side.name: other for side in subject.sides}
+    if any(side.lone for side in subject.sides):
+        raise UsageError(f"--against {path}: which of its stages?", hint=f"--against {path}/fused.onnx")
+    manifest = require_artifact(path, "validate", weights=True)
+    found = {side.name: stage_side(path, manifest, side.name) for side in subject.sides if (path / f"{side.name}.onnx").is_file()}
+    missing = [side.name for side in subject.sides if side.name not in found]
+    if missing and (asked or not found):
+        raise ValidationError(f"{path} has no {missing[0]}.onnx", hint=f"--stage names one that both have, or --against {path}/STAGE.onnx")
+    idle = [{"stage": name, "reason": f"{path.name} has no {name}.onnx"} for name in missing]
+    sides = [side for side in subject.sides if side.name in found]
+    return replace(subject, sides=sides, not_run=[*subject.not_run, *idle]), found
+
+
+def _artifact_of(path: Path) -> Path | None:
+    """The artifact that a path is, or that it lies in."""
+    return next((folder for folder in (path, path.parent) if (folder / MANIFEST).is_file()), None)
+
+
+def _identity(artifact: Path) -> dict[str, Any]:
+    model = require_artifact(artifact, "validate")["model"]
+    return {key: model[key] for key in ("name", "fingerprint", "dtype")}
+
+
+def _name(path: Path) -> str:
+    """``llama-2-7b``, ``llama-2-7b/fused.onnx`` of a file."""
+    return path.resolve().name if path.is_dir() else f"{path.resolve().parent.name}/{path.name}"

@@ -1,0 +1,150 @@
+"""Hugging Face's own Llama, module by module: its config, embedding, rotary values, masks, decoder layers, norm and head on the checkpoint's weights.
+
+Nothing of it is ours but the loading, so a mistake that our model and our graphs share shows here. Modules are built on the meta device and given
+their weights in float32 one at a time, so that 13B costs the memory of one layer.
+Letters: B batch, S new tokens, E hidden, V vocab, K kv heads, D head_dim.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from artifact.errors import ValidationError
+from artifact.layout import EMBEDDING, FINAL_NORM, LM_HEAD, layer_prefix
+from exporter.checkpoints import Checkpoint
+
+PACKAGE = "transformers"
+MINIMUM = (5, 23)
+"""The release whose modules are called as they are here; pyproject.toml asks for the same."""
+ATTENTION = "eager"
+"""Plain products, mask and softmax: no kernel that chooses an order of its own."""
+HINT = f"pip install '{PACKAGE}>={'.'.join(map(str, MINIMUM))}'"
+
+
+def require_transformers() -> str:
+    """The version that is installed.
+
+    Raises:
+        ValidationError: none is, or one that is too old.
+    """
+    try:
+        version = metadata.version(PACKAGE)
+    except metadata.PackageNotFoundError as error:
+        raise ValidationError(f"--against {PACKAGE} needs {PACKAGE}, which is not installed", hint=HINT) from error
+    if tuple(int(part) for part in version.split(".")[:2] if part.isdigit()) < MINIMUM:
+        raise ValidationError(f"--against {PACKAGE} needs {PACKAGE} {'.'.join(map(str, MINIMUM))} or newer, installed is {version}", hint=HINT)
+    return version
+
+
+class TransformersModel:
+    """The model that transformers makes of a checkpoint's config.json, its modules one at a time.
+
+    Args:
+        checkpoint: its config.json is read by transformers itself where it has one; of another format it is written from what was read.
+
+    Attributes:
+        config: transformers' own.
+
+    Raises:
+        ValidationError: transformers is not there, is too old, or can't express the model.
+    """
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.version = require_transformers()
+        self._read, self._shapes = checkpoint.read, checkpoint.shapes
+        from transformers.models.llama import modeling_llama  # noqa: PLC0415 - slow to import
+
+        self._modules = modeling_llama
+        with self._expressing():
+            self.config = _read_config(checkpoint)
+            self.rotary = modeling_llama.LlamaRotaryEmbedding(self.config)
+
+    @property
+    def name(self) -> str:
+        """``transformers 5.23.0 LlamaForCausalLM, float32, eager attention``."""
+        return f"{PACKAGE} {self.version} LlamaForCausalLM, float32, {ATTENTION} attention"
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """[B, S] → [B, S, E] float32; only these rows become float32."""
+        return nn.functional.embedding(ids, self._read(EMBEDDING)).float()
+
+    def layer(self, number: int) -> nn.Module:
+        """One decoder layer; its keys and values are the first of a cache of its own."""
+        return self._loaded(lambda: self._modules.LlamaDecoderLayer(self.config, layer_idx=0), layer_prefix(number))
+
+    def norm(self) -> nn.Module:
+        """The norm behind the last layer."""
+        make = self._modules.LlamaRMSNorm
+        return self._loaded(lambda: make(self.config.hidden_size, eps=self.config.rms_norm_eps), FINAL_NORM.removesuffix(".weight"))
+
+    def head(self) -> nn.Module:
+        """[…, E] → [..., V]; the embedding where transformers ties it."""
+        name = EMBEDDING if self.config.tie_word_embeddings else LM_HEAD
+        return self._loaded(lambda: nn.Linear(self.config.hidden_size, self.config.vocab_size, bias=False), name.removesuffix(".weight"))
+
+    def new_cache(self) -> Any:
+        """Transformers' cache of one layer, empty."""
+        from transformers.cache_utils import DynamicCache  # noqa: PLC0415
+
+        return DynamicCache()
+
+    def mask(self, state: Tensor, attention_mask: Tensor, position_ids: Tensor, cache: Any) -> Any:
+        """Transformers' mask of one call: state [B, S, E], attention_mask [B, T], position_ids [B, S], the cache before the call."""
+        from transformers.masking_utils import create_causal_mask  # noqa: PLC0415
+
+        return create_causal_mask(
+            config=self.config, inputs_embeds=state, attention_mask=attention_mask, past_key_values=cache, position_ids=position_ids
+        )
+
+    def _loaded(self, make: Callable[[], nn.Module], prefix: str) -> nn.Module:
+        with self._expressing(), torch.device("meta"):
+            module = make()
+        _check_names(module, prefix, self._shapes, self.version)
+        module.load_state_dict({name: self._read(f"{prefix}.{name}").float() for name in module.state_dict()}, assign=True)
+        return module.eval()
+
+    @contextmanager
+    def _expressing(self) -> Any:
+        try:
+            yield
+        except (ValueError, KeyError, TypeError, AttributeError, NotImplementedError) as error:
+            raise ValidationError(f"{PACKAGE} {self.version} can't express this model: {error}", hint=f"leave out --against {PACKAGE}") from error
+
+
+def config_source(checkpoint: Checkpoint) -> str:
+    """Where transformers' config comes from: a mistake in our reading of a config.json shows only where it reads the file itself."""
+    reads_it = checkpoint.format.partition("+")[0] in ("safetensors", "bin")
+    return "the checkpoint's own config.json" if reads_it else f"a config.json written from what was read of the {checkpoint.format} checkpoint"
+
+
+def _read_config(checkpoint: Checkpoint) -> Any:
+    from transformers import LlamaConfig  # noqa: PLC0415
+
+    with tempfile.TemporaryDirectory(prefix="llama2trt-") as folder:
+        checkpoint.write_sidecars(lambda name: _inside(Path(folder), name))
+        return LlamaConfig.from_pretrained(folder, attn_implementation=ATTENTION)
+
+
+@contextmanager
+def _inside(folder: Path, name: str) -> Any:
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    yield folder / name
+
+
+def _check_names(module: nn.Module, prefix: str, shapes: Mapping[str, tuple[int, ...]], version: str) -> None:
+    """Raise ValidationError unless a module's weights are exactly the checkpoint's of its name, shape by shape."""
+    wanted = {f"{prefix}.{name}": tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    there = {name: tuple(shape) for name, shape in shapes.items() if name.startswith(f"{prefix}.")}
+    different = sorted(name for name in wanted.keys() | there.keys() if wanted.get(name) != there.get(name))
+    if different:
+        first = different[0]
+        got = f"{first} is {wanted.get(first) or 'not there'} in {PACKAGE} {version}, {there.get(first) or 'not there'} in the checkpoint"
+        raise ValidationError(f"{PACKAGE}' Llama is not this model: {got}", hint=f"leave out --against {PACKAGE}")
