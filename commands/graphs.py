@@ -20,6 +20,7 @@ from artifact.weight_files import check_weight_files
 from commands.calibrate import TAKEN, CalibrationOptions, calibrate, why_plain
 from commands.placement import OpenModel, PlacementOptions, check_placeable, decide, measured_text, score
 from commands.placement_model import Model, smooth
+from engines.placement_costs import placement_costs
 from engines.preflight import check_memory, check_step
 from engines.step_costs import fuse_cost, quantize_cost
 
@@ -131,7 +132,10 @@ def _refuse(artifact: Path, plan: _Plan) -> None:
         check_placeable(plan.scheme, plan.target, plan.placing, plan.plainly)
     check_graph(artifact, plan.scheme, plan.target)
     if plan.limit_pct is not None:
-        measured_text(artifact, LlamaConfig(**read_manifest(artifact)["model"]["config"]), plan.placing, plan.calibration)
+        config = LlamaConfig(**read_manifest(artifact)["model"]["config"])
+        for cost in placement_costs(config):
+            check_memory(cost, artifact)
+        measured_text(artifact, config, plan.placing, plan.calibration)
 
 
 def _check_given(artifact: Path, scheme: str, target: str, placement: PlacementOptions | None) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 
 from artifact.errors import ArtifactError
 from artifact.room import existing_folder
-from engines.step_costs import Rates
+from engines.step_cost import Rates
 
 BLOCK_BYTES, BLOCKS = 8 << 20, 8
 SIDE, ROUNDS = 1024, 4

@@ -22,7 +22,6 @@ def sheets_of_estimate(report: Report) -> Iterable[Sheet]:
     )
     total = ("all", gigabytes(report["peak_memory_bytes"]), gigabytes(report["disk_bytes"]), _duration(report["seconds"]), "")
     yield Sheet("", ("step", "peak memory", "disk", "time", "assumed"), (*rows, total))
-    yield from (Sheet(words) for words in report["not_estimated"])
     machine = report["machine"]
     free = f"free here: {gigabytes(machine['memory_bytes'])} of memory, {gigabytes(machine['disk_bytes'])} of disk"
     yield Sheet(f"{free}; measured: {machine['disk_gb_s']:.2f} GB/s to disk, {machine['gflops']:.0f} GFLOP/s")

@@ -15,7 +15,8 @@ from engines.device_fit import Load, fit
 from engines.part_plan import Limits, PartPlan, part_graph, plan_parts
 from engines.profiles import TYPICAL_LENGTH, default_length
 from engines.roofline import DECODE_SHARE, PREFILL_SHARE, compare, roofline
-from engines.step_costs import DOWNLOAD, Rates, StepCost, Work, as_json, disk_total, step_costs, unestimated
+from engines.step_cost import Rates, StepCost
+from engines.step_costs import DOWNLOAD, Work, as_json, disk_total, step_costs
 from engines.targets import TARGETS, Target
 from engines.weight_sizes import check_blocks, weight_sizes
 
@@ -77,7 +78,7 @@ def estimate(question: Question, machine: Machine) -> dict[str, Any]:
 
     Returns:
         ``parameters``, ``weights_bytes``; ``steps`` [{step, memory_bytes, disk_bytes, seconds, assumption}], ``disk_bytes``, ``seconds``;
-        ``done``: steps; ``not_estimated`` [words];
+        ``done``: steps;
         ``parts`` {count, layers, reason}; ``lacks`` [words of what does not fit this machine, with what would]; ``device`` (``device_report``);
         ``machine``; ``fits``: whether all of it does, here and on the GPU.
     """
@@ -97,7 +98,6 @@ def estimate(question: Question, machine: Machine) -> dict[str, Any]:
         "weights_bytes": weight_sizes(config, load.precision).total,
         "steps": [as_json(step) for step in steps],
         "done": sorted(question.done),
-        "not_estimated": unestimated(work),
         "peak_memory_bytes": max(step.memory_bytes for step in steps),
         "disk_bytes": disk_total(steps),
         "seconds": round(sum(step.seconds for step in steps)),

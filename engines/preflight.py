@@ -7,12 +7,15 @@ from pathlib import Path
 from artifact.errors import EngineError, ExportError, FusionError, QuantizationError, ToolkitError, ValidationError
 from artifact.room import existing_folder, free_disk, free_memory, gigabytes
 from engines.build_cost import BuildCost
-from engines.step_costs import StepCost
+from engines.step_cost import StepCost
 
 ERRORS: dict[str, type[ToolkitError]] = {
     "export": ExportError,
     "fuse": FusionError,
     "calibrate": QuantizationError,
+    "smoothing": QuantizationError,
+    "sensitivity": QuantizationError,
+    "placement": QuantizationError,
     "quantize": QuantizationError,
     "build": EngineError,
     "validate": ValidationError,

@@ -15,6 +15,8 @@ from artifact.layout import PACKED, linear_shapes, parameter_count
 from engines.build_cost import MEGABYTE, BuildCost, build_cost
 from engines.form_limits import QUANTIZED_TYPES
 from engines.part_plan import part_graph
+from engines.placement_costs import placement_costs
+from engines.step_cost import DRIVEN_WEIGHTS_S, REFERENCE, Rates, StepCost, layer_float32, torch_memory
 from engines.weight_sizes import float_dtype, linear_parameters, weight_sizes
 
 DOWNLOAD = "download"
@@ -27,64 +29,17 @@ DOWNLOAD_MEMORY, DOWNLOAD_BYTES_S = 240 * MEGABYTE, 50e6
 FUSE_MEMORY, FUSE_MEMORY_A_LAYER = 125 * MEGABYTE, 600_000
 QUANTIZE_MEMORY, QUANTIZE_VALUES, DRIVEN_VALUES = 240 * MEGABYTE, 4.0, 8.0
 """A linear at a time as float32, and the same again where rounding is driven by calibration (7B: 0.6 and 1.0 GB)."""
-TORCH_MEMORY = 900 * MEGABYTE
-"""torch, its threads' buffers, and the tokens' hidden states."""
 CALIBRATION_TOKENS, SCORED_TOKENS = 8192, 2048
 
 PLACED = ("int8-smoothquant",)
 """Precisions that are placed within a limit on perplexity where nothing else is asked for."""
-UNESTIMATED = (
-    "smoothing (outliers moved into the weights)",
-    "sensitivity (what each linear costs alone)",
-    "placement (sets of linears tried as a whole)",
-)
-"""What `quantize` does for those beside what is listed: no rule is fitted to their times yet."""
 
-
-@dataclass(frozen=True)
-class Rates:
-    """What a machine was measured to do.
-
-    Attributes:
-        disk_gb_s: 10^9 bytes a second, written and synced.
-        gflops: float32 matrix products with all cores.
-    """
-
-    disk_gb_s: float
-    gflops: float
-
-    def as_json(self) -> dict[str, float]:
-        """Rounded."""
-        return {key: round(value, 2) for key, value in asdict(self).items()}
-
-
-REFERENCE = Rates(0.6, 60.0)
-"""Two virtual cores of one physical core, on which the times below were taken."""
 EXPORT_S, EXPORT_GB_S = 12.0, 0.5
 FUSE_S, FUSE_S_A_LAYER = 2.0, 0.05
-QUANTIZE_S, PLAIN_WEIGHTS_S, DRIVEN_WEIGHTS_S = 8.0, 70e6, 5e6
-"""Weights a second, plainly and by calibration."""
+QUANTIZE_S, PLAIN_WEIGHTS_S = 8.0, 70e6
+"""Weights a second, plainly."""
 VALIDATE_S, PASSES = 30.0, 2
 """Of each stage, the passes over the scored tokens that its scenarios, strict mode and texts come to."""
-
-
-@dataclass(frozen=True)
-class StepCost:
-    """Of one step.
-
-    Attributes:
-        step: its command.
-        memory_bytes: at its peak, anonymous: what can't be given back.
-        disk_bytes: that it adds to the artifact.
-        seconds: an order of magnitude.
-        assumption: what that rests on.
-    """
-
-    step: str
-    memory_bytes: int
-    disk_bytes: int
-    seconds: float
-    assumption: str
 
 
 @dataclass(frozen=True)
@@ -114,6 +69,11 @@ class Work:
         """Of the artifact."""
         return float_dtype(self.precision)
 
+    @property
+    def is_placed(self) -> bool:
+        """Whether linears are chosen within a limit on perplexity; that is done anew with every `quantize`."""
+        return self.precision in PLACED and self.calibrated and "quantize" not in self.done
+
 
 def step_costs(config: LlamaConfig, work: Work, rates: Rates = REFERENCE) -> list[StepCost]:
     """The steps that lead to a validated engine, in order; those that a precision does not need are left out."""
@@ -122,15 +82,11 @@ def step_costs(config: LlamaConfig, work: Work, rates: Rates = REFERENCE) -> lis
     steps = [download_cost(work.download_bytes)] if work.download_bytes else []
     steps += [export_cost(config, work.dtype, rates), *([fuse_cost(config, rates)] if fused else [])]
     if quantised:
-        steps += [calibrate_cost(config, rates)] * work.calibrated + [quantize_cost(config, work.precision, rates, calibrated=work.calibrated)]
+        steps += [calibrate_cost(config, rates)] * work.calibrated
+        steps += placement_costs(config, rates) if work.is_placed else []
+        steps += [quantize_cost(config, work.precision, rates, calibrated=work.calibrated)]
     steps += [plan_cost(config, work, rates), validate_cost(config, stages, rates)]
     return [step for step in steps if step.step not in work.done]
-
-
-def unestimated(work: Work) -> list[str]:
-    """What a precision needs and no line of ``step_costs`` is for."""
-    placed = work.precision in PLACED and work.calibrated and "quantize" not in work.done
-    return [f"{part}: not estimated" for part in UNESTIMATED] if placed else []
 
 
 def download_cost(size: int) -> StepCost:
@@ -155,7 +111,7 @@ def calibrate_cost(config: LlamaConfig, rates: Rates = REFERENCE) -> StepCost:
     """Float32 over the calibration text, a layer at a time; what it writes is gone again when nothing reads it any more."""
     seconds = 10 + 2 * linear_parameters(config) * CALIBRATION_TOKENS / (rates.gflops * 1e9)
     hidden = 3 * CALIBRATION_TOKENS * config.hidden_size * DTYPE_BYTES["fp32"]
-    return StepCost("calibrate", _torch_memory(config) + hidden, 0, seconds, f"{CALIBRATION_TOKENS:,} tokens at {rates.gflops:.0f} GFLOP/s")
+    return StepCost("calibrate", torch_memory(config) + hidden, 0, seconds, f"{CALIBRATION_TOKENS:,} tokens at {rates.gflops:.0f} GFLOP/s")
 
 
 def quantize_cost(config: LlamaConfig, scheme: str, rates: Rates = REFERENCE, *, calibrated: bool = True) -> StepCost:
@@ -192,15 +148,7 @@ def validate_cost(config: LlamaConfig, stages: int = 3, rates: Rates = REFERENCE
 def validate_memory(config: LlamaConfig) -> int:
     """A float32 layer for the reference and one for the graph, lm_head, and logits of the scored tokens."""
     head = config.vocab_size * config.hidden_size * DTYPE_BYTES["fp32"]
-    return _torch_memory(config) + _layer_float32(config) + head + SCORED_TOKENS * config.vocab_size * DTYPE_BYTES["fp32"]
-
-
-def _torch_memory(config: LlamaConfig) -> int:
-    return TORCH_MEMORY + _layer_float32(config)
-
-
-def _layer_float32(config: LlamaConfig) -> int:
-    return DTYPE_BYTES["fp32"] * linear_parameters(config) // config.num_hidden_layers
+    return torch_memory(config) + layer_float32(config) + head + SCORED_TOKENS * config.vocab_size * DTYPE_BYTES["fp32"]
 
 
 def _packed_parameters(config: LlamaConfig) -> list[int]:
