@@ -19,7 +19,7 @@ from validation.reference import Reference
 from validation.sensitivity import Forms, Score, cost_of, score_linears
 
 TOKENS, LENGTH = 512, 64
-"""To score each linear on, and of a sequence: many short ones are of many documents; what linears cost together is measured on longer ones."""
+"""That each linear is scored on, context included, and of a sequence: many short ones are of many documents, and half of each is scored."""
 
 
 def score_artifact(

@@ -2,7 +2,7 @@
 
 Layer by layer: at a layer its linears are rounded one at a time, each giving a state of its own, and all states go on through the layers behind it.
 So weights are read once a pass, and every state is a model with one linear quantised. States of as many layers as fit into ``STATE_BYTES`` make a
-pass; the next one starts where they end.
+pass; the next one starts where they end. Only the second half of each sequence is compared, as in perplexity's windows: it has tokens before it.
 Letters: S sequences of L tokens each, E hidden, V vocab, N layers.
 """
 
@@ -78,7 +78,7 @@ def cost_of(config: LlamaConfig, names: Iterator[str] | list[str] | tuple[str, .
     passes = list(_passes(layers, depth, tokens * config.hidden_size * FLOAT_BYTES))
     runs = sum(depth - layer for layer in layers) + sum(depth - first for first, _ in passes)
     per_layer = sum(rows * columns for rows, columns in linear_shapes(config).values())
-    products = runs * per_layer + (len(layers) + 1) * config.vocab_size * config.hidden_size
+    products = runs * per_layer + (len(layers) + 1) * config.vocab_size * config.hidden_size / 2
     return Cost(runs, len(passes), 2 * tokens * products / 1e12)
 
 
@@ -112,9 +112,15 @@ def score_linears(reference: Reference, ids: Ids, forms: Forms, progress: Progre
             runs += len(states) + 1
             state = exact if number == last - 1 else state
             del layer  # before the next one is read
-        found.divergences |= divergences(reference, exact, states, progress)
-    resampling = Resampling([ids.size])
+        behind = {name: scored(each) for name, each in states.items()}
+        found.divergences |= divergences(reference, scored(exact), behind, progress)
+    resampling = Resampling([scored(state).shape[0] * scored(state).shape[1]])
     return {name: _score(found.divergences[name], found.errors[name], resampling) for name in forms}
+
+
+def scored(state: Tensor) -> Tensor:
+    """What is compared of [S, L, …]: [S, L − ⌊L/2⌋, …]."""
+    return state[:, state.shape[1] // 2 :]
 
 
 @torch.inference_mode()

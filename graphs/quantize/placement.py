@@ -17,13 +17,14 @@ from math import log1p
 TRIES = 6
 CAUTION = 0.95
 """Of what a corrected budget would allow: costs only roughly add up."""
-CLOSE, SMALLEST_CUT, LARGEST_STEP = 1.1, 0.7, 4.0
-"""Budgets that need no third between them; what is left at most of one that failed; by how much one that held grows at most."""
+CLOSE, PROBE, SMALLEST_CUT, LARGEST_STEP = 1.05, 1.15, 0.7, 4.0
+"""Budgets that need no third between them; by how much one that held grows at least, until one fails, and at most; what is left at most of one that
+failed."""
 
 GATE = 2.0
 """Times the limit in nats: a set whose perplexity is at the limit diverges by 1.3 to 1.8 times as many (docs/adr/016)."""
-ROOM = 2.5
-"""How much further a set may diverge on text that it was not chosen on: up to twice as far was measured (docs/adr/016)."""
+ROOM = 1.6
+"""How much further a set may diverge on text that it was not chosen on: 1.3 to 1.5 times as far was measured (docs/adr/016)."""
 
 
 @dataclass(frozen=True)
@@ -135,9 +136,8 @@ def place(candidates: Sequence[Candidate], limit_pct: float, measure: Callable[[
     tries = [nothing]
     allowed = gate_of(limit_pct) / ROOM - nothing.measured.kl
     budget = allowed
-    cheapest = frozenset({min(candidates, key=lambda one: one.cost).name})
     while nothing.measured.holds(limit_pct) and len(tries) <= TRIES and (budget > 0 or tries == [nothing]):
-        chosen = choose(candidates, budget) or cheapest
+        chosen, budget = _next_set(candidates, budget, tries)
         if any(one.quantised == chosen for one in tries):
             break
         tries.append(Try(chosen, budget, measure(chosen)))
@@ -149,6 +149,17 @@ def place(candidates: Sequence[Candidate], limit_pct: float, measure: Callable[[
     sizes = {candidate.name: candidate.bytes_saved for candidate in candidates}
     within = [one for one in tries if one.quantised and one.measured.holds(limit_pct)]
     return Placement(max(within, key=lambda one: sum(map(sizes.__getitem__, one.quantised)), default=None), tuple(tries))
+
+
+def _next_set(candidates: Sequence[Candidate], budget: float, tries: Sequence[Try]) -> tuple[frozenset[str], float]:
+    """What a budget chooses, at least the cheapest; as long as that is the largest that was tried, what a larger one does, and that budget."""
+    cheapest = frozenset({min(candidates, key=lambda one: one.cost).name})
+    largest = max((one.quantised for one in tries), key=len)
+    chosen = choose(candidates, budget) or cheapest
+    while chosen == largest and len(chosen) < len(candidates):
+        budget *= PROBE
+        chosen = choose(candidates, budget) or cheapest
+    return chosen, budget
 
 
 def reasons(candidates: Sequence[Candidate], tried: Try) -> dict[str, str]:
@@ -166,5 +177,5 @@ def _next_budget(last: Try, allowed: float, paid: float, holds: float | None, fa
     real = max(last.measured.kl - paid, allowed / LARGEST_STEP)
     step = CAUTION * allowed / real
     if holds is not None:
-        return last.budget * step if step > CLOSE else 0.0
+        return last.budget * max(step, PROBE)
     return last.budget * min(step, SMALLEST_CUT)
