@@ -5,7 +5,8 @@
 Three texts that nothing was calibrated on (quality_texts.py), in windows of 512 tokens; every figure is against the float32 reference on the same
 tokens: perplexity's increase, KL and top-1, ± standard errors of blocks of 32 tokens drawn again. Graphs run whole in ONNX Runtime on the CPU with
 Q/DQ as written; the curve and naive INT8 run in PyTorch, with weights and inputs rounded as the graph rounds them. Whatever has static scales for
-activations calibrates on the same 24,576 tokens; weight-only schemes on the default 8,192. A row that is measured is kept in the folder: run again, and it goes on where it was; only what has changed is measured anew.
+activations calibrates on the same 24,576 tokens; weight-only schemes on the default 8,192. A row that is measured is kept in the folder: run again,
+and it goes on where it was; only what has changed is measured anew.
 """
 
 from __future__ import annotations
@@ -118,7 +119,11 @@ class Bench:
 
     def modelopt(self) -> Iterator[Row]:
         """ModelOpt's SmoothQuant, fake-quantised by itself."""
-        yield Row("ModelOpt INT8_SMOOTHQUANT_CFG", f"{MODELOPT}, {STATIC_TOKENS} tokens", lambda: by_modelopt(self.artifact, self.folder, self._sequences(), self.yardstick))
+        yield Row(
+            "ModelOpt INT8_SMOOTHQUANT_CFG",
+            f"{MODELOPT}, {STATIC_TOKENS} tokens",
+            lambda: by_modelopt(self.artifact, self.folder, self._sequences(), self.yardstick),
+        )
 
     def onnxruntime(self) -> Iterator[Row]:
         """Its own quantiser, on a float32 graph."""

@@ -66,11 +66,7 @@ def prepare_oracle(
     rounded = RoundedAlongside(reference, sequences) if dtype == "fp16" else None
     runs = _run_reference(step, reference, sequences, residency, rounded)
     clock.lap("reference")
-    floor, float16 = no_floor(FLOAT32), None
-    if rounded is not None:
-        halves = rounded.runs()
-        floor = measure(step, checkpoint.fingerprint, reference, sequences[:2], runs[:2], halves[:2])
-        float16 = rounded.costs(windows, halves[2:], runs[2:])
+    floor, float16 = _noise(rounded, windows, runs, lambda halves: measure(step, checkpoint.fingerprint, reference, sequences[:2], runs[:2], halves))
     clock.lap("float16's floor and quality")
     continued, no_continuations = _continue(step, reference, windows)
     clock.lap("greedy continuations")
@@ -111,6 +107,16 @@ def read_texts(artifact: Path, config: LlamaConfig, files: Sequence[Path] | None
     size = min(perplexity.WINDOW, config.max_position_embeddings)
     parts = [(index, text, scored) for index, (text, scored) in enumerate(zip(texts, of_each, strict=False)) if text.kind == "text"]
     return texts, [window for index, text, scored in parts for window in perplexity.make_windows(text.ids, scored, size, text.bos, index)]
+
+
+def _noise(
+    rounded: RoundedAlongside | None, windows: Sequence[Window], runs: Sequence[ReferenceRun], measure: Callable[[Sequence[ReferenceRun]], Floor]
+) -> tuple[Floor, Float16Costs | None]:
+    """What float16 does to the model's own arithmetic: the floor of the scenarios' sequences, and what it costs the texts."""
+    if rounded is None:
+        return no_floor(FLOAT32), None
+    halves = rounded.runs()
+    return measure(halves[:2]), rounded.costs(windows, halves[2:], runs[2:])
 
 
 def _run_reference(
