@@ -382,6 +382,7 @@ def validate(
     baseline: Baseline = None,
     streamed: Streamed = None,
     bisect: Annotated[bool, typer.Option("--bisect", help="Narrow each stage to the node where it parts from the model.")] = False,
+    edges: Annotated[bool, typer.Option("--edges", help="Try each stage at the edges of its plans' profiles too.")] = False,
     out: Annotated[Path | None, typer.Option(help="Folder of the reports, with --graph; default `reports/<file>/` beside it.", metavar="DIR")] = None,
     as_json: Json = False,
 ) -> None:
@@ -390,7 +391,7 @@ def validate(
 
     if (artifact is None) == (graph is None) or (graph is None and out is not None):
         raise typer.BadParameter("give an artifact folder, or --graph FILE and --checkpoint SRC")
-    options = command.ValidateOptions(tuple(stage or ()), tuple(text or ()), tokens, checkpoint, device.value, baseline, streamed, bisect)
+    options = command.ValidateOptions(tuple(stage or ()), tuple(text or ()), tokens, checkpoint, device.value, baseline, streamed, bisect, edges)
     with _Watched() as progress:
         if graph is not None:
             report = command.validate_file(graph, options, out=out, progress=progress)

@@ -20,6 +20,7 @@ from engines.device import Device
 from exporter.checkpoints import Checkpoint
 from validation import calibrated_on, limit_rows, machine, tolerances
 from validation.baseline_file import Baseline
+from validation.bisect.edge_report import measure_edges
 from validation.bisect.report import bisect_stages
 from validation.checksums import verify_checksums
 from validation.drift import drift_words
@@ -74,8 +75,10 @@ def validate_artifact(
     if baseline is not None:
         baseline.require_comparable(oracle.describe_texts())
     measured, oracle.resumed = measure_stages(step, oracle, chosen)
+    engines = engine_entries(step.artifact)
+    measured = measure_edges(step, oracle, measured, engines) if manner.edges else measured
     measured = bisect_stages(step, oracle, measured) if manner.bisect else measured
-    runnable, not_run = split_engines(step.artifact, engines := engine_entries(step.artifact), device)
+    runnable, not_run = split_engines(step.artifact, engines, device)
     if isinstance(device, Device):
         measured += [measure_plan(oracle, engine, device, step.progress) for engine in runnable]
     report = {
@@ -91,7 +94,7 @@ def validate_artifact(
         "not_run": [*not_run, *unknown],
         "engines": engines,
         "checksums": stored.as_report(),
-        "tolerances": _limits(oracle, chosen, runnable, bisect=manner.bisect),
+        "tolerances": _limits(oracle, chosen, runnable, manner),
         **{"versions": machine.versions(), "machine": machine.machine()},
         "hashes": {f"{stage}.onnx": sha256_of(step.artifact / f"{stage}.onnx") for stage in chosen},
     }
@@ -126,9 +129,10 @@ def _judged(report: dict[str, Any], baseline: Baseline | None, *, random_weights
     return {key: report[key] for key in ("baseline", "passed")} | words
 
 
-def _limits(oracle: Oracle, stages: list[str], plans: list[dict[str, Any]], *, bisect: bool) -> list[dict[str, Any]]:
+def _limits(oracle: Oracle, stages: list[str], plans: list[dict[str, Any]], manner: Manner) -> list[dict[str, Any]]:
     """The rows that judge what was run: stages and plans."""
-    asked: dict[str, Any] = {"kv_cache": oracle.kv_cache, "streamed": oracle.residency.streamed, "bisect": bisect}
+    asked_for = [*([tolerances.edge_limit] if manner.edges else []), *([tolerances.narrowed_limit] if manner.bisect else [])]
+    asked: dict[str, Any] = {"kv_cache": oracle.kv_cache, "streamed": oracle.residency.streamed, "asked_for": asked_for}
     rows = limit_rows.table(stages, oracle.dtype, has_floor=oracle.floor.mean_abs is not None, **asked)
     return [*rows, *(row for plan in plans for row in limit_rows.plan_rows(plan, kv_cache=oracle.kv_cache))]
 

@@ -129,6 +129,15 @@ STREAMED = tuple(Limit(kind, "joined_cuts", "==", 0, "outputs, nodes, weights' p
 NARROWED = "narrowed_faults", "nodes that compute or read something else than the model's own trace, each given exact inputs"
 
 
+EDGES = "edge_faults", "edges of the plans' profiles (least and most rows, tokens and past) at which a layer computes something else than the trace"
+
+
+def edge_limit(kind: Kind) -> Limit:
+    """What a stage must hold at the edges of its plans' profiles (``validate --edges``)."""
+    check, reason = EDGES
+    return Limit(kind, check, "==", 0, reason)
+
+
 def narrowed_limit(kind: Kind) -> Limit:
     """What a stage must hold that was narrowed to the node (``validate --bisect``)."""
     check, reason = NARROWED
