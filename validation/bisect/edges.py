@@ -66,7 +66,7 @@ def profiles_of(oracle: Oracle, stage: str, engines: Sequence[Mapping[str, Any]]
 def edges_of(oracle: Oracle, profiles: Mapping[str, Axes]) -> list[Edge]:
     """Every edge of some profiles once: least and most rows, the least, the tuned and the most new tokens, no past and all."""
     found: dict[tuple[int, int, int], Edge] = {}
-    for name, axes in profiles.items():
+    for name, axes in sorted(profiles.items(), key=lambda item: item[1][io_spec.SEQUENCE][2]):  # a step is the decode profile's
         longest = _longest(axes)
         for batch in dict.fromkeys((axes[io_spec.BATCH][0], axes[io_spec.BATCH][2])):
             for new in dict.fromkeys(axes[io_spec.SEQUENCE]):

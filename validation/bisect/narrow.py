@@ -67,13 +67,16 @@ def open_subject(oracle: Oracle, graph: Path, progress: Progress, looked: Looked
     model = ir.load(graph)
     part_boundaries(model)
     trusted = Trusted(oracle.config, oracle.dtype, oracle.kv_cache, progress)
-    return Subject(model, trusted, oracle, looked or Looked(), graph.stem.startswith("int8-smoothquant"), _tables(model))
+    tables = _tables(model)
+    embedding = {name: weight.array.astype(np.float32) for name, weight in stored_as(model, (EMBEDDING,))}
+    cuts = in_float32(cut_shared(model)), trusted.shared(tables | embedding)
+    return Subject(model, trusted, oracle, looked or Looked(), graph.stem.startswith("int8-smoothquant"), cuts, tables)
 
 
 def _faults(oracle: Oracle, graph: Path, entry: dict[str, Any], looked: Looked, progress: Progress) -> Iterator[Finding]:
     subject = open_subject(oracle, graph, progress, looked)
     probes = [*make_probes(oracle), *_failed_edges(oracle, entry)]
-    looked.calls = [f"{probe.name}, {probe.tokens}" for probe in probes]
+    looked.calls = [probe.label for probe in probes]
     yield from table_faults(subject.model, oracle, looked)
     yield from filter(None, (shared_of(subject, probe) for probe in probes))
     for layer in _order(entry, oracle.config.num_hidden_layers):
@@ -95,9 +98,7 @@ def _failed_edges(oracle: Oracle, entry: dict[str, Any]) -> list[Probe]:
 
 def shared_of(subject: Subject, probe: Probe) -> Finding | None:
     """Run what the layers share in a call, the graph's and the trusted one's, and compare; layers read it then."""
-    model, oracle = subject.model, subject.oracle
-    tables = subject.tables | {name: weight.array.astype(np.float32) for name, weight in stored_as(model, (EMBEDDING,))}
-    cut, counterpart = in_float32(cut_shared(model)), subject.trusted.shared(tables)
+    oracle, (cut, counterpart) = subject.oracle, subject.cuts
     ours, theirs = run_shared(cut, probe, oracle), run_shared(counterpart, probe, oracle)
     subject.shared[probe.name] = ours, theirs
     return shared_fault(cut, ours, theirs, probe, oracle, subject.looked)

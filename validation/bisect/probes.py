@@ -49,6 +49,11 @@ class Probe:
         count, past = self.turn.width, max(self.turn.past)
         return f"{count} token{'s' if count > 1 else ''}" + (f" after {past}" if past else "")
 
+    @property
+    def label(self) -> str:
+        """``decode, 1 token after 319``; an edge's name says it already."""
+        return self.name if self.tokens in self.name else f"{self.name}, {self.tokens}"
+
     def entering(self, oracle: Oracle, layer: int) -> Array:
         """The reference's hidden state before a layer (after the last, for their number), [B, S, E] float32; padding has the first token's."""
         rows = []

@@ -69,11 +69,11 @@ def test_a_rotary_cache_too_short_by_one_is_caught_by_an_edge_alone_and_narrowed
     (stage,) = report["stages"]
     failed = [check for check in stage["checks"] if check["passed"] is False]
     assert [check["check"] for check in failed] == ["edge_faults", "narrowed_faults"]  # none of the four scenarios, no local ratio
-    assert failed[0]["where"] == "edge of prefill: 1 row, 1 token after 511"
+    assert failed[0]["where"] == "edge of decode: 1 row, 1 token after 511"
     assert report["passed"] is False
     assert stage["bisect"]["found"]["op"] == "Min"
-    assert stage["bisect"]["found"]["call"] == "edge of prefill: 1 row, 1 token after 511, 1 token after 511"
-    assert "edge of prefill: 1 row, 1 token after 511" in (artifact / "reports/parity.md").read_text()
+    assert stage["bisect"]["found"]["call"] == "edge of decode: 1 row, 1 token after 511"
+    assert "edge of decode: 1 row, 1 token after 511" in (artifact / "reports/parity.md").read_text()
 
 
 def test_a_sound_stage_holds_at_every_edge_and_names_what_is_too_big_to_run(long: tuple[Checkpoint, Path], oracle: Oracle) -> None:
@@ -103,7 +103,7 @@ def test_a_mask_for_a_fixed_length_fails_where_it_ends(
     monkeypatch.setattr(oracle, "artifact", sabotage(long[1], tmp_path / "long", "traced", _forget_far_columns))
     (stage,) = measure_edges(StepContext(oracle.artifact), oracle, [_entry()], [])
     failed = [(edge["batch"], edge["new_tokens"], edge["past"]) for edge in stage["edges"]["of"] if edge["passed"] is False]
-    assert failed == [(1, 1, 511), (1, 512, 0), (4, 1, 511)]
+    assert failed == [(1, 1, 511), (4, 1, 511), (1, 512, 0)]
     assert stage["passed"] is False
 
 
