@@ -75,9 +75,7 @@ def validate_artifact(
     if baseline is not None:
         baseline.require_comparable(oracle.describe_texts())
     measured, oracle.resumed = measure_stages(step, oracle, chosen)
-    engines = engine_entries(step.artifact)
-    measured = measure_edges(step, oracle, measured, engines) if manner.edges else measured
-    measured = bisect_stages(step, oracle, measured) if manner.bisect else measured
+    measured = _look_closer(step, oracle, measured, engines := engine_entries(step.artifact), manner)
     runnable, not_run = split_engines(step.artifact, engines, device)
     if isinstance(device, Device):
         measured += [measure_plan(oracle, engine, device, step.progress) for engine in runnable]
@@ -102,6 +100,14 @@ def validate_artifact(
     report["seconds"] = round(time.perf_counter() - start, 2)
     report["seconds_by_part"] = seconds | oracle.seconds | {entry["stage"]: entry["seconds"] for entry in measured}
     return _write(step, without_nonfinite(report))
+
+
+def _look_closer(
+    step: StepContext, oracle: Oracle, stages: list[dict[str, Any]], engines: list[dict[str, Any]], manner: Manner
+) -> list[dict[str, Any]]:
+    """What is looked at where it was asked for; narrowing last, because it goes by what the edges found."""
+    stages = measure_edges(step, oracle, stages, engines) if manner.edges else stages
+    return bisect_stages(step, oracle, stages) if manner.bisect else stages
 
 
 def _write(step: StepContext, report: dict[str, Any]) -> dict[str, Any]:
@@ -131,7 +137,7 @@ def _judged(report: dict[str, Any], baseline: Baseline | None, *, random_weights
 
 def _limits(oracle: Oracle, stages: list[str], plans: list[dict[str, Any]], manner: Manner) -> list[dict[str, Any]]:
     """The rows that judge what was run: stages and plans."""
-    asked_for = [*([tolerances.edge_limit] if manner.edges else []), *([tolerances.narrowed_limit] if manner.bisect else [])]
+    asked_for = [*([tolerances.EDGES] if manner.edges else []), *([tolerances.NARROWED] if manner.bisect else [])]
     asked: dict[str, Any] = {"kv_cache": oracle.kv_cache, "streamed": oracle.residency.streamed, "asked_for": asked_for}
     rows = limit_rows.table(stages, oracle.dtype, has_floor=oracle.floor.mean_abs is not None, **asked)
     return [*rows, *(row for plan in plans for row in limit_rows.plan_rows(plan, kv_cache=oracle.kv_cache))]

@@ -48,7 +48,7 @@ def _measured(step: StepContext, oracle: Oracle, stage: dict[str, Any], engines:
         entries, reason = [_entry(edge, None, str(error)) for edge in edges], str(error)
     failed = [entry for entry in entries if entry["passed"] is False]
     where = failed[0]["edge"] if failed else None
-    check = tolerances.judge(tolerances.edge_limit(kind), None if reason else len(failed), where=where, missing=reason)
+    check = tolerances.judge(tolerances.asked_limit(kind, tolerances.EDGES), None if reason else len(failed), where=where, missing=reason)
     said = {"reason": f"{failed[0]['edge']}: {failed[0]['reason']}"} if failed else {}
     not_run = [f"not run, {entry['edge']}: {entry['reason']}" for entry in entries if entry["passed"] is None]
     return stage | {
