@@ -390,6 +390,7 @@ def validate(
     baseline: Baseline = None,
     streamed: Streamed = None,
     bisect: Annotated[bool, typer.Option("--bisect", help="Narrow each stage to the node where it parts from the model.")] = False,
+    edges: Annotated[bool, typer.Option("--edges", help="Try each stage at the edges of its plans' profiles too.")] = False,
     against: AgainstOption = None,
     max_kl: Annotated[
         float | None, typer.Option(min=0, help="With --against another graph: exit code 3 beyond this mean KL.", metavar="NATS")
@@ -410,7 +411,7 @@ def validate(
 
     if (artifact is None) == (graph is None) or (graph is None and out is not None and against is None):
         raise typer.BadParameter("give an artifact folder, or --graph FILE and --checkpoint SRC")
-    measured = (tuple(stage or ()), tuple(text or ()), tokens, checkpoint, device.value, baseline, streamed, bisect)
+    measured = (tuple(stage or ()), tuple(text or ()), tokens, checkpoint, device.value, baseline, streamed, bisect, edges)
     options = command.ValidateOptions(*measured, read_against(against), max_kl, save_reference, top_k)
     with _Watched() as progress:
         if options.compares and (target := graph or artifact) is not None:

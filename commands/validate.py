@@ -20,6 +20,7 @@ from exporter.checkpoints import Checkpoint, CheckpointRequest, open_request
 
 if TYPE_CHECKING:
     from validation.baseline_file import Baseline
+    from validation.manner import Manner
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class ValidateOptions:
         baseline: the parity.json of an older run; what became worse fails.
         streamed: whether graphs are run one layer at a time; None is where they would take too much of the memory.
         bisect: whether each stage is narrowed to the node where it parts from the model.
+        edges: whether each stage is tried at the edges of its plans' profiles.
         against: what else to hold the reference or the stages against.
         max_kl: of a comparison with another graph: the largest mean divergence, nats.
         save_reference: where the reference's predictions are kept; ``top_k`` best tokens of each position.
@@ -47,6 +49,7 @@ class ValidateOptions:
     baseline: Path | None = None
     streamed: bool | None = None
     bisect: bool = False
+    edges: bool = False
     against: Against | None = None
     max_kl: float | None = None
     save_reference: Path | None = None
@@ -68,6 +71,12 @@ class ValidateOptions:
         """Whether no reference is run: what is judged is held against another graph, or kept predictions."""
         return self.against is not None and self.against.path is not None
 
+    def manner(self) -> Manner:
+        """How stages are run and looked at."""
+        from validation.manner import Manner
+
+        return Manner(self.streamed, self.bisect, self.edges)
+
 
 def validate(artifact: Path, options: ValidateOptions, *, force: bool = True, progress: Progress = silent) -> Outcome:
     """Compare every stage with the reference and write reports/parity.*; by default always anew, because a proof is of now."""
@@ -85,7 +94,7 @@ def validate(artifact: Path, options: ValidateOptions, *, force: bool = True, pr
         "device": options.device,
         "baseline": None if baseline is None else baseline.sha256,
         "streamed": options.streamed,
-        **({"bisect": True} if options.bisect else {}),
+        **{name: True for name in ("bisect", "edges") if getattr(options, name)},
         **options.recorded_besides(),
     }
     transformers = _asks_transformers(options)
@@ -93,13 +102,16 @@ def validate(artifact: Path, options: ValidateOptions, *, force: bool = True, pr
     def work(step: StepContext) -> Report:
         from engines.device import find_device
         from validation.besides import Besides
-        from validation.manner import Manner
         from validation.parity import validate_artifact
 
         check_memory(validate_cost(LlamaConfig(**model["config"]), whole=options.streamed is False), artifact)
         checkpoint = _reopen(options.checkpoint, model, progress)
         stages = list(options.stages) or None
-        asked: dict[str, Any] = {"text": options.texts or None, "tokens": options.tokens, "manner": Manner(options.streamed, options.bisect)}
+        asked: dict[str, Any] = {
+            "text": options.texts or None,
+            "tokens": options.tokens,
+            "manner": options.manner(),
+        }
         device = find_device() if options.device == "cuda" else None
         asked["besides"] = Besides(baseline, transformers, options.kept())
         return validate_artifact(step, checkpoint=checkpoint, stages=stages, device=device, **asked)
@@ -109,10 +121,11 @@ def validate(artifact: Path, options: ValidateOptions, *, force: bool = True, pr
 
 def validate_file(graph: Path, options: ValidateOptions, *, out: Path | None = None, progress: Progress = silent) -> Report:
     """Compare any decoder's ONNX file with the checkpoint that it was exported from; no artifact is needed."""
-    if options.checkpoint is None or options.stages or options.device != "cpu" or options.streamed or options.bisect:
+    of_artifacts = (options.stages, options.device != "cpu", options.streamed, options.bisect, options.edges)
+    if options.checkpoint is None or any(of_artifacts):
         raise UsageError(
-            "--graph FILE is checked against a checkpoint on the CPU, loaded whole, is its only stage, and is not narrowed to the node",
-            hint="--graph FILE --checkpoint SRC, without --stage, --device, --streamed and --bisect",
+            "--graph FILE is checked against a checkpoint on the CPU, loaded whole, is its only stage, and has no node to narrow to nor profiles",
+            hint="--graph FILE --checkpoint SRC, without --stage, --device, --streamed, --bisect and --edges",
         )
     _check_besides(options)
     _check_texts(options.texts)

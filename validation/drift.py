@@ -31,7 +31,7 @@ def name_first_layer(measured: StageMeasurement, checks: list[dict[str, Any]]) -
 
 def drift_words(stage: dict[str, Any], check: dict[str, Any]) -> str:
     """What a headline adds to a check that failed: the node that it was narrowed to, or else the first layer that left its band."""
-    if (found := (stage.get("bisect") or {}).get("found")) and check["check"] != NARROWED[0]:
+    if (found := (stage.get("bisect") or {}).get("found")) and check["check"] != NARROWED:
         return f"; narrowed to {found['node']} ({found['op']}): {found['why']}"
     layer = stage.get("first_layer_outside")
     return "" if layer is None or check["check"] == CHECK else f"; the first layer beyond its band is layer {layer}"

@@ -21,6 +21,7 @@ from exporter.checkpoints import Checkpoint
 from validation import calibrated_on, limit_rows, machine, tolerances
 from validation.baseline_file import Baseline
 from validation.besides import NOTHING, Besides
+from validation.bisect.edge_report import measure_edges
 from validation.bisect.report import bisect_stages
 from validation.checksums import verify_checksums
 from validation.drift import drift_words
@@ -75,8 +76,8 @@ def validate_artifact(
     oracle = prepare_oracle(step, checkpoint, dtype, kv_cache_of(manifest["model"]), text=text, tokens=tokens, streamed=manner.streamed)
     measured_besides = besides.measure(step, oracle, checkpoint)
     measured, oracle.resumed = measure_stages(step, oracle, chosen)
-    measured = bisect_stages(step, oracle, measured) if manner.bisect else measured
-    runnable, not_run = split_engines(step.artifact, engines := engine_entries(step.artifact), device)
+    measured = _look_closer(step, oracle, measured, engines := engine_entries(step.artifact), manner)
+    runnable, not_run = split_engines(step.artifact, engines, device)
     if isinstance(device, Device):
         measured += [measure_plan(oracle, engine, device, step.progress) for engine in runnable]
     report = {
@@ -93,7 +94,7 @@ def validate_artifact(
         "not_run": [*not_run, *unknown],
         "engines": engines,
         "checksums": stored.as_report(),
-        "tolerances": [*reference_rows(measured_besides["against"]), *_limits(oracle, chosen, runnable, bisect=manner.bisect)],
+        "tolerances": [*reference_rows(measured_besides["against"]), *_limits(oracle, chosen, runnable, manner)],
         **{"versions": machine.versions(), "machine": machine.machine()},
         "hashes": {f"{stage}.onnx": sha256_of(step.artifact / f"{stage}.onnx") for stage in chosen},
     }
@@ -101,6 +102,14 @@ def validate_artifact(
     report["seconds"] = round(time.perf_counter() - start, 2)
     report["seconds_by_part"] = seconds | oracle.seconds | {entry["stage"]: entry["seconds"] for entry in measured}
     return _write(step, without_nonfinite(report))
+
+
+def _look_closer(
+    step: StepContext, oracle: Oracle, stages: list[dict[str, Any]], engines: list[dict[str, Any]], manner: Manner
+) -> list[dict[str, Any]]:
+    """What is looked at where it was asked for; narrowing last, because it goes by what the edges found."""
+    stages = measure_edges(step, oracle, stages, engines) if manner.edges else stages
+    return bisect_stages(step, oracle, stages) if manner.bisect else stages
 
 
 def _write(step: StepContext, report: dict[str, Any]) -> dict[str, Any]:
@@ -128,9 +137,10 @@ def _judged(report: dict[str, Any], baseline: Baseline | None, *, random_weights
     return {key: report[key] for key in ("baseline", "passed")} | words
 
 
-def _limits(oracle: Oracle, stages: list[str], plans: list[dict[str, Any]], *, bisect: bool) -> list[dict[str, Any]]:
+def _limits(oracle: Oracle, stages: list[str], plans: list[dict[str, Any]], manner: Manner) -> list[dict[str, Any]]:
     """The rows that judge what was run: stages and plans."""
-    asked: dict[str, Any] = {"kv_cache": oracle.kv_cache, "streamed": oracle.residency.streamed, "bisect": bisect}
+    asked_for = [*([tolerances.EDGES] if manner.edges else []), *([tolerances.NARROWED] if manner.bisect else [])]
+    asked: dict[str, Any] = {"kv_cache": oracle.kv_cache, "streamed": oracle.residency.streamed, "asked_for": asked_for}
     rows = limit_rows.table(stages, oracle.dtype, has_floor=oracle.floor.mean_abs is not None, **asked)
     return [*rows, *(row for plan in plans for row in limit_rows.plan_rows(plan, kv_cache=oracle.kv_cache))]
 

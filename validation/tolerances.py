@@ -134,13 +134,17 @@ STATIC = tuple(Limit(kind, "stray_slots", "==", 0, STRAY) for kind in _WITH_CACH
 """What a stage with a static cache must hold besides; the next, one that is run layer by layer; the last, one that was narrowed to the node."""
 STREAMED = tuple(Limit(kind, "joined_cuts", "==", 0, "outputs, nodes, weights' places: the cuts that ran are the graph") for kind in _WITH_CACHES)
 
-NARROWED = "narrowed_faults", "nodes that compute or read something else than the model's own trace, each given exact inputs"
+NARROWED, EDGES = "narrowed_faults", "edge_faults"
+ASKED_FOR = {
+    NARROWED: "nodes that compute or read something else than the model's own trace, each given exact inputs",
+    EDGES: "edges of the plans' profiles (least and most rows, tokens and past) at which a layer computes something else than the trace",
+}
+"""What must be 0 where it was asked for: ``validate --bisect`` and ``--edges``."""
 
 
-def narrowed_limit(kind: Kind) -> Limit:
-    """What a stage must hold that was narrowed to the node (``validate --bisect``)."""
-    check, reason = NARROWED
-    return Limit(kind, check, "==", 0, reason)
+def asked_limit(kind: Kind, check: str) -> Limit:
+    """The row of a kind for what was asked for."""
+    return Limit(kind, check, "==", 0, ASKED_FOR[check])
 
 
 def kind_of(stage: str, dtype: Dtype) -> Kind | None:

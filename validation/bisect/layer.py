@@ -121,7 +121,7 @@ def arithmetic_fault(subject: Subject, pair: Pair, probe: Probe) -> Finding | No
     nodes = region(bad.value, {*pair.cut.graph.inputs, *(tensor.value for tensor in tensors)} - {bad.value})
     known = [*values.values(), *feeds.values(), *shared[1].values(), *_packed(roles, oracle.config)]
     node, words = _name(nodes, bad, pair, computed, known, subject.model)
-    return Finding("arithmetic", pair.layer, f"{probe.name}, {probe.tokens}", node, str(bad.value.name), bad.error, bad.allowed, words, nodes)
+    return Finding("arithmetic", pair.layer, probe.label, node, str(bad.value.name), bad.error, bad.allowed, words, nodes)
 
 
 def _packed(roles: Mapping[str, Array], config: LlamaConfig) -> list[Array]:
@@ -180,7 +180,7 @@ def rounding_fault(subject: Subject, pair: Pair, probe: Probe) -> Finding | None
     lost = [(node, str(node.outputs[0].name)) for node in nodes]
     node = next((node for node, name in lost if name in exact and position_error(computed[name], exact[name]) > bad.allowed), nodes[-1])
     words = f"{bad.role} loses it in float16: the same operations in float32 are right"
-    return Finding("rounding", pair.layer, f"{probe.name}, {probe.tokens}", node, str(bad.value.name), bad.error, bad.allowed, words, nodes)
+    return Finding("rounding", pair.layer, probe.label, node, str(bad.value.name), bad.error, bad.allowed, words, nodes)
 
 
 def _halved(feeds: Mapping[str, Array], half: Any) -> dict[str, Array]:

@@ -20,6 +20,7 @@ from artifact.manifest import read_manifest
 from artifact.progress import Progress
 from exporter.weights import ROTARY_COS, ROTARY_SIN
 from graphs.partition import cut_shared, part_boundaries
+from validation.bisect.edges import Edge, edge_probe
 from validation.bisect.finding import Finding, Looked
 from validation.bisect.hints import made_by
 from validation.bisect.layer import arithmetic_fault, make_pair, rounding_fault, weight_fault
@@ -61,14 +62,23 @@ def _entry(found: dict[str, Any] | None, looked: Looked, words: str, start: floa
     return {"found": found, "complete": True, "looked_at": looked.as_json(), "words": words, "seconds": seconds}
 
 
-def _faults(oracle: Oracle, graph: Path, entry: dict[str, Any], looked: Looked, progress: Progress) -> Iterator[Finding]:
+def open_subject(oracle: Oracle, graph: Path, progress: Progress, looked: Looked | None = None) -> Subject:
+    """A stage's graph and its trusted counterpart."""
     model = ir.load(graph)
     part_boundaries(model)
-    trusted, probes = Trusted(oracle.config, oracle.dtype, oracle.kv_cache, progress), make_probes(oracle)
-    subject = Subject(model, trusted, oracle, looked, graph.stem.startswith("int8-smoothquant"), _tables(model))
-    looked.calls = [f"{probe.name}, {probe.tokens}" for probe in probes]
-    yield from table_faults(model, oracle, looked)
-    yield from _shared(subject, probes)
+    trusted = Trusted(oracle.config, oracle.dtype, oracle.kv_cache, progress)
+    tables = _tables(model)
+    embedding = {name: weight.array.astype(np.float32) for name, weight in stored_as(model, (EMBEDDING,))}
+    cuts = in_float32(cut_shared(model)), trusted.shared(tables | embedding)
+    return Subject(model, trusted, oracle, looked or Looked(), graph.stem.startswith("int8-smoothquant"), cuts, tables)
+
+
+def _faults(oracle: Oracle, graph: Path, entry: dict[str, Any], looked: Looked, progress: Progress) -> Iterator[Finding]:
+    subject = open_subject(oracle, graph, progress, looked)
+    probes = [*make_probes(oracle), *_failed_edges(oracle, entry)]
+    looked.calls = [probe.label for probe in probes]
+    yield from table_faults(subject.model, oracle, looked)
+    yield from filter(None, (shared_of(subject, probe) for probe in probes))
     for layer in _order(entry, oracle.config.num_hidden_layers):
         what = "what follows the layers" if layer is None else f"layer {layer}"
         progress(f"{graph.stem}: narrowing, {what}", layer or 0, oracle.config.num_hidden_layers)
@@ -80,15 +90,18 @@ def _faults(oracle: Oracle, graph: Path, entry: dict[str, Any], looked: Looked, 
     yield from _roundings(subject, probes, entry)
 
 
-def _shared(subject: Subject, probes: list[Probe]) -> Iterator[Finding]:
-    model, oracle = subject.model, subject.oracle
-    tables = subject.tables | {name: weight.array.astype(np.float32) for name, weight in stored_as(model, (EMBEDDING,))}
-    cut, counterpart = in_float32(cut_shared(model)), subject.trusted.shared(tables)
-    for probe in probes:
-        ours, theirs = run_shared(cut, probe, oracle), run_shared(counterpart, probe, oracle)
-        subject.shared[probe.name] = ours, theirs
-        if (fault := shared_fault(cut, ours, theirs, probe, oracle, subject.looked)) is not None:
-            yield fault
+def _failed_edges(oracle: Oracle, entry: dict[str, Any]) -> list[Probe]:
+    """The edges of the profiles at which a stage is wrong, where they were looked at."""
+    failed = [edge for edge in (entry.get("edges") or {"of": ()})["of"] if edge["passed"] is False]
+    return [edge_probe(oracle, Edge(edge["profile"], edge["batch"], edge["new_tokens"], edge["past"])) for edge in failed]
+
+
+def shared_of(subject: Subject, probe: Probe) -> Finding | None:
+    """Run what the layers share in a call, the graph's and the trusted one's, and compare; layers read it then."""
+    oracle, (cut, counterpart) = subject.oracle, subject.cuts
+    ours, theirs = run_shared(cut, probe, oracle), run_shared(counterpart, probe, oracle)
+    subject.shared[probe.name] = ours, theirs
+    return shared_fault(cut, ours, theirs, probe, oracle, subject.looked)
 
 
 def _tables(model: ir.Model) -> dict[str, Array]:

@@ -49,13 +49,18 @@ class Probe:
         count, past = self.turn.width, max(self.turn.past)
         return f"{count} token{'s' if count > 1 else ''}" + (f" after {past}" if past else "")
 
+    @property
+    def label(self) -> str:
+        """``decode, 1 token after 319``; an edge's name says it already."""
+        return self.name if self.tokens in self.name else f"{self.name}, {self.tokens}"
+
     def entering(self, oracle: Oracle, layer: int) -> Array:
         """The reference's hidden state before a layer (after the last, for their number), [B, S, E] float32; padding has the first token's."""
         rows = []
         for row, new, past in zip(self.sequences, self.turn.new, self.turn.past, strict=True):
             hidden = oracle.runs[row].hidden
             assert hidden is not None
-            rows.append(_fill(hidden[layer][past : past + len(new)], hidden[layer][:1], self.turn.width, oracle))
+            rows.append(_fill(hidden[layer][np.arange(past, past + len(new)) % len(hidden[layer])], hidden[layer][:1], self.turn.width, oracle))
         return np.stack(rows).astype(np.float32)
 
     def caches(self, oracle: Oracle, layer: int) -> dict[str, Array]:
@@ -67,7 +72,7 @@ class Probe:
                 run = oracle.runs[row]
                 kept = np.swapaxes(np.asarray((run.keys if kind == "key" else run.values)[layer]), 0, 1)  # [L, K, D]
                 fill = np.full_like(kept[:1], UNWRITTEN) if self.slots else kept[:1]
-                rows.append(np.swapaxes(_fill(kept[:past], fill, self._width, oracle), 0, 1))
+                rows.append(np.swapaxes(_fill(kept[np.arange(past) % len(kept)], fill, self._width, oracle), 0, 1))
             feeds[io_spec.past_name(layer, kind)] = np.stack(rows).astype(np.float32)
         return feeds
 

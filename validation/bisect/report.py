@@ -29,7 +29,7 @@ def _narrowed(step: StepContext, oracle: Oracle, stage: dict[str, Any]) -> dict[
     kind = tolerances.kind_of(stage["stage"], oracle.dtype)
     assert kind is not None
     faults, where = (1, found["found"]["node"]) if found["found"] else (0 if found["complete"] else None, None)
-    check = tolerances.judge(tolerances.narrowed_limit(kind), faults, where=where, missing=found["words"])
+    check = tolerances.judge(tolerances.asked_limit(kind, tolerances.NARROWED), faults, where=where, missing=found["words"])
     checks = [*stage["checks"], check | {"reason": found["words"]}]
     seconds = stage["seconds_by_part"] | {"bisect": found["seconds"]}
     passed = False if faults else stage["passed"]

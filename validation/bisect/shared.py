@@ -79,7 +79,7 @@ def shared_fault(
             nodes = region(value, set(cut.graph.inputs))
             node = first_departure(nodes, computed, [*trusted.values(), *probe.call.inputs().values()])
             words = f"{value.name}, which the layers read, is not what the model's own trace computes"
-            return Finding("arithmetic", None, f"{probe.name}, {probe.tokens}", node, str(value.name), error, ALLOWED, words, nodes)
+            return Finding("arithmetic", None, probe.label, node, str(value.name), error, ALLOWED, words, nodes)
     return None
 
 

@@ -22,6 +22,7 @@ class Subject:
     Attributes:
         model: the stage's graph, its layers' boundaries parted.
         smoothed: whether its weights were smoothed, so that they are the checkpoint's up to factors.
+        cuts: what layers share, in float32: the graph's and the trusted one's.
         tables: the rotary tables that it reads, float32.
         shared: call → every value that its shared cut computes, and every one that the trusted one does, by name.
     """
@@ -31,5 +32,6 @@ class Subject:
     oracle: Oracle
     looked: Looked
     smoothed: bool
+    cuts: tuple[ir.Model, ir.Model]
     tables: dict[str, Array]
     shared: dict[str, tuple[dict[str, Array], dict[str, Array]]] = field(default_factory=dict)
