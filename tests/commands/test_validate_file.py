@@ -65,7 +65,7 @@ def test_a_graph_that_does_not_match_ends_with_3(validate, tmp_path) -> None:
         (("artifact", "--graph", "model.onnx"), "give an artifact folder, or --graph FILE and --checkpoint SRC"),
         (("artifact", "--out", "folder"), "give an artifact folder, or --graph FILE and --checkpoint SRC"),
         (("--graph", PINNED / "optimum-18.onnx"), "--graph FILE is checked against a checkpoint"),
-        (("--graph", PINNED / "optimum-18.onnx", "--checkpoint", CHECKPOINT, "--stage", "fused"), "and is its only stage"),
+        (("--graph", PINNED / "optimum-18.onnx", "--checkpoint", CHECKPOINT, "--stage", "fused"), "is its only stage"),
         (("--graph", PINNED / "optimum-18.onnx", "--checkpoint", CHECKPOINT, "--device", "cuda"), "against a checkpoint on the CPU"),
         (("--graph", PINNED / "optimum-18.onnx", "--checkpoint", PINNED / "checkpoint-32"), "head_dim is 32, the graph's 8"),
     ],
