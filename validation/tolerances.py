@@ -1,8 +1,7 @@
 """The one table of limits: what each kind of stage must hold, and why just that. Nothing about limits stands anywhere else.
 
-What is judged by kept predictions alone has a row more in kept/limits.py, and what is held against a number that was asked for has that.
-
-A measured value is in the report whether it passes or not; here only the gate.
+What is judged by kept predictions alone has a row more in kept/limits.py, and what is held against a number that was asked for has that. A measured
+value is in the report whether it passes or not; here only the gate.
 """
 
 from __future__ import annotations
@@ -138,8 +137,7 @@ NARROWED, EDGES = "narrowed_faults", "edge_faults"
 ASKED_FOR = {
     NARROWED: "nodes that compute or read something else than the model's own trace, each given exact inputs",
     EDGES: "edges of the plans' profiles (least and most rows, tokens and past) at which a layer computes something else than the trace",
-}
-"""What must be 0 where it was asked for: ``validate --bisect`` and ``--edges``."""
+}  # must be 0 where it was asked for: ``validate --bisect`` and ``--edges``
 
 
 def asked_limit(kind: Kind, check: str) -> Limit:
@@ -219,11 +217,9 @@ def judge(row: Limit, value: float | None, *, where: str | None = None, missing:
     """
     finite = value is not None and isfinite(value)
     passed = COMPARE[row.comparison](value, row.limit) if value is not None and finite else (None if value is None else False)
-    reason = row.reason
+    reason = row.reason if finite else f"the value is not finite; {row.reason}"
     if value is None:
         reason = f"not judged: {missing or 'not measured'}"
-    elif not finite:
-        reason = f"the value is not finite; {row.reason}"
     return {
         "check": row.check,
         "value": value if finite else None,
