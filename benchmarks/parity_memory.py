@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 from shapes import ROOT, SHAPES, config_of, write_checkpoint
 
 LIMIT_MB = 4000
@@ -71,12 +72,12 @@ def make_artifact(scratch: Path, size: str, layers: int | None, stages: list[str
 
 
 def watched(*command: str) -> tuple[dict[str, Any], float]:
-    """One command of the toolkit in a process of its own: its report, and the peak of its anonymous memory in MB."""
+    """One command of the toolkit in a process of its own: its report, and the peak of the anonymous memory of it and its children in MB."""
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as said:
         process = subprocess.Popen([sys.executable, str(ROOT / "cli.py"), *command, "--json"], stdout=out, stderr=said)
         peak = 0
         while process.poll() is None:
-            peak = max(peak, _anonymous_kb(process.pid))
+            peak = max(peak, _anonymous_kb(process.pid) + sum(_anonymous_kb(child) for child in _children(process.pid)))
             time.sleep(SAMPLE_S)
         out.seek(0)
         said.seek(0)
@@ -92,6 +93,14 @@ def _anonymous_kb(process: int) -> int:
     except OSError:  # it has just ended
         return 0
     return next((int(line.split()[1]) for line in lines if line.startswith("RssAnon")), 0)
+
+
+def _children(process: int) -> list[int]:
+    """A compiler runs in a process of its own."""
+    try:
+        return [child.pid for child in psutil.Process(process).children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
 
 
 if __name__ == "__main__":
