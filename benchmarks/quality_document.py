@@ -17,12 +17,14 @@ INT4_OF_PLAIN = 0.4
 COLUMNS = ("perplexity, %", "mean KL", "99 % KL", "top-1", *(f"{name}, %" for name in TEXTS))
 
 
-def document(table: Mapping[str, Found], tokens: int, placed: Found, sets: Mapping[str, tuple[int, float]], versions: Mapping[str, str]) -> str:
+def document(
+    table: Mapping[str, Found], tokens: tuple[int, int], placed: Found, sets: Mapping[str, tuple[int, float]], versions: Mapping[str, str]
+) -> str:
     """The whole file.
 
     Args:
         table: name of a row → what was found, in the order of the tables.
-        tokens: that were scored.
+        tokens: that were scored, and that static scales were calibrated on.
         placed: report of ``quantize --scheme int8-smoothquant``.
         sets: name of a row of the curve → its linears, and their part of the bytes.
         versions: tool → its version.
@@ -31,7 +33,7 @@ def document(table: Mapping[str, Found], tokens: int, placed: Found, sets: Mappi
     zero = [["0 % (int8)", "0", *_cells(table["int8"])]]
     curve = [[f"{PERCENT * sets[name][1]:.1f} %", str(sets[name][0]), *_cells(table[name])] for name in reversed(list(sets))]
     parts = [
-        _head(tokens, table["int8"], versions),
+        _head(*tokens, table["int8"], versions),
         markdown(["", *COLUMNS], forms),
         "## Against the limits\n\n" + markdown(["limit", "measured", "holds"], _limits(table, placed)),
         _curve_head(placed),
@@ -79,7 +81,7 @@ def _limits(table: Mapping[str, Found], placed: Found) -> list[list[str]]:
     return [[limit, measured, "yes" if holds else "**no**"] for limit, measured, holds in lines]
 
 
-def _head(tokens: int, int8: Found, versions: Mapping[str, str]) -> str:
+def _head(tokens: int, static_tokens: int, int8: Found, versions: Mapping[str, str]) -> str:
     tools = ", ".join(f"{tool} {version}" for tool, version in versions.items())
     return f"""\
 # What quantisation costs
@@ -87,9 +89,11 @@ def _head(tokens: int, int8: Found, versions: Mapping[str, str]) -> str:
 Made by `python benchmarks/quantization_quality.py --tokens {tokens}` on {time.strftime("%d %B %Y")} ({tools}). SmolLM2-135M, {tokens:,} tokens of
 three texts that nothing was calibrated, searched or placed on ({", ".join(TEXTS)}; `benchmarks/quality_texts.py`), windows of 512; float32's
 perplexity is {int8["all"]["reference_perplexity"]:.2f}. Increases are of perplexity over float32, in per cent, ± one standard error, paired, of
-blocks of 32 tokens drawn again; KL in nats, from float32. Every tool calibrated on the same default sequences. Ours are the graphs that `quantize`
-writes with its defaults, run in ONNX Runtime; ModelOpt's is its own fake quantisation; naive static W8A8 is every linear in INT8 by INT8 without
-smoothing, without exceptions and with weights rounded to the nearest level. lm_head and the embedding are quantised by none."""
+blocks of 32 tokens drawn again; KL in nats, from float32. Whatever has static scales for activations is calibrated on the same
+{static_tokens:,} tokens of the default calibration text, each tool's; int8 and int4 on the default 8,192. Ours are the graphs that `quantize`
+writes (`int8-smoothquant`: with `--calibration-tokens {static_tokens}`), run in ONNX Runtime; ModelOpt's is its own fake quantisation; naive
+static W8A8 is every linear in INT8 by INT8 without smoothing, without exceptions and with weights rounded to the nearest
+level. lm_head and the embedding are quantised by none."""
 
 
 def _curve_head(placed: Found) -> str:

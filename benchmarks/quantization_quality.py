@@ -71,7 +71,8 @@ def main() -> None:
             numbers = f"{found['perplexity_increase_pct']:+.2f} ± {found['perplexity_se_pct']:.2f} %, KL {found['mean_kl']:.4f}"
             sys.stderr.write(f"{row.name}: {numbers}\n")
     if tuple(options.only) == GROUPS:
-        text = document(table, options.tokens, bench.placed(), bench.curve_sets.sizes(SHARES), VERSIONS | {"ModelOpt": MODELOPT.split("==")[1]})
+        versions = VERSIONS | {"ModelOpt": MODELOPT.split("==")[1]}
+        text = document(table, (options.tokens, STATIC_TOKENS), bench.placed(), bench.curve_sets.sizes(SHARES), versions)
         options.out.write_text(text, encoding="utf-8")
 
 
