@@ -22,7 +22,7 @@ LEFT, TOP = 104, 26
 
 @dataclass(frozen=True)
 class Field:
-    """One linear: its value (None: not measured), whether it was kept in float, and what is said of it when it is pointed at."""
+    """One linear: its value (None: not measured), whether it was kept out of the scheme, and what is said of it when it is pointed at."""
 
     value: float | None
     kept: bool

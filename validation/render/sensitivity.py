@@ -15,6 +15,8 @@ from validation.render.wording import DASH, metric, number, size
 KINDS = ("qkv_proj", "o_proj", "gate_up_proj", "down_proj")
 COLUMNS = ("Linear", "Scheme", "KL alone", "± s.e.", "Weight error", "Input peak ÷ median", "Bytes saved", "Reason")
 NUMERIC = range(2, 7)
+W8A8 = "int8-smoothquant"
+"""What is kept out of it is quantised all the same: weight-only."""
 NAMED = 3
 """Worst linears that are named in words."""
 Linear = dict[str, Any]
@@ -50,7 +52,8 @@ class SensitivityView:
     @property
     def legend(self) -> list[tuple[Markup, str]]:
         """What its colours stand for, and the ring."""
-        return [*((Markup(drawn), text) for drawn, text in self.chart.legend()), (Markup(sample("none-field", kept=True)), "kept in float")]
+        kept = f"kept {'weight-only' if self.scheme == W8A8 else 'in float'}"
+        return [*((Markup(drawn), text) for drawn, text in self.chart.legend()), (Markup(sample("none-field", kept=True)), kept)]
 
 
 def view_sensitivity(report: Report) -> list[SensitivityView]:

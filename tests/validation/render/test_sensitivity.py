@@ -86,7 +86,9 @@ def test_odd_values_are_drawn_too(values: list[float | None]) -> None:
 def test_page_has_chart_legend_and_table_and_markdown_the_kept_ones(measured: Report) -> None:
     html = render_html(measured)
     assert 'aria-labelledby="sensitivity-0-wide-title sensitivity-0-wide-desc"' in html
-    assert html.count("kept in float") == 1
+    assert (html.count("kept weight-only"), html.count("kept in float")) == (1, 0)
+    weight_only = measured | {"sensitivity": [entry | {"scheme": "int8"} for entry in measured["sensitivity"]]}
+    assert render_html(weight_only).count("kept in float") == 1
     (table,) = [table for table in re.findall(r'<table class="data stack".*?</table>', html, flags=re.DOTALL) if "with this linear alone" in table]
     assert table.count('<tr role="row">') == 121
     markdown = render_markdown(measured)
