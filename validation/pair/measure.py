@@ -82,7 +82,8 @@ def compare_layers(theirs: Side, ours: Side, oracle: GraphOracle, progress: Prog
 
 
 def _scenarios(oracle: GraphOracle, runner: Watched, measured: StageMeasurement) -> None:
-    caches, parts = [], Parts()
+    caches = []
+    parts: Parts = []
     for scenario in oracle.scenarios:
         truth, rows = oracle.truth.run(scenario), runner.run(scenario)
         given = zip(truth, rows, strict=True)  # an engine graph gives fewer positions than its stage
