@@ -409,8 +409,8 @@ def validate(
     from commands.against import read_against
     from commands.compare import compare
 
-    if (artifact is None) == (graph is None) or (graph is None and out is not None and against is None):
-        raise typer.BadParameter("give an artifact folder, or --graph FILE and --checkpoint SRC")
+    if (artifact is None) == (graph is None) or (graph is None and out is not None and against in (None, "torch", "transformers")):
+        raise typer.BadParameter("give an artifact folder, or --graph FILE and --checkpoint SRC; --out with --graph or another graph alone")
     measured = (tuple(stage or ()), tuple(text or ()), tokens, checkpoint, device.value, baseline, streamed, bisect, edges)
     options = command.ValidateOptions(*measured, read_against(against), max_kl, save_reference, top_k)
     with _Watched() as progress:

@@ -23,7 +23,7 @@ class Against:
 
 
 def read_against(text: str | None) -> Against | None:
-    """What an option's text names; None is the reference alone.
+    """What an option's text names; None is the reference alone. The words win over a folder of their name: ``./transformers`` is the folder.
 
     Raises:
         UsageError: nothing of that name, or a file of another kind.
@@ -32,7 +32,7 @@ def read_against(text: str | None) -> Against | None:
         return None
     assert text is not None
     path = Path(text)
-    if text == TRANSFORMERS and not path.exists():
+    if text == TRANSFORMERS:
         return Against("transformers")
     if path.is_dir():
         if not (path / MANIFEST).is_file():

@@ -12,6 +12,8 @@ from artifact.manifest import MANIFEST, require_artifact
 from artifact.progress import Progress, silent
 from artifact.steps import Report
 from commands.against import Against
+from engines.preflight import check_memory
+from engines.step_costs import validate_cost
 
 if TYPE_CHECKING:
     from commands.validate import ValidateOptions
@@ -29,27 +31,35 @@ def compare(target: Path, options: ValidateOptions, *, out: Path | None = None, 
     against = options.against
     assert against is not None
     assert against.path is not None
-    _check_options(options, against)
+    _check_options(target, options, against)
     if against.kind == "kept":
         return _by_kept(target, options, against.path, out, progress)
     return _by_graph(target, options, against.path, out, progress)
 
 
-def _check_options(options: ValidateOptions, against: Against) -> None:
-    kept = against.kind == "kept"
+def _check_options(target: Path, options: ValidateOptions, against: Against) -> None:
+    """Refuse an option that would be dropped."""
+    kept, whole = against.kind == "kept", target.is_dir()
+    why = "the file has its own tokens, limits and model" if kept else "no reference is run"
+    of_whole = {"--checkpoint": whole and not kept and options.checkpoint is not None}
+    of_file = {"--stage": not whole and bool(options.stages), "--streamed": not whole and options.streamed is not None}
     given = {
         "--device cuda": options.device != "cpu",
         "--bisect": options.bisect,
+        "--edges": options.edges,
         "--baseline": options.baseline is not None,
         "--save-reference": options.save_reference is not None,
+        "--top-k": options.top_k is not None,
         "--max-kl": kept and options.max_kl is not None,
         "--text": kept and bool(options.texts),
         "--tokens": kept and options.tokens is not None,
         "--checkpoint": kept and options.checkpoint is not None,
     }
-    if wrong := [name for name, is_given in given.items() if is_given]:
-        why = "the file has its own tokens, limits and model" if kept else "no reference is run"
-        raise UsageError(f"--against {against.path} and {wrong[0]} don't go together: {why}", hint=f"leave out {wrong[0]}")
+    reasons = {why: given, f"{target} says which model it is": of_whole, f"{target} is one graph, loaded whole": of_file}
+    wrong = [(name, reason) for reason, names in reasons.items() for name, is_given in names.items() if is_given]
+    if wrong:
+        name, reason = wrong[0]
+        raise UsageError(f"--against {against.path} and {name} don't go together: {reason}", hint=f"leave out {name}")
 
 
 def _by_kept(target: Path, options: ValidateOptions, path: Path, out: Path | None, progress: Progress) -> Report:
@@ -74,12 +84,13 @@ def _by_graph(target: Path, options: ValidateOptions, path: Path, out: Path | No
     with tempfile.TemporaryDirectory(prefix="llama2trt-") as scratch:
         subject, tokenizer = _subject(target, options, path, Path(scratch), progress)
         config = subject.sides[0].config
-        here, there = (tokenizer if target.is_dir() else None), _artifact_of(path)
+        check_memory(validate_cost(config, whole=not subject.streamed), subject.folder)
+        there = _artifact_of(path)
         if there is not None:
             theirs = LlamaConfig(**require_artifact(there, "validate", weights=True)["model"]["config"])
-            require_same_shape(config, theirs, str(path), there=there, here=here)
+            require_same_shape(config, theirs, str(path), there=there, here=tokenizer)
         subject, others = _others(subject, path, there, config, asked=bool(options.stages))
-        known: dict[str, Any] = {} if there is None else {"model": _identity(there)}
+        known = _known(there, next(iter(others.values())), progress)
         asked = Asked(options.texts or None, options.tokens, options.max_kl, tokenizer, out)
         return compare_graphs(subject, others, {"name": _name(path), **known}, asked, progress)
 
@@ -132,9 +143,16 @@ def _artifact_of(path: Path) -> Path | None:
     return next((folder for folder in (path, path.parent) if (folder / MANIFEST).is_file()), None)
 
 
-def _identity(artifact: Path) -> dict[str, Any]:
-    model = require_artifact(artifact, "validate")["model"]
-    return {key: model[key] for key in ("name", "fingerprint", "dtype")}
+def _known(artifact: Path | None, other: Side, progress: Progress) -> dict[str, Any]:
+    """What the report says of the other: model, and stored bytes checked, of an artifact; hashes of a lone file."""
+    from validation.checksums import verify_checksums
+
+    hashes = {"hashes": other.lone.describe(progress)["hashes"]} if other.lone else {}
+    if artifact is None:
+        return hashes
+    manifest = require_artifact(artifact, "validate")
+    model = {key: manifest["model"][key] for key in ("name", "fingerprint", "dtype")}
+    return {"model": model, "checksums": verify_checksums(artifact, manifest, progress).as_report(), **hashes}
 
 
 def _name(path: Path) -> str:

@@ -142,7 +142,7 @@ def _against(found: Report | None) -> Iterable[Sheet]:
     if found and (entry := found.get("entry")):
         yield from failures("the reference", entry["checks"])
         worst = " ".join(f"{name} {entry[name]:.1e}" for name in ("hidden_error", "max_abs_relative", "mean_kl") if entry.get(name) is not None)
-        yield Sheet(f"the reference against {found['name']}: {verdict(found['passed'])}; {worst}")
+        yield Sheet(f"the reference against {found['name']}: {verdict(found['passed'])}; {worst}; weights {found['weights']}")
 
 
 def _baseline(found: Report | None) -> Iterable[Sheet]:

@@ -57,4 +57,5 @@ def relative_errors(states: Sequence[Array], reference: Sequence[Array]) -> list
 
 def _relative(ours: Array, theirs: Array) -> float:
     size = np.linalg.norm(theirs, axis=-1)
-    return float(np.mean(np.linalg.norm(ours - theirs, axis=-1)[size > 0] / size[size > 0], dtype=np.float64)) if size.any() else 0.0
+    known = size != 0  # NaN is: what is not finite stays so
+    return float(np.mean(np.linalg.norm(ours - theirs, axis=-1)[known] / size[known], dtype=np.float64)) if known.any() else 0.0

@@ -210,6 +210,12 @@ def describe(check: dict[str, Any]) -> str:
     return f"{check['check']} {shown} (must be {check['comparison']} {check['limit']:g})" + (f" in {check['where']}" if check["where"] else "")
 
 
+def _reference_fails(check: dict[str, Any]) -> str:
+    if check["check"] == "runs":
+        return f"the reference could not be held against transformers: {check['reason']}"
+    return f"the reference is not the model that transformers computes in float32: {describe(check)}"
+
+
 def first_mismatch(report: dict[str, Any]) -> str | None:
     """The first thing that does not match, in one sentence; None where all does."""
     if failed := (report["checksums"] or {}).get("failed"):
@@ -222,7 +228,7 @@ def first_mismatch(report: dict[str, Any]) -> str | None:
         return f"the reference is not the model that transformers computes: {describe(report['floor']['check'])}"
     for check in ((report.get("against") or {}).get("entry") or {}).get("checks") or ():
         if check["passed"] is False:
-            return f"the reference is not the model that transformers computes in float32: {describe(check)}"
+            return _reference_fails(check)
     for stage in report["stages"]:
         for check in stage["checks"]:
             if check["passed"] is False:

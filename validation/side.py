@@ -29,11 +29,12 @@ Ids = NDArray[np.int64]
 
 
 class Running:
-    """A graph that has been loaded; its methods are those of ``GraphRunner``."""
+    """A graph that has been loaded; its methods are those of ``GraphRunner``, ``joined`` that of a streamed one."""
 
     def __init__(self, runner: LoneRunner | ArtifactGraph, slots: int) -> None:
         self._runner, self._slots = runner, slots
         self.one_position = runner.one_position
+        self.joined = None if isinstance(runner, LoneRunner) else runner.joined
 
     def expect(self, scenarios: Sequence[Scenario], sequences: Sequence[Ids]) -> None:
         """What will be asked for."""

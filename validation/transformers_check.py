@@ -22,7 +22,7 @@ from validation.scenarios import Scenario
 from validation.spill import Spill
 from validation.stage import judged, stage_entry
 from validation.structure import measure_scenarios, sequences_of
-from validation.transformers_model import PACKAGE, TransformersModel, config_source
+from validation.transformers_model import PACKAGE, TransformersModel, config_source, weights_source
 from validation.transformers_runner import TransformersRunner
 
 HIDDEN = "hidden_error"
@@ -39,7 +39,7 @@ def check_reference(step: StepContext, oracle: Oracle, checkpoint: Checkpoint) -
         checkpoint: whose weights and config.json both take.
 
     Returns:
-        The report's ``against``: kind, name, config, passed and entry, whose numbers are those of a stage.
+        The report's ``against``: kind, name, config, weights, passed and entry, whose numbers are those of a stage.
 
     Raises:
         ValidationError: transformers is not there, is too old, or can't express the model.
@@ -59,7 +59,8 @@ def check_reference(step: StepContext, oracle: Oracle, checkpoint: Checkpoint) -
     _record_hidden(measured, runner.hidden_errors)
     checks += judged(measured, tolerances.limits_of("oracle"))
     entry = stage_entry(PACKAGE, "oracle", measured, checks, time.perf_counter() - start, backend=model.name)
-    return {"kind": PACKAGE, "name": model.name, "config": config_source(checkpoint), "passed": entry["passed"], "entry": entry}
+    said = {"kind": PACKAGE, "name": model.name, "config": config_source(checkpoint), "weights": weights_source(checkpoint)}
+    return said | {"passed": entry["passed"], "entry": entry}
 
 
 def reference_rows(against: dict[str, Any] | None) -> list[dict[str, Any]]:
@@ -77,6 +78,7 @@ def shortened(scenario: Scenario) -> Scenario:
 
 def _record_hidden(measured: StageMeasurement, errors: list[float]) -> None:
     """The worst layer's error, and the first layer beyond the limit: where the two part."""
+    measured.numbers[HIDDEN] = None
     if not errors:
         return
     measured.hidden_errors = errors

@@ -8,7 +8,7 @@ Letters: B batch, S new tokens, E hidden, V vocab, K kv heads, D head_dim.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -26,6 +26,8 @@ MINIMUM = (5, 23)
 """The release whose modules are called as they are here; pyproject.toml asks for the same."""
 ATTENTION = "eager"
 """Plain products, mask and softmax: no kernel that chooses an order of its own."""
+AS_STORED = ("safetensors", "bin", "random")
+STORED, READ = "as stored", "reordered, dequantised or merged by this toolkit's reader"
 HINT = f"pip install '{PACKAGE}>={'.'.join(map(str, MINIMUM))}'"
 
 
@@ -63,18 +65,29 @@ class TransformersModel:
         from transformers.models.llama import modeling_llama  # noqa: PLC0415 - slow to import
 
         self._modules = modeling_llama
-        with self._expressing():
-            self.config = _read_config(checkpoint)
-            self.rotary = modeling_llama.LlamaRotaryEmbedding(self.config)
+        with tempfile.TemporaryDirectory(prefix="llama2trt-") as folder:
+            checkpoint.write_sidecars(lambda name: _inside(Path(folder), name))
+            with self._expressing():
+                self.config = _read_config(folder)
+                self.rotary = modeling_llama.LlamaRotaryEmbedding(self.config)
 
     @property
     def name(self) -> str:
         """``transformers 5.23.0 LlamaForCausalLM, float32, eager attention``."""
         return f"{PACKAGE} {self.version} LlamaForCausalLM, float32, {ATTENTION} attention"
 
-    def embed(self, ids: Tensor) -> Tensor:
-        """[B, S] → [B, S, E] float32; only these rows become float32."""
-        return nn.functional.embedding(ids, self._read(EMBEDDING)).float()
+    def require_depth(self, layers: int) -> None:
+        """Raise ValidationError unless transformers' config has so many layers, and the checkpoint's embedding."""
+        if layers != self.config.num_hidden_layers:
+            raise ValidationError(f"the reference has {layers} layers, {PACKAGE} {self.version} has {self.config.num_hidden_layers}")
+        wanted, there = (self.config.vocab_size, self.config.hidden_size), tuple(self._shapes[EMBEDDING])
+        if there != wanted:
+            raise ValidationError(f"{EMBEDDING} is {wanted} in {PACKAGE} {self.version}, {there} in the checkpoint")
+
+    def embed(self, calls: Sequence[Tensor]) -> list[Tensor]:
+        """[B, S] → [B, S, E] float32 of each call; the table is read once, and only these rows become float32."""
+        table = self._read(EMBEDDING)
+        return [nn.functional.embedding(ids, table).float() for ids in calls]
 
     def layer(self, number: int) -> nn.Module:
         """One decoder layer; its keys and values are the first of a cache of its own."""
@@ -125,12 +138,15 @@ def config_source(checkpoint: Checkpoint) -> str:
     return "the checkpoint's own config.json" if reads_it else f"a config.json written from what was read of the {checkpoint.format} checkpoint"
 
 
-def _read_config(checkpoint: Checkpoint) -> Any:
+def weights_source(checkpoint: Checkpoint) -> str:
+    """Whose weights both sides have: a mistake of our reader shows only where it takes them as they lie in the file."""
+    return STORED if checkpoint.format in AS_STORED else READ
+
+
+def _read_config(folder: str) -> Any:
     from transformers import LlamaConfig  # noqa: PLC0415
 
-    with tempfile.TemporaryDirectory(prefix="llama2trt-") as folder:
-        checkpoint.write_sidecars(lambda name: _inside(Path(folder), name))
-        return LlamaConfig.from_pretrained(folder, attn_implementation=ATTENTION)
+    return LlamaConfig.from_pretrained(folder, attn_implementation=ATTENTION)
 
 
 @contextmanager

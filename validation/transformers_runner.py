@@ -62,15 +62,20 @@ class TransformersRunner:
             scenarios: for ``run``; the first has one call of one row.
             sequences: token ids [L] each, for ``logits``.
             hidden: the reference's N+1 hidden states of the first scenario's row.
+
+        Raises:
+            ValidationError: transformers' model has another number of layers than the reference, or another embedding than the checkpoint.
         """
         for scenario in scenarios:
             self._batches[scenario.name] = _Batch(tuple(left_padded(scenario.turns())), keeps_caches=True)
         for ids in sequences:
             self._batches[_key(ids)] = _Batch(tuple(left_padded([Turn((ids,), (0,))])), keeps_caches=False)
         first = self._batches[scenarios[0].name]
-        for batch in self._batches.values():
-            batch.hidden = [self._model.embed(torch.from_numpy(call.input_ids)) for call in batch.calls]
         layers = len(hidden) - 1
+        self._model.require_depth(layers)
+        states = iter(self._model.embed([torch.from_numpy(call.input_ids) for batch in self._batches.values() for call in batch.calls]))
+        for batch in self._batches.values():
+            batch.hidden = [next(states) for _ in batch.calls]
         for number in range(layers):
             self._progress("transformers, layer by layer", number, layers)
             layer = self._model.layer(number)

@@ -80,6 +80,7 @@ def test_two_graphs_end_with_0_and_with_3_where_a_limit_is_broken(
         (("--against", "nowhere"), "neither transformers, nor a folder"),
         (("--max-kl", "0.1"), "--max-kl is a limit of a comparison"),
         (("--top-k", "16"), "--top-k says how much --save-reference keeps"),
+        (("--against", "transformers", "--out", "x"), "--out with --graph or another graph alone"),
         (("--save-reference", "x.npz"), "must end in .safetensors"),
     ],
 )

@@ -80,6 +80,17 @@ class Editor:
 Edit = Callable[[Editor], None]
 
 
+@pytest.fixture(scope="session")
+def open_padding_in_steps() -> Edit:
+    """A mask that leaks: calls of one token attend to padding."""
+
+    def edit(editor: Editor) -> None:
+        mask = editor.input(io_spec.ATTENTION_MASK)
+        editor.replace(mask, lambda: editor.op("Max", mask, editor.single()))
+
+    return edit
+
+
 def _closed(schema: Any) -> Any:
     """The schema, refusing every key that it does not describe: whoever adds a key to the report describes it there."""
     if isinstance(schema, list):

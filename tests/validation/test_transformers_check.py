@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -65,7 +66,7 @@ def test_the_reference_is_what_transformers_computes(judge: Judge) -> None:
     found = judge()
     entry = found["entry"]
     assert found["passed"] is True
-    assert found["config"] == "the checkpoint's own config.json"
+    assert (found["config"], found["weights"]) == ("the checkpoint's own config.json", "as stored")
     assert [scenario["scenario"] for scenario in entry["scenarios"]] == ["prefill", "decode", "chunked", "padded"]
     assert len(entry["hidden_errors"]) == 2
     assert 0 <= entry["max_abs_relative"] < 1e-5
@@ -83,6 +84,27 @@ def test_the_reference_is_right_for_variants(variant: str, make_checkpoint: Call
 def test_a_slightly_wrong_config_on_our_side_is_found(field: str, factor: float, checkpoint: Checkpoint, judge: Judge) -> None:
     wrong = replace(checkpoint.config, **{field: getattr(checkpoint.config, field) * factor})
     assert "hidden_error" in failed(judge(Wrong(checkpoint, config=wrong)))
+
+
+def test_a_layer_that_our_side_lost_is_found(checkpoint: Checkpoint, judge: Judge) -> None:
+    found = judge(Wrong(checkpoint, config=replace(checkpoint.config, num_hidden_layers=1)))
+    assert found["passed"] is False
+    (check,) = [check for check in found["entry"]["checks"] if check["check"] == "runs"]
+    assert str(check["reason"]).startswith("the reference has 1 layers, transformers 5.")
+    assert str(first_mismatch({"checksums": None, "floor": {"check": {"passed": None}}, "against": found})).startswith(
+        "the reference could not be held against transformers: the reference has 1 layers"
+    )
+
+
+def test_an_embedding_of_another_shape_is_refused_and_the_table_is_read_once(checkpoint: Checkpoint) -> None:
+    asked: list[str] = []
+    counted: Any = Wrong(checkpoint, read=lambda name: (asked.append(name), checkpoint.read(name))[1])
+    model = TransformersModel(counted)
+    assert [tuple(state.shape) for state in model.embed([torch.zeros(1, 3, dtype=torch.int64)] * 2)] == [(1, 3, 32)] * 2
+    assert asked == ["model.embed_tokens.weight"]
+    counted.shapes = {**checkpoint.shapes, "model.embed_tokens.weight": (65, 32)}
+    with pytest.raises(ValidationError, match=r"embed_tokens.weight is \(64, 32\) in transformers .*, \(65, 32\) in the checkpoint"):
+        TransformersModel(counted).require_depth(2)
 
 
 def test_swapped_heads_in_one_layer_are_found_and_placed(checkpoint: Checkpoint, judge: Judge) -> None:
@@ -187,4 +209,6 @@ def test_weights_that_transformers_has_no_place_for_are_one_error(checkpoint: Ch
 def test_config_of_another_format_is_said_to_be_ours(tmp_path: Path, tiny_checkpoint: Path) -> None:
     checkpoint = open_request(CheckpointRequest("random:0", config=tiny_checkpoint / "config.json"))
     assert transformers_model.config_source(checkpoint) == "a config.json written from what was read of the random checkpoint"
+    for form in ("gguf", "meta", "safetensors+lora"):
+        assert transformers_model.weights_source(SimpleNamespace(format=form)).startswith("reordered, dequantised or merged")  # type: ignore[arg-type]
     assert transformers_check.PACKAGE == "transformers"

@@ -4,7 +4,7 @@
     targets, scored, text             [sum m], [W], [W] int32: tokens that the windows score, how many each scores, and of which text
     target_logits                     [sum m] float32, the reference's
     top_logits … drawn_ids            [T, …] of ``Predictions``: all positions of the two sequences, then the scored ones of each window
-    metadata: llama2trt-reference     JSON: version, sha256 of all tensors, model and texts; one entry, because entries are written in no order
+    metadata: llama2trt-reference     JSON: version, sha256 of all tensors, of model and texts too; one entry, because entries are written in no order
 The same reference gives the same bytes. Letters: L tokens, m scored tokens, T positions, k best kept, s drawn.
 """
 
@@ -28,8 +28,10 @@ from artifact.hashing import sha256_of
 from validation.kept.predictions import FIELDS, Predictions
 from validation.perplexity import Window
 
-FORMAT, VERSION = "llama2trt-reference", 1
+FORMAT, VERSION = "llama2trt-reference", 2
 HINT = "python cli.py validate ART --save-reference FILE.safetensors writes one"
+TENSORS = ("sequence_ids", "sequence_lengths", "targets", "scored", "text", "target_logits", *FIELDS)
+OF_MODEL, OF_TEXT = {"name", "source", "format", "fingerprint", "config"}, {"name", "sha256", "kind", "bos"}
 SEQUENCES = 2
 """The main sequence and the padded row's (validation/scenarios.py)."""
 Array = NDArray[Any]
@@ -81,7 +83,7 @@ def to_bytes(kept: Kept) -> bytes:
         **{name: np.concatenate([getattr(part, name) for part in parts]) for name in FIELDS},
     }
     about = {"model": {**kept.model, "config": asdict(kept.config)}, "texts": [dict(text) for text in kept.texts]}
-    return save(tensors, {FORMAT: json.dumps({"version": VERSION, "sha256": _digest(tensors), **about}, sort_keys=True)})
+    return save(tensors, {FORMAT: json.dumps({"version": VERSION, "sha256": _digest(tensors, about), **about}, sort_keys=True)})
 
 
 def read_kept(path: Path) -> Kept:
@@ -90,16 +92,14 @@ def read_kept(path: Path) -> Kept:
     Raises:
         ValidationError: it can't be read, is no such file or of another version, or its bytes are not those that were written.
     """
-    tensors, metadata = _open(path)
-    if FORMAT not in metadata:
-        raise ValidationError(f"{path} holds no predictions of a reference: its header has no {FORMAT}", hint=HINT)
+    tensors, header = _open(path)
     try:
-        about = json.loads(metadata[FORMAT])
+        about = json.loads(header)
         if about["version"] != VERSION:
             raise ValidationError(f"{path} has version {about['version']}, this release reads {VERSION}", hint="save the reference again")
-        if _digest(tensors) != about["sha256"]:
+        if _digest(tensors, {key: about[key] for key in ("model", "texts")}) != about["sha256"]:
             raise ValidationError(
-                f"{path} was changed after it was written: its tensors are not those of its sha256", hint="save the reference again"
+                f"{path} was changed after it was written: its tensors, model or texts are not those of its sha256", hint="save the reference again"
             )
         return _kept(tensors, about)
     except (KeyError, ValueError, TypeError, IndexError, CheckpointError) as error:
@@ -120,16 +120,25 @@ def describe_kept(path: Path, kept: Kept) -> dict[str, Any]:
     }
 
 
-def _open(path: Path) -> tuple[dict[str, Array], dict[str, str]]:
+def _open(path: Path) -> tuple[dict[str, Array], str]:
+    """The tensors and the header's entry; of another file nothing is read."""
     try:
         with safe_open(path, framework="numpy") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118 - it is no mapping
-    except (SafetensorError, OSError) as error:
+            metadata = file.metadata() or {}
+            if FORMAT not in metadata:
+                raise ValidationError(f"{path} holds no predictions of a reference: its header has no {FORMAT}", hint=HINT)
+            return {name: file.get_tensor(name) for name in TENSORS}, str(metadata[FORMAT])
+    except (SafetensorError, OSError, TypeError) as error:  # TypeError: a dtype that numpy has not
         raise ValidationError(f"{path} can't be read: {error}", hint=HINT) from error
 
 
 def _kept(tensors: Mapping[str, Array], about: Mapping[str, Any]) -> Kept:
     model, texts = dict(about["model"]), about["texts"]
+    _require_keys("model", model, OF_MODEL)
+    for text in texts:
+        _require_keys("text", text, OF_TEXT)
+    if (named := tensors["text"]).size and not 0 <= named.min() <= named.max() < len(texts):
+        raise ValueError(f"windows of text {named.max()}, expected 0 to {len(texts) - 1}")
     ids = _split(tensors["sequence_ids"].astype(np.int64), tensors["sequence_lengths"])
     targets = _split(tensors["targets"].astype(np.int64), tensors["scored"])
     windows = [Window(inputs, scored, int(text)) for inputs, scored, text in zip(ids[SEQUENCES:], targets, tensors["text"], strict=True)]
@@ -140,6 +149,11 @@ def _kept(tensors: Mapping[str, Array], about: Mapping[str, Any]) -> Kept:
     return Kept(model, config, texts, ids[:SEQUENCES], windows, parts[:SEQUENCES], parts[SEQUENCES:], tensors["target_logits"])
 
 
+def _require_keys(what: str, found: Mapping[str, Any], wanted: set[str]) -> None:
+    if missing := sorted(wanted - found.keys()):
+        raise ValueError(f"a {what} without {', '.join(missing)}")
+
+
 def _split(array: Array, sizes: Any) -> list[Array]:
     ends = np.cumsum(sizes)
     if len(array) != (ends[-1] if len(ends) else 0):
@@ -147,8 +161,8 @@ def _split(array: Array, sizes: Any) -> list[Array]:
     return np.split(array, ends[:-1]) if len(ends) else []
 
 
-def _digest(tensors: Mapping[str, Array]) -> str:
-    digest = hashlib.sha256()
+def _digest(tensors: Mapping[str, Array], about: Mapping[str, Any]) -> str:
+    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
     for name in sorted(tensors):
         array = np.ascontiguousarray(tensors[name])
         digest.update(f"{name} {array.dtype} {array.shape} ".encode() + array.tobytes())

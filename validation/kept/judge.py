@@ -21,6 +21,7 @@ from validation.kept.file import Kept
 from validation.kept.limits import kept_limits
 from validation.kept.predictions import Divergence, diverge
 from validation.measurement import StageMeasurement
+from validation.part_kl import PART, Parts, parts_kl, record_worst_part
 from validation.perplexity import TokenScores, scored_of
 from validation.quality import Judge
 from validation.row_result import RowResult
@@ -28,6 +29,7 @@ from validation.scenarios import Scenario, make_scenarios, scenario_lengths
 from validation.side import Side
 from validation.stage import judged, run_parts, stage_entry
 from validation.structure import ONE_POSITION, TEXT_NUMBERS
+from validation.watched import NONFINITE, Watched, record_faults
 
 NO_TEXT = "perplexity is not applicable: no text was kept"
 Floats = NDArray[np.float64]
@@ -84,40 +86,39 @@ def measure_side(oracle: KeptOracle, side: Side, *, streamed: bool, progress: Pr
         The stage's entry of the report; a graph that can't be run is an entry that failed and says why.
     """
     start, measured = time.perf_counter(), StageMeasurement()
+    measured.numbers |= dict.fromkeys((PART, NONFINITE))  # where the graph can't be run
     scenarios = side.plan(oracle.scenarios).scenarios
 
     def run() -> None:
-        runner = side.open(oracle.scenarios, streamed=streamed, progress=progress)
-        runner.expect(scenarios, [] if side.one_position else oracle.sequences)
+        loaded = side.open(oracle.scenarios, streamed=streamed, progress=progress)
+        loaded.expect(scenarios, [] if side.one_position else oracle.sequences)
+        runner = Watched(loaded, side)
         measure_scenarios(oracle, runner, scenarios, measured)
         if side.one_position:
             measured.missing |= dict.fromkeys(tolerances.TEXT_CHECKS, ONE_POSITION)
             measured.numbers |= dict.fromkeys(TEXT_NUMBERS)
         else:
             measure_text(oracle, runner, measured)
+        record_faults(measured, runner)
 
     failed = run_parts(side.name, {"scenarios and perplexity": run}, measured, progress)
-    checks = [*map(tolerances.failed_to_run, failed), *judged(measured, kept_limits(side.kind))]
+    checks = [*map(tolerances.failed_to_run, failed), *judged(measured, kept_limits(side, streamed=streamed))]
     return stage_entry(side.name, side.kind, measured, checks, time.perf_counter() - start)
 
 
 def measure_scenarios(oracle: KeptOracle, runner: Runner, scenarios: Sequence[Scenario], measured: StageMeasurement) -> None:
     """Divergence at every real position of some scenarios; the worst part of all is named."""
-    worst: tuple[float, str | None] = (0.0, None)
+    parts: Parts = []
     for scenario in scenarios:
         rows = runner.run(scenario)
         found = [_of_row(oracle.kept, row, sequence) for row, sequence in zip(rows, scenario.sequences, strict=True)]
         new = np.concatenate([scenario.is_new(row.positions) for row in rows])
         kl, best = (np.concatenate([getattr(one, name) for one in found]) for name in ("kl", "best"))
         measured.scenarios.append(_entry(scenario, new, kl, best))
-        for part in scenario.parts():
-            at = np.isin(rows[part.row].positions, part.positions)
-            value = float(found[part.row].kl[at].mean()) if at.any() else 0.0
-            worst = (value, part.where) if not value <= worst[0] else worst  # NaN is worse than any number
-    measured.numbers |= {"part_kl": worst[0], "mean_kl": float(np.max([one["mean_kl"] for one in measured.scenarios]))}
+        parts += parts_kl(scenario, rows, [one.kl for one in found])
+    record_worst_part(measured, parts)
+    measured.numbers["mean_kl"] = float(np.max([one["mean_kl"] for one in measured.scenarios]))
     measured.numbers["top1_agreement"] = min(one["top1_agreement"] for one in measured.scenarios)
-    if worst[1]:
-        measured.where["part_kl"] = worst[1]
 
 
 def measure_text(oracle: KeptOracle, runner: Runner, measured: StageMeasurement) -> None:

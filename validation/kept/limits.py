@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from validation.part_kl import PART
+from validation.side import Side
 from validation.tolerances import LIMITS, NO_FLOOR, TEXT_CHECKS, Kind, Limit
+from validation.watched import fault_limits
 
-PART = "part_kl"
 FEW = "nats, the worst of each row's prompt, chunk or steps: twice what the text may have, because they are few positions; int8 measures 0.004"
 TEXT_LIMITS: Mapping[Kind, float] = {row.kind: row.limit for row in LIMITS if row.check == "mean_kl" and row.kind.startswith("int")}
 ROWS = (
@@ -17,7 +19,7 @@ ROWS = (
 )
 
 
-def kept_limits(kind: Kind) -> list[Limit]:
-    """The rows of a kind; none for int4, which has no limit for quality."""
-    asked = [row for row in (*LIMITS, *NO_FLOOR, *ROWS) if row.kind == kind]
-    return [row for row in asked if row.check in (*TEXT_CHECKS, PART)]
+def kept_limits(side: Side, *, streamed: bool) -> list[Limit]:
+    """The rows of a graph; for int4, which has no limit for quality, those that every graph must hold alone."""
+    asked = [row for row in (*LIMITS, *NO_FLOOR, *ROWS) if row.kind == side.kind]
+    return [*(row for row in asked if row.check in (*TEXT_CHECKS, PART)), *fault_limits(side.kind, [side], streamed=streamed)]

@@ -47,7 +47,7 @@ def judge_by_kept(subject: Subject, path: Path, kept: Kept, *, out: Path | None,
     """
     oracle = make_oracle(kept)
     entries = [measure_side(oracle, side, streamed=subject.streamed, progress=progress) for side in subject.sides]
-    limits = [row for side in subject.sides for row in rows(side.name, kept_limits(side.kind))]
+    limits = [row for side in subject.sides for row in rows(side.name, kept_limits(side, streamed=subject.streamed))]
     file = describe_kept(path, kept)
     name = f"{path.name}: the float32 reference of {kept.model['name']}, {file['top_k']} best tokens of each position"
     report = comparison_report(subject, _texts(subject, kept), entries, {"kind": "kept", "name": name, "file": file}, limits, WHY)

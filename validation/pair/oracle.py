@@ -21,10 +21,11 @@ from validation.perplexity import Window
 from validation.quality import Judge
 from validation.reference import Reference, ReferenceRun
 from validation.residency import Residency
-from validation.row_result import RowResult
+from validation.row_result import Array, RowResult
 from validation.scenarios import Scenario
-from validation.side import Running, Side
+from validation.side import Side
 from validation.text import Tokens
+from validation.watched import Watched
 
 NO_FLOOR = "not measured: two graphs are compared, and neither is the float32 reference"
 NO_CONTINUATIONS = "a graph is compared on given tokens"
@@ -38,7 +39,7 @@ class GraphOracle(Oracle):
         truth: the graph, loaded.
     """
 
-    truth: Running = field(kw_only=True, repr=False)
+    truth: Watched = field(kw_only=True, repr=False)
 
     def window_logits(self, index: int) -> NDArray[np.float32]:
         """The graph's logits [m, V] of a window's scored tokens."""
@@ -56,7 +57,7 @@ class GraphOracle(Oracle):
 
 
 def make_oracle(
-    theirs: Side, truth: Running, folder: Path, scenarios: tuple[Scenario, ...], texts: tuple[list[Tokens], list[Window]], residency: Residency
+    theirs: Side, truth: Watched, folder: Path, scenarios: tuple[Scenario, ...], texts: tuple[list[Tokens], list[Window]], residency: Residency
 ) -> GraphOracle:
     """The oracle of a graph; its scores of the windows are made now.
 
@@ -87,7 +88,7 @@ def make_oracle(
         continuations=[],
         no_continuations=NO_CONTINUATIONS,
         logits=[np.empty(0, np.float32)] * 2,
-        largest_logit=float(np.nanmax(np.abs(prefill[0].logits.astype(np.float32)))),
+        largest_logit=_largest(prefill[0].logits),
         seconds={},
         residency=residency,
         truth=truth,
@@ -101,6 +102,11 @@ def make_oracle(
 def _run(row: RowResult) -> ReferenceRun:
     keys, values = ([array.astype(np.float32) for array in kind] for kind in (row.keys, row.values))
     return ReferenceRun(torch.empty(0), torch.empty(0), keys, values)
+
+
+def _largest(logits: Array) -> float:
+    """Of those that are finite, NaN where there is none but 0."""
+    return float(np.max(np.abs(logits.astype(np.float32)), where=np.isfinite(logits), initial=0)) or float("nan")
 
 
 def _no_weights(name: str) -> torch.Tensor:

@@ -23,6 +23,7 @@ from validation.scenarios import Scenario, make_scenarios, split_sequences
 from validation.side import Side
 from validation.streamed_runner import Finished
 from validation.text import TOKENIZER, Tokens
+from validation.watched import Watched
 
 SHAPE = ("vocab_size", "hidden_size", "num_hidden_layers", "num_key_value_heads", "head_dim")
 """What two graphs must share to be given the same tokens and to be compared layer by layer."""
@@ -74,7 +75,7 @@ def compare_graphs(subject: Subject, others: dict[str, Side], other: Report, ask
     Args:
         subject: what is compared.
         others: name of a side of the subject → what it is held against; sides that are not here are left out by the caller.
-        other: name, and model where it is known, of what it is held against.
+        other: name of what it is held against; model and checksums of an artifact, hashes of a lone file.
         asked: how.
         progress: told what is being done.
 
@@ -85,17 +86,19 @@ def compare_graphs(subject: Subject, others: dict[str, Side], other: Report, ask
     texts, windows = read_texts(asked.tokenizer, config, asked.texts, asked.tokens)
     main, short = split_sequences(config, texts[0].ids, texts[0].bos)
     scenarios = make_scenarios(config, main, short)
-    entries, pairs = list[Report](), list[Report]()
+    entries, pairs, finished = list[Report](), list[Report](), dict[Path, Finished]()
     for side in subject.sides:
         theirs = others[side.name]
         one = side.one_position or theirs.one_position
-        entry, pair = _compare(subject, (theirs, side), _Tokens(scenarios, texts, [] if one else windows), asked.max_kl, progress)
+        entry, pair = _compare(subject, (theirs, side), _Tokens(scenarios, texts, [] if one else windows, finished), asked.max_kl, progress)
         entries.append(entry)
         pairs.append(pair)
-    limits = [row for side in subject.sides for row in rows(side.name, limits_of(asked.max_kl, side.kind))]
+    both = [(others[side.name], side) for side in subject.sides]
+    limits = [row for pair in both for row in rows(pair[1].name, limits_of(asked.max_kl, pair, streamed=subject.streamed))]
     against = {"kind": "graph", **other, "pairs": pairs, "max_kl": asked.max_kl}
     report = comparison_report(subject, _texts(subject, texts, windows), entries, against, limits, NO_FLOOR)
-    report["passed"] = overall(report | {"against": None})
+    stored = (other.get("checksums") or {}).get("passed")
+    report["passed"] = False if stored is False else overall(report | {"against": None})
     report["against"]["passed"] = report["passed"]
     report |= {"verdict": verdict(report), "headline": _headline(report)}
     return write_comparison(report, folder_of(subject, str(other["name"]).removesuffix(".onnx").replace("/", "-"), asked.out))
@@ -103,11 +106,12 @@ def compare_graphs(subject: Subject, others: dict[str, Side], other: Report, ask
 
 @dataclass(frozen=True)
 class _Tokens:
-    """What both graphs are given."""
+    """What both graphs are given; ``finished`` is what was computed of each other graph, by its file."""
 
     scenarios: tuple[Scenario, ...]
     texts: list[Tokens]
     windows: list[Window]
+    finished: dict[Path, Finished]
 
 
 def _compare(subject: Subject, sides: tuple[Side, Side], given: _Tokens, max_kl: float | None, progress: Progress) -> tuple[Report, Report]:
@@ -117,18 +121,36 @@ def _compare(subject: Subject, sides: tuple[Side, Side], given: _Tokens, max_kl:
         raise ValidationError(
             f"{theirs.name} gives one position a call, {side.name} all: they can't be compared", hint="--stage names an engine graph of its own"
         )
-    first, second = theirs.plan(given.scenarios), side.plan(given.scenarios)
-    both = tuple(scenario for scenario in first.scenarios if scenario in second.scenarios)
+    both, left_out = agree(theirs, side, given.scenarios)
     sequences = [window.inputs for window in given.windows]
-    truth = theirs.open(given.scenarios, streamed=subject.streamed, finished=Finished(), progress=progress)
-    truth.expect(both, sequences)
+    truth, runner = (
+        Watched(
+            one.open(given.scenarios, streamed=subject.streamed, finished=given.finished.setdefault(one.graph, Finished()), progress=progress), one
+        )
+        for one in sides
+    )
+    for one in (truth, runner):
+        one.runner.expect(both, sequences)
     oracle = make_oracle(theirs, truth, subject.folder, both, (given.texts, given.windows), subject.residency)
-    runner = side.open(given.scenarios, streamed=subject.streamed, finished=Finished(), progress=progress)
-    runner.expect(both, sequences)
-    entry = measure_pair(oracle, side, runner, max_kl, progress)
-    left_out = [{"scenario": name, "reason": reason} for plan in (first, second) for name, reason in plan.not_run]
+    entry = measure_pair(oracle, runner, limits_of(max_kl, sides, streamed=subject.streamed), progress)
     pair = {"stage": side.name, "with": theirs.name, "sha256": sha256_of(theirs.graph), "left_out": left_out}
     return entry, pair | {"layers": compare_layers(theirs, side, oracle, progress)}
+
+
+def agree(theirs: Side, ours: Side, scenarios: tuple[Scenario, ...]) -> tuple[tuple[Scenario, ...], list[Report]]:
+    """The scenarios as far as both graphs take them, and scenario and reason of what either does not.
+
+    Raises:
+        ValidationError: nothing is left.
+    """
+    plans = [theirs.plan(scenarios)]
+    plans.append(ours.plan(plans[0].scenarios))
+    plans.append(theirs.plan(plans[1].scenarios))  # what ours cut short theirs takes as well, or not at all
+    left_out = [{"scenario": name, "reason": reason} for plan in plans for name, reason in plan.not_run]
+    if not plans[-1].scenarios:
+        reasons = "; ".join(f"{one['scenario']}: {one['reason']}" for one in left_out)
+        raise ValidationError(f"{theirs.name} and {ours.name} take no scenario that is the same: {reasons}", hint=HINT)
+    return plans[-1].scenarios, left_out
 
 
 def _texts(subject: Subject, texts: list[Tokens], windows: list[Window]) -> Report:
@@ -144,6 +166,8 @@ def _texts(subject: Subject, texts: list[Tokens], windows: list[Window]) -> Repo
 def _headline(report: Report) -> str:
     if mismatch := first_mismatch(report | {"against": None}):
         return mismatch
+    if stored := first_mismatch(report | {"against": None, "checksums": report["against"].get("checksums")}):
+        return f"against {report['against']['name']}: {stored}"
     said = [_said(stage, pair) for stage, pair in zip(report["stages"], report["against"]["pairs"], strict=True)]
     judged = "" if report["passed"] else ": compared, not judged (--max-kl NATS makes it a gate)"
     return f"against {report['against']['name']}: {'; '.join(said)}{judged}"

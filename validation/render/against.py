@@ -35,8 +35,9 @@ def view_against(report: Report) -> AgainstView | None:
 
 
 def _said(found: Report) -> str:
-    """``passed: transformers 5.23.0 …, of the checkpoint's own config.json``."""
+    """``passed: transformers 5.23.0 …, of the checkpoint's own config.json, weights as stored``."""
     of = f", of {found['config']}" if "config" in found else ""
+    of += f", weights {found['weights']}" if "weights" in found else ""
     return f"{WORDS[found['passed']]}: {found['name']}{of}"
 
 

@@ -7,14 +7,16 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from safetensors import safe_open
 from safetensors.numpy import save_file
+from safetensors.torch import save_file as torch_save
 
-from artifact import io_spec
 from artifact.errors import UsageError, ValidationError
 from artifact.manifest import read_manifest
 from artifact.steps import StepContext
@@ -23,12 +25,16 @@ from commands.compare import compare
 from commands.validate import ValidateOptions
 from exporter.checkpoints import Checkpoint, open_checkpoint
 from validation import perplexity
-from validation.kept.file import Kept, read_kept, to_bytes
+from validation.kept.file import FORMAT, Kept, read_kept, to_bytes
 from validation.kept.judge import make_oracle
 from validation.kept.limits import kept_limits
 from validation.kept.save import save_reference
+from validation.measurement import StageMeasurement
+from validation.part_kl import record_worst_part
 from validation.prepare import prepare_oracle
+from validation.row_result import RowResult
 from validation.side import stage_side
+from validation.watched import Watched, record_faults
 
 Compare = Callable[..., dict[str, Any]]
 Sabotage = Callable[[Path, Path, str, Callable[[Any], None]], Path]
@@ -116,13 +122,9 @@ def test_a_wrong_scale_is_found_everywhere(saved: tuple[Path, dict[str, Any], Pa
 
 
 def test_a_mask_that_leaks_in_padded_steps_is_found_in_its_part(
-    saved: tuple[Path, dict[str, Any], Path], judge: Compare, sabotage: Sabotage, tmp_path: Path
+    saved: tuple[Path, dict[str, Any], Path], judge: Compare, sabotage: Sabotage, open_padding_in_steps: Callable[[Any], None], tmp_path: Path
 ) -> None:
     """A fault of eight positions of one row, which no text shows."""
-
-    def open_padding_in_steps(editor: Any) -> None:
-        mask = editor.input(io_spec.ATTENTION_MASK)
-        editor.replace(mask, lambda: editor.op("Max", mask, editor.single()))
 
     found = judge(sabotage(saved[0], tmp_path / "leaking", "fused", open_padding_in_steps), stages=("fused",))
     assert failed(found, "fused") == {"part_kl": "padded, row 1, steps"}
@@ -193,6 +195,63 @@ def test_random_ids_are_judged_by_scenarios_alone(sound_artifact: Path, tiny_che
     assert found["headline"].startswith("structure proven, quality not: random token ids")
 
 
-def test_int4_has_no_limit() -> None:
-    assert kept_limits("int4") == []
-    assert {row.check for row in kept_limits("int8")} == {"mean_kl", "perplexity_increase_pct", "part_kl"}
+def test_every_kind_must_be_finite_and_whole_and_int4_no_more(saved: tuple[Path, dict[str, Any], Path]) -> None:
+    int8 = stage_side(saved[0], read_manifest(saved[0]), "int8")
+    int4 = replace(int8, kind="int4")
+    assert {row.check for row in kept_limits(int8, streamed=False)} == {"mean_kl", "perplexity_increase_pct", "part_kl", "nonfinite_logits"}
+    assert {row.check for row in kept_limits(int4, streamed=False)} == {"nonfinite_logits"}
+    assert {row.check for row in kept_limits(replace(int4, kv_cache="static"), streamed=True)} == {"nonfinite_logits", "stray_slots", "joined_cuts"}
+
+
+def test_strays_and_cuts_are_judged(saved: tuple[Path, dict[str, Any], Path], judge: Compare, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = judge(stages=("fused",), streamed=True)
+    assert entry(found, "fused")["joined_cuts"] == 0
+    side = replace(stage_side(saved[0], read_manifest(saved[0]), "fused"), kv_cache="static")
+    opened: Any = SimpleNamespace(
+        one_position=False, joined=["output logits"], run=lambda _: [RowResult(np.arange(1), np.zeros((1, 2)), strays=["slot 5"])]
+    )
+    watched, measured = Watched(opened, side), StageMeasurement()
+    for _ in range(2):
+        watched.run(make_oracle(read_kept(saved[2])).scenarios[0])
+    record_faults(measured, watched)
+    assert (measured.numbers["stray_slots"], measured.where["stray_slots"]) == (1, "prefill, row 0: slot 5")
+    assert (measured.numbers["joined_cuts"], measured.where["joined_cuts"]) == (1, "output logits")
+
+
+def test_a_graph_that_can_not_be_run_is_an_entry_that_says_why(judge: Compare, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise ValidationError("no such operator")
+
+    monkeypatch.setattr("validation.side.open_runner", refuse)
+    found = judge(stages=("fused",))
+    assert failed(found, "fused") == {"runs": None}
+    assert "no such operator" in found["headline"]
+
+
+def test_a_part_that_is_not_finite_is_the_worst() -> None:
+    measured = StageMeasurement()
+    record_worst_part(measured, [(float("nan"), "prefill, prompt"), (0.1, "decode, steps")])
+    assert np.isnan(measured.numbers["part_kl"])
+    assert measured.where["part_kl"] == "prefill, prompt"
+
+
+def test_a_changed_header_is_refused(saved: tuple[Path, dict[str, Any], Path], tmp_path: Path) -> None:
+    with safe_open(saved[2], framework="numpy") as file:
+        tensors, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+    about = json.loads(metadata[FORMAT])
+    about["model"]["fingerprint"] = "f" * 64
+    save_file(tensors, tmp_path / "changed.safetensors", {FORMAT: json.dumps(about)})
+    with pytest.raises(ValidationError, match="was changed after it was written"):
+        read_kept(tmp_path / "changed.safetensors")
+
+
+def test_a_text_without_its_name_is_refused(saved: tuple[Path, dict[str, Any], Path], tmp_path: Path) -> None:
+    (tmp_path / "nameless.safetensors").write_bytes(to_bytes(replace(read_kept(saved[2]), texts=[{"sha256": "0", "kind": "text", "bos": None}])))
+    with pytest.raises(ValidationError, match="is not a whole file of predictions: a text without name"):
+        read_kept(tmp_path / "nameless.safetensors")
+
+
+def test_a_checkpoint_in_bfloat16_is_one_error(tmp_path: Path) -> None:
+    torch_save({"weight": torch.zeros(2, dtype=torch.bfloat16)}, tmp_path / "bf16.safetensors", {"format": "pt"})
+    with pytest.raises(ValidationError, match="holds no predictions of a reference"):
+        read_kept(tmp_path / "bf16.safetensors")

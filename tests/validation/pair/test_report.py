@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,10 +16,15 @@ import pytest
 
 from artifact.errors import UsageError, ValidationError
 from artifact.layout import MODULE_KEY
-from artifact.manifest import read_manifest, write_manifest
-from commands.against import read_against
+from artifact.manifest import fingerprint, read_manifest, write_manifest
+from commands.against import Against, read_against
 from commands.compare import compare
 from commands.validate import ValidateOptions
+from engines.engine_graph import write_engine_graph
+from validation.pair import measure
+from validation.pair.report import agree
+from validation.scenarios import make_scenarios, scenario_lengths
+from validation.side import stage_side
 
 Compare = Callable[..., dict[str, Any]]
 Sabotage = Callable[[Path, Path, str, Callable[[Any], None]], Path]
@@ -104,6 +111,98 @@ def test_a_graph_that_is_not_finite_fails_without_a_limit(quantized: Path, judge
     assert found["headline"].startswith("fused does not match: nonfinite_logits")
 
 
+def test_a_fault_that_no_text_shows_breaks_the_limit(
+    quantized: Path, judge: Compare, sabotage: Sabotage, open_padding_in_steps: Callable[[Any], None], tmp_path: Path
+) -> None:
+    found = judge(quantized, sabotage(quantized, tmp_path / "leaking", "fused", open_padding_in_steps), stages=("fused",), max_kl=1e-6)
+    (stage,) = found["stages"]
+    assert stage["mean_kl"] == 0
+    assert [(check["check"], check["where"]) for check in stage["checks"] if check["passed"] is False] == [("part_kl", "padded, row 1, steps")]
+    assert {row["check"] for row in found["tolerances"]} == {"nonfinite_logits", "mean_kl", "part_kl"}
+
+
+def test_the_other_graph_must_be_finite_too(quantized: Path, judge: Compare, sabotage: Sabotage, tmp_path: Path) -> None:
+    broken = sabotage(quantized, tmp_path / "broken", "fused", scale_layer(0, float("inf")))
+    found = judge(broken / "fused.onnx", quantized, stages=("fused",))
+    check = next(check for check in found["stages"][0]["checks"] if check["check"] == "nonfinite_logits")
+    assert check["passed"] is False
+    assert check["where"] == "broken/fused.onnx: prefill"
+
+
+def test_an_engine_graph_is_held_against_a_stage(quantized: Path, judge: Compare, tmp_path: Path) -> None:
+    artifact = Path(shutil.copytree(quantized, tmp_path / "engines"))
+    write_engine_graph(artifact / "fused.onnx", artifact / "fused-engine.onnx")
+    manifest = read_manifest(artifact)
+    manifest["steps"]["fuse"]["outputs"]["fused-engine.onnx"] = fingerprint(artifact / "fused-engine.onnx")
+    write_manifest(artifact, manifest)
+    found = judge(quantized / "fused.onnx", artifact, stages=("fused-engine",), max_kl=0.0)
+    (stage,) = found["stages"]
+    assert found["passed"] is True, found["headline"]
+    assert (stage["max_abs"], stage["nonfinite_logits"], stage["part_kl"]) == (0, 0, 0)
+
+
+def test_int4_passes_what_was_asked_for() -> None:
+    checks = [{"check": "nonfinite_logits", "passed": True}, {"check": "mean_kl", "passed": True}, {"check": "part_kl", "passed": True}]
+    assert measure.pair_verdict(checks) is True
+    assert measure.pair_verdict(checks[:1]) is None
+    assert measure.pair_verdict([*checks, {"check": "stray_slots", "passed": False}]) is False
+
+
+def test_scenarios_are_what_both_graphs_take(quantized: Path) -> None:
+    """One without a cache is given padded rows in one call, and so is the other."""
+    whole: Any = stage_side(quantized, read_manifest(quantized), "fused")
+    config = whole.config
+    ids = np.arange(96) % 64
+    scenarios = make_scenarios(config, ids, ids[: scenario_lengths(config)["short"] + scenario_lengths(config)["padded_decode"]])
+    ports = SimpleNamespace(past=(), attention_mask="mask", position_ids=None, input_ids=SimpleNamespace(shape=("B", "S")))
+    graph: Any = SimpleNamespace(ports=ports, one_position=False, model=SimpleNamespace(graph=()))
+    uncached: Any = replace(whole, name="uncached", lone=graph)
+    for theirs, ours in ((whole, uncached), (uncached, whole)):
+        both, left_out = agree(theirs, ours, scenarios)
+        assert [(one.name, len(one.chunks)) for one in both] == [("prefill", 1), ("padded", 1)]
+        assert {one["scenario"] for one in left_out} == {"decode", "chunked", "padded, steps"}
+    single: Any = replace(whole, name="single", lone=SimpleNamespace(**{**vars(graph), "one_position": True}))
+    with pytest.raises(ValidationError, match=r"uncached and single take no scenario that is the same: .*prefill: a call gives one position"):
+        agree(uncached, single, scenarios)
+
+
+def test_stored_bytes_of_the_other_artifact_are_checked(sound_artifact: Path, judge: Compare, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(sound_artifact, tmp_path / "other"))
+    (other / "config.json").write_text((other / "config.json").read_text() + "\n")
+    found = judge(other, sound_artifact, texts=(), tokens=None)
+    assert found["passed"] is False
+    assert found["against"]["checksums"]["failed"][0]["file"] == "config.json"
+    assert found["headline"].startswith("against other: stored bytes are not those that were written")
+
+
+def test_no_room_is_said_before_a_graph_is_opened(quantized: Path, judge: Compare, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(cost: Any, folder: Path) -> None:
+        raise ValidationError(f"{cost.step} needs {cost.memory_bytes} bytes")
+
+    monkeypatch.setattr("commands.compare.check_memory", refuse)
+    with pytest.raises(ValidationError, match="validate needs"):
+        judge(quantized / "fused.onnx", stages=("int8",))
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"stages": ("fused",)}, "--stage"),
+        ({"streamed": True}, "--streamed"),
+        ({"top_k": 16}, "--top-k"),
+        ({"edges": True}, "--edges"),
+    ],
+)
+def test_an_option_that_would_be_dropped_is_refused(options: dict[str, Any], name: str, quantized: Path, judge: Compare) -> None:
+    with pytest.raises(UsageError, match=f"{name} don't go together"):
+        judge(quantized / "fused.onnx", quantized / "int8.onnx", **options)
+
+
+def test_an_artifact_needs_no_checkpoint(quantized: Path, judge: Compare) -> None:
+    with pytest.raises(UsageError, match=r"--checkpoint don't go together: .* says which model it is"):
+        judge(quantized / "fused.onnx", checkpoint="somewhere")
+
+
 def test_artifacts_are_compared_stage_by_stage(quantized: Path, sound_artifact: Path, judge: Compare) -> None:
     found = judge(sound_artifact)
     assert [stage["stage"] for stage in found["stages"]] == ["traced"]
@@ -132,6 +231,7 @@ def test_a_lone_file_takes_its_model_from_the_artifact(quantized: Path, judge: C
     assert found["stages"][0]["stage"] == "model.onnx"
     assert found["stages"][0]["mean_kl"] == 0
     assert found["graph"]["file"] == "model.onnx"
+    assert set(judge(lone, stages=("fused",))["against"]["hashes"]) == {"model.onnx", "model.data"}
 
 
 def test_two_lone_files_need_a_checkpoint(quantized: Path, judge: Compare, tiny_checkpoint: Path, tmp_path: Path) -> None:
@@ -162,9 +262,14 @@ def test_another_tokenizer_is_one_error(quantized: Path, judge: Compare, tmp_pat
         judge(other)
 
 
-def test_what_against_names_must_be_something(tmp_path: Path) -> None:
+def test_what_against_names_must_be_something(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert read_against(None) is None
     assert read_against("torch") is None
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "transformers").mkdir()
+    assert read_against("transformers") == Against("transformers")
+    with pytest.raises(UsageError, match="no artifact folder"):
+        read_against("./transformers")
     for name, message in (("nowhere", "neither transformers"), ("x.onnx", "no such file"), (str(tmp_path), "no artifact folder")):
         with pytest.raises(UsageError, match=message) as refused:
             read_against(name)
