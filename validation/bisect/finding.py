@@ -39,7 +39,7 @@ class Finding:
     suspects: Sequence[ir.Node] = ()
 
     def as_json(self, hint: str) -> dict[str, Any]:
-        """The report's entry; an error that is not finite is null."""
+        """The report's entry; an error or a limit that is not finite is null."""
         inputs = [str(value.name) for value in self.node.inputs if value is not None]
         return {
             "kind": self.kind,
@@ -52,7 +52,7 @@ class Finding:
             "outputs": [str(value.name) for value in self.node.outputs if value.name],
             "tensor": self.tensor,
             "error": self.error if isfinite(self.error) else None,
-            "allowed": self.allowed,
+            "allowed": self.allowed if isfinite(self.allowed) else None,
             "why": self.words,
             "suspects": [describe_node(node) for node in self.suspects],
             "hint": hint,
@@ -73,6 +73,11 @@ class Looked:
     calls: list[str] = field(default_factory=list)
     nearest: tuple[float, str, float, float] = (0.0, "", 0.0, 0.0)
     notes: list[str] = field(default_factory=list)
+
+    def note(self, words: str) -> None:
+        """Say it, once."""
+        if words not in self.notes:
+            self.notes.append(words)
 
     def see(self, what: str, share: float, error: float, allowed: float) -> None:
         """Count one comparison."""

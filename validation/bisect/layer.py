@@ -28,7 +28,6 @@ from validation.bisect.trusted import torch_layer
 from validation.bisect.walk import Tensor, run_trusted, walk
 from validation.bisect.weight_faults import compare_weight
 from validation.bisect.weights import Weight, weights_of
-from validation.integer_products import with_integer_products
 from validation.oracle import Oracle
 
 Array = NDArray[Any]
@@ -108,8 +107,7 @@ def arithmetic_fault(subject: Subject, pair: Pair, probe: Probe) -> Finding | No
     roles, values = run_trusted(pair.trusted, pair.layer, feeds_of(pair, probe, shared[1], oracle, pair.trusted))
     if pair.layer is not None and probe.name == "prefill":
         _prove(subject, pair, probe, roles)
-    rough = any(node.op_type == "MatMulNBits" for node in pair.cut.graph)
-    allowed = EIGHT_BITS if rough else ALLOWED
+    allowed = EIGHT_BITS if rounds_inputs(pair.cut) else ALLOWED
     feeds = feeds_of(pair, probe, shared[0], oracle, pair.cut)
     tensors, computed = walk(pair.cut, pair.layer, feeds, roles, allowed)
     for tensor in tensors:
@@ -153,36 +151,6 @@ def _prove(subject: Subject, pair: Pair, probe: Probe, roles: Mapping[str, Array
         looked.notes.append(f"{pair.name}: the trace that is trusted is {error:.2g} from PyTorch's own layer: the exporter is at fault")
 
 
-def rounding_fault(subject: Subject, pair: Pair, probe: Probe) -> Finding | None:
-    """The first node of a layer whose output float16 can't hold: beyond four times what the trace loses there, every operation rounded."""
-    oracle, looked, shared = subject.oracle, subject.looked, subject.shared[probe.name]
-    assert pair.layer is not None
-    half: Any = np.float16
-    roles, _ = run_trusted(pair.trusted, pair.layer, feeds_of(pair, probe, shared[1], oracle, pair.trusted))
-    rounded_trace = cut_layer(subject.trusted.model, pair.layer)
-    for name, value in rounded_trace.graph.initializers.items():
-        if name in pair.weights:
-            value.const_value = ir.tensor(pair.weights[name].astype(half), name=name)
-    feeds = _halved(feeds_of(pair, probe, shared[1], oracle, rounded_trace), half)
-    of_trace, _ = walk(rounded_trace, pair.layer, feeds, roles, float("inf"))
-    allowed = {tensor.role: 4 * tensor.error + 2.0**-10 for tensor in of_trace}
-    cut = cut_layer(with_integer_products(subject.model), pair.layer)
-    tensors, computed = walk(cut, pair.layer, _halved(feeds_of(pair, probe, shared[0], oracle, cut), half), roles, allowed)
-    bad = next((tensor for tensor in tensors if tensor.share > 1), None)
-    for tensor in tensors:
-        looked.tensors += 1
-        if np.isfinite(tensor.allowed):
-            looked.see(f"{tensor.value.name} in float16", tensor.share, tensor.error, tensor.allowed)
-    if bad is None:
-        return None
-    _, exact = walk(pair.cut, pair.layer, feeds_of(pair, probe, shared[0], oracle, pair.cut), roles, float("inf"))
-    nodes = region(bad.value, {*cut.graph.inputs, *(tensor.value for tensor in tensors)} - {bad.value})
-    lost = [(node, str(node.outputs[0].name)) for node in nodes]
-    node = next((node for node, name in lost if name in exact and position_error(computed[name], exact[name]) > bad.allowed), nodes[-1])
-    words = f"{bad.role} loses it in float16: the same operations in float32 are right"
-    return Finding("rounding", pair.layer, probe.label, node, str(bad.value.name), bad.error, bad.allowed, words, nodes)
-
-
-def _halved(feeds: Mapping[str, Array], half: Any) -> dict[str, Array]:
-    with np.errstate(over="ignore"):
-        return {name: array.astype(half) if array.dtype == np.float32 else array for name, array in feeds.items()}
+def rounds_inputs(cut: ir.Model) -> bool:
+    """Whether a kernel of it rounds its inputs to eight bits."""
+    return any(node.op_type == "MatMulNBits" for node in cut.graph)

@@ -22,8 +22,9 @@ from exporter.weights import ROTARY_COS, ROTARY_SIN
 from graphs.partition import cut_shared, part_boundaries
 from validation.bisect.edges import Edge, edge_probe
 from validation.bisect.finding import Finding, Looked
+from validation.bisect.float16 import rounding_fault
 from validation.bisect.hints import made_by
-from validation.bisect.layer import arithmetic_fault, make_pair, rounding_fault, weight_fault
+from validation.bisect.layer import arithmetic_fault, make_pair, weight_fault
 from validation.bisect.probes import Probe, make_probes
 from validation.bisect.promoted import in_float32
 from validation.bisect.shared import run_shared, shared_fault, table_faults
@@ -128,7 +129,8 @@ def _roundings(subject: Subject, probes: list[Probe], entry: dict[str, Any]) -> 
 def _words(found: dict[str, Any]) -> str:
     where = "outside the layers" if found["layer"] is None else f"layer {found['layer']}"
     error = "not finite" if found["error"] is None else f"{found['error']:.3g}"
-    measured = f"{found['tensor']} is off by {error} (allowed {found['allowed']:.2g})"
+    allowed = "no limit" if found["allowed"] is None else f"allowed {found['allowed']:.2g}"
+    measured = f"{found['tensor']} is off by {error} ({allowed})"
     call = f" in {found['call']}" if found["call"] else ""
     return f"{where}: {found['node']} ({found['op']}){call}: {measured}; {found['why']}; made by {found['hint']}"
 

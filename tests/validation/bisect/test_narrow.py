@@ -215,15 +215,16 @@ def test_what_follows_the_layers_is_narrowed_too(narrowed: Narrow) -> None:
     assert (found["layer"], found["node"]) == (None, "model.norm.RMSNormalization")
 
 
-def test_what_float16_cannot_hold_is_named(narrowed: Narrow) -> None:
+@pytest.mark.parametrize(("stage", "linear"), [("traced", "up_proj"), ("fused", "gate_up_proj"), ("int8", "gate_up_proj")])
+def test_what_float16_cannot_hold_is_named(narrowed: Narrow, stage: str, linear: str) -> None:
     """A large constant added and taken away again: the same in float32, and most bits are gone in float16."""
 
     def lose_bits(model: ir.Model) -> None:
-        for name, shift in (("down", -512.0), ("up", 512.0)):
-            value = node_of(model, f"{LAYER}.mlp.up_proj", "MatMul").outputs[0]
+        for name, shift in (("up", 512.0), ("down", -512.0)):
+            value = [node for node in model.graph if node.metadata_props.get(MODULE_KEY) == f"{LAYER}.mlp.{linear}"][-1].outputs[0]
             insert_after(model, value, "Add", constant(model, f"shift {name}", np.float16(shift)), name)
 
-    found = narrowed("traced", lose_bits, first_layer_outside=1)["found"]
+    found = narrowed(stage, lose_bits, first_layer_outside=1)["found"]
     assert (found["kind"], found["layer"], found["node"]) == ("rounding", 1, "down")
     assert found["error"] > 0.05 > 4 * found["allowed"]
 
