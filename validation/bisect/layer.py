@@ -21,7 +21,7 @@ from validation.bisect.finding import Finding
 from validation.bisect.landmarks import OUTPUT, expected_at, position_error
 from validation.bisect.probes import Probe
 from validation.bisect.promoted import in_float32
-from validation.bisect.region import first_departure, region, unlike_others
+from validation.bisect.region import departures, region, unlike_others
 from validation.bisect.shared import ALLOWED
 from validation.bisect.subject import Subject
 from validation.bisect.trusted import torch_layer
@@ -56,12 +56,13 @@ class Pair:
 
 
 def make_pair(subject: Subject, layer: int | None) -> Pair:
-    """Cut both, and give the trusted cut the weights that the graph computes with; what can't be read of it is the checkpoint's."""
+    """Cut both, and give the trusted cut the weights that the graph computes with; what can't be read of it is the checkpoint's, and is said."""
     oracle, config = subject.oracle, subject.oracle.config
     cut = in_float32(cut_tail(subject.model) if layer is None else cut_layer(subject.model, layer))
     shapes = {**shared_shapes(config), LM_HEAD: (config.vocab_size, config.hidden_size)} if layer is None else layer_shapes(config, layer)
     found = weights_of(cut, shapes)
     weights = {name: found[name].array if name in found else exact_weight(oracle, name) for name in shapes if name != EMBEDDING}
+    subject.looked.missed([name for name in weights if name not in found])
     if layer is None and config.tie_word_embeddings:
         weights[EMBEDDING] = weights[LM_HEAD]
     counterpart = subject.trusted.tail(weights) if layer is None else subject.trusted.layer(layer, {**weights, **subject.tables})
@@ -105,8 +106,8 @@ def arithmetic_fault(subject: Subject, pair: Pair, probe: Probe) -> Finding | No
     """The first node of a cut that computes something else than the trusted one."""
     oracle, looked, shared = subject.oracle, subject.looked, subject.shared[probe.name]
     roles, values = run_trusted(pair.trusted, pair.layer, feeds_of(pair, probe, shared[1], oracle, pair.trusted))
-    if pair.layer is not None and probe.name == "prefill":
-        _prove(subject, pair, probe, roles)
+    if pair.layer is not None and probe.name == "prefill" and (fault := _prove(subject, pair, probe, roles)) is not None:
+        return fault
     allowed = EIGHT_BITS if rounds_inputs(pair.cut) else ALLOWED
     feeds = feeds_of(pair, probe, shared[0], oracle, pair.cut)
     tensors, computed = walk(pair.cut, pair.layer, feeds, roles, allowed)
@@ -132,23 +133,30 @@ def _packed(roles: Mapping[str, Array], config: LlamaConfig) -> list[Array]:
 
 
 def _name(nodes: list[ir.Node], bad: Tensor, pair: Pair, computed: Mapping[str, Array], known: list[Array], model: ir.Model) -> tuple[ir.Node, str]:
+    parted = departures(nodes, computed, known)
     if pair.layer is not None:
-        for node in nodes:
+        for node in parted:
             if words := unlike_others(node, pair.layer, model):
                 return node, words
-    return first_departure(nodes, computed, known), f"{bad.role} is not what the model's own trace computes from the same inputs and weights"
+    return parted[0], f"{bad.role} is not what the model's own trace computes from the same inputs and weights"
 
 
-def _prove(subject: Subject, pair: Pair, probe: Probe, roles: Mapping[str, Array]) -> None:
-    """Say it where the trusted layer itself is not PyTorch's."""
-    oracle, looked = subject.oracle, subject.looked
+def _prove(subject: Subject, pair: Pair, probe: Probe, roles: Mapping[str, Array]) -> Finding | None:
+    """The end of the trusted layer, where it is not PyTorch's own."""
+    oracle = subject.oracle
     assert pair.layer is not None
     prefix = f"{layer_prefix(pair.layer)}."
     weights = {name: array for name, array in pair.weights.items() if name.startswith(prefix)}
     exact = torch_layer(oracle.config, pair.layer, weights, probe.entering(oracle, pair.layer), oracle.dtype)
     error = position_error(roles[OUTPUT], exact)
-    if error > PROOF:
-        looked.notes.append(f"{pair.name}: the trace that is trusted is {error:.2g} from PyTorch's own layer: the exporter is at fault")
+    subject.looked.see(f"{pair.name} of the trace beside PyTorch's", error / PROOF, error, PROOF)
+    if error <= PROOF:
+        return None
+    output = pair.trusted.graph.outputs[0]
+    node = output.producer()
+    assert node is not None
+    words = "the trace that the graph is held against is not PyTorch's own layer: the exporter is at fault"
+    return Finding("exporter", pair.layer, probe.label, node, str(output.name), error, PROOF, words)
 
 
 def rounds_inputs(cut: ir.Model) -> bool:

@@ -60,7 +60,7 @@ def narrow(oracle: Oracle, graph: Path, entry: dict[str, Any], progress: Progres
 
 def _entry(found: dict[str, Any] | None, looked: Looked, words: str, start: float) -> dict[str, Any]:
     seconds = round(time.perf_counter() - start, 2)
-    return {"found": found, "complete": True, "looked_at": looked.as_json(), "words": words, "seconds": seconds}
+    return {"found": found, "complete": not looked.unread, "looked_at": looked.as_json(), "words": words, "seconds": seconds}
 
 
 def open_subject(oracle: Oracle, graph: Path, progress: Progress, looked: Looked | None = None) -> Subject:
@@ -139,4 +139,7 @@ def _nothing(looked: Looked) -> str:
     count = f"{looked.tensors:,} tensors and {looked.weights:,} weights of {looked.layers} layers in {len(looked.calls)} calls"
     _, what, error, allowed = looked.nearest
     nearest = f", the nearest {what} with {error:.2g} of {allowed:.2g}" if what else ""
+    if looked.unread:
+        unread = f"{len(looked.unread)} weights can't be read of the graph, {looked.unread[0]} first"
+        return f"not narrowed whole: {unread}; {count} are what their dtype explains{nearest}"
     return f"nothing to narrow: {count} are what their dtype explains{nearest}"
