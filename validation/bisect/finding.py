@@ -18,7 +18,8 @@ class Finding:
     """The node where a stage parts from the model.
 
     Attributes:
-        kind: ``arithmetic`` (it computes something else), ``weight`` (it reads something else) or ``rounding`` (its dtype can't hold it).
+        kind: ``arithmetic`` (it computes something else), ``weight`` (it reads something else), ``rounding`` (its dtype can't hold it) or
+            ``exporter`` (the model's own trace is not PyTorch's).
         layer: None outside the layers.
         call: the call in which it shows; None for a weight.
         node: the node.
@@ -39,7 +40,7 @@ class Finding:
     suspects: Sequence[ir.Node] = ()
 
     def as_json(self, hint: str) -> dict[str, Any]:
-        """The report's entry; an error that is not finite is null."""
+        """The report's entry; an error or a limit that is not finite is null."""
         inputs = [str(value.name) for value in self.node.inputs if value is not None]
         return {
             "kind": self.kind,
@@ -52,7 +53,7 @@ class Finding:
             "outputs": [str(value.name) for value in self.node.outputs if value.name],
             "tensor": self.tensor,
             "error": self.error if isfinite(self.error) else None,
-            "allowed": self.allowed,
+            "allowed": self.allowed if isfinite(self.allowed) else None,
             "why": self.words,
             "suspects": [describe_node(node) for node in self.suspects],
             "hint": hint,
@@ -65,6 +66,7 @@ class Looked:
 
     Attributes:
         nearest: (share of what is allowed, what it is, error, allowed) of the tensor or weight with the largest share.
+        unread: weights of the checkpoint that were not found in the graph.
     """
 
     layers: int = 0
@@ -73,6 +75,18 @@ class Looked:
     calls: list[str] = field(default_factory=list)
     nearest: tuple[float, str, float, float] = (0.0, "", 0.0, 0.0)
     notes: list[str] = field(default_factory=list)
+    unread: list[str] = field(default_factory=list)
+
+    def missed(self, names: Sequence[str]) -> None:
+        """Weights that can't be read of the graph, so that they are held against nothing."""
+        for name in names:
+            self.note(f"{name} can't be read of the graph: the checkpoint's was taken in its place, and it was not compared")
+            self.unread += [name] if name not in self.unread else []
+
+    def note(self, words: str) -> None:
+        """Say it, once."""
+        if words not in self.notes:
+            self.notes.append(words)
 
     def see(self, what: str, share: float, error: float, allowed: float) -> None:
         """Count one comparison."""

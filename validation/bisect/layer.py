@@ -21,14 +21,13 @@ from validation.bisect.finding import Finding
 from validation.bisect.landmarks import OUTPUT, expected_at, position_error
 from validation.bisect.probes import Probe
 from validation.bisect.promoted import in_float32
-from validation.bisect.region import first_departure, region, unlike_others
+from validation.bisect.region import departures, region, unlike_others
 from validation.bisect.shared import ALLOWED
 from validation.bisect.subject import Subject
 from validation.bisect.trusted import torch_layer
 from validation.bisect.walk import Tensor, run_trusted, walk
 from validation.bisect.weight_faults import compare_weight
 from validation.bisect.weights import Weight, weights_of
-from validation.integer_products import with_integer_products
 from validation.oracle import Oracle
 
 Array = NDArray[Any]
@@ -57,12 +56,13 @@ class Pair:
 
 
 def make_pair(subject: Subject, layer: int | None) -> Pair:
-    """Cut both, and give the trusted cut the weights that the graph computes with; what can't be read of it is the checkpoint's."""
+    """Cut both, and give the trusted cut the weights that the graph computes with; what can't be read of it is the checkpoint's, and is said."""
     oracle, config = subject.oracle, subject.oracle.config
     cut = in_float32(cut_tail(subject.model) if layer is None else cut_layer(subject.model, layer))
     shapes = {**shared_shapes(config), LM_HEAD: (config.vocab_size, config.hidden_size)} if layer is None else layer_shapes(config, layer)
     found = weights_of(cut, shapes)
     weights = {name: found[name].array if name in found else exact_weight(oracle, name) for name in shapes if name != EMBEDDING}
+    subject.looked.missed([name for name in weights if name not in found])
     if layer is None and config.tie_word_embeddings:
         weights[EMBEDDING] = weights[LM_HEAD]
     counterpart = subject.trusted.tail(weights) if layer is None else subject.trusted.layer(layer, {**weights, **subject.tables})
@@ -106,10 +106,9 @@ def arithmetic_fault(subject: Subject, pair: Pair, probe: Probe) -> Finding | No
     """The first node of a cut that computes something else than the trusted one."""
     oracle, looked, shared = subject.oracle, subject.looked, subject.shared[probe.name]
     roles, values = run_trusted(pair.trusted, pair.layer, feeds_of(pair, probe, shared[1], oracle, pair.trusted))
-    if pair.layer is not None and probe.name == "prefill":
-        _prove(subject, pair, probe, roles)
-    rough = any(node.op_type == "MatMulNBits" for node in pair.cut.graph)
-    allowed = EIGHT_BITS if rough else ALLOWED
+    if pair.layer is not None and probe.name == "prefill" and (fault := _prove(subject, pair, probe, roles)) is not None:
+        return fault
+    allowed = EIGHT_BITS if rounds_inputs(pair.cut) else ALLOWED
     feeds = feeds_of(pair, probe, shared[0], oracle, pair.cut)
     tensors, computed = walk(pair.cut, pair.layer, feeds, roles, allowed)
     for tensor in tensors:
@@ -134,55 +133,32 @@ def _packed(roles: Mapping[str, Array], config: LlamaConfig) -> list[Array]:
 
 
 def _name(nodes: list[ir.Node], bad: Tensor, pair: Pair, computed: Mapping[str, Array], known: list[Array], model: ir.Model) -> tuple[ir.Node, str]:
+    parted = departures(nodes, computed, known)
     if pair.layer is not None:
-        for node in nodes:
+        for node in parted:
             if words := unlike_others(node, pair.layer, model):
                 return node, words
-    return first_departure(nodes, computed, known), f"{bad.role} is not what the model's own trace computes from the same inputs and weights"
+    return parted[0], f"{bad.role} is not what the model's own trace computes from the same inputs and weights"
 
 
-def _prove(subject: Subject, pair: Pair, probe: Probe, roles: Mapping[str, Array]) -> None:
-    """Say it where the trusted layer itself is not PyTorch's."""
-    oracle, looked = subject.oracle, subject.looked
+def _prove(subject: Subject, pair: Pair, probe: Probe, roles: Mapping[str, Array]) -> Finding | None:
+    """The end of the trusted layer, where it is not PyTorch's own."""
+    oracle = subject.oracle
     assert pair.layer is not None
     prefix = f"{layer_prefix(pair.layer)}."
     weights = {name: array for name, array in pair.weights.items() if name.startswith(prefix)}
     exact = torch_layer(oracle.config, pair.layer, weights, probe.entering(oracle, pair.layer), oracle.dtype)
     error = position_error(roles[OUTPUT], exact)
-    if error > PROOF:
-        looked.notes.append(f"{pair.name}: the trace that is trusted is {error:.2g} from PyTorch's own layer: the exporter is at fault")
-
-
-def rounding_fault(subject: Subject, pair: Pair, probe: Probe) -> Finding | None:
-    """The first node of a layer whose output float16 can't hold: beyond four times what the trace loses there, every operation rounded."""
-    oracle, looked, shared = subject.oracle, subject.looked, subject.shared[probe.name]
-    assert pair.layer is not None
-    half: Any = np.float16
-    roles, _ = run_trusted(pair.trusted, pair.layer, feeds_of(pair, probe, shared[1], oracle, pair.trusted))
-    rounded_trace = cut_layer(subject.trusted.model, pair.layer)
-    for name, value in rounded_trace.graph.initializers.items():
-        if name in pair.weights:
-            value.const_value = ir.tensor(pair.weights[name].astype(half), name=name)
-    feeds = _halved(feeds_of(pair, probe, shared[1], oracle, rounded_trace), half)
-    of_trace, _ = walk(rounded_trace, pair.layer, feeds, roles, float("inf"))
-    allowed = {tensor.role: 4 * tensor.error + 2.0**-10 for tensor in of_trace}
-    cut = cut_layer(with_integer_products(subject.model), pair.layer)
-    tensors, computed = walk(cut, pair.layer, _halved(feeds_of(pair, probe, shared[0], oracle, cut), half), roles, allowed)
-    bad = next((tensor for tensor in tensors if tensor.share > 1), None)
-    for tensor in tensors:
-        looked.tensors += 1
-        if np.isfinite(tensor.allowed):
-            looked.see(f"{tensor.value.name} in float16", tensor.share, tensor.error, tensor.allowed)
-    if bad is None:
+    subject.looked.see(f"{pair.name} of the trace beside PyTorch's", error / PROOF, error, PROOF)
+    if error <= PROOF:
         return None
-    _, exact = walk(pair.cut, pair.layer, feeds_of(pair, probe, shared[0], oracle, pair.cut), roles, float("inf"))
-    nodes = region(bad.value, {*cut.graph.inputs, *(tensor.value for tensor in tensors)} - {bad.value})
-    lost = [(node, str(node.outputs[0].name)) for node in nodes]
-    node = next((node for node, name in lost if name in exact and position_error(computed[name], exact[name]) > bad.allowed), nodes[-1])
-    words = f"{bad.role} loses it in float16: the same operations in float32 are right"
-    return Finding("rounding", pair.layer, probe.label, node, str(bad.value.name), bad.error, bad.allowed, words, nodes)
+    output = pair.trusted.graph.outputs[0]
+    node = output.producer()
+    assert node is not None
+    words = "the trace that the graph is held against is not PyTorch's own layer: the exporter is at fault"
+    return Finding("exporter", pair.layer, probe.label, node, str(output.name), error, PROOF, words)
 
 
-def _halved(feeds: Mapping[str, Array], half: Any) -> dict[str, Array]:
-    with np.errstate(over="ignore"):
-        return {name: array.astype(half) if array.dtype == np.float32 else array for name, array in feeds.items()}
+def rounds_inputs(cut: ir.Model) -> bool:
+    """Whether a kernel of it rounds its inputs to eight bits."""
+    return any(node.op_type == "MatMulNBits" for node in cut.graph)

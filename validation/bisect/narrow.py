@@ -22,8 +22,9 @@ from exporter.weights import ROTARY_COS, ROTARY_SIN
 from graphs.partition import cut_shared, part_boundaries
 from validation.bisect.edges import Edge, edge_probe
 from validation.bisect.finding import Finding, Looked
+from validation.bisect.float16 import rounding_fault
 from validation.bisect.hints import made_by
-from validation.bisect.layer import arithmetic_fault, make_pair, rounding_fault, weight_fault
+from validation.bisect.layer import arithmetic_fault, make_pair, weight_fault
 from validation.bisect.probes import Probe, make_probes
 from validation.bisect.promoted import in_float32
 from validation.bisect.shared import run_shared, shared_fault, table_faults
@@ -59,7 +60,7 @@ def narrow(oracle: Oracle, graph: Path, entry: dict[str, Any], progress: Progres
 
 def _entry(found: dict[str, Any] | None, looked: Looked, words: str, start: float) -> dict[str, Any]:
     seconds = round(time.perf_counter() - start, 2)
-    return {"found": found, "complete": True, "looked_at": looked.as_json(), "words": words, "seconds": seconds}
+    return {"found": found, "complete": not looked.unread, "looked_at": looked.as_json(), "words": words, "seconds": seconds}
 
 
 def open_subject(oracle: Oracle, graph: Path, progress: Progress, looked: Looked | None = None) -> Subject:
@@ -128,7 +129,8 @@ def _roundings(subject: Subject, probes: list[Probe], entry: dict[str, Any]) -> 
 def _words(found: dict[str, Any]) -> str:
     where = "outside the layers" if found["layer"] is None else f"layer {found['layer']}"
     error = "not finite" if found["error"] is None else f"{found['error']:.3g}"
-    measured = f"{found['tensor']} is off by {error} (allowed {found['allowed']:.2g})"
+    allowed = "no limit" if found["allowed"] is None else f"allowed {found['allowed']:.2g}"
+    measured = f"{found['tensor']} is off by {error} ({allowed})"
     call = f" in {found['call']}" if found["call"] else ""
     return f"{where}: {found['node']} ({found['op']}){call}: {measured}; {found['why']}; made by {found['hint']}"
 
@@ -137,4 +139,7 @@ def _nothing(looked: Looked) -> str:
     count = f"{looked.tensors:,} tensors and {looked.weights:,} weights of {looked.layers} layers in {len(looked.calls)} calls"
     _, what, error, allowed = looked.nearest
     nearest = f", the nearest {what} with {error:.2g} of {allowed:.2g}" if what else ""
+    if looked.unread:
+        unread = f"{len(looked.unread)} weights can't be read of the graph, {looked.unread[0]} first"
+        return f"not narrowed whole: {unread}; {count} are what their dtype explains{nearest}"
     return f"nothing to narrow: {count} are what their dtype explains{nearest}"

@@ -43,8 +43,8 @@ def region(bad: ir.Value, known: Collection[ir.Value]) -> list[ir.Node]:
     return [node for node in graph.graph if node in reached]
 
 
-def first_departure(nodes: list[ir.Node], computed: Mapping[str, Array], trusted: Iterable[Array]) -> ir.Node:
-    """The first node, in the order of the graph, that the wrong value reaches back to through values that are not known."""
+def departures(nodes: list[ir.Node], computed: Mapping[str, Array], trusted: Iterable[Array]) -> list[ir.Node]:
+    """The nodes that the wrong value reaches back to through values that are not known, in the order of the graph: the first parts from the model."""
     candidates, inside = list(trusted), set(nodes)
     reached, stack = {nodes[-1]}, [nodes[-1]]
     while stack:
@@ -56,22 +56,23 @@ def first_departure(nodes: list[ir.Node], computed: Mapping[str, Array], trusted
             if array is not None and not any(_same_numbers(array, other) for other in candidates):
                 reached.add(node)
                 stack.append(node)
-    return next(node for node in nodes if node in reached)
+    return [node for node in nodes if node in reached]
 
 
 def unlike_others(node: ir.Node, layer: int, model: ir.Model) -> str | None:
     """What a node of a layer has that those of most other layers have not; None where it is like them, or there is no majority."""
-    mine = _spelling(node, layer)
     name = str(node.name).replace(layer_prefix(layer), "", 1)
     others: Counter[tuple[str, ...] | None] = Counter()
     spelled: dict[int, tuple[str, ...]] = {}
     layers = set()
     for other in model.graph:
         index = layer_of(other.metadata_props.get(MODULE_KEY))
-        if index is not None and index != layer:
+        if index is not None:
             layers.add(index)
             if str(other.name).replace(layer_prefix(index), "", 1) == name:
                 spelled[index] = _spelling(other, index)
+    mine = spelled.get(layer, _spelling(node, layer))  # as in the graph: in a cut in float32 no activation is rounded
+    layers.discard(layer)
     others.update(spelled.get(index) for index in layers)
     if not others:
         return None

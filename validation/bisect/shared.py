@@ -20,7 +20,7 @@ from exporter.weights import ROTARY_COS, ROTARY_SIN
 from validation.bisect.finding import Finding, Looked
 from validation.bisect.landmarks import position_error
 from validation.bisect.probes import Probe
-from validation.bisect.region import first_departure, region
+from validation.bisect.region import departures, region
 from validation.bisect.weight_faults import compare_weight
 from validation.bisect.weights import Weight, stored_as
 from validation.node_runner import run_nodes
@@ -77,7 +77,7 @@ def shared_fault(
         looked.see(f"{value.name} in {probe.name}", error / ALLOWED, error, ALLOWED)
         if error > ALLOWED:
             nodes = region(value, set(cut.graph.inputs))
-            node = first_departure(nodes, computed, [*trusted.values(), *probe.call.inputs().values()])
+            node = departures(nodes, computed, [*trusted.values(), *probe.call.inputs().values()])[0]
             words = f"{value.name}, which the layers read, is not what the model's own trace computes"
             return Finding("arithmetic", None, probe.label, node, str(value.name), error, ALLOWED, words, nodes)
     return None

@@ -10,6 +10,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from artifact.errors import ValidationError
+from artifact.layout import PACKED
 from validation.bisect.landmarks import expected_at, landmarks, position_error
 from validation.node_runner import run_nodes
 
@@ -34,7 +36,11 @@ class Tensor:
 
     @property
     def share(self) -> float:
-        """Of what is allowed; above 1 is a fault."""
+        """Of what is allowed; above 1 is a fault. What is not finite is one whatever the limit; a limit that is not finite is none."""
+        if not np.isfinite(self.error):
+            return float("inf")
+        if not np.isfinite(self.allowed):
+            return 0.0
         return self.error / self.allowed if self.allowed else float("inf" if self.error else 0.0)
 
 
@@ -51,7 +57,12 @@ def run_trusted(cut: ir.Model, layer: int | None, feeds: Mapping[str, Array]) ->
 
 
 def walk(
-    cut: ir.Model, layer: int | None, feeds: Mapping[str, Array], trusted: Mapping[str, Array], allowed: float | Mapping[str, float]
+    cut: ir.Model,
+    layer: int | None,
+    feeds: Mapping[str, Array],
+    trusted: Mapping[str, Array],
+    allowed: float | Mapping[str, float],
+    beside: Mapping[str, Array] | None = None,
 ) -> tuple[list[Tensor], dict[str, Array]]:
     """Run a cut with exact inputs everywhere.
 
@@ -61,9 +72,13 @@ def walk(
         feeds: of the cut.
         trusted: role → array.
         allowed: error of every landmark, or of each.
+        beside: value name → what a landmark is compared with; None compares with what it is replaced by.
 
     Returns:
         The landmarks that have a trusted counterpart, in the order in which they are computed; and all values by name, as they were computed.
+
+    Raises:
+        ValidationError: a landmark has no limit.
     """
     roles = {value: role for role, value in landmarks(cut, layer).items()}
     tensors: list[Tensor] = []
@@ -75,10 +90,18 @@ def walk(
         exact = expected_at(role, trusted) if role is not None else None
         if role is None or exact is None or array.dtype.kind != "f":
             return array
-        limit = allowed if isinstance(allowed, float) else allowed.get(role, float("inf"))
-        tensors.append(Tensor(role, value, position_error(array, exact), limit))
+        limit = allowed if isinstance(allowed, float) else _limit(role, allowed)
+        tensors.append(Tensor(role, value, position_error(array, exact if beside is None else beside[str(value.name)]), limit))
         with np.errstate(over="ignore"):
             return exact.astype(array.dtype) if exact.shape == array.shape else array
 
     run_nodes(cut, feeds, replace=replace)
     return tensors, computed
+
+
+def _limit(role: str, allowed: Mapping[str, float]) -> float:
+    """Of a packed projection the largest of its members'."""
+    limits = [allowed[name] for name in (role, *PACKED.get(role, ())) if name in allowed]
+    if not limits:
+        raise ValidationError(f"{role} has no limit: the model's own trace has no such tensor, only {', '.join(sorted(allowed))}")
+    return max(limits)

@@ -42,6 +42,9 @@ def compare_weight(name: str, weight: Weight, exact: Array, dtype: str, *, smoot
     """Compare; ``exact`` is the checkpoint's in float32, ``dtype`` numpy's name of the artifact's."""
     if weight.array.shape != exact.shape:
         return WeightFault(name, weight, np.inf, np.inf, 0.0, f"its shape is {list(weight.array.shape)}, the checkpoint's {list(exact.shape)}")
+    if not np.isfinite(weight.array).all():
+        first = np.argwhere(~np.isfinite(weight.array))[0].tolist()
+        return WeightFault(name, weight, np.inf, np.inf, 0.0, f"it is not finite, first at {first}")
     compare: Callable[[str, Weight, Array], WeightFault] = _rounded
     if smoothed:
         compare = _pattern

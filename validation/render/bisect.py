@@ -42,7 +42,8 @@ def _row(stage: str, found: Report) -> tuple[str, ...]:
     where += f", {found['call']}" if found["call"] else ""
     error = "not finite" if found["error"] is None else number(found["error"])
     node = f"{found['node']} ({found['op']})"
-    return stage, node, where, found["tensor"], error, number(found["allowed"], digits=2), found["why"], found["hint"] or DASH
+    allowed = DASH if found["allowed"] is None else number(found["allowed"], digits=2)
+    return stage, node, where, found["tensor"], error, allowed, found["why"], found["hint"] or DASH
 
 
 def _lines(entry: Report) -> list[str]:

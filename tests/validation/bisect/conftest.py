@@ -42,14 +42,30 @@ def static_stages(three_layers: Checkpoint, tmp_path_factory: pytest.TempPathFac
 
 
 @pytest.fixture(scope="session")
-def narrowed(three_layers: Checkpoint, stages: Path) -> Narrow:
+def oracle_of() -> Callable[[Checkpoint, Path, KvCache], Oracle]:
+    return _oracle
+
+
+@pytest.fixture(scope="session")
+def narrower() -> Callable[[Oracle, Path], Narrow]:
+    """``narrower(oracle, artifact)``: a ``narrowed`` of the stages of another artifact."""
+    return _narrower
+
+
+@pytest.fixture(scope="session")
+def oracle(three_layers: Checkpoint, stages: Path) -> Oracle:
+    return _oracle(three_layers, stages, "dynamic")
+
+
+@pytest.fixture(scope="session")
+def narrowed(oracle: Oracle, stages: Path) -> Narrow:
     """``narrowed(stage, edit)``: what is found in a graph of the artifact after an edit."""
-    return _narrower(three_layers, stages, "dynamic")
+    return _narrower(oracle, stages)
 
 
 @pytest.fixture(scope="session")
 def narrowed_static(three_layers: Checkpoint, static_stages: Path) -> Narrow:
-    return _narrower(three_layers, static_stages, "static")
+    return _narrower(_oracle(three_layers, static_stages, "static"), static_stages)
 
 
 def _stages(checkpoint: Checkpoint, artifact: Path, kv_cache: KvCache) -> Path:
@@ -59,11 +75,11 @@ def _stages(checkpoint: Checkpoint, artifact: Path, kv_cache: KvCache) -> Path:
     return artifact
 
 
-def _narrower(checkpoint: Checkpoint, artifact: Path, kv_cache: KvCache) -> Narrow:
-    oracle: Oracle = prepare_oracle(
-        StepContext(artifact), checkpoint, "fp16", kv_cache, text=None, tokens=None, measure=lambda *_: no_floor("not measured")
-    )
+def _oracle(checkpoint: Checkpoint, artifact: Path, kv_cache: KvCache) -> Oracle:
+    return prepare_oracle(StepContext(artifact), checkpoint, "fp16", kv_cache, text=None, tokens=None, measure=lambda *_: no_floor("not measured"))
 
+
+def _narrower(oracle: Oracle, artifact: Path) -> Narrow:
     def run(stage: str, edit: Edit | None = None, **entry: Any) -> dict[str, Any]:
         graph = artifact / f"{stage}.onnx"
         if edit is None:

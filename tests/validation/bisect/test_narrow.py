@@ -12,6 +12,7 @@ import pytest
 from artifact import io_spec
 from artifact.layout import MODULE_KEY
 from exporter.weights import ROTARY_COS
+from validation.bisect import layer
 
 pytestmark = pytest.mark.parity
 Narrow = Callable[..., dict[str, Any]]
@@ -88,8 +89,8 @@ def _factor(model: ir.Model, linear: str) -> Any:
 def test_a_linear_that_every_layer_scales_is_named_without_the_others_help(narrowed: Narrow) -> None:
     def scale(model: ir.Model) -> None:
         factor = constant(model, "factor", np.float16(1.01))
-        for layer in range(3):
-            insert_after(model, node_of(model, f"model.layers.{layer}.self_attn.v_proj", "MatMul").outputs[0], "Mul", factor, f"scaled.{layer}")
+        for index in range(3):
+            insert_after(model, node_of(model, f"model.layers.{index}.self_attn.v_proj", "MatMul").outputs[0], "Mul", factor, f"scaled.{index}")
 
     found = narrowed("traced", scale)["found"]
     assert (found["layer"], found["node"]) == (0, "scaled.0")
@@ -105,9 +106,9 @@ def test_a_wrong_epsilon_is_named(narrowed: Narrow) -> None:
     assert found["hint"] == "fusion rms_norm (7 of 7 fired)"
 
     def traced(model: ir.Model) -> None:
-        for layer in range(3):
-            node = node_of(model, f"model.layers.{layer}.input_layernorm", "Add")
-            node.replace_input_with(1, constant(model, f"eps.{layer}", np.float32(1e-3)))
+        for index in range(3):
+            node = node_of(model, f"model.layers.{index}.input_layernorm", "Add")
+            node.replace_input_with(1, constant(model, f"eps.{index}", np.float32(1e-3)))
 
     found = narrowed("traced", traced)["found"]
     assert (found["node"], found["layer"]) == ("model.layers.0.input_layernorm.Add", 0)
@@ -155,8 +156,8 @@ def test_positions_that_are_wrong_in_decode_steps_alone_are_named(narrowed: Narr
 @pytest.mark.parametrize("layers", [(1,), (0, 1, 2)])
 def test_a_wrong_axis_is_named(narrowed: Narrow, layers: tuple[int, ...]) -> None:
     def swap(model: ir.Model) -> None:
-        for layer in layers:
-            node_of(model, f"model.layers.{layer}.self_attn", "Softmax").attributes["axis"] = ir.AttrInt64("axis", 1)
+        for index in layers:
+            node_of(model, f"model.layers.{index}.self_attn", "Softmax").attributes["axis"] = ir.AttrInt64("axis", 1)
 
     found = narrowed("traced", swap)["found"]
     assert (found["layer"], found["node"]) == (layers[0], f"model.layers.{layers[0]}.self_attn.Softmax")
@@ -168,8 +169,8 @@ def test_pairs_that_are_rotated_otherwise_are_named(narrowed: Narrow, layers: tu
     """Of the keys alone: between the packed projection and the cache, where no value is one of the trace's as it is."""
 
     def interleave(model: ir.Model) -> None:
-        for layer in layers:
-            name = f"model.layers.{layer}.self_attn.RotaryEmbedding_2"
+        for index in layers:
+            name = f"model.layers.{index}.self_attn.RotaryEmbedding_2"
             next(node for node in model.graph if node.name == name).attributes["interleaved"] = ir.AttrInt64("interleaved", 1)
 
     found = narrowed("fused", interleave)["found"]
@@ -215,17 +216,36 @@ def test_what_follows_the_layers_is_narrowed_too(narrowed: Narrow) -> None:
     assert (found["layer"], found["node"]) == (None, "model.norm.RMSNormalization")
 
 
-def test_what_float16_cannot_hold_is_named(narrowed: Narrow) -> None:
+@pytest.mark.parametrize(("stage", "linear"), [("traced", "up_proj"), ("fused", "gate_up_proj"), ("int8", "gate_up_proj")])
+def test_what_float16_cannot_hold_is_named(narrowed: Narrow, stage: str, linear: str) -> None:
     """A large constant added and taken away again: the same in float32, and most bits are gone in float16."""
 
     def lose_bits(model: ir.Model) -> None:
-        for name, shift in (("down", -512.0), ("up", 512.0)):
-            value = node_of(model, f"{LAYER}.mlp.up_proj", "MatMul").outputs[0]
+        for name, shift in (("up", 512.0), ("down", -512.0)):
+            value = [node for node in model.graph if node.metadata_props.get(MODULE_KEY) == f"{LAYER}.mlp.{linear}"][-1].outputs[0]
             insert_after(model, value, "Add", constant(model, f"shift {name}", np.float16(shift)), name)
 
-    found = narrowed("traced", lose_bits, first_layer_outside=1)["found"]
+    found = narrowed(stage, lose_bits, first_layer_outside=1)["found"]
     assert (found["kind"], found["layer"], found["node"]) == ("rounding", 1, "down")
     assert found["error"] > 0.05 > 4 * found["allowed"]
+
+
+def test_a_trace_that_is_not_pytorch_s_own_layer_is_a_fault(narrowed: Narrow, monkeypatch: pytest.MonkeyPatch) -> None:
+    exact = layer.torch_layer
+    monkeypatch.setattr(layer, "torch_layer", lambda *args: exact(*args) * np.float32(1.02))
+    found = narrowed("fused")["found"]
+    assert (found["kind"], found["layer"], found["call"]) == ("exporter", 0, "prefill, 96 tokens")
+    assert found["error"] > found["allowed"]
+
+
+def test_a_weight_that_cannot_be_read_makes_the_look_incomplete(narrowed: Narrow, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = layer.weights_of
+    lost = f"{LAYER}.self_attn.o_proj.weight"
+    monkeypatch.setattr(layer, "weights_of", lambda *args: {name: found for name, found in read(*args).items() if name != lost})
+    report = narrowed("traced")
+    assert (report["found"], report["complete"]) == (None, False)
+    assert report["words"].startswith(f"not narrowed whole: 1 weights can't be read of the graph, {lost} first; ")
+    assert report["looked_at"]["notes"] == [f"{lost} can't be read of the graph: the checkpoint's was taken in its place, and it was not compared"]
 
 
 def test_a_graph_that_cannot_be_cut_says_why(narrowed: Narrow) -> None:
