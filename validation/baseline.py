@@ -219,6 +219,10 @@ def _differences(now: Report, baseline: Report) -> Iterator[dict[str, Any]]:
     for stage, check in sorted(limits.keys() & old.keys()):
         if limits[stage, check] != old[stage, check]:
             yield {"what": f"limit of {check}, {stage}", "baseline": old[stage, check], "now": limits[stage, check]}
+    runs, before = ({stage["stage"]: stage.get("range_run") for stage in report["stages"]} for report in (now, baseline))
+    for name in sorted(runs.keys() & before.keys()):
+        if runs[name] != before[name]:
+            yield {"what": f"run of range_peak, {name}", "baseline": before[name], "now": runs[name]}
     for stage in _names(now):
         if stage not in _names(baseline):
             yield {"what": f"stage {stage}", "baseline": None, "now": "new"}

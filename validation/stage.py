@@ -60,10 +60,17 @@ def judged(measured: StageMeasurement, limits: list[tolerances.Limit]) -> list[d
     """The checks of what was measured, one a limit."""
     texts = measured.quality["texts"] if measured.quality else ()
     values = [(row, *tolerances.gated_value(row.check, measured.numbers, texts)) for row in limits]
-    return [
+    checks = [
         tolerances.judge(row, value, where=text or measured.where.get(row.check), missing=measured.missing.get(row.check))
         for row, value, text in values
     ]
+    return [check | _run_of_ranges(check, measured) for check in checks]
+
+
+def _run_of_ranges(check: dict[str, Any], measured: StageMeasurement) -> dict[str, str]:
+    """The reason of a range that was measured names the run that it is of."""
+    run = measured.numbers.get("range_run")
+    return {"reason": f"{check['reason']}; of the {run} run"} if check["check"] == "range_peak" and run else {}
 
 
 def run_parts(name: str, parts: Mapping[str, Callable[[], None]], measured: StageMeasurement, progress: Progress) -> list[str]:
@@ -142,12 +149,21 @@ def _hidden_names(model: ir.Model) -> list[str]:
 
 
 def measure_ranges(oracle: Oracle, graph: Path, measured: StageMeasurement) -> None:
-    """Largest value of every float16 tensor, prefill: of the strict run where that is far from overflow, else in float32."""
+    """Largest value of every float16 tensor, prefill: of the strict run where it may stand for a float32 run, else of that."""
     rounded = measured.rounded_ranges
-    if rounded is not None and rounded.is_far:
+    kind = tolerances.kind_of(graph.stem, oracle.dtype)
+    assert kind is not None, graph
+    limits = tolerances.limits_of(kind, has_floor=oracle.floor.mean_abs is not None, kv_cache=oracle.kv_cache, streamed=oracle.residency.streamed)
+    if rounded is not None and rounded.is_far and is_held_to_noise(measured, limits):
         record_ranges(rounded, measured, "strict")
     else:
         record_ranges(audit_ranges(graph, _prefill_feeds(oracle)), measured)
+
+
+def is_held_to_noise(measured: StageMeasurement, limits: list[tolerances.Limit]) -> bool:
+    """Whether the strict run's noise is judged for this kind, and passed: only then it can't have strayed from what a float32 run would hold."""
+    rows = [row for row in limits if row.check == "strict_noise_ratio"]
+    return any(check["passed"] is True for check in judged(measured, rows))
 
 
 def record_ranges(audit: RangeAudit, measured: StageMeasurement, run: str = "float32") -> None:

@@ -228,3 +228,9 @@ def test_validate_of_an_artifact_holds_it_against_its_baseline(artifact: Path, s
     old.write_text(json.dumps(sound_report | {"model": sound_report["model"] | {"fingerprint": "other"}}))
     with pytest.raises(ValidationError, match="another checkpoint"):
         validate(artifact, ValidateOptions(baseline=old))
+
+
+def test_another_run_of_the_ranges_is_named(now: Report, old: Report) -> None:
+    old["stages"][0]["range_run"], now["stages"][0]["range_run"] = "float32", "strict"
+    what = f"run of range_peak, {now['stages'][0]['stage']}"
+    assert {"what": what, "baseline": "float32", "now": "strict"} in compare(now, old)["differs"]

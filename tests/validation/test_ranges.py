@@ -9,8 +9,11 @@ import onnx_ir as ir
 import pytest
 
 from artifact.layout import MODULE_KEY
-from validation.ranges import FLOAT16_MAX, audit_ranges, peak
+from validation.measurement import StageMeasurement
+from validation.ranges import FLOAT16_MAX, RangeAudit, audit_ranges, peak
+from validation.stage import is_held_to_noise, judged, record_ranges
 from validation.strict import run_strict
+from validation.tolerances import Kind, limits_of
 
 HEADER = '<ir_version: 10, opset_import: ["" : 23]>'
 PRODUCT = """
@@ -161,3 +164,19 @@ def test_a_rounded_run_tells_the_ranges_where_it_is_far_from_overflow(values: tu
     if far:
         assert rounded.peak_fraction == pytest.approx(exact.peak_fraction, rel=1e-3)
         assert (rounded.tensor, rounded.layer, rounded.warnings) == (exact.tensor, exact.layer, exact.warnings)
+
+
+@pytest.mark.parametrize(("kind", "ratio", "held"), [("float16", 1.0, True), ("float16", 1.3, False), ("float16", None, False), ("int8", 1.0, False)])
+def test_a_rounded_run_stands_for_float32_only_where_its_noise_was_judged(kind: Kind, ratio: float | None, held: bool) -> None:
+    measured = StageMeasurement()
+    measured.numbers["strict_noise_ratio"] = ratio
+    assert is_held_to_noise(measured, limits_of(kind)) == held
+
+
+@pytest.mark.parametrize("run", ["strict", "float32"])
+def test_the_check_of_the_range_names_its_run(run: str) -> None:
+    measured = StageMeasurement()
+    record_ranges(RangeAudit(0.1, "x", None, [], []), measured, run)
+    (check,) = judged(measured, [row for row in limits_of("float16") if row.check == "range_peak"])
+    assert check["passed"] is True
+    assert check["reason"].endswith(f"of the {run} run")
