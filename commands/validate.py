@@ -170,10 +170,12 @@ def _open_baseline(path: Path | None, model: Report) -> Baseline | None:
 
 
 def _check_bisect(options: ValidateOptions) -> None:
-    if options.bisect and options.stages and all(map(is_engine, options.stages)):
+    """Refuse to look closer at engine graphs alone: their layers are their stage's."""
+    asked = next((f"--{name}" for name in ("bisect", "edges") if getattr(options, name)), None)
+    if asked and options.stages and all(map(is_engine, options.stages)):
         named = ", ".join(options.stages)
-        hint = f"--stage {stage_of(options.stages[0])} --bisect"
-        raise UsageError(f"--bisect narrows stages, and {named} has its stage's layers: there is nothing of its own to narrow", hint=hint)
+        hint = f"--stage {stage_of(options.stages[0])} {asked}"
+        raise UsageError(f"{asked} looks at a stage's layers, and {named} has those of its stage: there is nothing of its own to look at", hint=hint)
 
 
 def _check_texts(texts: tuple[Path, ...]) -> None:

@@ -110,6 +110,10 @@ def _identity(report: Report) -> Iterator[tuple[str, Any]]:
         yield "another kind of text", ", ".join(text["kind"] for text in report["texts"])
         windows = report.get("text") or {}
         yield "other windows of the text", ", ".join(f"{key} {windows.get(key)}" for key in ("window", "stride", "bos"))
+    for stage in report.get("stages") or ():
+        calls = [f"{run['scenario']} {run['positions']} in {run['calls']}" for run in stage.get("scenarios") or ()]
+        if calls:
+            yield f"{stage['stage']}: scenarios of other lengths (positions in calls)", ", ".join(calls)
 
 
 def _require_common_stage(now: Report, baseline: Report) -> None:

@@ -52,6 +52,13 @@ def test_a_report_is_no_worse_than_itself(now: Report, old: Report) -> None:
     assert comparison["words"] == f"no regression; {len(comparison['changes'])} numbers compared"
 
 
+def test_scenarios_of_another_length_are_not_compared(now: Report, old: Report) -> None:
+    run = old["stages"][0]["scenarios"][0]
+    run["positions"] += 64
+    with pytest.raises(ValidationError, match=rf"scenarios of other lengths .*: there {run['scenario']} {run['positions']} in "):
+        compare(now, old)
+
+
 def test_every_margin_is_tried_by_these_tests(old: Report) -> None:
     known = {change["metric"] for change in compare(old, old)["changes"]}
     assert known == {margin.key for margin in (*STAGE_MARGINS, *PLAN_MARGINS)}

@@ -13,6 +13,7 @@ from artifact import io_spec
 from artifact.steps import StepContext, run_step
 from exporter.checkpoints import Checkpoint, open_checkpoint
 from exporter.export import export_checkpoint
+from validation.bisect import edges
 from validation.bisect.edge_report import measure_edges
 from validation.bisect.edges import LARGEST_CACHE, edges_of, profiles_of
 from validation.floor import no_floor
@@ -85,6 +86,7 @@ def test_a_sound_stage_holds_at_every_edge_and_names_what_is_too_big_to_run(long
     assert {edge["passed"] for edge in sizes.values()} == {True}
     assert all(edge["tensors"] > 20 for edge in sizes.values())
     assert (stage["passed"], stage["checks"][-1]["passed"]) == (True, True)
+    assert stage["checks"][-1]["reason"].startswith("5 of 6 edges were run; ")
     assert big["passed"] is None
     assert big["reason"] == "2,048 new tokens a call are too many for a CPU (512 at most); edges with past meet its length"
     assert stage["warnings"] == [f"not run, edge of prefill: 4 rows, 512 tokens: {big['reason']}"]
@@ -95,6 +97,14 @@ def test_caches_that_are_too_large_are_not_run(oracle: Oracle) -> None:
     longest = LARGEST_CACHE // (2 * 4 * rows * config.num_key_value_heads * config.head_dim) + 1
     axes = {io_spec.BATCH: (rows, rows, rows), io_spec.SEQUENCE: (1, 1, 1), io_spec.TOTAL: (1, 1, longest)}
     assert [edge.reason for edge in edges_of(oracle, {"decode": axes}) if edge.past] == ["its keys and values take 0.5 GB a layer (0.5 at most)"]
+
+
+def test_where_no_edge_can_be_run_nothing_is_judged(long: tuple[Checkpoint, Path], oracle: Oracle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(edges, "LONGEST_CALL", 0)
+    (stage,) = measure_edges(StepContext(long[1]), oracle, [_entry()], [])
+    check = stage["checks"][-1]
+    assert (check["value"], check["passed"]) == (None, None)
+    assert "not judged: no edge is small enough to be run here" in check["reason"]
 
 
 def test_a_mask_for_a_fixed_length_fails_where_it_ends(
