@@ -114,6 +114,7 @@ STEPS: Mapping[str, Step] = {
             "validation/texts/*",
             "exporter/**/*.py",
             *_RUN_ON_GPU,
+            "engines/profiles.py",
             "graphs/diff.py",
             "graphs/fusions/_*.py",
             "graphs/joined.py",

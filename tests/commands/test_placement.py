@@ -128,7 +128,7 @@ def test_what_is_kept_may_cost_too_much_already_and_the_hint_leaves_room(artifac
     with pytest.raises(ParityMismatch, match=words) as caught:
         within(artifact, 1)
     assert caught.value.hint is not None
-    assert caught.value.hint.startswith("--max-perplexity-increase 1.3 ")  # KL needs 1.28
+    assert caught.value.hint.startswith("--max-perplexity-increase 1.29 ")  # KL needs 1.28
     assert not (artifact / "int8.onnx").exists()
 
 
