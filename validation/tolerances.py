@@ -98,7 +98,7 @@ LIMITS = (
     Limit("int8-onnxruntime", "range_peak", "<", 1.0, RANGE),
     Limit("int8-smoothquant", "perplexity_increase_pct", "<=", 1.0, "increase − 2 standard errors"),
     Limit("int8-smoothquant", "mean_kl", "<=", gate_of(1.0), "nats, of any number of tokens: 2.5 times what placement may leave on its own text"),
-    Limit("int8-smoothquant", "scenario_spread", "<=", 1.25, ROUNDED_SPREAD),
+    Limit("int8-smoothquant", "scenario_spread", "<=", 1.5, f"{ROUNDED_SPREAD}: 64 steps measure 0.98 to 1.01, 8 of a row 0.76 to 1.36"),
     Limit("int8-smoothquant", "strict_nonfinite", "==", 0, FINITE),
     Limit("int8-smoothquant", "range_peak", "<", 1.0, RANGE),
     Limit("int4", "scenario_spread", "<=", 1.1, SPREAD),
