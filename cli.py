@@ -406,10 +406,10 @@ def validate(
 ) -> None:
     """Every stage against the reference: `cli.py validate artifacts/llama-2-7b`; any graph: `cli.py validate --graph model.onnx --checkpoint SRC`."""
     from commands import validate as command
-    from commands.against import read_against
+    from commands.against import TORCH, TRANSFORMERS, read_against
     from commands.compare import compare
 
-    if (artifact is None) == (graph is None) or (graph is None and out is not None and against in (None, "torch", "transformers")):
+    if (artifact is None) == (graph is None) or (graph is None and out is not None and against in (None, TORCH, TRANSFORMERS)):
         raise typer.BadParameter("give an artifact folder, or --graph FILE and --checkpoint SRC; --out with --graph or another graph alone")
     measured = (tuple(stage or ()), tuple(text or ()), tokens, checkpoint, device.value, baseline, streamed, bisect, edges)
     options = command.ValidateOptions(*measured, read_against(against), max_kl, save_reference, top_k)

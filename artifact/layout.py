@@ -34,6 +34,14 @@ def layer_of(module: str | None) -> int | None:
     return int(parts[2]) if parts[:2] == ["model", "layers"] and len(parts) > 2 and parts[2].isdigit() else None
 
 
+def members(module: str) -> tuple[str, ...]:
+    """The linears of the checkpoint whose rows a linear of a graph holds: three of a packed q·k·v, two of gate·up, else itself."""
+    layer = layer_of(module)
+    prefix = "" if layer is None else f"{layer_prefix(layer)}."
+    name = module.removeprefix(prefix)
+    return tuple(prefix + member for member in PACKED.get(name, (name,)))
+
+
 def linear_shapes(config: LlamaConfig) -> dict[str, tuple[int, int]]:
     """Module name within a layer → weight shape [out, in], in stored order."""
     hidden, ffn = config.hidden_size, config.intermediate_size

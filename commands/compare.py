@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from validation.comparison import Subject
     from validation.side import Side
 
+IDENTITY = ("name", "source", "format", "fingerprint")
+"""Of a model, as the report names it."""
+
 
 def compare(target: Path, options: ValidateOptions, *, out: Path | None = None, progress: Progress = silent) -> Report:
     """Hold an artifact's stages, or one ONNX file, against what ``--against`` names, and write the reports.
@@ -106,14 +109,14 @@ def _subject(target: Path, options: ValidateOptions, path: Path, scratch: Path, 
     if options.checkpoint is not None:
         checkpoint = open_request(CheckpointRequest(options.checkpoint), progress=progress)
         checkpoint.write_sidecars(StepContext(scratch, progress).write)
-        model = {key: getattr(checkpoint, key) for key in ("name", "source", "format", "fingerprint")}
+        model = {key: getattr(checkpoint, key) for key in IDENTITY}
         return file_subject(target, checkpoint.config, model, progress), scratch
     artifact = _artifact_of(path)
     if artifact is None:
         raise UsageError(f"nothing says which model {target} and {path} are of", hint="--checkpoint SRC, or hold them against an artifact")
     model = require_artifact(artifact, "validate")["model"]
     config = LlamaConfig(**model["config"])
-    return file_subject(target, config, {key: model[key] for key in ("name", "source", "format", "fingerprint")}, progress), artifact
+    return file_subject(target, config, {key: model[key] for key in IDENTITY}, progress), artifact
 
 
 def _others(subject: Subject, path: Path, there: Path | None, config: LlamaConfig, *, asked: bool) -> tuple[Subject, dict[str, Side]]:

@@ -15,11 +15,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from artifact.layout import layer_of, layer_prefix
+from artifact.layout import layer_of, layer_prefix, members
 from exporter.model import DecoderLayer
 from graphs.quantize.int8 import round_plainly_by_row
 from graphs.quantize.islands import HIGHEST, LOWEST
-from graphs.quantize.linears import members
 
 Weight = NDArray[np.float32]
 Rounding = Callable[[str, Weight], Weight]

@@ -30,6 +30,7 @@ from artifact.progress import Progress, silent
 from artifact.steps import StepContext, rules_hash
 from validation import metrics
 from validation.reference import Read, Reference, ReferenceRun
+from validation.scenarios import LARGE
 
 FILE = "reports/floor.json"
 RULES = (
@@ -37,7 +38,7 @@ RULES = (
     "validation/text.py", "exporter/model.py", "exporter/rope.py", "artifact/config.py", "artifact/rope_scaling.py",
 )  # fmt: skip
 """Source files that decide the floor."""
-STREAMED_ABOVE = 1_500_000_000
+STREAMED_ABOVE = LARGE
 Ids = NDArray[np.int64]
 
 

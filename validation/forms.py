@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from artifact.io_spec import Dtype
+from artifact.layout import members
 from artifact.progress import Progress, silent
-from graphs.quantize.linears import members, site_of
+from graphs.quantize.linears import site_of
 from graphs.quantize.rounder import Rounder
 from graphs.quantize.smoothing import Smoothing, smooth
 from graphs.quantize.statistics import Divided, Statistics

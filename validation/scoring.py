@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from artifact.config import LlamaConfig
-from artifact.layout import layer_of, linear_shapes
+from artifact.layout import layer_of, linear_shapes, members
 from artifact.steps import StepContext
-from graphs.quantize.linears import members, site_of
+from graphs.quantize.linears import site_of
 from graphs.quantize.sensitivities import LinearScore, scores_file, write_scores
 from graphs.quantize.statistics import Statistics
 from validation.calibration_text import CalibrationText, Ids

@@ -18,8 +18,8 @@ from safetensors import safe_open
 
 from artifact.errors import QuantizationError
 from artifact.given import GIVEN_FILE, INPUT_SCALE, WEIGHT_SCALE, Given, given_of
+from artifact.layout import members
 from artifact.manifest import export_command, read_manifest
-from graphs.quantize.linears import members
 from graphs.quantize.rounder import Errors, Rounder
 from graphs.quantize.rounding import Grid, Levels
 from graphs.quantize.writer import row_blocks

@@ -66,11 +66,3 @@ def site_of(module: str) -> str:
         return module
     name = module.removeprefix(prefix := f"{layer_prefix(layer)}.")
     return prefix + PACKED_OF.get(name, name)
-
-
-def members(module: str) -> tuple[str, ...]:
-    """The linears of the checkpoint whose rows a linear of a graph holds: three of a packed q·k·v, two of gate·up, else itself."""
-    layer = layer_of(module)
-    prefix = "" if layer is None else f"{layer_prefix(layer)}."
-    name = module.removeprefix(prefix)
-    return tuple(prefix + member for member in PACKED.get(name, (name,)))

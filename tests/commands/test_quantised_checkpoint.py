@@ -12,7 +12,7 @@ import torch
 from artifact.config import LlamaConfig
 from artifact.errors import QuantizationError, UsageError
 from artifact.graph_file import load_graph
-from artifact.layout import linear_shapes
+from artifact.layout import linear_shapes, members
 from artifact.manifest import read_manifest
 from artifact.steps import run_step
 from commands.calibrate import CalibrationOptions
@@ -23,7 +23,6 @@ from commands.summary import summarize
 from exporter.checkpoints import open_checkpoint
 from exporter.checkpoints.quantised_model import QuantisedCheckpoint
 from exporter.export import export_checkpoint
-from graphs.quantize.linears import members
 
 PINNED = Path(__file__).parents[1] / "exporter" / "checkpoints" / "quantised"
 LAYER = "model.layers.0"

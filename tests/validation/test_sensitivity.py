@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from artifact.layout import tensor_shapes
+from artifact.layout import members, tensor_shapes
 from exporter.checkpoints import Checkpoint
 from exporter.model import LlamaModel
 from exporter.rope import rotary_tables
 from graphs.quantize.int8 import quantize_rows
-from graphs.quantize.linears import members
 from validation import metrics, sensitivity
 from validation.bootstrap import Resampling
 from validation.fake_quant import Form, quantised

@@ -9,7 +9,7 @@ Letters: B batch, S new tokens, P past, K kv heads, D head_dim.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -72,7 +72,7 @@ def edges_of(oracle: Oracle, profiles: Mapping[str, Axes]) -> list[Edge]:
             for new in dict.fromkeys(axes[io_spec.SEQUENCE]):
                 for past in dict.fromkeys((0, longest - new)):
                     edge = Edge(name, batch, new, past)
-                    found.setdefault((batch, new, past), Edge(name, batch, new, past, _too_big(oracle, edge)))
+                    found.setdefault((batch, new, past), replace(edge, reason=_too_big(oracle, edge)))
     return list(found.values())
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from artifact.layout import MODULE_KEY, PACKED
+from artifact.layout import MODULE_KEY, members
 from validation.node_runner import load_constant, run_nodes
 
 Array = NDArray[Any]
@@ -54,8 +54,8 @@ def weights_of(cut: ir.Model, shapes: Mapping[str, Sequence[int]]) -> dict[str, 
     found: dict[str, Weight] = {}
     for module, nodes in modules.items():
         if (product := next((node for node in nodes if node.op_type in PRODUCTS and _constant(node.inputs[1])), None)) is not None:
-            found |= _split(_linear(cut, product), [f"{name}.weight" for name in _members(module)], shapes)
-            found |= _split(_vector(nodes, ".bias"), [f"{name}.bias" for name in _members(module)], shapes)
+            found |= _split(_linear(cut, product), [f"{name}.weight" for name in members(module)], shapes)
+            found |= _split(_vector(nodes, ".bias"), [f"{name}.bias" for name in members(module)], shapes)
         elif (vector := _vector(nodes, ".weight")) is not None and f"{module}.weight" in shapes:
             found[f"{module}.weight"] = vector
     return found
@@ -67,13 +67,6 @@ def stored_as(cut: ir.Model, names: Sequence[str]) -> Iterator[tuple[str, Weight
         value = cut.graph.initializers.get(name)
         if value is not None and (users := value.uses()):
             yield name, Weight(load_constant(value), name, next(node for node in cut.graph if any(node is user for user, _ in users)))
-
-
-def _members(module: str) -> list[str]:
-    for packed, members in PACKED.items():
-        if module.endswith(f".{packed}"):
-            return [f"{module.removesuffix(packed)}{member}" for member in members]
-    return [module]
 
 
 def _split(weight: Weight | None, names: list[str], shapes: Mapping[str, Sequence[int]]) -> dict[str, Weight]:

@@ -10,9 +10,9 @@ from safetensors.numpy import save_file
 
 from artifact.errors import QuantizationError
 from artifact.given import GIVEN_FILE, SMALLEST_SCALE, Given
+from artifact.layout import members
 from artifact.manifest import FORMAT, write_manifest
 from graphs.quantize.given import GivenRounder, GivenScales, check_scheme, given_scales, stored_scales, to_levels
-from graphs.quantize.linears import members
 from graphs.quantize.rounding import Grid, largest_over
 
 INT8 = Given("compressed-tensors", "pack-quantized", 8, 0, "float", 7)
