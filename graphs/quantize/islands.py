@@ -136,7 +136,7 @@ def island_piece(
 
     def make() -> Iterator[NDArray[Any]]:
         levels, scale = read_mapped(linear.weight, folder, lambda weight: rounded(weight, dtype.numpy()))
-        yield levels if whole else FORM.stored(levels)
+        yield from (levels,) if whole else FORM.stored(levels)
         yield scale.reshape(rows).astype(dtype.numpy())
 
     name = f"{linear.name}.weight_int8" if whole else FORM.levels_name(linear)

@@ -7,7 +7,6 @@ Letters: r rows at a time, n samples.
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, dataclass, field
 from math import sqrt
 from typing import Any
@@ -19,6 +18,7 @@ from artifact.errors import QuantizationError
 from artifact.layout import layer_of
 from graphs.quantize.gptq import REACH, TINY, Feedback, make_feedback, round_in_order
 from graphs.quantize.linears import site_of
+from graphs.quantize.plain import round_weight
 from graphs.quantize.rounding import Floats, Grid, Levels, round_plainly, search_scale
 from graphs.quantize.statistics import SiteStatistics, Statistics
 from graphs.quantize.writer import exact_rows, row_slices
@@ -30,7 +30,7 @@ FIRST = 0.01
 DAMPING, DAMPING_MEAN = 0.3, 0.03
 """Damping of a channel: this much of its own mean square, position 0 with its weight, and of the mean of all (docs/adr/014)."""
 DRIVEN_VALUES = 1 << 22
-"""Weights at a time where products are behind them; plain rounding takes fewer, that stay in the cache."""
+"""Weights at a time where products are behind them."""
 MEASURED_SAMPLES = 256
 """Sampled inputs, spread over all, on which outputs are compared."""
 
@@ -121,17 +121,18 @@ class Rounder:
             QuantizationError: the weight is not finite, or the statistics are another model's.
         """
         seen = self.input_of(name, weight.shape[1])
+        if seen is None:
+            plain = round_weight(weight, name, grid)
+            self.errors[name] = Errors(plain.squares, plain.error)
+            return plain.levels, plain.scale
         levels, scale = np.empty(weight.shape, np.int8), np.empty((len(weight), grid.blocks(weight.shape[1])), np.float32)
-
-        def round_rows(rows: slice) -> Errors:
+        errors = Errors()
+        for rows in row_slices(weight, DRIVEN_VALUES):  # the products have threads of their own
             exact = exact_rows(weight, name, rows)
-            plain = round_plainly(exact, grid)
-            levels[rows], scale[rows] = chosen = plain if seen is None else round_by(seen.feedback, exact, grid, plain)
-            return _measured(exact, grid, chosen, plain, seen)
-
-        with ThreadPoolExecutor() as pool:  # plain rounding only: the products of the other have threads of their own
-            found = list(pool.map(round_rows, row_slices(weight)) if seen is None else map(round_rows, row_slices(weight, DRIVEN_VALUES)))
-        self.errors[name] = sum(found, start=Errors())
+            nearest = round_plainly(exact, grid)
+            levels[rows], scale[rows] = chosen = round_by(seen.feedback, exact, grid, nearest)
+            errors += _measured(exact, grid, chosen, nearest, seen)
+        self.errors[name] = errors
         return levels, scale
 
     def input_of(self, name: str, columns: int) -> Input | None:
@@ -170,11 +171,9 @@ def round_by(feedback: Feedback, exact: Floats, grid: Grid, plain: tuple[Levels,
     return np.where(better, levels.T, plain[0]).astype(np.int8), np.where(better, scale, plain[1])
 
 
-def _measured(exact: Floats, grid: Grid, chosen: tuple[Levels, Floats], plain: tuple[Levels, Floats], seen: Input | None) -> Errors:
-    """What some rows [r, in] cost as they were rounded, and on sampled inputs, where there are any, beside plain rounding."""
+def _measured(exact: Floats, grid: Grid, chosen: tuple[Levels, Floats], plain: tuple[Levels, Floats], seen: Input) -> Errors:
+    """What some rows [r, in] cost as they were rounded, and on sampled inputs, beside plain rounding."""
     error = _error(exact, grid, *chosen)
-    if seen is None:
-        return Errors(_squares(exact), _squares(error))
     outputs = (exact.T, error.T, _error(exact, grid, *plain).T)
     return Errors(_squares(exact), _squares(error), *(_squares(seen.samples @ of_weight) for of_weight in outputs))
 

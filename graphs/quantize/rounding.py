@@ -5,17 +5,19 @@ Letters: r rows of a weight at a time, b blocks of a row.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from artifact.ahead import ahead
+
 Floats = NDArray[np.float32]
 Levels = NDArray[np.int8]
 BYTE_BITS = 8
-TURNED_ROWS, CACHE_LINE = 128, 64
+TURNED_ROWS, TURNED_COLUMNS, CACHE_LINE = 256, 1024, 64
 FACTORS = (0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6)
 """By which the scale of a block of four bits may be smaller: clipping its largest weight can pay."""
 
@@ -58,8 +60,23 @@ class Grid:
 
 def round_plainly(rows: Floats, grid: Grid) -> tuple[Levels, Floats]:
     """The nearest level to each weight [r, in]: levels [r, in] and scales [r, b]."""
+    levels = np.empty(rows.shape, np.int8)
+    scale, _ = round_into(levels, rows.copy(), grid, np.empty_like(rows))
+    return levels, scale
+
+
+def round_into(levels: Levels, rows: Floats, grid: Grid, scratch: Floats) -> tuple[Floats, float]:
+    """As ``round_plainly``, in place: levels are written, rows and scratch (all [r, in]) used up.
+
+    Returns:
+        Scales [r, b], and Σ error² of the weights: of quotients, before they are multiplied by their scales, for that takes two passes less.
+    """
     scale = grid.scale_of(grid.blocked(rows), 1.0)
-    return nearest(rows, grid.spread(scale, rows.shape[1]), grid), scale
+    np.divide(rows, grid.spread(scale, rows.shape[1]), out=rows)
+    whole = _whole(rows, grid, scratch)
+    np.copyto(levels, whole, casting="unsafe")
+    error = grid.blocked(np.subtract(rows, whole, out=rows))
+    return scale, float(np.vdot(np.square(scale), np.vecdot(error, error)))
 
 
 def search_scale(rows: Floats, grid: Grid, importance: Floats) -> Floats:
@@ -82,9 +99,14 @@ def _cost(blocks: Floats, scale: Floats, grid: Grid, importance: Floats) -> Floa
 
 def nearest(rows: Floats, scale: Floats, grid: Grid) -> Levels:
     """The nearest levels to weights ÷ scales, of shapes that fit."""
-    levels = rows / scale
-    np.clip(np.rint(levels, out=levels), grid.low, grid.high, out=levels)
-    return levels.astype(np.int8)
+    exact = rows / scale
+    return _whole(exact, grid, exact).astype(np.int8)
+
+
+def _whole(exact: Floats, grid: Grid, out: Floats) -> Floats:
+    """Quotients to whole levels, into ``out``."""
+    np.clip(np.rint(exact, out=out), grid.low, grid.high, out=out)
+    return out
 
 
 def largest_over(divisor: int, dtype: np.dtype[Any]) -> Callable[[Floats, float], Floats]:
@@ -144,11 +166,16 @@ def nibbles(levels: NDArray[Any]) -> NDArray[np.uint8]:
     return halves
 
 
-def turned(levels: Levels) -> Levels:
-    """Levels [out, in] → [in, out], in memory order.
+def turned(levels: Levels) -> Iterator[Levels]:
+    """Levels [out, in] → [in, out] in memory order, some of its rows at a time."""
+    starts = range(0, levels.shape[1], TURNED_COLUMNS)
+    return ahead(lambda start: _turned(levels[:, start : start + TURNED_COLUMNS]), starts)
 
-    Some rows at a time go through a buffer whose rows are a cache line longer: rows that are a power of two apart would fall on each other in the
-    cache, and the copy take four times as long.
+
+def _turned(levels: Levels) -> Levels:
+    """Some rows at a time go through a buffer whose rows are a cache line longer.
+
+    Rows that are a power of two apart would fall on each other in the cache, and the copy take four times as long.
     """
     rows, columns = levels.shape
     found = np.empty((columns, rows), np.int8)

@@ -66,9 +66,9 @@ class Form:
         """Whether levels are stored [in, out]: of INT8 the compiler wants them so, and would hold a turned copy of them all while it builds."""
         return self.dtype == ir.DataType.INT8
 
-    def stored(self, levels: Levels) -> NDArray[Any]:
-        """Levels [out, in] as their bytes."""
-        return turned(levels) if self.turned else nibbles(levels)
+    def stored(self, levels: Levels) -> Iterator[NDArray[Any]]:
+        """Levels [out, in] as their bytes, in blocks."""
+        return turned(levels) if self.turned else iter((nibbles(levels),))
 
     def levels_name(self, linear: Linear) -> str:
         """`….weight_int8_t`, `….weight_int4`."""
@@ -170,7 +170,7 @@ def _piece(step: StepContext, linear: Linear, form: Form, grid: Grid, rounder: R
 
     def make() -> Iterator[NDArray[Any]]:
         levels, scale = read_mapped(linear.weight, step.artifact, lambda weight: rounder.round(weight, linear.name, grid))
-        yield form.stored(levels)
+        yield from form.stored(levels)
         yield scale.reshape(scale_shape).astype(scales.numpy())
 
     return Piece(linear.name, {form.levels_name(linear): levels_form, f"{linear.name}.weight_scale": (SAFETENSORS[scales], scale_shape)}, make)

@@ -17,6 +17,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from artifact.errors import QuantizationError
+from artifact.half import all_finite, widened
 from artifact.layout import layer_of
 from artifact.steps import StepContext
 from artifact.tensor_file import StoredTensor, checksums_json, plan_tensors, write_tensors
@@ -36,7 +37,7 @@ class Piece:
     Attributes:
         module: its path; the layer decides the file.
         tensors: name → (dtype of safetensors, shape), in stored order.
-        make: gives their arrays in that order; called when the module's turn has come, and nothing of the one before is kept.
+        make: gives their arrays in that order, each in one block or several; called at the module's turn, and nothing of the one before is kept.
     """
 
     module: str
@@ -98,16 +99,15 @@ def row_slices(weight: NDArray[Any], values: int = ROW_BLOCK_VALUES) -> list[sli
     return [slice(start, min(start + height, len(weight))) for start in range(0, len(weight), height)]
 
 
-def exact_rows(weight: NDArray[Any], name: str, rows: slice) -> Floats:
-    """Those rows of a weight, copied to float32.
+def exact_rows(weight: NDArray[Any], name: str, rows: slice, out: Floats | None = None, scratch: Floats | None = None) -> Floats:
+    """Those rows of a weight, copied to float32; ``out`` and ``scratch`` are memory of their shape.
 
     Raises:
         QuantizationError: one of them is NaN or Inf.
     """
-    exact = weight[rows].astype(np.float32)
-    if not np.isfinite(exact).all():
+    if not all_finite(weight[rows], scratch):
         raise QuantizationError(f"{name}.weight holds NaN or Inf in rows {rows.start} … {rows.stop - 1}")
-    return exact
+    return widened(weight[rows], out)
 
 
 def add_initializer(graph: ir.Graph, tensor: StoredTensor, dtype: ir.DataType, shape: tuple[int, ...] | None = None) -> ir.Value:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from graphs.quantize.int8 import FORM, LEVELS
-from graphs.quantize.rounding import TURNED_ROWS, Format, Grid, largest_over, nibbles, pack, round_plainly, rounded_up, turned
+from graphs.quantize.rounding import TURNED_COLUMNS, TURNED_ROWS, Format, Grid, largest_over, nibbles, pack, round_plainly, rounded_up, turned
 
 HALF = np.dtype(np.float16)
 
@@ -85,9 +85,9 @@ def test_scales_are_rounded_up_to_their_dtype() -> None:
     np.testing.assert_array_equal(stored, stored.astype(np.float16).astype(np.float32))
 
 
-@pytest.mark.parametrize("shape", [(1, 3), (TURNED_ROWS, 8), (2 * TURNED_ROWS + 5, 70)])
+@pytest.mark.parametrize("shape", [(1, 3), (TURNED_ROWS, 8), (2 * TURNED_ROWS + 5, 70), (3, 2 * TURNED_COLUMNS + 1)])
 def test_turned_levels_are_the_transpose_in_memory_order(shape: tuple[int, int]) -> None:
     levels = np.random.default_rng(0).integers(-127, 128, shape).astype(np.int8)
-    found = turned(levels)
-    assert found.flags.c_contiguous
-    assert np.array_equal(found, levels.T)
+    blocks = list(turned(levels))
+    assert all(block.flags.c_contiguous for block in blocks)
+    assert np.array_equal(np.concatenate(blocks), levels.T)

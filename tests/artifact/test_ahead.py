@@ -1,0 +1,27 @@
+"""Working ahead: the order, how far ahead, and what a failure does."""
+
+from __future__ import annotations
+
+import pytest
+
+from artifact.ahead import ahead
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 7])
+def test_keeps_the_order(count: int) -> None:
+    assert list(ahead(lambda item: item * item, range(count))) == [item * item for item in range(count)]
+
+
+def test_no_more_than_so_many_items_are_begun_before_they_are_wanted() -> None:
+    begun: list[int] = []
+    results = ahead(begun.append, range(10), threads=2)
+    for taken in range(1, 9):
+        next(results)
+        assert len(begun) <= taken + 2
+
+
+def test_a_failure_comes_at_its_place() -> None:
+    results = ahead(lambda item: 1 // item, [1, 1, 0, 1])
+    assert [next(results), next(results)] == [1, 1]
+    with pytest.raises(ZeroDivisionError):
+        next(results)
