@@ -15,7 +15,7 @@ from typing import Any, Literal
 from artifact.engine_names import is_engine, stage_of
 from artifact.errors import ValidationError
 from artifact.io_spec import Dtype, KvCache
-from graphs.quantize.placement import gate_of
+from graphs.quantize.placement import ROOM, gate_of
 
 Kind = Literal[
     "float32", "float16", "int8", "int8-onnxruntime", "int8-smoothquant", "int4", "engine", "plan", "plan-int8", "plan-int8-smoothquant", "plan-int4",
@@ -97,7 +97,7 @@ LIMITS = (
     Limit("int8-onnxruntime", "strict_nonfinite", "==", 0, FINITE),
     Limit("int8-onnxruntime", "range_peak", "<", 1.0, RANGE),
     Limit("int8-smoothquant", "perplexity_increase_pct", "<=", 1.0, "increase − 2 standard errors"),
-    Limit("int8-smoothquant", "mean_kl", "<=", gate_of(1.0), "nats, of any number of tokens: 2.5 times what placement may leave on its own text"),
+    Limit("int8-smoothquant", "mean_kl", "<=", gate_of(1.0), f"nats, of any number of tokens: {ROOM:g} times what placement may leave on its text"),
     Limit("int8-smoothquant", "scenario_spread", "<=", 1.5, f"{ROUNDED_SPREAD}: 64 steps measure 0.98 to 1.01, 8 of a row 0.76 to 1.36"),
     Limit("int8-smoothquant", "strict_nonfinite", "==", 0, FINITE),
     Limit("int8-smoothquant", "range_peak", "<", 1.0, RANGE),
