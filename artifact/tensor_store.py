@@ -1,4 +1,4 @@
-"""Tensors of a step into one safetensors file of the artifact: hashed on the way, not written again after an interruption."""
+"""Tensors of a step into one safetensors file of the artifact: hashed on the way, and not read again for the manifest."""
 
 from __future__ import annotations
 
@@ -21,6 +21,11 @@ def store_tensors(step: StepContext, file: str, header: bytes, planned: list[Sto
     entry = step.finished(file)
     if entry is not None and list(entry.get(TENSORS, ())) == [tensor.name for tensor in planned]:
         return [replace(tensor, blake3=entry[TENSORS][tensor.name]) for tensor in planned]
+    return store_anew(step, file, header, planned, data)
+
+
+def store_anew(step: StepContext, file: str, header: bytes, planned: list[StoredTensor], data: Iterable[memoryview]) -> list[StoredTensor]:
+    """As ``store_tensors``, for data that is reported on while it is made: it is written whether it was finished before or not."""
     with step.write_hashed(file) as (temporary, known):
         written = write_tensors(temporary, header, planned, data)
         known["sha256"] = combined_hash(header, (tensor.blake3 for tensor in written))

@@ -1,6 +1,6 @@
 """What quantising weights costs, plain and driven by data: time against `cp` of the bytes that are read, and peak memory, at real widths.
 
-    python benchmarks/quantize_weights.py [--layers 2] [--folder DIR] [7b 70b]
+    python benchmarks/quantize_weights.py [--layers 2] [--plain] [--folder DIR] [7b 70b]
 
 Weights and activations are random. Each run is a process of its own; `cp` and plain rounding take turns. Exit code 1 where plain int8 is below the
 limit of speed, or any plain run above that of memory; data-driven rounding is bound by arithmetic, and what it costs is printed.
@@ -40,6 +40,7 @@ def main() -> int:
     parser.add_argument("--artifact", type=Path, help="Quantise this one in this process, and say what it took.")
     parser.add_argument("--scheme", choices=("int8", "int4"), default="int8")
     parser.add_argument("--driven", action="store_true")
+    parser.add_argument("--plain", action="store_true", help="leave out data-driven rounding, which takes minutes a layer")
     options = parser.parse_args()
     if options.artifact is not None:
         print(json.dumps(_quantize(options.artifact, options.scheme, driven=options.driven)))
@@ -66,9 +67,9 @@ def _measure(options: argparse.Namespace, size: str) -> int:
             ratios.append(copied / runs["int8"][-1]["seconds"])
         for scheme, found in runs.items():
             _say(size, f"{scheme} plain", found, read)
-        _write_statistics(artifact / "calibration.safetensors", config["hidden_size"], config["intermediate_size"], options.layers)
-        driven = [_alone(artifact, "int8", "--driven")]
-        _say(size, "int8 driven", driven, read)
+        if not options.plain:
+            _write_statistics(artifact / "calibration.safetensors", config["hidden_size"], config["intermediate_size"], options.layers)
+            _say(size, "int8 driven", [_alone(artifact, "int8", "--driven")], read)
     ratio, peak = statistics.median(ratios), max(run["peak_rss_mb"] for found in runs.values() for run in found)
     load = f"load {os.getloadavg()[0]:.1f}"
     print(f"{size:4} plain int8 ÷ cp, speed: {ratio:.2f} (limit {LEAST_RATIO}); peak ÷ {LIMIT_MB} MB: {peak / LIMIT_MB:.2f}; {load}")

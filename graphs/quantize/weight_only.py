@@ -31,10 +31,12 @@ from graphs.quantize.linears import Linear, find_linears
 from graphs.quantize.rounder import Rounder, rounding_report
 from graphs.quantize.rounding import FACTORS, Grid, Levels, largest_over, nibbles, turned
 from graphs.quantize.statistics import Statistics
-from graphs.quantize.writer import SAFETENSORS, Piece, add_initializer, elements, read_mapped, shape_of, write_pieces
+from graphs.quantize.writer import SAFETENSORS, Piece, add_initializer, elements, read_mapped, row_slices, shape_of, write_pieces
 
 SOURCE = "fused.onnx"
 OUTPUT = "the output layer keeps its precision"
+PACKED_VALUES = 1 << 22
+"""Levels of four bits that are packed at once."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ class Form:
 
     def stored(self, levels: Levels) -> Iterator[NDArray[Any]]:
         """Levels [out, in] as their bytes, in blocks."""
-        return turned(levels) if self.turned else iter((nibbles(levels),))
+        return turned(levels) if self.turned else (nibbles(levels[rows]) for rows in row_slices(levels, PACKED_VALUES))
 
     def levels_name(self, linear: Linear) -> str:
         """`….weight_int8_t`, `….weight_int4`."""

@@ -19,8 +19,10 @@ from numpy.typing import NDArray
 from artifact.errors import QuantizationError
 from artifact.half import all_finite, widened
 from artifact.layout import layer_of
+from artifact.mapped import forget
 from artifact.steps import StepContext
-from artifact.tensor_file import StoredTensor, checksums_json, plan_tensors, write_tensors
+from artifact.tensor_file import StoredTensor, checksums_json, plan_tensors
+from artifact.tensor_store import store_anew
 from graphs.quantize.linears import Linear
 
 Result = TypeVar("Result")
@@ -59,8 +61,7 @@ def write_pieces(step: StepContext, scheme: str, pieces: Sequence[Piece]) -> dic
         members, file = list(group), f"weights/{scheme}-{part}.safetensors"
         step.progress(f"quantising {part}", done, len(pieces))
         header, planned = plan_tensors(file, {name: form for piece in members for name, form in piece.tensors.items()})
-        with step.write(file) as temporary:
-            stored += write_tensors(temporary, header, planned, (array.data.cast("B") for piece in members for array in piece.make()))
+        stored += store_anew(step, file, header, planned, (array.data.cast("B") for piece in members for array in piece.make()))
         done += len(members)
     with step.write(f"weights/{scheme}-checksums.json") as temporary:
         temporary.write_text(checksums_json(stored), encoding="utf-8")
@@ -100,14 +101,16 @@ def row_slices(weight: NDArray[Any], values: int = ROW_BLOCK_VALUES) -> list[sli
 
 
 def exact_rows(weight: NDArray[Any], name: str, rows: slice, out: Floats | None = None, scratch: Floats | None = None) -> Floats:
-    """Those rows of a weight, copied to float32; ``out`` and ``scratch`` are memory of their shape.
+    """Those rows of a weight, copied to float32; where it is mapped, they leave memory. ``out`` and ``scratch`` are memory of their shape.
 
     Raises:
         QuantizationError: one of them is NaN or Inf.
     """
     if not all_finite(weight[rows], scratch):
         raise QuantizationError(f"{name}.weight holds NaN or Inf in rows {rows.start} … {rows.stop - 1}")
-    return widened(weight[rows], out)
+    exact = widened(weight[rows], out)
+    forget(weight[rows])
+    return exact
 
 
 def add_initializer(graph: ir.Graph, tensor: StoredTensor, dtype: ir.DataType, shape: tuple[int, ...] | None = None) -> ir.Value:
