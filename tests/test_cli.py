@@ -187,6 +187,12 @@ def test_export_loads_neither_transformers_nor_a_runtime(tiny_checkpoint: Path, 
     assert result.stdout.splitlines()[-1] == "[]"
 
 
+def test_commands_on_graphs_load_no_torch() -> None:
+    """It is a second and 130 MB, in the process that waits for the compiler too."""
+    code = "import sys, cli, commands.build, commands.estimate, commands.graphs\nprint('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout == "False\n"
+
+
 def test_another_models_folder_is_never_exported_into(tiny_checkpoint: Path, make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
     victim = make_checkpoint(tmp_path / "victim", seed=1)
     before = {path.name: path.read_bytes() for path in victim.iterdir()}

@@ -18,6 +18,8 @@ DRAWS, SEED = 2000, 0
 BLOCK, LEAST_BLOCKS, MOST_BLOCKS = 32, 8, 512
 """Tokens of a block, unless a text would have fewer or more blocks than these; why 32: docs/adr/017."""
 LEVEL = 0.95
+INSIDE, BEYOND = "inside noise", "beyond noise"
+"""What a difference is called whose interval holds zero, and one whose does not."""
 
 
 class Resampling:

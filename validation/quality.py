@@ -12,11 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from validation.bootstrap import Resampling, interval
+from validation.bootstrap import BEYOND, INSIDE, Resampling, interval
 from validation.perplexity import TokenScores
 
 Floats = NDArray[np.float64]
-INSIDE, BEYOND = "inside noise", "beyond noise"
 TAIL = 0.99
 
 

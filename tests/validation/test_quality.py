@@ -10,7 +10,8 @@ import pytest
 
 from validation.bootstrap import Resampling
 from validation.perplexity import TokenScores
-from validation.quality import BEYOND, INSIDE, Judge
+from validation.bootstrap import BEYOND, INSIDE
+from validation.quality import Judge
 from validation.tolerances import gated_value, limits_of
 
 COUNT = 1024

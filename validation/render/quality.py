@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from validation.quality import INSIDE
+from validation.bootstrap import INSIDE
 from validation.render.gates import Report
 from validation.render.wording import DASH, metric, number, places, plus_minus, shorten
 
