@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from validation.bootstrap import Resampling
+from validation.bootstrap import BEYOND, INSIDE, Resampling
 from validation.perplexity import TokenScores
-from validation.bootstrap import BEYOND, INSIDE
 from validation.quality import Judge
 from validation.tolerances import gated_value, limits_of
 
