@@ -27,8 +27,8 @@ EXPORT_MEMORY = 560 * MEGABYTE
 DOWNLOAD_MEMORY, DOWNLOAD_BYTES_S = 240 * MEGABYTE, 50e6
 """The hub's client, imported; files are streamed. No rate is measured, because an estimate asks no network."""
 FUSE_MEMORY, FUSE_MEMORY_A_LAYER = 125 * MEGABYTE, 600_000
-QUANTIZE_MEMORY, QUANTIZE_VALUES, DRIVEN_VALUES = 240 * MEGABYTE, 4.0, 8.0
-"""A linear at a time as float32, and the same again where rounding is driven by calibration (7B: 0.6 and 1.0 GB)."""
+QUANTIZE_MEMORY, QUANTIZE_VALUES, DRIVEN_VALUES = 240 * MEGABYTE, 1.5, 8.0
+"""A linear's levels at a time, and some of its rows; with float32 rows and products where rounding is driven by calibration (7B: 0.4 and 1.0 GB)."""
 CALIBRATION_TOKENS, SCORED_TOKENS = 8192, 2048
 
 PLACED = ("int8-smoothquant",)
@@ -36,7 +36,7 @@ PLACED = ("int8-smoothquant",)
 
 EXPORT_S, EXPORT_GB_S = 12.0, 0.5
 FUSE_S, FUSE_S_A_LAYER = 2.0, 0.05
-QUANTIZE_S, PLAIN_WEIGHTS_S = 8.0, 70e6
+QUANTIZE_S, PLAIN_WEIGHTS_S = 4.0, 250e6
 """Weights a second, plainly."""
 VALIDATE_S, PASSES = 30.0, 2
 """Of each stage, the passes over the scored tokens that its scenarios, strict mode and texts come to."""
