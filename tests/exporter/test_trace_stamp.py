@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 from functools import cache
+from itertools import combinations, product
 from typing import Any
 
 import onnx_ir as ir
@@ -16,6 +17,7 @@ from artifact.io_spec import KvCache
 from artifact.layout import MODULE_KEY, tensor_shapes
 from exporter.stamp import stamp_layers
 from exporter.trace import trace_model
+from exporter.trace_cache import traced_layer
 from graphs.diff import compare_graphs
 
 CONFIG = LlamaConfig(
@@ -26,34 +28,40 @@ CONFIG = LlamaConfig(
     num_key_value_heads=2,
     head_dim=8,
     vocab_size=64,
-    max_position_embeddings=64,
+    max_position_embeddings=96,
     rms_norm_eps=1e-5,
     rope_theta=1e4,
     tie_word_embeddings=False,
 )
 VARIANTS: list[tuple[KvCache, int, dict[str, Any]]] = [
-    ("dynamic", 1, {}),
-    ("static", 1, {"num_key_value_heads": 4, "tie_word_embeddings": True, "attention_bias": True}),
-    ("dynamic", 2, {"num_key_value_heads": 4, "tie_word_embeddings": True}),
-    ("static", 2, {"attention_bias": True}),
-    ("dynamic", 3, {"tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True}),
-    ("static", 3, {"num_key_value_heads": 4}),
-    ("dynamic", 2, {"num_key_value_heads": 4, "attention_bias": True}),
-    ("static", 2, {"tie_word_embeddings": True, "mlp_bias": True}),
-    ("dynamic", 2, {"num_key_value_heads": 4, "mlp_bias": True, "head_dim": 16}),
+    ("dynamic", 2, {}),
+    ("static", 3, {"num_key_value_heads": 4, "tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True}),
+    ("static", 2, {"num_key_value_heads": 4, "tie_word_embeddings": True, "head_dim": 16}),
+    ("static", 2, {"attention_bias": True, "mlp_bias": True, "head_dim": 16}),
+    ("dynamic", 3, {"num_key_value_heads": 4, "attention_bias": True, "head_dim": 16}),
+    ("dynamic", 3, {"tie_word_embeddings": True, "mlp_bias": True}),
 ]
-"""Cache form, depth, and what differs from CONFIG (grouped, untied, no bias): each pair of choices is in one of them.
-`python -m benchmarks.stamp_every_variant` tries all of them, and greater depths."""
+"""Cache form, depth, and what differs from CONFIG (grouped, untied, no bias, heads of 8): each pair of choices is in one of them.
+`python -m benchmarks.stamp_every_variant` tries all of them, and other depths."""
 
 
 @cache
-def traced(config: LlamaConfig, kv_cache: KvCache) -> ir.Model:
-    """A trace takes seconds: each is made once."""
-    return trace_model(config, "fp16", kv_cache)
+def fresh() -> ir.Model:
+    """A trace takes seconds: the one layer that is traced anew is traced once."""
+    return trace_model(CONFIG, "fp16")
 
 
 def stamped(config: LlamaConfig, layers: int, kv_cache: KvCache = "dynamic") -> ir.Model:
-    return stamp_layers(traced(config, kv_cache).clone(), replace(config, num_hidden_layers=layers))
+    """As export stamps it, of one layer's trace that may have been kept since another test."""
+    model, _ = traced_layer(config, "fp16", kv_cache)
+    return stamp_layers(model, replace(config, num_hidden_layers=layers))
+
+
+def test_each_pair_of_choices_is_in_a_variant() -> None:
+    names = sorted({name for _, _, choices in VARIANTS for name in choices})
+    rows = [(kv_cache, layers, *(choices.get(name, getattr(CONFIG, name)) for name in names)) for kv_cache, layers, choices in VARIANTS]
+    for one, two in combinations(zip(*rows, strict=True), 2):
+        assert set(zip(one, two, strict=True)) == set(product(set(one), set(two)))
 
 
 @pytest.mark.trace
@@ -63,7 +71,7 @@ def stamped(config: LlamaConfig, layers: int, kv_cache: KvCache = "dynamic") -> 
 def test_stamped_graph_is_isomorphic_to_the_full_trace(kv_cache: KvCache, layers: int, choices: dict[str, Any]) -> None:
     config = replace(CONFIG, **choices)
     deep = replace(config, num_hidden_layers=layers)
-    full, ours = traced(deep, kv_cache), stamped(config, layers, kv_cache)
+    full, ours = trace_model(deep, "fp16", kv_cache), stamped(config, layers, kv_cache)
     difference = compare_graphs(full, ours)
     assert difference.same, difference
     assert ours.graph.num_nodes() == full.graph.num_nodes()
@@ -102,9 +110,14 @@ def test_trace_is_plain_operations_with_the_contract_io(kv_cache: KvCache) -> No
 
 @pytest.mark.trace
 def test_trace_is_the_same_every_time() -> None:
-    models = [stamped(CONFIG, 2), stamp_layers(trace_model(CONFIG, "fp16"), replace(CONFIG, num_hidden_layers=2))]
+    models = [stamped(CONFIG, 2), stamp_layers(fresh().clone(), replace(CONFIG, num_hidden_layers=2))]
     texts = [ir.to_proto(model).SerializeToString(deterministic=True) for model in models]
     assert texts[0] == texts[1]
+
+
+@pytest.mark.trace
+def test_a_stamp_of_one_layer_is_the_trace() -> None:
+    assert compare_graphs(fresh(), stamped(CONFIG, 1)).same
 
 
 @pytest.mark.trace
