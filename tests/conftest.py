@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import io
 import json
+import logging
 import os
+import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,6 +22,7 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def missing_gpu() -> str | None:
@@ -90,6 +95,43 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make_checkpoint() -> Callable[..., Path]:
     """Writes Hugging Face folders of other shapes: ``make_checkpoint(folder, num_hidden_layers=5)``."""
     return write_checkpoint
+
+
+@pytest.fixture(scope="session")
+def run_cli() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """``run_cli("fuse", artifact, code=3)``: what ``python cli.py fuse ARTIFACT`` says and how it ends, without seconds of imports each time.
+
+    That a process says and does the same: tests/test_cli.py::test_a_process_ends_as_main_does.
+    """
+    return _run_main
+
+
+def _run_main(*arguments: str | Path, code: int = 0, folder: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    import cli
+
+    out, err, ended = io.StringIO(), io.StringIO(), 0
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err), _logging_of_its_own():
+        patch.setattr(sys, "argv", ["cli.py", *map(str, arguments)])
+        patch.chdir(folder)
+        try:
+            cli.main()
+        except SystemExit as end:
+            ended = int(end.code or 0)
+    assert ended == code, out.getvalue() + err.getvalue()
+    return subprocess.CompletedProcess(arguments, ended, out.getvalue(), err.getvalue())
+
+
+@contextmanager
+def _logging_of_its_own() -> Iterator[None]:
+    """As in a new process: no handler is there, and none stays."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    root.handlers[:] = []
+    try:
+        yield
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(level)
 
 
 @pytest.fixture(scope="session")

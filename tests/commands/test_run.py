@@ -5,23 +5,24 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+Reported = Callable[..., dict[str, Any]]
 
 
-def run_cli(*arguments: str | Path, code: int = 0) -> dict[str, Any]:
-    """The real process with --json: exit code, and the one object on stdout."""
-    command = [sys.executable, ROOT / "cli.py", *map(str, arguments), "--json"]
-    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
-    assert result.returncode == code, result.stdout[-2000:] + result.stderr
-    report: dict[str, Any] = json.loads(result.stdout)
-    return report
+@pytest.fixture(scope="module")
+def reported(run_cli: Callable[..., subprocess.CompletedProcess[str]]) -> Reported:
+    """A command with --json: exit code, and the one object on stdout."""
+
+    def run(*arguments: str | Path, code: int = 0) -> dict[str, Any]:
+        report: dict[str, Any] = json.loads(run_cli(*arguments, "--json", code=code).stdout)
+        return report
+
+    return run
 
 
 @pytest.fixture(scope="module")
@@ -31,11 +32,11 @@ def checkpoint(make_checkpoint: Callable[..., Path], tmp_path_factory: pytest.Te
 
 
 @pytest.fixture(scope="module")
-def first(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+def first(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory, reported: Reported) -> tuple[Path, dict[str, Any]]:
     """An artifact that was made for fp16, and then for int8 too; the second report."""
     out = tmp_path_factory.mktemp("run") / "artifact"
-    run_cli("run", "--checkpoint", checkpoint, "--precision", "fp16", "--out", out)
-    return out, run_cli("run", "--checkpoint", checkpoint, "--precision", "fp16", "--precision", "int8", "--out", out)
+    reported("run", "--checkpoint", checkpoint, "--precision", "fp16", "--out", out)
+    return out, reported("run", "--checkpoint", checkpoint, "--precision", "fp16", "--precision", "int8", "--out", out)
 
 
 @pytest.mark.parity
@@ -62,63 +63,63 @@ def test_run_makes_everything_the_contract_names(first: tuple[Path, dict[str, An
 
 
 @pytest.mark.parity
-def test_run_carries_a_static_cache_through_every_step(checkpoint: Path, tmp_path: Path) -> None:
+def test_run_carries_a_static_cache_through_every_step(checkpoint: Path, tmp_path: Path, reported: Reported) -> None:
     out = tmp_path / "artifact"
     command = ("run", "--checkpoint", checkpoint, "--kv-cache", "static", "--capacity", "64", "--precision", "fp16", "--out", out)
-    report = run_cli(*command)
+    report = reported(*command)
     assert report["passed"] is True
     (engine,) = report["build-fp16"]["engines"]
     assert (engine["kv_cache"], engine["capacity"]) == ("static", 64)
     assert [stage["stage"] for stage in report["validate"]["stages"]] == ["traced", "fused", "fused-engine"]
-    assert [step["step"] for step in run_cli(*command)["steps"] if step["done"]] == []
+    assert [step["step"] for step in reported(*command)["steps"] if step["done"]] == []
 
 
 @pytest.mark.parity
 def test_second_run_does_nothing_and_changed_options_redo_what_depends_on_them(
-    first: tuple[Path, dict[str, Any]], checkpoint: Path, tmp_path: Path
+    first: tuple[Path, dict[str, Any]], checkpoint: Path, tmp_path: Path, reported: Reported
 ) -> None:
     out = shutil.copytree(first[0], tmp_path / "artifact")
     again = ("run", "--checkpoint", checkpoint, "--precision", "fp16", "--precision", "int8", "--out", out)
-    report = run_cli(*again)
+    report = reported(*again)
     assert [step["step"] for step in report["steps"] if step["done"]] == []
     assert report["validate"]["verdict"] == first[1]["validate"]["verdict"]
-    report = run_cli(*again, "--max-batch", "2")
+    report = reported(*again, "--max-batch", "2")
     assert [step["step"] for step in report["steps"] if step["done"]] == ["build-fp16", "build-int8", "validate"]
 
 
 @pytest.mark.parity
-def test_validate_exits_three_and_names_the_tensor_of_a_changed_byte(first: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+def test_validate_exits_three_and_names_the_tensor_of_a_changed_byte(first: tuple[Path, dict[str, Any]], tmp_path: Path, reported: Reported) -> None:
     out = shutil.copytree(first[0], tmp_path / "artifact")
     weights = out / "weights" / "layer-001.safetensors"
     raw = bytearray(weights.read_bytes())
     raw[5000] ^= 0x40
     weights.write_bytes(raw)
-    report = run_cli("validate", out, "--stage", "fused", code=3)
+    report = reported("validate", out, "--stage", "fused", code=3)
     assert report["passed"] is False
     assert [failed["tensor"] for failed in report["checksums"]["failed"] if failed["tensor"]] == ["model.layers.1.self_attn.q_proj.weight"]
 
 
 @pytest.mark.parity
 def test_engines_of_another_checkpoint_are_not_certified(
-    first: tuple[Path, dict[str, Any]], make_checkpoint: Callable[..., Path], tmp_path: Path
+    first: tuple[Path, dict[str, Any]], make_checkpoint: Callable[..., Path], tmp_path: Path, reported: Reported
 ) -> None:
     out = shutil.copytree(first[0], tmp_path / "artifact")
     other = make_checkpoint(tmp_path / "other", head_dim=64, seed=1)
-    run_cli("export", "--checkpoint", other, "--out", out, "--force")
-    run_cli("fuse", out)
-    run_cli("quantize", out)
-    report = run_cli("validate", out, "--stage", "traced", code=3)
+    reported("export", "--checkpoint", other, "--out", out, "--force")
+    reported("fuse", out)
+    reported("quantize", out)
+    report = reported("validate", out, "--stage", "traced", code=3)
     assert any("build-a100-80gb-fp16 was made from" in failed["expected"] for failed in report["checksums"]["failed"])
 
 
 @pytest.mark.parity
-def test_moved_and_changed_checkpoints_are_noticed(first: tuple[Path, dict[str, Any]], checkpoint: Path, tmp_path: Path) -> None:
+def test_moved_and_changed_checkpoints_are_noticed(first: tuple[Path, dict[str, Any]], checkpoint: Path, tmp_path: Path, reported: Reported) -> None:
     out = shutil.copytree(first[0], tmp_path / "artifact")
     moved = shutil.copytree(checkpoint, tmp_path / "moved")
-    report = run_cli("run", "--checkpoint", moved, "--precision", "fp16", "--out", out)
+    report = reported("run", "--checkpoint", moved, "--precision", "fp16", "--out", out)
     assert [step["step"] for step in report["steps"] if step["done"]] == []  # copied with its times: the same files in another place
     (moved / "generation_config.json").write_text("{}")
-    report = run_cli("run", "--checkpoint", moved, "--precision", "fp16", "--out", out)
+    report = reported("run", "--checkpoint", moved, "--precision", "fp16", "--out", out)
     assert [step["step"] for step in report["steps"] if step["done"]] == ["export", "validate"]
     assert (out / "generation_config.json").is_file()
 
@@ -133,10 +134,9 @@ def test_moved_and_changed_checkpoints_are_noticed(first: tuple[Path, dict[str, 
     ],
 )
 def test_run_refuses_at_once_what_a_later_step_would_refuse(
-    checkpoint: Path, tmp_path: Path, options: tuple[str, ...], code: int, words: str
+    checkpoint: Path, tmp_path: Path, options: tuple[str, ...], code: int, words: str, run_cli: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
-    command = [sys.executable, ROOT / "cli.py", "run", "--checkpoint", checkpoint, "--out", tmp_path / "a", *options]
-    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
-    assert (result.returncode, result.stdout) == (code, "")
+    result = run_cli("run", "--checkpoint", checkpoint, "--out", tmp_path / "a", *options, code=code)
+    assert result.stdout == ""
     assert words in result.stderr
     assert not (tmp_path / "a").exists()

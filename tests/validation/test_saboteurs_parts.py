@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ Report = dict[str, Any]
 Edit = Callable[[Any], None]
 Sabotage = Callable[[Path, Path, str, Edit], Path]
 Measure = Callable[[Path, str], tuple[Report, dict[str, str | None]]]
-ROOT = Path(__file__).resolve().parents[2]
+RunCli = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def open_padding_in_steps(editor: Any) -> None:
@@ -105,11 +104,9 @@ def test_a_fault_of_one_part_leaves_the_others_as_they_were(stages: Path, sabota
     assert max(drifts.values()) < 1
 
 
-def test_validate_ends_with_code_3_and_names_the_part(stages: Path, sabotage: Sabotage, tmp_path: Path) -> None:
+def test_validate_ends_with_code_3_and_names_the_part(stages: Path, sabotage: Sabotage, tmp_path: Path, run_cli: RunCli) -> None:
     artifact = sabotage(stages, tmp_path / "tiny", "int8", open_last_padding_in_steps)
-    command = [sys.executable, ROOT / "cli.py", "validate", artifact, "--stage", "int8"]
-    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
-    assert result.returncode == 3, result.stderr
+    result = run_cli("validate", artifact, "--stage", "int8", code=3)
     assert "int8: self_consistency in padded, row 1, steps is" in result.stdout
     assert "self consistency" in (artifact / "reports/parity.md").read_text()
     assert "self_consistency [padded, row 1, steps]" in (artifact / "reports/parity.xml").read_text()

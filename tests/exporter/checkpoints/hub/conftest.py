@@ -32,6 +32,11 @@ class Model:
     refused: dict[str, int] = field(default_factory=dict)
 
 
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, *_: object) -> None:
+        """A client that hangs up is no news for the stderr of a test."""
+
+
 class FakeHub:
     """Serves models, and remembers what it was asked for: ``GET file`` or ``HEAD file`` or ``API repository``."""
 
@@ -40,7 +45,7 @@ class FakeHub:
         self.asked: list[str] = []
         self.status: int | None = None
         self.tokens: set[str | None] = set()
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
+        self.server = _Server(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
         self.endpoint = f"http://127.0.0.1:{self.server.server_address[1]}"
         threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
 

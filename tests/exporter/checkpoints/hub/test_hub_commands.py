@@ -24,28 +24,33 @@ ROOT = Path(__file__).resolve().parents[4]
 NAME = "org/Tiny-hf"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 Put = Callable[..., Path]
+Cli = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture
-def cli(hub: Any, cache: Path, tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """The real process, whose hub is the one on this machine."""
+def cli(hub: Any, tmp_path: Path, run_cli: Cli) -> Cli:
+    """A command whose hub is the one on this machine."""
+    return lambda *arguments, code=0: run_cli(*arguments, code=code, folder=tmp_path)
 
-    def start(*arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+
+@pytest.fixture
+def process(hub: Any, cache: Path, tmp_path: Path) -> Cli:
+    """The same as a process, which gets the hub by the variables that a user sets."""
+
+    def start(*arguments: str) -> subprocess.CompletedProcess[str]:
         there = {"HF_ENDPOINT": hub.endpoint, "HF_HUB_OFFLINE": "0", "HF_HUB_CACHE": str(cache), "HF_TOKEN_PATH": str(tmp_path / "token")}
         command = [sys.executable, str(ROOT / "cli.py"), *arguments]
-        result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, env=os.environ | there)
-        assert result.returncode == code, result.stdout + result.stderr
-        return result
+        return subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path, env=os.environ | there)
 
     return start
 
 
 @pytest.mark.trace
 def test_export_of_a_hub_id_records_the_commit_and_says_what_it_downloads(
-    hub: Any, sharded: Path, cli: Callable[..., Any], tmp_path: Path, put_in_cache: Put, tiny_checkpoint: Path
+    hub: Any, sharded: Path, process: Cli, tmp_path: Path, put_in_cache: Put, tiny_checkpoint: Path
 ) -> None:
     hub.add(NAME, sharded)
-    result = cli("export", "--checkpoint", NAME, "--json")
+    result = process("export", "--checkpoint", NAME, "--json")
     assert json.loads(result.stdout)["artifact"] == "artifacts/tiny-hf"
     assert "downloading org/Tiny-hf@0123456: 1 MB in 2 files" in result.stderr
     model = read_manifest(tmp_path / "artifacts" / "tiny-hf")["model"]
@@ -73,7 +78,7 @@ def test_run_records_the_commit(put_in_cache: Put, sharded: Path, tmp_path: Path
     assert read_manifest(tmp_path / "art")["model"]["request"] == {"source": NAME, "revision": COMMIT}
 
 
-def test_gated_model_is_one_error_and_one_hint_and_leaves_no_folder(hub: Any, sharded: Path, cli: Callable[..., Any], tmp_path: Path) -> None:
+def test_gated_model_is_one_error_and_one_hint_and_leaves_no_folder(hub: Any, sharded: Path, cli: Cli, tmp_path: Path) -> None:
     hub.add("meta-llama/Llama-2-7b-hf", sharded, gated=401)
     result = cli("export", "--size", "7b", code=1)
     lines = [line for line in result.stderr.splitlines() if not line.startswith("asking")]
@@ -86,7 +91,7 @@ def test_gated_model_is_one_error_and_one_hint_and_leaves_no_folder(hub: Any, sh
 @pytest.mark.parametrize(
     "arguments", [("--size", "8b"), ("--checkpoint", "demo", "--revision", "x"), ("--size", "7b", "--config", "c.json"), (), ("--revision", "x")]
 )
-def test_options_that_do_not_go_together_are_exit_code_two(cli: Callable[..., Any], arguments: tuple[str, ...]) -> None:
+def test_options_that_do_not_go_together_are_exit_code_two(cli: Cli, arguments: tuple[str, ...]) -> None:
     result = cli("export", *arguments, code=2)
     assert result.stderr.startswith("error: ")
     assert "hint: " in result.stderr
