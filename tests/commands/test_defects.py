@@ -100,15 +100,6 @@ def test_a_folder_that_cannot_be_made_is_one_error() -> None:
     assert Path("/proc/foo") not in manifest_file._held
 
 
-@pytest.mark.trace
-def test_progress_tells_a_kept_trace_from_a_fresh_one(tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("exporter.trace_cache.cache_folder", lambda: tmp_path / "cache")
-    said: list[str] = []
-    for run in ("first", "second"):
-        export(CheckpointRequest(str(tiny_checkpoint)), tmp_path / run, ExportOptions(), progress=lambda what, *_: said.append(what))
-    assert [what for what in said if "one layer" in what] == ["tracing one layer", "reading the kept trace of one layer"]
-
-
 FETCH = "fetch published models (--size, ORG/NAME)"
 
 

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -36,12 +33,10 @@ def validate(tmp_path, monkeypatch):
     return run
 
 
-def test_fuse_and_validate_a_foreign_graph(tmp_path) -> None:
+def test_fuse_and_validate_a_foreign_graph(validate, tmp_path) -> None:
     fused = tmp_path / "fused.onnx"
     fuse_file(PINNED / "optimum-18.onnx", fused)
-    command = [sys.executable, str(ROOT / "cli.py"), "validate", "--graph", str(fused), "--checkpoint", str(CHECKPOINT), "--json"]
-    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache")}
-    report = json.loads(subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT, env=environment).stdout)
+    report = json.loads(validate("--graph", fused, "--checkpoint", CHECKPOINT, "--json"))
     assert report["passed"] is True
     assert [stage["stage"] for stage in report["stages"]] == ["fused.onnx"]
     assert (tmp_path / "reports" / "fused" / "parity.html").is_file()

@@ -113,7 +113,9 @@ def outputs(artifact: Path) -> dict[str, dict[str, str]]:
 
 
 @pytest.mark.trace
-def test_a_killed_command_is_visibly_unfinished_and_its_rerun_writes_only_what_is_missing(checkpoint: Path, tmp_path: Path) -> None:
+def test_a_killed_command_is_visibly_unfinished_and_its_rerun_writes_only_what_is_missing(
+    checkpoint: Path, tmp_path: Path, run_cli: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
     out = tmp_path / "art"
     command = cli("export", "--checkpoint", checkpoint, "--out", out)
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -125,14 +127,11 @@ def test_a_killed_command_is_visibly_unfinished_and_its_rerun_writes_only_what_i
     process.wait()
     assert not (out / "manifest.json").exists(), "the export was faster than the kill"
     written = {path.name: path.stat().st_ino for path in (out / "weights").glob("layer-*")}
-    refused = subprocess.run(cli("fuse", out), cwd=ROOT, capture_output=True, text=True, check=False)
-    assert refused.returncode == 1
-    assert "is unfinished" in refused.stderr
+    assert "is unfinished" in run_cli("fuse", out, code=1).stderr
     assert inspect(str(out))["unfinished"] == ["export"]
     listed = json.loads((out / "unfinished-export.json").read_text())["files"]
     assert first.name in written
-    again = subprocess.run([*command, "--json"], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert again.returncode == 0, again.stderr
+    again = run_cli("export", "--checkpoint", checkpoint, "--out", out, "--json")
     assert json.loads(again.stdout)["audit"]["passed"] is True
     kept = {path.name for path in (out / "weights").glob("layer-*") if written.get(path.name) == path.stat().st_ino}
     assert kept >= {Path(file).name for file in listed if "layer" in file}

@@ -65,17 +65,19 @@ def traces(fresh: ir.Model, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 @pytest.mark.trace
-def test_second_export_hits_the_cache_and_gives_the_same_bytes(
+def test_second_export_hits_the_cache_gives_the_same_bytes_and_says_which_it_is(
     make_checkpoint: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     checkpoint = open_checkpoint(str(make_checkpoint(tmp_path / "checkpoint")))
     deeper = open_checkpoint(str(make_checkpoint(tmp_path / "deep-checkpoint", num_hidden_layers=3, bos_token_id=5)))
-    reports = []
+    reports, said = [], []
     for name, source in (("first", checkpoint), ("second", checkpoint), ("deeper", deeper)):
         (tmp_path / name).mkdir()
-        reports.append(export_checkpoint(StepContext(tmp_path / name), source))
+        step = StepContext(tmp_path / name, lambda what, *_: said.append(what))
+        reports.append(export_checkpoint(step, source))
     assert [report["trace_cached"] for report in reports] == [False, True, True]
+    assert [what for what in said if "one layer" in what] == ["tracing one layer", *["reading the kept trace of one layer"] * 2]
     assert (tmp_path / "first" / "traced.onnx").read_bytes() == (tmp_path / "second" / "traced.onnx").read_bytes()
     assert len(list((tmp_path / "cache" / "llama2trt" / "traces").iterdir())) == 1
 
