@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
-from functools import cache
 from itertools import combinations, product
 from typing import Any
 
@@ -43,12 +42,6 @@ VARIANTS: list[tuple[KvCache, int, dict[str, Any]]] = [
 ]
 """Cache form, depth, and what differs from CONFIG (grouped, untied, no bias, heads of 8): each pair of choices is in one of them.
 `python -m benchmarks.stamp_every_variant` tries all of them, and other depths."""
-
-
-@cache
-def fresh() -> ir.Model:
-    """A trace takes seconds: the one layer that is traced anew is traced once."""
-    return trace_model(CONFIG, "fp16")
 
 
 def stamped(config: LlamaConfig, layers: int, kv_cache: KvCache = "dynamic") -> ir.Model:
@@ -109,15 +102,12 @@ def test_trace_is_plain_operations_with_the_contract_io(kv_cache: KvCache) -> No
 
 
 @pytest.mark.trace
-def test_trace_is_the_same_every_time() -> None:
-    models = [stamped(CONFIG, 2), stamp_layers(fresh().clone(), replace(CONFIG, num_hidden_layers=2))]
+def test_trace_is_the_same_every_time_and_its_stamp_of_one_layer() -> None:
+    fresh = trace_model(CONFIG, "fp16")
+    assert compare_graphs(fresh, stamped(CONFIG, 1)).same
+    models = [stamped(CONFIG, 2), stamp_layers(fresh, replace(CONFIG, num_hidden_layers=2))]
     texts = [ir.to_proto(model).SerializeToString(deterministic=True) for model in models]
     assert texts[0] == texts[1]
-
-
-@pytest.mark.trace
-def test_a_stamp_of_one_layer_is_the_trace() -> None:
-    assert compare_graphs(fresh(), stamped(CONFIG, 1)).same
 
 
 @pytest.mark.trace
