@@ -36,9 +36,11 @@ def inspect_plan(path: Path) -> Report:
     if entry is None:
         return named | {"note": f"{RECORD} beside it does not name this file", "file": fingerprint(path)}
     artifact, entry = _home(path, entry)
+    manifest = read_manifest(artifact)
+    recorded = _recorded(artifact, manifest, record)
     other_plan, other_graph = foreign_plan(artifact, entry), foreign_graph(artifact, entry)
-    foreign = [line for line in (other_plan, other_graph, _unlike_record(artifact, record)) if line]
-    unseen = [*_unseen(artifact, entry, record)]
+    foreign = [line for line in (other_plan, other_graph, _unlike_record(artifact, record, recorded)) if line]
+    unseen = [*_unseen(artifact, entry, recorded)]
     reasons = [*foreign, *made_for_another(entry, devices.find_device())]
     together = f"plan is the one recorded; {'; '.join(unseen)}" if unseen else "plan, graph and record belong together"
     return named | {
@@ -47,7 +49,7 @@ def inspect_plan(path: Path) -> Report:
         "as_built": other_plan is None,
         "runs_here": not reasons,
         "why_not_here": reasons,
-        "passport": _passport(artifact, path.parent.name),
+        "passport": passports_of(artifact, manifest).get(path.parent.name),
         **{key: value for key, value in entry.items() if key != "file"},
     }
 
@@ -60,11 +62,11 @@ def _home(path: Path, entry: Report) -> tuple[Path, Report]:
     return plan.parent, entry | {"file": path.name, "graph_sha256": None}
 
 
-def _unseen(artifact: Path, entry: Report, record: Path) -> Iterator[str]:
+def _unseen(artifact: Path, entry: Report, recorded: str | None) -> Iterator[str]:
     """What could not be held against the record, and against what the record could not be."""
     if entry.get("graph_sha256") is None or not (artifact / entry["graph"]).is_file():
         yield "its graph is not here"
-    if _recorded(artifact, record) is None:
+    if recorded is None:
         yield f"no manifest names its {RECORD}"
 
 
@@ -97,19 +99,15 @@ def _entries(record: Path) -> list[Report]:
         raise ArtifactError(f"{record} can't be read: {lacking}", hint="build the engine again") from error
 
 
-def _recorded(artifact: Path, record: Path) -> str | None:
+def _recorded(artifact: Path, manifest: Manifest, record: Path) -> str | None:
     """SHA-256 of a record as the manifest has it; None where no step wrote it, or a plan has left its artifact."""
     file = record.resolve().relative_to(artifact).as_posix()
-    hashes = [step["outputs"][file]["sha256"] for step in read_manifest(artifact)["steps"].values() if file in step["outputs"]]
+    hashes = [step["outputs"][file]["sha256"] for step in manifest["steps"].values() if file in step["outputs"]]
     return hashes[-1] if hashes else None
 
 
-def _unlike_record(artifact: Path, record: Path) -> str | None:
+def _unlike_record(artifact: Path, record: Path, recorded: str | None) -> str | None:
     """Why the record itself is not the one that the build wrote, as the manifest says."""
-    if _recorded(artifact, record) in (None, sha256_of(record)):
+    if recorded in (None, sha256_of(record)):
         return None
     return f"{record.resolve().relative_to(artifact).as_posix()} is not the record that the build wrote"
-
-
-def _passport(artifact: Path, folder: str) -> Report | None:
-    return passports_of(artifact, read_manifest(artifact)).get(folder)

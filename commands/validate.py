@@ -21,6 +21,7 @@ from exporter.checkpoints import Checkpoint, CheckpointRequest, open_request
 if TYPE_CHECKING:
     from validation.baseline_file import Baseline
     from validation.manner import Manner
+    from validation.transformers_model import TransformersModel
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,11 @@ class ValidateOptions:
         """Whether no reference is run: what is judged is held against another graph, or kept predictions."""
         return self.against is not None and self.against.path is not None
 
+    @property
+    def asks_transformers(self) -> bool:
+        """Whether the reference itself is held against Hugging Face's own Llama."""
+        return self.against is not None and self.against.kind == TRANSFORMERS
+
     def manner(self) -> Manner:
         """How stages are run and looked at."""
         from validation.manner import Manner
@@ -97,7 +103,6 @@ def validate(artifact: Path, options: ValidateOptions, *, force: bool = True, pr
         **{name: True for name in ("bisect", "edges") if getattr(options, name)},
         **options.recorded_besides(),
     }
-    transformers = _asks_transformers(options)
 
     def work(step: StepContext) -> Report:
         from engines.device import find_device
@@ -113,7 +118,7 @@ def validate(artifact: Path, options: ValidateOptions, *, force: bool = True, pr
             "manner": options.manner(),
         }
         device = find_device() if options.device == "cuda" else None
-        asked["besides"] = Besides(baseline, transformers, options.kept())
+        asked["besides"] = Besides(baseline, _transformers(options, checkpoint), options.kept())
         return validate_artifact(step, checkpoint=checkpoint, stages=stages, device=device, **asked)
 
     return run_step(artifact, "validate", recorded, work, force=force, progress=progress)
@@ -134,28 +139,31 @@ def validate_file(graph: Path, options: ValidateOptions, *, out: Path | None = N
 
     checkpoint = open_request(CheckpointRequest(options.checkpoint), progress=progress)
     baseline = _open_baseline(options.baseline, {"fingerprint": checkpoint.fingerprint})
-    besides = Besides(baseline, _asks_transformers(options), options.kept())
+    besides = Besides(baseline, _transformers(options, checkpoint), options.kept())
     return validate_graph(graph, checkpoint, out=out, text=options.texts or None, tokens=options.tokens, besides=besides, progress=progress)
 
 
 def _check_besides(options: ValidateOptions) -> None:
-    """Refuse options without the one that they belong to, and a file that could not be read back by its name."""
+    """Refuse options without the one that they belong to, a file that could not be read back by its name, and transformers where it is not there."""
     if options.max_kl is not None and not options.compares:
         raise UsageError("--max-kl is a limit of a comparison with another graph", hint="--against ART|FILE.onnx")
     if options.top_k is not None and options.save_reference is None:
         raise UsageError("--top-k says how much --save-reference keeps", hint="--save-reference FILE.safetensors")
     if options.save_reference is not None and options.save_reference.suffix != ".safetensors":
         raise UsageError(f"--save-reference {options.save_reference}: the file must end in .safetensors, by which --against knows it")
+    if options.asks_transformers:
+        from validation.transformers_model import require_transformers
+
+        require_transformers()
 
 
-def _asks_transformers(options: ValidateOptions) -> bool:
-    """Whether the reference is held against transformers; whether that is there is known before anything is measured."""
-    if options.against is None or options.against.kind != TRANSFORMERS:
-        return False
-    from validation.transformers_model import require_transformers
+def _transformers(options: ValidateOptions, checkpoint: Checkpoint) -> TransformersModel | None:
+    """Hugging Face's own Llama of a checkpoint where it was asked for; what it refuses is known before anything is measured."""
+    if not options.asks_transformers:
+        return None
+    from validation.transformers_model import TransformersModel
 
-    require_transformers()
-    return True
+    return TransformersModel(checkpoint)
 
 
 def _open_baseline(path: Path | None, model: Report) -> Baseline | None:

@@ -13,7 +13,7 @@ from artifact.config import LlamaConfig
 from artifact.hashing import sha256_of
 from artifact.io_spec import KvCache
 from artifact.layout import parameter_count
-from artifact.manifest import Manifest, atomic_write, kv_cache_of, require_artifact
+from artifact.manifest import Manifest, atomic_write, kv_cache_of
 from artifact.progress import Progress
 from validation import machine, tolerances
 from validation.checksums import verify_checksums
@@ -54,14 +54,13 @@ class Subject:
         return self.residency.streamed
 
 
-def artifact_subject(artifact: Path, stages: list[str] | None, *, streamed: bool | None, progress: Progress) -> Subject:
-    """The stages of an artifact, its stored bytes checked first.
+def artifact_subject(artifact: Path, manifest: Manifest, stages: list[str] | None, *, streamed: bool | None, progress: Progress) -> Subject:
+    """The stages of an artifact, its stored bytes checked first; ``manifest`` is the artifact's.
 
     Raises:
         ValidationError: a stage that is not there.
     """
-    started, manifest = time.perf_counter(), require_artifact(artifact, "validate", weights=True)
-    model = manifest["model"]
+    started, model = time.perf_counter(), manifest["model"]
     chosen, left_out = choose_stages(artifact, stages, model["dtype"])
     stored, config = verify_checksums(artifact, manifest, progress), LlamaConfig(**model["config"])
     residency = choose_residency(config, streamed)

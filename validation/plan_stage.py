@@ -7,6 +7,7 @@ token by token, which is what decoding does. What a plan was not built for, in r
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from artifact.errors import ToolkitError
@@ -24,7 +25,7 @@ from validation.stage import judged, stage_entry
 from validation.structure import score_text, summarise, summarise_parts, worst_cache
 
 ALL_CHECKS = ("noise_ratio", "decode_noise_ratio", "max_abs_relative", "cache_error", "decisive_disagreements", *tolerances.TEXT_CHECKS)
-DECODED = "the main sequence, decoded token by token"
+DECODED, TEXT_WINDOWS = "the main sequence, decoded token by token", "the text's windows"
 NOT_FILLED = "a plan's cache can't be filled beforehand, so a slot that was never written can't be told from one that was"
 
 
@@ -52,41 +53,45 @@ def measure_plan(oracle: Oracle, engine: dict[str, Any], device: Device, progres
     except ToolkitError as error:
         checks.append(tolerances.failed_to_run(str(error)))
     checks += judged(measured, tolerances.limits_of(kind, kv_cache=oracle.kv_cache))
-    backend = f"{engine['backend']} {engine['tensorrt_version']}, {device.name}"
-    return stage_entry(stage, kind, measured, checks, time.perf_counter() - start, backend=backend)
+    return stage_entry(stage, kind, measured, checks, time.perf_counter() - start, backend=backend_of(engine, device))
+
+
+def backend_of(engine: Mapping[str, Any], device: Device) -> str:
+    """What ran a plan: ``tensorrt-rtx 1.7.1.116, NVIDIA A100-SXM4-80GB``."""
+    return f"{engine['backend']} {engine['tensorrt_version']}, {device.name}"
 
 
 def _measure(oracle: Oracle, runner: PlanRunner, measured: StageMeasurement) -> None:
     if runner.capacity:
         measured.numbers["cache_capacity"] = runner.capacity
         measured.missing["stray_slots"] = NOT_FILLED
-    scenarios = _fitting(oracle, runner, measured)
+    scenarios = fitting(oracle.scenarios, runner, measured, ALL_CHECKS)
     if not scenarios:
         return
     _run_scenarios(oracle, runner, scenarios, measured)
     main = token_by_token(next(scenario.rows[0] for scenario in oracle.scenarios if scenario.sequences == (MAIN,)))
-    if _admitted(runner, [main], DECODED, ("decode_noise_ratio",), measured):
+    if admitted(runner, [main], DECODED, ("decode_noise_ratio",), measured):
         errors, _ = metrics.absolute_errors(runner.run(main)[0].logits, oracle.logits[MAIN])
         measured.decode_errors = errors.tolist()
         measured.where["decode_noise_ratio"] = DECODED
         against_floor(oracle, measured, "decode_noise_ratio", float(errors.mean()))
     sequences = [*(window.inputs for window in oracle.windows), *(continuation.ids for continuation in oracle.continuations)]
-    if _admitted(runner, list(map(token_by_token, sequences)), "the text's windows", tolerances.TEXT_CHECKS, measured):
+    if admitted(runner, list(map(token_by_token, sequences)), TEXT_WINDOWS, tolerances.TEXT_CHECKS, measured):
         score_text(oracle, runner, measured)
 
 
-def _fitting(oracle: Oracle, runner: PlanRunner, measured: StageMeasurement) -> list[Scenario]:
-    """The scenarios that the plan has rows and positions for; where there are none, nothing is judged."""
-    fitting = [scenario for scenario in oracle.scenarios if runner.admits(scenario)]
-    if left_out := ", ".join(scenario.name for scenario in oracle.scenarios if scenario not in fitting):
+def fitting(scenarios: Sequence[Scenario], runner: PlanRunner, measured: StageMeasurement, checks: Sequence[str]) -> list[Scenario]:
+    """The scenarios that the plan has rows and positions for; where there are none, none of the ``checks`` is judged."""
+    fit = [scenario for scenario in scenarios if runner.admits(scenario)]
+    if left_out := ", ".join(scenario.name for scenario in scenarios if scenario not in fit):
         reason = runner.too_small_for(left_out)
         measured.warnings.append(f"not run on all scenarios: {reason}")
-        if not fitting:
-            measured.missing |= dict.fromkeys(ALL_CHECKS, reason)
-    return fitting
+        if not fit:
+            measured.missing |= dict.fromkeys(checks, reason)
+    return fit
 
 
-def _admitted(runner: PlanRunner, sequences: list[Scenario], what: str, checks: tuple[str, ...], measured: StageMeasurement) -> bool:
+def admitted(runner: PlanRunner, sequences: list[Scenario], what: str, checks: tuple[str, ...], measured: StageMeasurement) -> bool:
     """Whether the plan has positions for all of some sequences; where it has not, what would be measured on them is missing, and why."""
     if all(map(runner.admits, sequences)):
         return True

@@ -21,6 +21,7 @@ from validation.lone.limits import Plan, plan_scenarios
 from validation.lone.runner import LoneRunner
 from validation.open_runner import ArtifactGraph, open_runner
 from validation.oracle import slots_of
+from validation.plan_runner import PlanRunner
 from validation.row_result import Array, RowResult
 from validation.scenarios import Scenario
 from validation.streamed_runner import Finished
@@ -29,21 +30,21 @@ Ids = NDArray[np.int64]
 
 
 class Running:
-    """A graph that has been loaded; its methods are those of ``GraphRunner``, ``joined`` that of a streamed one."""
+    """A graph or plan that has been loaded; its methods are those of ``GraphRunner``, ``joined`` that of a streamed one."""
 
-    def __init__(self, runner: LoneRunner | ArtifactGraph, slots: int) -> None:
+    def __init__(self, runner: LoneRunner | PlanRunner | ArtifactGraph, slots: int = 0) -> None:
         self._runner, self._slots = runner, slots
         self.one_position = runner.one_position
-        self.joined = None if isinstance(runner, LoneRunner) else runner.joined
+        self.joined = None if isinstance(runner, LoneRunner | PlanRunner) else runner.joined
 
     def expect(self, scenarios: Sequence[Scenario], sequences: Sequence[Ids]) -> None:
         """What will be asked for."""
-        if not isinstance(self._runner, LoneRunner):
+        if not isinstance(self._runner, LoneRunner | PlanRunner):
             self._runner.expect(scenarios, sequences, self._slots)
 
     def run(self, scenario: Scenario) -> list[RowResult]:
         """All calls of a scenario; one result per row."""
-        return self._runner.run(scenario) if isinstance(self._runner, LoneRunner) else self._runner.run(scenario, self._slots)
+        return self._runner.run(scenario) if isinstance(self._runner, LoneRunner | PlanRunner) else self._runner.run(scenario, self._slots)
 
     def logits(self, ids: Ids) -> Array:
         """Logits [L, V] of one sequence from an empty cache."""

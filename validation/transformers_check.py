@@ -12,7 +12,6 @@ import numpy as np
 
 from artifact.errors import ToolkitError
 from artifact.steps import StepContext
-from exporter.checkpoints import Checkpoint
 from validation import tolerances
 from validation.limit_rows import rows
 from validation.measurement import StageMeasurement
@@ -22,7 +21,7 @@ from validation.scenarios import Scenario
 from validation.spill import Spill
 from validation.stage import judged, stage_entry
 from validation.structure import measure_scenarios, sequences_of
-from validation.transformers_model import PACKAGE, TransformersModel, config_source, weights_source
+from validation.transformers_model import PACKAGE, TransformersModel
 from validation.transformers_runner import TransformersRunner
 
 HIDDEN = "hidden_error"
@@ -30,21 +29,18 @@ STEPS = 8
 """Decode steps that are run: they prove the cache, and each reads a whole layer, which at 13B takes longer than a prefill."""
 
 
-def check_reference(step: StepContext, oracle: Oracle, checkpoint: Checkpoint) -> dict[str, Any]:
+def check_reference(step: StepContext, oracle: Oracle, model: TransformersModel) -> dict[str, Any]:
     """Run transformers' Llama over the scenarios and the text, and compare the reference with it.
 
     Args:
         step: the artifact; what is kept of every layer lies on its disk where graphs are streamed.
         oracle: the reference's runs.
-        checkpoint: whose weights and config.json both take.
+        model: theirs, of the checkpoint whose weights both take.
 
     Returns:
         The report's ``against``: kind, name, config, weights, passed and entry, whose numbers are those of a stage.
-
-    Raises:
-        ValidationError: transformers is not there, is too old, or can't express the model.
     """
-    start, model = time.perf_counter(), TransformersModel(checkpoint)
+    start = time.perf_counter()
     hidden = oracle.runs[MAIN].hidden
     assert hidden is not None
     store = Spill(step.artifact).keep if oracle.residency.streamed else as_is
@@ -59,7 +55,7 @@ def check_reference(step: StepContext, oracle: Oracle, checkpoint: Checkpoint) -
     _record_hidden(measured, runner.hidden_errors)
     checks += judged(measured, tolerances.limits_of("oracle"))
     entry = stage_entry(PACKAGE, "oracle", measured, checks, time.perf_counter() - start, backend=model.name)
-    said = {"kind": PACKAGE, "name": model.name, "config": config_source(checkpoint), "weights": weights_source(checkpoint)}
+    said = {"kind": PACKAGE, "name": model.name, "config": model.config_source, "weights": model.weights_source}
     return said | {"passed": entry["passed"], "entry": entry}
 
 

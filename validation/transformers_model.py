@@ -1,14 +1,15 @@
 """Hugging Face's own Llama, module by module: its config, embedding, rotary values, masks, decoder layers, norm and head on the checkpoint's weights.
 
 Nothing of it is ours but the loading, so a mistake that our model and our graphs share shows here. Modules are built on the meta device and given
-their weights in float32 one at a time, so that 13B costs the memory of one layer.
-Letters: B batch, S new tokens, E hidden, V vocab, K kv heads, D head_dim.
+their weights in float32 one at a time, so that 13B costs the memory of one layer. What transformers can't take is refused when the model is made:
+its modules are built without weights, held against the checkpoint's names and shapes, and take two tokens, before anything is measured.
+Letters: B batch, S new tokens, T columns so far, E hidden, V vocab, K kv heads, D head_dim.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -29,6 +30,11 @@ ATTENTION = "eager"
 AS_STORED = ("safetensors", "bin", "random")
 STORED, READ = "as stored", "reordered, dequantised or merged by this toolkit's reader"
 HINT = f"pip install '{PACKAGE}>={'.'.join(map(str, MINIMUM))}'"
+TRIED = 2
+"""Tokens that a model takes before anything is measured: the least that need a mask."""
+LEAVE_OUT = f"leave out --against {PACKAGE}"
+REFUSALS = (ValueError, KeyError, TypeError, AttributeError, NotImplementedError, RuntimeError, OSError)
+"""What transformers and torch raise of a config that they can't take, or of a module that its config and the call do not fit."""
 
 
 def require_transformers() -> str:
@@ -56,20 +62,22 @@ class TransformersModel:
         config: transformers' own.
 
     Raises:
-        ValidationError: transformers is not there, is too old, or can't express the model.
+        ValidationError: transformers is not there, is too old or lacks a part, can't express the model, or has other weights than the checkpoint.
     """
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.version = require_transformers()
         self._read, self._shapes = checkpoint.read, checkpoint.shapes
-        from transformers.models.llama import modeling_llama  # noqa: PLC0415 - slow to import
-
-        self._modules = modeling_llama
+        self.config_source, self.weights_source = config_source(checkpoint), weights_source(checkpoint)
         with tempfile.TemporaryDirectory(prefix="llama2trt-") as folder:
             checkpoint.write_sidecars(lambda name: _inside(Path(folder), name))
             with self._expressing():
+                from transformers.models.llama import modeling_llama  # noqa: PLC0415 - slow to import
+
+                self._modules = modeling_llama
                 self.config = _read_config(folder)
                 self.rotary = modeling_llama.LlamaRotaryEmbedding(self.config)
+                self._require_modules()
 
     @property
     def name(self) -> str:
@@ -77,12 +85,9 @@ class TransformersModel:
         return f"{PACKAGE} {self.version} LlamaForCausalLM, float32, {ATTENTION} attention"
 
     def require_depth(self, layers: int) -> None:
-        """Raise ValidationError unless transformers' config has so many layers, and the checkpoint's embedding."""
+        """Raise ValidationError unless transformers' config has so many layers."""
         if layers != self.config.num_hidden_layers:
             raise ValidationError(f"the reference has {layers} layers, {PACKAGE} {self.version} has {self.config.num_hidden_layers}")
-        wanted, there = (self.config.vocab_size, self.config.hidden_size), tuple(self._shapes[EMBEDDING])
-        if there != wanted:
-            raise ValidationError(f"{EMBEDDING} is {wanted} in {PACKAGE} {self.version}, {there} in the checkpoint")
 
     def embed(self, calls: Sequence[Tensor]) -> list[Tensor]:
         """[B, S] → [B, S, E] float32 of each call; the table is read once, and only these rows become float32."""
@@ -91,17 +96,15 @@ class TransformersModel:
 
     def layer(self, number: int) -> nn.Module:
         """One decoder layer; its keys and values are the first of a cache of its own."""
-        return self._loaded(lambda: self._modules.LlamaDecoderLayer(self.config, layer_idx=0), layer_prefix(number))
+        return self._loaded(self._new_layer(), layer_prefix(number))
 
     def norm(self) -> nn.Module:
         """The norm behind the last layer."""
-        make = self._modules.LlamaRMSNorm
-        return self._loaded(lambda: make(self.config.hidden_size, eps=self.config.rms_norm_eps), FINAL_NORM.removesuffix(".weight"))
+        return self._loaded(self._new_norm(), _module(FINAL_NORM))
 
     def head(self) -> nn.Module:
         """[…, E] → [..., V]; the embedding where transformers ties it."""
-        name = EMBEDDING if self.config.tie_word_embeddings else LM_HEAD
-        return self._loaded(lambda: nn.Linear(self.config.hidden_size, self.config.vocab_size, bias=False), name.removesuffix(".weight"))
+        return self._loaded(self._new_head(), _module(self._head_name))
 
     def new_cache(self) -> Any:
         """Transformers' cache of one layer, empty."""
@@ -117,19 +120,54 @@ class TransformersModel:
             config=self.config, inputs_embeds=state, attention_mask=attention_mask, past_key_values=cache, position_ids=position_ids
         )
 
-    def _loaded(self, make: Callable[[], nn.Module], prefix: str) -> nn.Module:
-        with self._expressing(), torch.device("meta"):
-            module = make()
-        _check_names(module, prefix, self._shapes, self.version)
+    @property
+    def _head_name(self) -> str:
+        return EMBEDDING if self.config.tie_word_embeddings else LM_HEAD
+
+    def _new_layer(self) -> nn.Module:
+        with torch.device("meta"):
+            layer: nn.Module = self._modules.LlamaDecoderLayer(self.config, layer_idx=0)
+        return layer
+
+    def _new_norm(self) -> nn.Module:
+        with torch.device("meta"):
+            norm: nn.Module = self._modules.LlamaRMSNorm(self.config.hidden_size, eps=self.config.rms_norm_eps)
+        return norm
+
+    def _new_head(self) -> nn.Module:
+        return nn.Linear(self.config.hidden_size, self.config.vocab_size, bias=False, device="meta")
+
+    def _loaded(self, module: nn.Module, prefix: str) -> nn.Module:
         module.load_state_dict({name: self._read(f"{prefix}.{name}").float() for name in module.state_dict()}, assign=True)
         return module.eval()
 
+    @torch.inference_mode()
+    def _require_modules(self) -> None:
+        """Build every kind of module without weights, hold it against the checkpoint's of its name, and take two tokens through all."""
+        layer, norm, head = self._new_layer(), self._new_norm(), self._new_head()
+        table = nn.Embedding(self.config.vocab_size, self.config.hidden_size, device="meta")
+        layers = {layer_prefix(number): layer for number in range(self.config.num_hidden_layers)}
+        for prefix, module in {_module(EMBEDDING): table, **layers, _module(FINAL_NORM): norm, _module(self._head_name): head}.items():
+            _check_names(module, prefix, self._shapes, self.version)
+        state, positions = torch.zeros(1, TRIED, self.config.hidden_size), torch.arange(TRIED)[None]
+        cache = self.new_cache()
+        mask = self.mask(state, torch.ones_like(positions), positions, cache)
+        rotary = tuple(tensor.to("meta") for tensor in self.rotary(state, position_ids=positions))
+        asked = {"attention_mask": mask.to("meta"), "position_ids": positions.to("meta"), "position_embeddings": rotary}
+        head(norm(layer.eval()(state.to("meta"), past_key_values=cache, use_cache=True, **asked)))
+
     @contextmanager
     def _expressing(self) -> Any:
+        from huggingface_hub.errors import StrictDataclassError  # noqa: PLC0415 - comes with transformers, which has been asked for
+
         try:
             yield
-        except (ValueError, KeyError, TypeError, AttributeError, NotImplementedError) as error:
-            raise ValidationError(f"{PACKAGE} {self.version} can't express this model: {error}", hint=f"leave out --against {PACKAGE}") from error
+        except ImportError as error:
+            raise ValidationError(
+                f"--against {PACKAGE} needs a part of {PACKAGE} {self.version} that can't be imported: {error}", hint=HINT
+            ) from error
+        except (StrictDataclassError, *REFUSALS) as error:
+            raise ValidationError(f"{PACKAGE} {self.version} can't express this model: {error}", hint=LEAVE_OUT) from error
 
 
 def config_source(checkpoint: Checkpoint) -> str:
@@ -155,6 +193,11 @@ def _inside(folder: Path, name: str) -> Any:
     yield folder / name
 
 
+def _module(weight: str) -> str:
+    """``model.norm.weight`` → ``model.norm``."""
+    return weight.removesuffix(".weight")
+
+
 def _check_names(module: nn.Module, prefix: str, shapes: Mapping[str, tuple[int, ...]], version: str) -> None:
     """Raise ValidationError unless a module's weights are exactly the checkpoint's of its name, shape by shape."""
     wanted = {f"{prefix}.{name}": tuple(tensor.shape) for name, tensor in module.state_dict().items()}
@@ -163,4 +206,4 @@ def _check_names(module: nn.Module, prefix: str, shapes: Mapping[str, tuple[int,
     if different:
         first = different[0]
         got = f"{first} is {wanted.get(first) or 'not there'} in {PACKAGE} {version}, {there.get(first) or 'not there'} in the checkpoint"
-        raise ValidationError(f"{PACKAGE}' Llama is not this model: {got}", hint=f"leave out --against {PACKAGE}")
+        raise ValidationError(f"{PACKAGE}' Llama is not this model: {got}", hint=LEAVE_OUT)

@@ -64,7 +64,7 @@ class TransformersRunner:
             hidden: the reference's N+1 hidden states of the first scenario's row.
 
         Raises:
-            ValidationError: transformers' model has another number of layers than the reference, or another embedding than the checkpoint.
+            ValidationError: transformers' model has another number of layers than the reference.
         """
         for scenario in scenarios:
             self._batches[scenario.name] = _Batch(tuple(left_padded(scenario.turns())), keeps_caches=True)

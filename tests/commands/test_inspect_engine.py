@@ -51,6 +51,13 @@ def artifact(tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPa
     return tmp_path
 
 
+def test_the_manifest_is_read_once(artifact: Path, a100: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[Path] = []
+    monkeypatch.setattr(inspect_engine, "read_manifest", lambda folder: (read.append(folder), read_manifest(folder))[1])
+    inspect(str(artifact / PLAN))
+    assert read == [artifact]
+
+
 def on_screen(report: Report) -> str:
     return "\n".join(f"{sheet.title} {sheet.rows}" for sheet in summarize("inspect", report, up_to_date=False))
 

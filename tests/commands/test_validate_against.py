@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,12 +11,14 @@ import pytest
 from typer.testing import CliRunner
 
 import cli
+from artifact import manifest as manifests
 from artifact.errors import ToolkitError
 from artifact.manifest import read_manifest
 from artifact.steps import run_step
 from commands import validate as command
 from exporter.checkpoints import open_checkpoint
 from exporter.export import export_checkpoint
+from validation.reference import Reference
 
 Run = Callable[..., str]
 
@@ -62,6 +65,20 @@ def test_the_reference_against_transformers_is_said_in_words(artifact: Path, val
     assert "float32, eager attention: passed; hidden_error" in shown
 
 
+def test_what_transformers_refuses_is_known_before_the_reference_runs(
+    artifact: Path, validate: Run, make_checkpoint: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused = make_checkpoint(tmp_path / "checkpoint", initializer_range=2.0)
+    monkeypatch.setattr(command, "_reopen", lambda *_: open_checkpoint(str(refused)))
+    monkeypatch.setattr(Reference, "run", lambda *_, **__: pytest.fail("the reference was run"))
+    said = [validate(artifact, "--against", "transformers", code=1)]
+    said.append(
+        validate("--graph", artifact / "traced.onnx", "--checkpoint", refused, "--against", "transformers", "--out", tmp_path / "out", code=1)
+    )
+    assert all("can't express this model: Validation error for field 'initializer_range'" in one for one in said)
+    assert all(one.endswith("leave out --against transformers") for one in said)
+
+
 def test_two_graphs_end_with_0_and_with_3_where_a_limit_is_broken(
     artifact: Path, validate: Run, tmp_path: Path, make_checkpoint: Callable[..., Path]
 ) -> None:
@@ -72,6 +89,24 @@ def test_two_graphs_end_with_0_and_with_3_where_a_limit_is_broken(
     assert "not judged: 1 of 1 stages ran — against other: traced: KL" in shown
     assert f"report: {artifact}/reports/against-other/parity.html" in shown
     assert "must be <= 1e-06" in validate(artifact, "--against", other, "--max-kl", "1e-6", code=3)
+
+
+def test_every_manifest_is_read_once(artifact: Path, validate: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, other = tmp_path / "reference.safetensors", tmp_path / "other"
+    validate(artifact, "--save-reference", file)
+    shutil.copytree(artifact, other)
+    read: list[Path] = []
+    monkeypatch.setattr(manifests, "read_manifest", lambda folder: (read.append(folder), read_manifest(folder))[1])
+    lone = "--graph", artifact / "traced.onnx", "--out", tmp_path / "out"
+    for arguments, folders in (
+        ((artifact, "--against", file), [artifact]),
+        ((artifact, "--against", other), [other, artifact]),
+        ((artifact, "--against", other / "traced.onnx"), [other, artifact]),
+        ((*lone, "--against", other / "traced.onnx"), [other]),
+    ):
+        validate(*arguments)
+        assert read == folders, arguments
+        read.clear()
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,8 @@ from artifact.hashing import sha256_of
 from artifact.layout import MODULE_KEY
 from artifact.manifest import fingerprint, read_manifest, write_manifest
 from artifact.steps import StepContext, run_step
+from engines.engine_graph import gather_last_position
+from engines.profiles import make_profiles
 from exporter.checkpoints import Checkpoint, open_checkpoint
 from exporter.export import export_checkpoint
 from graphs.pipeline import fuse_artifact
@@ -209,6 +212,27 @@ def rewrite_graph() -> Callable[..., None]:
         write_manifest(artifact, manifest)
 
     return rewrite
+
+
+@pytest.fixture
+def write_plan(artifact: Path, config: LlamaConfig, plan_on_cpu: ModuleType, rewrite_graph: Callable[..., None]) -> Callable[..., dict[str, Any]]:
+    """Gather the last position of traced.onnx, damage it, and say that a plan was built of it."""
+
+    def write(
+        edit: Callable[[ir.Model], None] = lambda model: None, *, max_batch: int = 2, max_length: int = config.max_position_embeddings, **entry: Any
+    ) -> dict[str, Any]:
+        def gather(model: ir.Model) -> None:
+            edit(model)
+            gather_last_position(model.graph, "traced.onnx")
+
+        rewrite_graph(artifact, gather, to="traced-engine.onnx")
+        profiles = make_profiles(config, "fp16", max_batch=max_batch, max_length=max_length)
+        made: dict[str, Any] = plan_on_cpu.write_plan(
+            artifact, "traced-engine.onnx", {profile.name: dict(profile.axes) for profile in profiles}, **entry
+        )
+        return made
+
+    return write
 
 
 @pytest.fixture(scope="session")

@@ -36,25 +36,6 @@ STAGE = "engine a100-80gb-fp16"
 
 
 @pytest.fixture
-def write_plan(artifact: Path, config: LlamaConfig, plan_on_cpu: ModuleType, rewrite_graph: Callable[..., None]) -> Callable[..., Report]:
-    """Gather the last position of traced.onnx, damage it, and say that a plan was built of it."""
-
-    def write(
-        edit: Callable[[ir.Model], None] = lambda model: None, *, max_batch: int = 2, max_length: int = config.max_position_embeddings, **entry: Any
-    ) -> Report:
-        def gather(model: ir.Model) -> None:
-            edit(model)
-            gather_last_position(model.graph, "traced.onnx")
-
-        rewrite_graph(artifact, gather, to="traced-engine.onnx")
-        profiles = make_profiles(config, "fp16", max_batch=max_batch, max_length=max_length)
-        made: Report = plan_on_cpu.write_plan(artifact, "traced-engine.onnx", {profile.name: dict(profile.axes) for profile in profiles}, **entry)
-        return made
-
-    return write
-
-
-@pytest.fixture
 def validate_on(artifact: Path, checkpoint: Checkpoint) -> Callable[[Device | str | None], Report]:
     def run(device: Device | str | None) -> Report:
         return validate_artifact(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from importlib import metadata
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers.models.llama import modeling_llama
 
 from artifact.config import LlamaConfig
 from artifact.errors import ValidationError
@@ -45,7 +47,7 @@ def prepared(checkpoint: Checkpoint, tmp_path: Path) -> Callable[[Checkpoint | N
 @pytest.fixture
 def judge(checkpoint: Checkpoint, prepared: Callable[..., Oracle], tmp_path: Path) -> Judge:
     """The comparison of a maybe wrong reference with transformers' model of the sound checkpoint."""
-    return lambda ours=None: check_reference(StepContext(tmp_path), prepared(ours), checkpoint)
+    return lambda ours=None: check_reference(StepContext(tmp_path), prepared(ours), TransformersModel(checkpoint))
 
 
 class Wrong:
@@ -77,7 +79,7 @@ def test_the_reference_is_what_transformers_computes(judge: Judge) -> None:
 def test_the_reference_is_right_for_variants(variant: str, make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
     checkpoint = open_checkpoint(str(make_checkpoint(tmp_path / "checkpoint", **VARIANTS[variant])))
     step = StepContext(tmp_path)
-    assert check_reference(step, prepare_oracle(step, checkpoint, "fp32", text=None, tokens=None), checkpoint)["passed"] is True
+    assert check_reference(step, prepare_oracle(step, checkpoint, "fp32", text=None, tokens=None), TransformersModel(checkpoint))["passed"] is True
 
 
 @pytest.mark.parametrize(("field", "factor"), [("rope_theta", 1.001), ("rms_norm_eps", 2.0)])
@@ -104,7 +106,7 @@ def test_an_embedding_of_another_shape_is_refused_and_the_table_is_read_once(che
     assert asked == ["model.embed_tokens.weight"]
     counted.shapes = {**checkpoint.shapes, "model.embed_tokens.weight": (65, 32)}
     with pytest.raises(ValidationError, match=r"embed_tokens.weight is \(64, 32\) in transformers .*, \(65, 32\) in the checkpoint"):
-        TransformersModel(counted).require_depth(2)
+        TransformersModel(counted)
 
 
 def test_swapped_heads_in_one_layer_are_found_and_placed(checkpoint: Checkpoint, judge: Judge) -> None:
@@ -125,7 +127,7 @@ def test_a_lost_bias_is_found(make_checkpoint: Callable[..., Path], tmp_path: Pa
     checkpoint = open_checkpoint(str(make_checkpoint(tmp_path / "checkpoint", mlp_bias=True)))
     ours: Any = Wrong(checkpoint, config=replace(checkpoint.config, mlp_bias=False))
     step = StepContext(tmp_path)
-    assert check_reference(step, prepare_oracle(step, ours, "fp32", text=None, tokens=None), checkpoint)["passed"] is False
+    assert check_reference(step, prepare_oracle(step, ours, "fp32", text=None, tokens=None), TransformersModel(checkpoint))["passed"] is False
 
 
 def test_a_reference_that_is_wrong_fails_the_report_and_is_named_first(checkpoint: Checkpoint, judge: Judge, sound_report: dict[str, Any]) -> None:
@@ -137,7 +139,12 @@ def test_a_reference_that_is_wrong_fails_the_report_and_is_named_first(checkpoin
 
 def test_the_report_has_it_in_all_formats(artifact: Path, checkpoint: Checkpoint) -> None:
     report = validate_artifact(
-        StepContext(artifact), checkpoint=checkpoint, stages=["traced"], text=None, tokens=None, besides=Besides(transformers=True)
+        StepContext(artifact),
+        checkpoint=checkpoint,
+        stages=["traced"],
+        text=None,
+        tokens=None,
+        besides=Besides(transformers=TransformersModel(checkpoint)),
     )
     rendered = render_all(report)
     assert report["passed"] is True
@@ -151,14 +158,15 @@ def test_the_report_has_it_in_all_formats(artifact: Path, checkpoint: Checkpoint
 
 
 def test_a_lone_graph_has_it_too(sound_artifact: Path, checkpoint: Checkpoint, tmp_path: Path) -> None:
-    report = validate_graph(sound_artifact / "traced.onnx", checkpoint, out=tmp_path, text=None, tokens=None, besides=Besides(transformers=True))
+    besides = Besides(transformers=TransformersModel(checkpoint))
+    report = validate_graph(sound_artifact / "traced.onnx", checkpoint, out=tmp_path, text=None, tokens=None, besides=besides)
     assert report["against"]["passed"] is True
     assert report["passed"] is True
 
 
 def test_streamed_caches_lie_on_disk_and_change_nothing(checkpoint: Checkpoint, judge: Judge, tmp_path: Path) -> None:
     oracle = prepare_oracle(StepContext(tmp_path), checkpoint, "fp32", text=None, tokens=None, streamed=True)
-    streamed, whole = check_reference(StepContext(tmp_path), oracle, checkpoint), judge()
+    streamed, whole = check_reference(StepContext(tmp_path), oracle, TransformersModel(checkpoint)), judge()
     assert streamed["entry"]["scenarios"] == whole["entry"]["scenarios"]
 
 
@@ -190,20 +198,44 @@ def test_the_minimum_is_what_the_package_asks_for() -> None:
     assert f'"transformers>={".".join(map(str, MINIMUM))}"' in project
 
 
-def test_a_model_that_transformers_can_not_express_is_one_error(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuses(_: Any) -> Any:
-        raise KeyError("unheard-of rope")
-
-    monkeypatch.setattr(transformers_model, "_read_config", refuses)
-    with pytest.raises(ValidationError, match=r"can't express this model: .*unheard-of rope"):
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"initializer_range": 2.0}, "Validation error for field 'initializer_range'"),
+        ({"attention_dropout": "none"}, "Validation error for field 'attention_dropout'"),
+    ],
+)
+def test_a_config_that_transformers_refuses_is_one_error(
+    config: dict[str, Any], said: str, make_checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    checkpoint = open_checkpoint(str(make_checkpoint(tmp_path / "checkpoint", **config)))
+    with pytest.raises(ValidationError, match=f"transformers 5.* can't express this model: {said}") as refused:
         TransformersModel(checkpoint)
+    assert refused.value.hint == "leave out --against transformers"
+
+
+def test_a_module_that_does_not_take_the_call_is_one_error_before_a_weight_is_read(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    def other(module: Any, state: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError(f"{tuple(state.shape)} on {state.device}")
+
+    monkeypatch.setattr(modeling_llama.LlamaMLP, "forward", other)
+    untouched: Any = Wrong(checkpoint, read=lambda name: pytest.fail(f"{name} was read"))
+    with pytest.raises(ValidationError, match=r"can't express this model: \(1, 2, 32\) on meta"):
+        TransformersModel(untouched)
+
+
+def test_a_part_of_transformers_that_is_not_there_is_one_error(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "transformers.masking_utils", None)
+    with pytest.raises(ValidationError, match=r"needs a part of transformers 5.* that can't be imported: .*masking_utils") as refused:
+        TransformersModel(checkpoint)
+    assert refused.value.hint == "pip install 'transformers>=5.23'"
 
 
 def test_weights_that_transformers_has_no_place_for_are_one_error(checkpoint: Checkpoint) -> None:
     more: Any = Wrong(checkpoint)
-    more.shapes = {**checkpoint.shapes, "model.layers.0.self_attn.q_norm.weight": (8,)}
-    with pytest.raises(ValidationError, match=r"q_norm.weight is not there in transformers .*, \(8,\) in the checkpoint"):
-        TransformersModel(more).layer(0)
+    more.shapes = {**checkpoint.shapes, "model.layers.1.self_attn.q_norm.weight": (8,)}
+    with pytest.raises(ValidationError, match=r"layers.1.self_attn.q_norm.weight is not there in transformers .*, \(8,\) in the checkpoint"):
+        TransformersModel(more)
 
 
 def test_config_of_another_format_is_said_to_be_ours(tmp_path: Path, tiny_checkpoint: Path) -> None:

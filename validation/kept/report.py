@@ -8,11 +8,13 @@ from typing import Any
 
 from artifact.errors import ValidationError
 from artifact.progress import Progress
+from engines.device import Device
 from validation import calibrated_on, perplexity
 from validation.comparison import Subject, comparison_report, folder_of, write_comparison
 from validation.kept.file import HINT, Kept, describe_kept
 from validation.kept.judge import make_oracle, measure_side
 from validation.kept.limits import kept_limits
+from validation.kept.plan import with_plans
 from validation.limit_rows import rows
 from validation.parity import first_mismatch, overall, quality_unproven, verdict
 
@@ -32,7 +34,7 @@ def require_same_model(model: Mapping[str, Any], kept: Kept, path: Path) -> None
         raise ValidationError(f"{path} holds predictions of another checkpoint: there {there}, here {here}", hint=HINT)
 
 
-def judge_by_kept(subject: Subject, path: Path, kept: Kept, *, out: Path | None, progress: Progress) -> Report:
+def judge_by_kept(subject: Subject, path: Path, kept: Kept, *, out: Path | None, progress: Progress, device: Device | str | None = None) -> Report:
     """Measure a subject and write ``parity.{json,md,html,xml}``.
 
     Args:
@@ -41,13 +43,19 @@ def judge_by_kept(subject: Subject, path: Path, kept: Kept, *, out: Path | None,
         kept: what it holds.
         out: folder of the reports; None is beside the subject's own.
         progress: told what is being done.
+        device: the GPU that an artifact's plans are run on; the reason why there is none; None where plans are not to be run.
 
     Returns:
         The report; ``passed`` is False where anything does not match.
     """
-    oracle = make_oracle(kept)
+    oracle, plans = make_oracle(kept), None
+    if device is not None:
+        subject, plans = with_plans(subject, device)
     entries = [measure_side(oracle, side, streamed=subject.streamed, progress=progress) for side in subject.sides]
     limits = [row for side in subject.sides for row in rows(side.name, kept_limits(side, streamed=subject.streamed))]
+    if plans is not None:
+        entries += plans.measure(oracle, progress)
+        limits += plans.limits()
     file = describe_kept(path, kept)
     name = f"{path.name}: the float32 reference of {kept.model['name']}, {file['top_k']} best tokens of each position"
     report = comparison_report(subject, _texts(subject, kept), entries, {"kind": "kept", "name": name, "file": file}, limits, WHY)

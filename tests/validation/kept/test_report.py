@@ -179,7 +179,7 @@ def test_a_file_is_the_same_bytes_again(saved: tuple[Path, dict[str, Any], Path]
 
 
 def test_options_that_do_not_go_together_are_refused(judge: Compare, tmp_path: Path) -> None:
-    for options, name in (({"texts": (tmp_path,)}, "--text"), ({"max_kl": 0.1}, "--max-kl"), ({"device": "cuda"}, "--device cuda")):
+    for options, name in (({"texts": (tmp_path,)}, "--text"), ({"max_kl": 0.1}, "--max-kl"), ({"bisect": True}, "--bisect")):
         with pytest.raises(UsageError, match=f"{name} don't go together"):
             judge(**options)
 
