@@ -93,13 +93,7 @@ def bench(artifact: Path, options: BenchOptions, *, stage: str = "fused", device
         "stage": stage,
         **opened.as_report(),
         "capacity": opened.decoder.capacity,
-        "batch": options.batch,
-        "prompt_tokens": options.prompt_tokens,
-        "new_tokens": options.new_tokens,
-        "prefill_tokens_per_s": round(options.batch * options.prompt_tokens / first_s, 1),
-        "decode_tokens_per_s": round(options.batch / step_s, 1),
-        "time_to_first_token_ms": round(1000 * first_s, 2),
-        "decode_ms": round(1000 * step_s, 3),
+        **_rates(options, first_s, step_s),
         "peak_rss_mb": peak_rss_mb(),
     }
     if device == "cpu":
@@ -107,6 +101,19 @@ def bench(artifact: Path, options: BenchOptions, *, stage: str = "fused", device
     passed = {} if checked is None else {"passed": checked["passed"]}
     beside = beside_roofline(opened, config, options, first_s, step_s)
     return {**measured, **beside, "tokens": checked, **passed, "skipped": list(opened.skipped)}
+
+
+def _rates(options: BenchOptions, first_s: float, step_s: float) -> Report:
+    """What was asked for, and the token rates of all rows."""
+    return {
+        "batch": options.batch,
+        "prompt_tokens": options.prompt_tokens,
+        "new_tokens": options.new_tokens,
+        "prefill_tokens_per_s": round(options.batch * options.prompt_tokens / first_s, 1),
+        "decode_tokens_per_s": round(options.batch / step_s, 1),
+        "time_to_first_token_ms": round(1000 * first_s, 2),
+        "decode_ms": round(1000 * step_s, 3),
+    }
 
 
 def beside_roofline(opened: Opened, config: LlamaConfig, options: BenchOptions, first_s: float, step_s: float) -> Report:

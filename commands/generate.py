@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from artifact.errors import ArtifactError, ValidationError
 from artifact.manifest import require_artifact
 from artifact.steps import require
 from commands.sessions import check_stage, open_session
+from validation.calls import Ids
 from validation.greedy import Decoder, greedy
 
 Report = dict[str, Any]
@@ -58,32 +60,45 @@ def generate(
     tokenizer = _tokenizer(artifact)
     ids = tokenizer.encode(prompt).ids
     _check_length(ids, config, max_new_tokens)
-    first, tokens, shown = 0.0, list[int](), ""
     with open_session(artifact, stage, device, batch=1, length=len(ids) + max_new_tokens, capacity=capacity) as opened:
         slots = _capacity(opened.decoder, len(ids), max_new_tokens, capacity)
-        start = time.perf_counter()
-        for token in (int(chosen[0]) for chosen in greedy(opened.decoder, [ids], slots or 0)):
-            first = first or time.perf_counter()
-            if token in _ends(config):
-                break
-            tokens.append(token)
-            shown = _say_new(tokenizer.decode(tokens), shown, say)
-            if len(tokens) == max_new_tokens:
-                break
-        decode_s = time.perf_counter() - first
+        chosen = _choose(greedy(opened.decoder, [ids], slots or 0), tokenizer, _ends(config), max_new_tokens, say)
     return {
         "stage": stage,
         **opened.as_report(),
         "capacity": slots,
         "prompt": prompt,
-        "text": tokenizer.decode(tokens),
+        "text": tokenizer.decode(chosen.tokens),
         "prompt_tokens": len(ids),
-        "new_tokens": len(tokens),
-        "finished": len(tokens) < max_new_tokens,
-        "time_to_first_token_ms": round(1000 * (first - start), 1),
-        "decode_tokens_per_s": round((len(tokens) - 1) / decode_s, 1) if len(tokens) > 1 else None,
+        "new_tokens": len(chosen.tokens),
+        "finished": len(chosen.tokens) < max_new_tokens,
+        "time_to_first_token_ms": round(1000 * chosen.first_s, 1),
+        "decode_tokens_per_s": round((len(chosen.tokens) - 1) / chosen.others_s, 1) if len(chosen.tokens) > 1 else None,
         **({} if device == "cpu" else {"skipped": list(opened.skipped)}),
     }
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """Tokens up to the end that the model chose, or as many as were asked for; seconds of the first, and of all others together."""
+
+    tokens: list[int]
+    first_s: float
+    others_s: float
+
+
+def _choose(choices: Iterator[Ids], tokenizer: Tokenizer, ends: tuple[int, ...], count: int, say: Callable[[str], None]) -> _Chosen:
+    """Take token after token, and say the text as it grows."""
+    start, first, tokens, shown = time.perf_counter(), 0.0, list[int](), ""
+    for token in (int(choice[0]) for choice in choices):
+        first = first or time.perf_counter()
+        if token in ends:
+            break
+        tokens.append(token)
+        shown = _say_new(tokenizer.decode(tokens), shown, say)
+        if len(tokens) == count:
+            break
+    return _Chosen(tokens, first - start, time.perf_counter() - first)
 
 
 def _say_new(text: str, shown: str, say: Callable[[str], None]) -> str:

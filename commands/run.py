@@ -73,22 +73,7 @@ def run(
     check_lengths(built, exported.kv_cache, checkpoint.config)
     with locked(artifact):
         outcomes = {"export": export_into(artifact, checkpoint, request, exported, force=force, progress=progress)}
-        outcomes["fuse"] = fuse(artifact, force=force, progress=progress)
-        recalibrate = force
-        for scheme in (one for one in wanted if one in SCHEMES["tensorrt"]):
-            outcomes[f"quantize-{scheme}"] = quantize(
-                artifact,
-                scheme=scheme,
-                calibration=options.calibration,
-                placement=options.placement,
-                force=force,
-                recalibrate=recalibrate,
-                progress=progress,
-            )
-            recalibrate = False  # what the first scheme measured anew serves all
-        for precision in wanted:
-            outcomes[f"build-{precision}"] = build_all(artifact, precision, built, force=force, progress=progress)
-        outcomes["validate"] = validate(artifact, replace(options.validate, checkpoint=request.source), force=force, progress=progress)
+        outcomes |= _after_export(artifact, wanted, replace(options, validate=replace(options.validate, checkpoint=request.source)), force, progress)
     return {
         "artifact": str(artifact),
         "passed": _passed(outcomes),
@@ -96,6 +81,26 @@ def run(
         "steps": [{"step": name, "done": not outcome.up_to_date, "reason": outcome.reason or "up to date"} for name, outcome in outcomes.items()],
         **{name: outcome.report for name, outcome in outcomes.items()},
     }
+
+
+def _after_export(artifact: Path, wanted: tuple[str, ...], options: RunOptions, force: bool, progress: Progress) -> dict[str, Outcome]:
+    """Fuse, quantise and build each precision, and validate all."""
+    outcomes = {"fuse": fuse(artifact, force=force, progress=progress)}
+    recalibrate = force
+    for scheme in (one for one in wanted if one in SCHEMES["tensorrt"]):
+        outcomes[f"quantize-{scheme}"] = quantize(
+            artifact,
+            scheme=scheme,
+            calibration=options.calibration,
+            placement=options.placement,
+            force=force,
+            recalibrate=recalibrate,
+            progress=progress,
+        )
+        recalibrate = False  # what the first scheme measured anew serves all
+    for precision in wanted:
+        outcomes[f"build-{precision}"] = build_all(artifact, precision, options.build, force=force, progress=progress)
+    return outcomes | {"validate": validate(artifact, options.validate, force=force, progress=progress)}
 
 
 def _check_runnable(options: ExportOptions) -> None:
