@@ -38,8 +38,16 @@ EXPORT_S, EXPORT_GB_S = 12.0, 0.5
 FUSE_S, FUSE_S_A_LAYER = 2.0, 0.05
 QUANTIZE_S, PLAIN_WEIGHTS_S = 4.0, 250e6
 """Weights a second, plainly."""
-VALIDATE_S, PASSES = 30.0, 2
-"""Of each stage, the passes over the scored tokens that its scenarios, strict mode and texts come to."""
+VALIDATE_S = 30.0
+CHECKED_S, STAGE_S, RANGES_S = 21e-9, 56e-9, 10.5e-9
+"""Of a weight: checksums, reference and floor, once; scenarios, strict mode and layers alone, of each stage; a quantised one's range audit. Fitted to
+7B on two cores that did nothing else (docs/full-size.md); an engine graph takes its stage's layers, and costs seconds."""
+READ_TOKENS, TEXT_PASSES, FASTER = 3072, 2, 1.9
+"""Tokens of the texts' windows where 2,048 are scored; passes over them besides the stages': the reference, and what float16 costs; and how much
+faster torch and ONNX Runtime multiply many tokens than the rate that is measured."""
+VALIDATE_MEMORY, COPIES, STATES = 580 * MEGABYTE, 2, 3
+"""torch, ONNX Runtime and what the scenarios keep; the larger of a layer and lm_head, twice while it is packed for the processor; hidden states
+of the texts' windows: the reference's, and what enters and leaves a layer."""
 
 
 @dataclass(frozen=True)
@@ -78,14 +86,14 @@ class Work:
 def step_costs(config: LlamaConfig, work: Work, rates: Rates = REFERENCE) -> list[StepCost]:
     """The steps that lead to a validated engine, in order; those that a precision does not need are left out."""
     quantised, fused = work.precision in QUANTIZED_TYPES, work.precision != "fp32"
-    stages = 2 + fused + quantised  # traced, fused, quantised, and the engine graph
+    stages = 1 + fused + quantised
     steps = [download_cost(work.download_bytes)] if work.download_bytes else []
     steps += [export_cost(config, work.dtype, rates), *([fuse_cost(config, rates)] if fused else [])]
     if quantised:
         steps += [calibrate_cost(config, rates)] * work.calibrated
         steps += placement_costs(config, rates) if work.is_placed else []
         steps += [quantize_cost(config, work.precision, rates, calibrated=work.calibrated)]
-    steps += [plan_cost(config, work, rates), validate_cost(config, stages, rates)]
+    steps += [plan_cost(config, work, rates), validate_cost(config, stages, rates, quantised=quantised)]
     return [step for step in steps if step.step not in work.done]
 
 
@@ -136,19 +144,31 @@ def plan_cost(config: LlamaConfig, work: Work, rates: Rates = REFERENCE) -> Step
     return StepCost("build", memory, disk, seconds, "0.27 s a layer, weights at 0.3 GB/s")
 
 
-def validate_cost(config: LlamaConfig, stages: int = 3, rates: Rates = REFERENCE, *, whole: bool = False) -> StepCost:
-    """Reference and stages, a layer at a time; ``whole`` graphs are loaded with all their weights in float32."""
-    passes = 1 + PASSES * stages
-    seconds = VALIDATE_S + 2 * linear_parameters(config) * SCORED_TOKENS * passes / (rates.gflops * 1e9)
-    how = f"{passes} passes over {SCORED_TOKENS:,} tokens at {rates.gflops:.0f} GFLOP/s"
+def validate_cost(
+    config: LlamaConfig, stages: int = 3, rates: Rates = REFERENCE, *, quantised: int = 1, text: bool = True, whole: bool = False
+) -> StepCost:
+    """Reference and stages, a layer at a time.
+
+    Args:
+        config: of the model.
+        stages: graphs that are measured, engine graphs aside; ``quantised`` of them are.
+        rates: of the machine.
+        text: whether there is a tokenizer, and texts are scored.
+        whole: whether graphs are loaded with all their weights in float32.
+    """
+    weights = linear_parameters(config)
+    seconds = weights * (CHECKED_S + STAGE_S * stages + RANGES_S * quantised) * REFERENCE.gflops / rates.gflops
+    seconds += text * 2 * weights * READ_TOKENS * (TEXT_PASSES + stages) / (FASTER * rates.gflops * 1e9)
+    how = f"{stages} stages{f' and {SCORED_TOKENS:,} tokens of text' if text else ''} at {rates.gflops:.0f} GFLOP/s"
     loaded = DTYPE_BYTES["fp32"] * parameter_count(config) if whole else 0
-    return StepCost("validate", validate_memory(config) + loaded, SIDECAR_BYTES, seconds, how)
+    return StepCost("validate", validate_memory(config) + loaded, SIDECAR_BYTES, VALIDATE_S + seconds, how)
 
 
 def validate_memory(config: LlamaConfig) -> int:
-    """A float32 layer for the reference and one for the graph, lm_head, and logits of the scored tokens."""
+    """Of one layer, or of lm_head where that is larger: what is kept of the others lies on disk."""
     head = config.vocab_size * config.hidden_size * DTYPE_BYTES["fp32"]
-    return torch_memory(config) + layer_float32(config) + head + SCORED_TOKENS * config.vocab_size * DTYPE_BYTES["fp32"]
+    states = STATES * READ_TOKENS * config.hidden_size * DTYPE_BYTES["fp32"]
+    return VALIDATE_MEMORY + COPIES * max(layer_float32(config), head) + states
 
 
 def _packed_parameters(config: LlamaConfig) -> list[int]:

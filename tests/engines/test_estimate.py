@@ -6,6 +6,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from artifact.config import LlamaConfig
@@ -17,9 +18,10 @@ from engines.estimate import Machine, Question, device_report, estimate
 from engines.placement_costs import FOLDS, OUTPUTS, ROWS, SCORED_TOKENS, SET_TOKENS, SETS, STATE_BYTES, TRIES, placement_costs
 from engines.preflight import check_build
 from engines.step_cost import REFERENCE, Rates
+from engines.step_costs import READ_TOKENS, validate_cost, validate_memory
 from engines.targets import find_target
 from graphs.quantize import placement, smoothing, smoothing_trial
-from validation import calibration, placement_text, scoring, sensitivity
+from validation import calibration, perplexity, placement_text, scoring, sensitivity
 
 GB = 10**9
 SMOLLM2 = LlamaConfig(
@@ -49,6 +51,8 @@ MEASURED = [  # precision, layers, weights, levels of them that are turned, plan
     ("int8", 22, 1_232_525_538, 968_884_224, 1_256_651_916, 2627),
     ("int4", 22, 762_433_762, 484_442_112, 786_534_116, 1977),
 ]
+VALIDATED = [("7b", 2197), ("13b", 3154)]
+"""Size, peak anonymous MB of ``validate --streamed`` (docs/full-size.md)."""
 
 
 @pytest.mark.parametrize(("precision", "layers", "weights", "turned", "plan", "memory_mb"), MEASURED)
@@ -104,7 +108,21 @@ def test_what_measuring_takes_is_what_was_measured() -> None:
     assert max(cost.memory_bytes for cost in costs.values()) == pytest.approx(1.27 * GB, rel=0.25)
 
 
+def test_validating_takes_the_seconds_that_7b_took_on_two_idle_cores() -> None:
+    """Four graphs, one of them an engine's, random ids in the place of a text: 1,330 s (docs/full-size.md)."""
+    assert validate_cost(preset("7b"), 3, text=False).seconds == pytest.approx(1330, rel=0.2)
+    steps = {step["step"]: step["seconds"] for step in ask("7b", "int8", calibrated=False)["steps"]}
+    assert 1330 < steps["validate"] < 3 * 1330  # 3,072 tokens of text more, read by three stages, the reference and float16
+
+
+@pytest.mark.parametrize(("size", "memory_mb"), VALIDATED)
+def test_validating_takes_the_memory_that_was_measured(size: str, memory_mb: int) -> None:
+    assert validate_memory(preset(size)) / 1e6 == pytest.approx(memory_mb, rel=0.1)
+
+
 def test_the_constants_are_those_of_what_is_done() -> None:
+    texts = [perplexity.make_windows(np.arange(1500), scored, perplexity.WINDOW, 1) for scored in perplexity.shares(perplexity.DEFAULT_TOKENS, 2)]
+    assert sum(len(window.inputs) for windows in texts for window in windows) == READ_TOKENS
     assert (SCORED_TOKENS, STATE_BYTES) == (scoring.TOKENS, sensitivity.STATE_BYTES)
     assert (SETS, SET_TOKENS) == (placement.TRIES + 1, placement_text.TOKENS)
     assert (calibration.PARTS, 1 + len(smoothing.ALPHAS) * len(smoothing.HEADROOMS)) == (FOLDS, TRIES)
