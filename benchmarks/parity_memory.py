@@ -77,7 +77,7 @@ def watched(*command: str) -> tuple[dict[str, Any], float]:
         process = subprocess.Popen([sys.executable, str(ROOT / "cli.py"), *command, "--json"], stdout=out, stderr=said)
         peak = 0
         while process.poll() is None:
-            peak = max(peak, _anonymous_kb(process.pid) + sum(_anonymous_kb(child) for child in _children(process.pid)))
+            peak = max(peak, anonymous_kb(process.pid) + sum(anonymous_kb(child) for child in _children(process.pid)))
             time.sleep(SAMPLE_S)
         out.seek(0)
         said.seek(0)
@@ -87,7 +87,8 @@ def watched(*command: str) -> tuple[dict[str, Any], float]:
     return report, peak * 1024 / 1e6
 
 
-def _anonymous_kb(process: int) -> int:
+def anonymous_kb(process: int) -> int:
+    """Anonymous memory of a process now, in KiB; 0 of one that is gone."""
     try:
         lines = Path(f"/proc/{process}/status").read_text(encoding="ascii").splitlines()
     except OSError:  # it has just ended
