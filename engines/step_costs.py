@@ -48,6 +48,8 @@ faster torch and ONNX Runtime multiply many tokens than the rate that is measure
 VALIDATE_MEMORY, COPIES, STATES = 580 * MEGABYTE, 2, 3
 """torch, ONNX Runtime and what the scenarios keep; the larger of a layer and lm_head, twice while it is packed for the processor; hidden states
 of the texts' windows: the reference's, and what enters and leaves a layer."""
+DECODED_BELOW = 1_500_000_000
+"""Parameters up to which the reference continues prompts with all its layers in memory (validation/continuations.py)."""
 
 
 @dataclass(frozen=True)
@@ -165,10 +167,12 @@ def validate_cost(
 
 
 def validate_memory(config: LlamaConfig) -> int:
-    """Of one layer, or of lm_head where that is larger: what is kept of the others lies on disk."""
-    head = config.vocab_size * config.hidden_size * DTYPE_BYTES["fp32"]
-    states = STATES * READ_TOKENS * config.hidden_size * DTYPE_BYTES["fp32"]
-    return VALIDATE_MEMORY + COPIES * max(layer_float32(config), head) + states
+    """Of one layer, or of lm_head where that is larger: what is kept of the others lies on disk. A small model is decoded, all layers in memory."""
+    width = DTYPE_BYTES["fp32"]
+    head = config.vocab_size * config.hidden_size * width
+    decoded = width * linear_parameters(config) if parameter_count(config) <= DECODED_BELOW else 0
+    states = STATES * READ_TOKENS * config.hidden_size * width
+    return VALIDATE_MEMORY + states + max(COPIES * max(layer_float32(config), head), decoded)
 
 
 def _packed_parameters(config: LlamaConfig) -> list[int]:
