@@ -45,9 +45,9 @@ CHECKED_S, STAGE_S, RANGES_S = 21e-9, 56e-9, 10.5e-9
 READ_TOKENS, TEXT_PASSES, FASTER = 3072, 2, 1.9
 """Tokens of the texts' windows where 2,048 are scored; passes over them besides the stages': the reference, and what float16 costs; and how much
 faster torch and ONNX Runtime multiply many tokens than the rate that is measured."""
-VALIDATE_MEMORY, COPIES, STATES = 580 * MEGABYTE, 2, 3
-"""torch, ONNX Runtime and what the scenarios keep; the larger of a layer and lm_head, twice while it is packed for the processor; hidden states
-of the texts' windows: the reference's, and what enters and leaves a layer."""
+VALIDATE_MEMORY, KEPT_A_LAYER, COPIES, STATES = 150 * MEGABYTE, 12 * MEGABYTE, 2, 3
+"""torch and ONNX Runtime; what stays of each layer; the larger of a layer and lm_head, twice while it is packed for the processor; hidden states of
+the texts' windows: the reference's, and what enters and leaves a layer."""
 DECODED_BELOW = 1_500_000_000
 """Parameters up to which the reference continues prompts with all its layers in memory (validation/continuations.py)."""
 
@@ -170,9 +170,9 @@ def validate_memory(config: LlamaConfig) -> int:
     """Of one layer, or of lm_head where that is larger: what is kept of the others lies on disk. A small model is decoded, all layers in memory."""
     width = DTYPE_BYTES["fp32"]
     head = config.vocab_size * config.hidden_size * width
-    decoded = width * linear_parameters(config) if parameter_count(config) <= DECODED_BELOW else 0
-    states = STATES * READ_TOKENS * config.hidden_size * width
-    return VALIDATE_MEMORY + states + max(COPIES * max(layer_float32(config), head), decoded)
+    decoded = width * linear_parameters(config) + head if parameter_count(config) <= DECODED_BELOW else 0
+    kept = KEPT_A_LAYER * config.num_hidden_layers + STATES * READ_TOKENS * config.hidden_size * width
+    return VALIDATE_MEMORY + kept + max(COPIES * max(layer_float32(config), head), decoded)
 
 
 def _packed_parameters(config: LlamaConfig) -> list[int]:
