@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from validation.bisect.probes import Probe
 from validation.bisect.promoted import in_float32
 from validation.bisect.region import departures, region, unlike_others
 from validation.bisect.shared import ALLOWED
+from validation.bisect.smoothed import Factors, factors_of
 from validation.bisect.subject import Subject
 from validation.bisect.trusted import torch_layer
 from validation.bisect.walk import Tensor, run_trusted, walk
@@ -76,13 +78,22 @@ def exact_weight(oracle: Oracle, name: str) -> Array:
     return exact
 
 
+def stored_weight(oracle: Oracle, name: str) -> Array:
+    """The checkpoint's as the artifact's dtype holds it, float32."""
+    stored: Array = exact_weight(oracle, name).astype(io_spec.NUMPY_DTYPES[oracle.dtype]).astype(np.float32)
+    return stored
+
+
 def weight_fault(subject: Subject, pair: Pair) -> Finding | None:
     """The first node that reads a weight which is not the checkpoint's."""
     oracle, looked = subject.oracle, subject.looked
-    dtype = io_spec.NUMPY_DTYPES[oracle.dtype]
+    factors, unknown = _factors(subject, pair)
+    looked.missed(unknown, "what smoothing moved into it can't be read of the graph")
     faults = []
     for name, weight in pair.found.items():
-        fault = compare_weight(name, weight, exact_weight(oracle, name), dtype, smoothed=subject.smoothed)
+        if name in unknown:
+            continue
+        fault = compare_weight(name, weight, stored_weight(oracle, name), factors.get(name))
         looked.weights += 1
         looked.see(name, fault.share, fault.error, fault.allowed)
         faults += [fault] if fault.share > 1 else []
@@ -91,6 +102,13 @@ def weight_fault(subject: Subject, pair: Pair) -> Finding | None:
         words = f"{fault.words}; its own arithmetic is not at fault, it reads {fault.weight.initializer}"
         return Finding("weight", pair.layer, None, fault.weight.node, fault.name, fault.error, fault.allowed, words)
     return None
+
+
+def _factors(subject: Subject, pair: Pair) -> tuple[dict[str, Factors], list[str]]:
+    """What smoothing moved into the weights of a layer."""
+    if not subject.smoothed or pair.layer is None:
+        return {}, []
+    return factors_of(subject.oracle.config, pair.layer, pair.found, partial(stored_weight, subject.oracle))
 
 
 def feeds_of(pair: Pair, probe: Probe, shared: Mapping[str, Array], oracle: Oracle, cut: ir.Model) -> dict[str, Array]:
@@ -105,12 +123,13 @@ def feeds_of(pair: Pair, probe: Probe, shared: Mapping[str, Array], oracle: Orac
 def arithmetic_fault(subject: Subject, pair: Pair, probe: Probe) -> Finding | None:
     """The first node of a cut that computes something else than the trusted one."""
     oracle, looked, shared = subject.oracle, subject.looked, subject.shared[probe.name]
-    roles, values = run_trusted(pair.trusted, pair.layer, feeds_of(pair, probe, shared[1], oracle, pair.trusted))
+    theirs = feeds_of(pair, probe, shared[1], oracle, pair.trusted)
+    roles, _ = run_trusted(pair.trusted, pair.layer, theirs)
     if pair.layer is not None and probe.name == "prefill" and (fault := _prove(subject, pair, probe, roles)) is not None:
         return fault
     allowed = EIGHT_BITS if rounds_inputs(pair.cut) else ALLOWED
     feeds = feeds_of(pair, probe, shared[0], oracle, pair.cut)
-    tensors, computed = walk(pair.cut, pair.layer, feeds, roles, allowed)
+    tensors, _ = walk(pair.cut, pair.layer, feeds, roles, allowed)
     for tensor in tensors:
         looked.tensors += 1
         looked.see(f"{tensor.value.name} in {probe.name}", tensor.share, tensor.error, tensor.allowed)
@@ -118,7 +137,10 @@ def arithmetic_fault(subject: Subject, pair: Pair, probe: Probe) -> Finding | No
     if bad is None:
         return None
     nodes = region(bad.value, {*pair.cut.graph.inputs, *(tensor.value for tensor in tensors)} - {bad.value})
-    known = [*values.values(), *feeds.values(), *shared[1].values(), *_packed(roles, oracle.config)]
+    _, computed = walk(pair.cut, pair.layer, feeds, roles, allowed, keep={value for node in nodes for value in node.outputs})
+    sizes = {array.size for array in computed.values()}
+    _, values = run_trusted(pair.trusted, pair.layer, theirs, keep=lambda array: array.size in sizes)
+    known = [*values, *feeds.values(), *shared[1].values(), *_packed(roles, oracle.config)]
     node, words = _name(nodes, bad, pair, computed, known, subject.model)
     return Finding("arithmetic", pair.layer, probe.label, node, str(bad.value.name), bad.error, bad.allowed, words, nodes)
 

@@ -140,6 +140,6 @@ def _nothing(looked: Looked) -> str:
     _, what, error, allowed = looked.nearest
     nearest = f", the nearest {what} with {error:.2g} of {allowed:.2g}" if what else ""
     if looked.unread:
-        unread = f"{len(looked.unread)} weights can't be read of the graph, {looked.unread[0]} first"
+        unread = f"{len(looked.unread)} weights were not compared, {looked.unread[0]} first"
         return f"not narrowed whole: {unread}; {count} are what their dtype explains{nearest}"
     return f"nothing to narrow: {count} are what their dtype explains{nearest}"

@@ -48,6 +48,7 @@ def run_shared(cut: ir.Model, probe: Probe, oracle: Oracle) -> dict[str, Array]:
 
 def table_faults(model: ir.Model, oracle: Oracle, looked: Looked) -> Iterator[Finding]:
     """Rotary tables and the rows of the embedding that the scenarios read, which are not the config's and the checkpoint's."""
+    dtype = io_spec.NUMPY_DTYPES[oracle.dtype]
     cos, sin = rotary_tables(oracle.config, TORCH_DTYPES[oracle.dtype])
     ids = np.unique(np.concatenate([row for scenario in oracle.scenarios for row in scenario.rows]))
     exact = {ROTARY_COS: cos.float().numpy(), ROTARY_SIN: sin.float().numpy()}
@@ -56,7 +57,7 @@ def table_faults(model: ir.Model, oracle: Oracle, looked: Looked) -> Iterator[Fi
             ours, theirs = weight.array[ids], oracle.reference.read(name)[ids].float().numpy()
         else:
             ours, theirs = weight.array, exact[name]
-        fault = compare_weight(name, Weight(ours.astype(np.float32), name, weight.node), theirs, io_spec.NUMPY_DTYPES[oracle.dtype], smoothed=False)
+        fault = compare_weight(name, Weight(ours.astype(np.float32), name, weight.node), theirs.astype(dtype).astype(np.float32))
         looked.weights += 1
         looked.see(f"{name}", fault.share, fault.error, fault.allowed)
         if fault.share > 1:

@@ -244,8 +244,9 @@ def test_a_weight_that_cannot_be_read_makes_the_look_incomplete(narrowed: Narrow
     monkeypatch.setattr(layer, "weights_of", lambda *args: {name: found for name, found in read(*args).items() if name != lost})
     report = narrowed("traced")
     assert (report["found"], report["complete"]) == (None, False)
-    assert report["words"].startswith(f"not narrowed whole: 1 weights can't be read of the graph, {lost} first; ")
-    assert report["looked_at"]["notes"] == [f"{lost} can't be read of the graph: the checkpoint's was taken in its place, and it was not compared"]
+    assert report["words"].startswith(f"not narrowed whole: 1 weights were not compared, {lost} first; ")
+    why = "it can't be read of the graph, and the checkpoint's was taken in its place"
+    assert report["looked_at"]["notes"] == [f"{lost} was not compared: {why}"]
 
 
 def test_a_graph_that_cannot_be_cut_says_why(narrowed: Narrow) -> None:
