@@ -59,12 +59,14 @@ class Blocks:
         ends = scale[:, :, None] * np.float32(self.grid.low), scale[:, :, None] * np.float32(self.grid.high)
         return np.clip(theirs, np.minimum(*ends), np.maximum(*ends))
 
-    def describe(self, name: str, ours: Array, theirs: Array, scale: float) -> Misfit:
-        """What is wrong with a block [k] that no scale explains; ``scale`` is the one that explains it best."""
-        real = float(_real_scale(ours[None], np.array([scale], np.float32))[0][0])
+    def describe(self, name: str, ours: Array, theirs: Array, real: float) -> Misfit:
+        """What is wrong with a block [k] that no scale explains; ``real`` is the one that explains it best."""
         size = float(np.square(theirs, dtype=np.float64).sum())
         if size == 0:
             return Misfit(np.inf, np.inf, 0.0, f"{name} is not zero, as the checkpoint's is")
+        scale = min(
+            (float(self.grid.scale_of(theirs[None, None], factor)[0, 0]) for factor in (1.0, *self.grid.factors)), key=lambda one: abs(one - real)
+        )
         slope, ratio, levels = float(np.dot(ours.astype(np.float64), theirs)) / size, real / scale, ours / real
         off = float(np.abs(levels - self._nearest(theirs, real)).max())
         found = [
