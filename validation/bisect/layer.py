@@ -60,7 +60,7 @@ class Pair:
 def make_pair(subject: Subject, layer: int | None) -> Pair:
     """Cut both, and give the trusted cut the weights that the graph computes with; what can't be read of it is the checkpoint's, and is said."""
     oracle, config = subject.oracle, subject.oracle.config
-    cut = in_float32(cut_tail(subject.model) if layer is None else cut_layer(subject.model, layer))
+    cut = in_float32(cut_tail(subject.model) if layer is None else cut_layer(subject.model, layer), keep=True)
     shapes = {**shared_shapes(config), LM_HEAD: (config.vocab_size, config.hidden_size)} if layer is None else layer_shapes(config, layer)
     found = weights_of(cut, shapes)
     weights = {name: found[name].array if name in found else exact_weight(oracle, name) for name in shapes if name != EMBEDDING}

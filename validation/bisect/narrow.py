@@ -69,9 +69,15 @@ def open_subject(oracle: Oracle, graph: Path, progress: Progress, looked: Looked
     part_boundaries(model)
     trusted = Trusted(oracle.config, oracle.dtype, oracle.kv_cache, progress)
     tables = _tables(model)
-    embedding = {name: weight.array.astype(np.float32) for name, weight in stored_as(model, (EMBEDDING,))}
-    cuts = in_float32(cut_shared(model)), trusted.shared(tables | embedding)
+    cut = in_float32(cut_shared(model))
+    embedding = {EMBEDDING: tensor} if (tensor := _stored(cut, EMBEDDING)) is not None else {}
+    cuts = cut, trusted.shared({**tables, **embedding})
     return Subject(model, trusted, oracle, looked or Looked(), graph.stem.startswith("int8-smoothquant"), cuts, tables)
+
+
+def _stored(cut: ir.Model, name: str) -> ir.TensorProtocol | None:
+    """A constant of a cut, which stays where it lies."""
+    return cut.graph.initializers[name].const_value if name in cut.graph.initializers else None
 
 
 def _faults(oracle: Oracle, graph: Path, entry: dict[str, Any], looked: Looked, progress: Progress) -> Iterator[Finding]:
@@ -83,12 +89,17 @@ def _faults(oracle: Oracle, graph: Path, entry: dict[str, Any], looked: Looked, 
     for layer in _order(entry, oracle.config.num_hidden_layers):
         what = "what follows the layers" if layer is None else f"layer {layer}"
         progress(f"{graph.stem}: narrowing, {what}", layer or 0, oracle.config.num_hidden_layers)
-        pair = make_pair(subject, layer)
-        if (fault := weight_fault(subject, pair)) is not None:
-            yield fault
-        yield from filter(None, (arithmetic_fault(subject, pair, probe) for probe in probes))
+        yield from _faults_of(subject, layer, probes)
         looked.layers += layer is not None
     yield from _roundings(subject, probes, entry)
+
+
+def _faults_of(subject: Subject, layer: int | None, probes: list[Probe]) -> Iterator[Finding]:
+    """Of one layer, or of what follows them; its weights are gone when it has been looked through."""
+    pair = make_pair(subject, layer)
+    if (fault := weight_fault(subject, pair)) is not None:
+        yield fault
+    yield from filter(None, (arithmetic_fault(subject, pair, probe) for probe in probes))
 
 
 def _failed_edges(oracle: Oracle, entry: dict[str, Any]) -> list[Probe]:

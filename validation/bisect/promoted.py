@@ -17,8 +17,8 @@ TYPED = ("to", "output_dtype", "dtype")
 """Attributes that hold a dtype."""
 
 
-def in_float32(cut: ir.Model) -> ir.Model:
-    """A copy of a cut whose every float16 is float32; external data is still read from where it lies."""
+def in_float32(cut: ir.Model, *, keep: bool = False) -> ir.Model:
+    """A copy of a cut whose every float16 is float32; external data is still read from where it lies, once where it is to be kept."""
     copy = cut.clone()
     graph = copy.graph
     for value in [*graph.inputs, *(value for node in graph for value in node.outputs)]:
@@ -26,7 +26,7 @@ def in_float32(cut: ir.Model) -> ir.Model:
             value.type = ir.TensorType(ir.DataType.FLOAT)
     for value in graph.initializers.values():
         if value.dtype == ir.DataType.FLOAT16 or (value.const_value is not None and value.const_value.dtype == ir.DataType.FLOAT16):
-            _promote(value)
+            _promote(value, keep)
     for node in list(graph):
         for name in TYPED:
             if name in node.attributes and node.attributes[name].value == ir.DataType.FLOAT16:
@@ -35,12 +35,12 @@ def in_float32(cut: ir.Model) -> ir.Model:
     return copy
 
 
-def _promote(value: ir.Value) -> None:
+def _promote(value: ir.Value, keep: bool) -> None:
     stored = ir.Value(name=value.name, const_value=value.const_value)
     value.type = ir.TensorType(ir.DataType.FLOAT)
     if stored.const_value is not None:
         shape = ir.Shape(stored.const_value.shape.numpy())
-        value.const_value = ir.LazyTensor(partial(_as_float32, stored), ir.DataType.FLOAT, shape, name=value.name)
+        value.const_value = ir.LazyTensor(partial(_as_float32, stored), ir.DataType.FLOAT, shape, name=value.name, cache=keep)
 
 
 def _as_float32(stored: ir.Value) -> ir.TensorProtocol:

@@ -41,7 +41,7 @@ class Trusted:
         layer, _ = traced_layer(config, dtype, kv_cache, progress=progress)
         self.model = stamp_layers(layer, config)
 
-    def shared(self, weights: Mapping[str, Array]) -> ir.Model:
+    def shared(self, weights: Mapping[str, Array | ir.TensorProtocol]) -> ir.Model:
         """What all layers share."""
         return _with_weights(cut_shared(self.model), weights)
 
@@ -54,11 +54,12 @@ class Trusted:
         return _with_weights(cut_tail(self.model), weights)
 
 
-def _with_weights(cut: ir.Model, weights: Mapping[str, Array]) -> ir.Model:
+def _with_weights(cut: ir.Model, weights: Mapping[str, Array | ir.TensorProtocol]) -> ir.Model:
     model = in_float32(cut)
     for name, value in model.graph.initializers.items():
         if name in weights:
-            value.const_value = ir.tensor(weights[name], name=name)
+            given = weights[name]
+            value.const_value = ir.tensor(given, name=name) if isinstance(given, np.ndarray) else given
     return model
 
 

@@ -95,9 +95,11 @@ def _linear(cut: ir.Model, product: ir.Node) -> Weight:
     chain = _chain(operand)
     stored = next((value for value in chain if value.is_initializer()), operand)
     first = next((node for value in reversed(chain) if (node := value.producer()) is not None), product)
+    turned = product.op_type == "Gemm" and product.attributes.get_int("transB", 0) == 1
+    if (last := operand.producer()) is not None and last.op_type == "Transpose" and (before := last.inputs[0]) is not None:
+        operand, turned = before, not turned  # a copy less of the largest weight
     array = run_nodes(_alone(cut, operand), {})[str(operand.name)] if operand.producer() is not None else load_constant(operand)
-    is_rows = product.op_type == "Gemm" and product.attributes.get_int("transB", 0) == 1
-    rows = np.ascontiguousarray(array if is_rows else array.T, dtype=np.float32)
+    rows = np.ascontiguousarray(array if turned else array.T, dtype=np.float32)
     return Weight(rows, str(stored.name), first, _grid(stored, first, rows.shape[1]))
 
 
