@@ -19,14 +19,14 @@ from artifact.config import LlamaConfig
 from artifact.layout import EMBEDDING, LM_HEAD, PACKED, layer_prefix, layer_shapes, shared_shapes
 from graphs.partition import cut_layer, cut_tail
 from validation.bisect.finding import Finding
-from validation.bisect.landmarks import OUTPUT, expected_at, position_error
+from validation.bisect.landmarks import OUTPUT, expected_at
 from validation.bisect.probes import Probe
 from validation.bisect.promoted import in_float32
+from validation.bisect.proof import is_cheap, proof_error
 from validation.bisect.region import departures, region, unlike_others
 from validation.bisect.shared import ALLOWED
 from validation.bisect.smoothed import Factors, factors_of
 from validation.bisect.subject import Subject
-from validation.bisect.trusted import torch_layer
 from validation.bisect.walk import Tensor, run_trusted, walk
 from validation.bisect.weight_faults import compare_weight
 from validation.bisect.weights import Weight, weights_of
@@ -125,7 +125,7 @@ def arithmetic_fault(subject: Subject, pair: Pair, probe: Probe) -> Finding | No
     oracle, looked, shared = subject.oracle, subject.looked, subject.shared[probe.name]
     theirs = feeds_of(pair, probe, shared[1], oracle, pair.trusted)
     roles, _ = run_trusted(pair.trusted, pair.layer, theirs)
-    if pair.layer is not None and probe.name == "prefill" and (fault := _prove(subject, pair, probe, roles)) is not None:
+    if pair.layer is not None and is_cheap(probe) and (fault := _prove(subject, pair, probe, roles)) is not None:
         return fault
     allowed = EIGHT_BITS if rounds_inputs(pair.cut) else ALLOWED
     feeds = feeds_of(pair, probe, shared[0], oracle, pair.cut)
@@ -169,9 +169,8 @@ def _prove(subject: Subject, pair: Pair, probe: Probe, roles: Mapping[str, Array
     assert pair.layer is not None
     prefix = f"{layer_prefix(pair.layer)}."
     weights = {name: array for name, array in pair.weights.items() if name.startswith(prefix)}
-    exact = torch_layer(oracle.config, pair.layer, weights, probe.entering(oracle, pair.layer), oracle.dtype)
-    error = position_error(roles[OUTPUT], exact)
-    subject.looked.see(f"{pair.name} of the trace beside PyTorch's", error / PROOF, error, PROOF)
+    error = proof_error(oracle, pair.layer, weights, probe, roles[OUTPUT])
+    subject.looked.see(f"{pair.name} of the trace beside PyTorch's in {probe.name}", error / PROOF, error, PROOF)
     if error <= PROOF:
         return None
     output = pair.trusted.graph.outputs[0]

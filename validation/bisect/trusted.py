@@ -2,7 +2,7 @@
 
 It is cut as the graph is, given the weights that the graph computes with, and run node by node on the same inputs. So it differs from a sound
 graph by the order of sums alone, whatever the graph's weights were rounded to; the weights are held against the checkpoint's by themselves. That the
-trace is the model is not taken on trust: its layer is compared with PyTorch's own.
+trace is the model is not taken on trust either (proof.py).
 """
 
 from __future__ import annotations
@@ -12,17 +12,12 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-import torch
 from numpy.typing import NDArray
 
 from artifact.config import LlamaConfig
 from artifact.io_spec import Dtype, KvCache
-from artifact.layout import layer_prefix
 from artifact.progress import Progress
-from exporter.model import DecoderLayer, attention_allowed
-from exporter.rope import rotary_tables
 from exporter.stamp import stamp_layers
-from exporter.trace import TORCH_DTYPES
 from exporter.trace_cache import traced_layer
 from graphs.partition import cut_layer, cut_shared, cut_tail
 from validation.bisect.promoted import in_float32
@@ -61,19 +56,3 @@ def _with_weights(cut: ir.Model, weights: Mapping[str, Array | ir.TensorProtocol
             given = weights[name]
             value.const_value = ir.tensor(given, name=name) if isinstance(given, np.ndarray) else given
     return model
-
-
-@torch.inference_mode()
-def torch_layer(config: LlamaConfig, index: int, weights: Mapping[str, Array], state: Array, dtype: Dtype) -> Array:
-    """A layer in PyTorch on some weights, from position 0: [B, S, E] → [B, S, E], float32."""
-    with torch.device("meta"):
-        layer = DecoderLayer(config)
-    named = {name: torch.from_numpy(weights[f"{layer_prefix(index)}.{name}"]) for name in layer.state_dict()}
-    layer.load_state_dict(named, assign=True)
-    batch, length, _ = state.shape
-    cos, sin = (table[None, None, :length].float() for table in rotary_tables(config, TORCH_DTYPES[dtype]))
-    mask = attention_allowed(torch.ones(batch, length, dtype=torch.int64), length)
-    empty = torch.empty(batch, config.num_key_value_heads, 0, config.head_dim)
-    output, _ = layer.eval()(torch.from_numpy(np.ascontiguousarray(state)), cos, sin, mask, (empty, empty))
-    result: Array = output.numpy()
-    return result

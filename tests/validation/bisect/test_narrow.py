@@ -12,7 +12,7 @@ import pytest
 from artifact import io_spec
 from artifact.layout import MODULE_KEY
 from exporter.weights import ROTARY_COS
-from validation.bisect import layer
+from validation.bisect import layer, proof
 
 pytestmark = pytest.mark.parity
 Narrow = Callable[..., dict[str, Any]]
@@ -231,11 +231,27 @@ def test_what_float16_cannot_hold_is_named(narrowed: Narrow, stage: str, linear:
 
 
 def test_a_trace_that_is_not_pytorch_s_own_layer_is_a_fault(narrowed: Narrow, monkeypatch: pytest.MonkeyPatch) -> None:
-    exact = layer.torch_layer
-    monkeypatch.setattr(layer, "torch_layer", lambda *args: exact(*args) * np.float32(1.02))
+    exact = proof.torch_layer
+    monkeypatch.setattr(proof, "torch_layer", lambda *args: exact(*args) * np.float32(1.02))
     found = narrowed("fused")["found"]
     assert (found["kind"], found["layer"], found["call"]) == ("exporter", 0, "prefill, 96 tokens")
     assert found["error"] > found["allowed"]
+
+
+@pytest.mark.parametrize("form", ["narrowed", "narrowed_static"])
+def test_a_trace_that_is_not_pytorch_s_own_in_steps_alone_is_a_fault(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    """Its proof there has the past of each row, without padding, whatever the cache."""
+    exact = proof.torch_layer
+
+    def other_steps(*args: Any) -> Any:
+        output, past = exact(*args), args[4][0].shape[1]
+        return output * np.float32(1.02) if past else output
+
+    monkeypatch.setattr(proof, "torch_layer", other_steps)
+    found = request.getfixturevalue(form)("fused")["found"]
+    assert (found["kind"], found["layer"], found["call"]) == ("exporter", 0, "decode, 1 token after 95")
 
 
 def test_a_weight_that_cannot_be_read_makes_the_look_incomplete(narrowed: Narrow, monkeypatch: pytest.MonkeyPatch) -> None:
