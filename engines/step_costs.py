@@ -136,13 +136,13 @@ def plan_cost(config: LlamaConfig, work: Work, rates: Rates = REFERENCE) -> Step
     return StepCost("build", memory, disk, seconds, "0.27 s a layer, weights at 0.3 GB/s")
 
 
-def validate_cost(config: LlamaConfig, stages: int = 3, rates: Rates = REFERENCE, *, whole: bool = False) -> StepCost:
-    """Reference and stages, a layer at a time; ``whole`` graphs are loaded with all their weights in float32."""
+def validate_cost(config: LlamaConfig, stages: int = 3, rates: Rates = REFERENCE, *, whole: bool = False, closer: int = 0) -> StepCost:
+    """Reference and stages, a layer at a time; ``whole`` graphs are loaded with all their weights in float32; ``closer`` is ``closer_memory``."""
     passes = 1 + PASSES * stages
     seconds = VALIDATE_S + 2 * linear_parameters(config) * SCORED_TOKENS * passes / (rates.gflops * 1e9)
     how = f"{passes} passes over {SCORED_TOKENS:,} tokens at {rates.gflops:.0f} GFLOP/s"
     loaded = DTYPE_BYTES["fp32"] * parameter_count(config) if whole else 0
-    return StepCost("validate", validate_memory(config) + loaded, SIDECAR_BYTES, seconds, how)
+    return StepCost("validate", max(validate_memory(config) + loaded, closer), SIDECAR_BYTES, seconds, how)
 
 
 def validate_memory(config: LlamaConfig) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -70,10 +71,9 @@ def _entries(oracle: Oracle, graph: Path, edges: list[Edge], step: StepContext) 
     tried = [Tried(edge, replace(subject, looked=Looked(), shared={})) for edge in edges if not edge.reason]
     for number, layer in enumerate(layers := [None, *dict.fromkeys((0, oracle.config.num_hidden_layers - 1))]):
         step.progress(f"{graph.stem}: edges of its profiles", number, len(layers))
-        pair = None if layer is None else make_pair(subject, layer)
-        for one in tried:
-            one.look(pair)
-        del pair
+        with nullcontext() if layer is None else closing(make_pair(subject, layer)) as pair:
+            for one in tried:
+                one.look(pair)
     done = {one.edge: one.as_json(broken) for one in tried}
     return [done.get(edge) or _entry(edge, None, edge.reason) for edge in edges]
 

@@ -60,11 +60,7 @@ def rounding_fault(subject: Subject, pair: Pair, probe: Probe) -> Finding | None
 def _lost_by_the_trace(subject: Subject, pair: Pair, probe: Probe, roles: Mapping[str, Array]) -> dict[str, float]:
     """Role → the limit of a graph's own loss."""
     assert pair.layer is not None
-    cut = cut_layer(subject.trusted.model, pair.layer)
-    for name, value in cut.graph.initializers.items():
-        if name in pair.weights:
-            with np.errstate(over="ignore"):
-                value.const_value = ir.tensor(pair.weights[name].astype(np.float16), name=name)
+    cut = subject.trusted.rounded_layer(pair.layer, pair.weights)
     feeds = _rounded(feeds_of(pair, probe, subject.shared[probe.name][1], subject.oracle, cut))
     tensors, _ = walk(cut, pair.layer, feeds, roles, NO_LIMIT)
     least = EIGHT_BITS if rounds_inputs(pair.cut) else 2.0**-10

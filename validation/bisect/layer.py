@@ -21,7 +21,7 @@ from graphs.partition import cut_layer, cut_tail
 from validation.bisect.finding import Finding
 from validation.bisect.landmarks import OUTPUT, expected_at
 from validation.bisect.probes import Probe
-from validation.bisect.promoted import in_float32
+from validation.bisect.promoted import Kept, in_float32
 from validation.bisect.proof import is_cheap, proof_error
 from validation.bisect.region import departures, region, unlike_others
 from validation.bisect.shared import ALLOWED
@@ -43,32 +43,46 @@ LAST = 8
 
 @dataclass(frozen=True)
 class Pair:
-    """A cut of the graph in float32 and the trusted one with the same weights; ``layer`` is None for what follows the last."""
+    """A cut of the graph in float32 and the trusted one with the same weights; ``layer`` is None for what follows the last.
+
+    Attributes:
+        weights: what both compute with, by the checkpoint's names, and the tables.
+        found: those that were read of the graph.
+        kept: the graph's constants in float32.
+    """
 
     layer: int | None
     cut: ir.Model
     trusted: ir.Model
-    weights: Mapping[str, Array]
-    found: Mapping[str, Weight]
+    weights: dict[str, Array]
+    found: dict[str, Weight]
+    kept: Kept
 
     @property
     def name(self) -> str:
         """``layer 3``."""
         return "what follows the layers" if self.layer is None else f"layer {self.layer}"
 
+    def close(self) -> None:
+        """Let go of its weights, whatever still refers to its graphs."""
+        for weights in (self.weights, self.found, self.kept):
+            weights.clear()
+
 
 def make_pair(subject: Subject, layer: int | None) -> Pair:
     """Cut both, and give the trusted cut the weights that the graph computes with; what can't be read of it is the checkpoint's, and is said."""
     oracle, config = subject.oracle, subject.oracle.config
-    cut = in_float32(cut_tail(subject.model) if layer is None else cut_layer(subject.model, layer), keep=True)
+    kept: Kept = {}
+    cut = in_float32(cut_tail(subject.model) if layer is None else cut_layer(subject.model, layer), kept)
     shapes = {**shared_shapes(config), LM_HEAD: (config.vocab_size, config.hidden_size)} if layer is None else layer_shapes(config, layer)
     found = weights_of(cut, shapes)
     weights = {name: found[name].array if name in found else exact_weight(oracle, name) for name in shapes if name != EMBEDDING}
     subject.looked.missed([name for name in weights if name not in found])
     if layer is None and config.tie_word_embeddings:
         weights[EMBEDDING] = weights[LM_HEAD]
-    counterpart = subject.trusted.tail(weights) if layer is None else subject.trusted.layer(layer, {**weights, **subject.tables})
-    return Pair(layer, cut, counterpart, weights, found)
+    weights |= subject.tables
+    counterpart = subject.trusted.tail(weights) if layer is None else subject.trusted.layer(layer, weights)
+    return Pair(layer, cut, counterpart, weights, found, kept)
 
 
 def exact_weight(oracle: Oracle, name: str) -> Array:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from validation.bisect.hints import made_by
 from validation.bisect.layer import arithmetic_fault, make_pair, weight_fault
 from validation.bisect.probes import Probe, make_probes
 from validation.bisect.promoted import in_float32
-from validation.bisect.shared import run_shared, shared_fault, table_faults
+from validation.bisect.shared import exact_tables, run_shared, shared_fault, table_faults
 from validation.bisect.subject import Subject
 from validation.bisect.trusted import Trusted
 from validation.bisect.weights import stored_as
@@ -68,10 +69,9 @@ def open_subject(oracle: Oracle, graph: Path, progress: Progress, looked: Looked
     model = ir.load(graph)
     part_boundaries(model)
     trusted = Trusted(oracle.config, oracle.dtype, oracle.kv_cache, progress)
-    tables = _tables(model)
+    tables = exact_tables(oracle) | _tables(model)
     cut = in_float32(cut_shared(model))
-    embedding = {EMBEDDING: tensor} if (tensor := _stored(cut, EMBEDDING)) is not None else {}
-    cuts = cut, trusted.shared({**tables, **embedding})
+    cuts = cut, trusted.shared(tables, _stored(cut, EMBEDDING))
     return Subject(model, trusted, oracle, looked or Looked(), graph.stem.startswith("int8-smoothquant"), cuts, tables)
 
 
@@ -96,10 +96,10 @@ def _faults(oracle: Oracle, graph: Path, entry: dict[str, Any], looked: Looked, 
 
 def _faults_of(subject: Subject, layer: int | None, probes: list[Probe]) -> Iterator[Finding]:
     """Of one layer, or of what follows them; its weights are gone when it has been looked through."""
-    pair = make_pair(subject, layer)
-    if (fault := weight_fault(subject, pair)) is not None:
-        yield fault
-    yield from filter(None, (arithmetic_fault(subject, pair, probe) for probe in probes))
+    with closing(make_pair(subject, layer)) as pair:
+        if (fault := weight_fault(subject, pair)) is not None:
+            yield fault
+        yield from filter(None, (arithmetic_fault(subject, pair, probe) for probe in probes))
 
 
 def _failed_edges(oracle: Oracle, entry: dict[str, Any]) -> list[Probe]:
@@ -113,7 +113,7 @@ def shared_of(subject: Subject, probe: Probe) -> Finding | None:
     oracle, (cut, counterpart) = subject.oracle, subject.cuts
     ours, theirs = run_shared(cut, probe, oracle), run_shared(counterpart, probe, oracle)
     subject.shared[probe.name] = ours, theirs
-    return shared_fault(cut, ours, theirs, probe, oracle, subject.looked)
+    return shared_fault(subject.cuts, ours, theirs, probe, subject.looked)
 
 
 def _tables(model: ir.Model) -> dict[str, Array]:
@@ -133,8 +133,8 @@ def _roundings(subject: Subject, probes: list[Probe], entry: dict[str, Any]) -> 
     layer = entry.get("first_layer_outside")
     layer = entry.get("worst_local_layer") if layer is None else layer
     if subject.oracle.dtype == "fp16" and layer is not None:
-        pair = make_pair(subject, layer)
-        yield from filter(None, (rounding_fault(subject, pair, probe) for probe in probes))
+        with closing(make_pair(subject, layer)) as pair:
+            yield from filter(None, (rounding_fault(subject, pair, probe) for probe in probes))
 
 
 def _words(found: dict[str, Any]) -> str:
