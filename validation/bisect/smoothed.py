@@ -112,12 +112,18 @@ def _rows(weight: Weight, wanted: Array) -> Array | None:
     slope = np.einsum("oi,oi->o", weight.array, wanted, dtype=np.float64) / size
     rows = slope
     if weight.grid is not None:
-        natural = weight.grid.scale_of(wanted[:, None], 1.0)[:, 0]
-        largest = np.abs(weight.array).max(axis=1)
-        either = np.stack([largest / level / natural for level in (weight.grid.high, weight.grid.high - 1)])
-        rows = np.take_along_axis(either, np.abs(either - slope).argmin(axis=0)[None], axis=0)[0]
+        either = np.abs(weight.array).max(axis=1) / np.array([[weight.grid.high], [weight.grid.high - 1]], np.float32)  # scales [2, out]
+        scale = np.take_along_axis(either, np.stack([_from_whole(weight.array, one) for one in either]).argmin(axis=0)[None], axis=0)[0]
+        rows = scale / weight.grid.scale_of(wanted[:, None], 1.0)[:, 0]
     found = _positive(rows)
     return None if np.abs(found - 1).max() <= SCALE else found
+
+
+def _from_whole(rows: Array, scale: Array) -> Array:
+    """How far the values of rows are from whole numbers of a scale each [out]."""
+    levels = rows / np.maximum(scale, 1e-30)[:, None]
+    found: Array = np.abs(levels - np.rint(levels)).max(axis=1)
+    return found
 
 
 def _positive(factors: Array) -> Array:

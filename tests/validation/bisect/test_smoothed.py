@@ -133,3 +133,24 @@ def test_what_nothing_says_the_factors_of_is_not_compared(config: LlamaConfig, f
     assert factors_of(config, 0, found, exact.__getitem__)[1] == [O_PROJ]
     del found[NORM]
     assert factors_of(config, 0, found, exact.__getitem__)[1] == [f"{PREFIX}self_attn.{name}_proj.weight" for name in "qk"] + [O_PROJ]
+
+
+def test_the_factor_of_a_row_is_read_off_its_levels_where_its_largest_weight_alone_decides_its_size(
+    config: LlamaConfig, found: dict[str, Weight], exact: dict[str, Floats]
+) -> None:
+    """A weight a hundred times the others', rounded to the level below the nearest: its size says that the scale is another."""
+    wide = exact[UP].copy()
+    wide[5] *= np.float32(0.02)
+    wide[5, 9] = 1.0
+    weight = found[UP]
+    assert weight.grid is not None
+    factors, _ = factors_of(config, 0, found, exact.__getitem__)
+    rows = factors[UP].rows
+    assert rows is not None
+    wanted = wide * rows[:, None]
+    levels, scale = round_plainly(wanted, weight.grid)
+    levels[5, 9] = 126
+    damaged = found | {UP: Weight((levels * scale).astype(np.float32), UP, weight.node, weight.grid)}
+    read = factors_of(config, 0, damaged, (exact | {UP: wide}).__getitem__)[0][UP].rows
+    assert read is not None
+    np.testing.assert_allclose(read, rows, rtol=1e-5)
