@@ -8,26 +8,16 @@ from __future__ import annotations
 from artifact.config import LlamaConfig
 from artifact.io_spec import DTYPE_BYTES
 from artifact.layout import PACKED, linear_shapes
+from engines.edge_calls import DEFAULT_BATCH, LARGEST_CACHE, LONGEST_CALL, cache_bytes
 from engines.profiles import default_length
 from engines.step_cost import TORCH_MEMORY, layer_float32
 
-DEFAULT_BATCH = 4
-"""Rows of the profiles that are taken where nothing was built: what ``build`` takes."""
-LONGEST_CALL = 512
-"""New tokens of all rows that are computed in a call."""
-LARGEST_CACHE = 1 << 29
-"""Bytes of one layer's keys and values in float32 on one side."""
 COPIES = 2
 """Of the largest linear, while it is read: dequantised and turned."""
 CACHES = 4
 """Past and present of both sides."""
 SCORES = 3
 """Arrays of the size of attention's scores that are alive together."""
-
-
-def cache_bytes(config: LlamaConfig, batch: int, length: int) -> int:
-    """Keys and values of one layer in float32."""
-    return 2 * DTYPE_BYTES["fp32"] * batch * length * config.num_key_value_heads * config.head_dim
 
 
 def closer_memory(config: LlamaConfig, *, edges: bool) -> int:

@@ -91,11 +91,11 @@ def test_graphs_that_are_to_be_loaded_whole_need_all_their_weights_in_float32() 
 
 
 def test_a_closer_look_is_refused_before_it_starts_where_it_needs_more_than_the_rest(machine: SimpleNamespace, tmp_path: Path) -> None:
-    """Edges have long calls besides a layer; narrowing alone has less than the scenarios of a large vocabulary."""
+    """Edges have long calls besides a layer; a model whose rest needs more is asked for no more."""
     config = preset("13b")
-    plain = validate_cost(config)
-    assert validate_cost(config, closer=closer_memory(config, edges=False)) == plain
-    edges = validate_cost(config, closer=closer_memory(config, edges=True))
+    plain, edges = validate_cost(config), validate_cost(config, closer=closer_memory(config, edges=True))
+    assert edges.memory_bytes > closer_memory(config, edges=False)
+    assert validate_cost(config, whole=True, closer=closer_memory(config, edges=True)) == validate_cost(config, whole=True)
     machine.memory = (plain.memory_bytes + edges.memory_bytes) // 2
     check_memory(plain, tmp_path)
     with pytest.raises(ValidationError, match=r"validate needs about .* GB of memory"):

@@ -17,6 +17,7 @@ from validation.node_runner import load_constant
 
 Kept = dict[str, NDArray[Any]]
 """Constants in float32, by name."""
+MAKES_A_WEIGHT = ("Transpose", "DequantizeLinear")
 TYPED = ("to", "output_dtype", "dtype")
 """Attributes that hold a dtype."""
 
@@ -39,6 +40,9 @@ def in_float32(cut: ir.Model, kept: Kept | None = None) -> ir.Model:
             if name in node.attributes and node.attributes[name].value == ir.DataType.FLOAT16:
                 node.attributes[name] = ir.AttrInt64(name, int(ir.DataType.FLOAT))
         _bypass(node)
+        if _casts_a_weight(node) and (weight := node.inputs[0]) is not None:
+            node.outputs[0].replace_all_uses_with(weight)
+            graph.remove(node, safe=True)  # it would be one copy more of the largest weight
     return copy
 
 
@@ -56,6 +60,21 @@ def _as_float32(stored: ir.Value, kept: Kept | None) -> ir.TensorProtocol:
     if kept is not None:
         kept[name] = array
     return ir.tensor(array, name=name)
+
+
+def _casts_a_weight(node: ir.Node) -> bool:
+    """Whether a node makes a float32 of a weight that is one by now, turned and dequantised or not."""
+    value = node.inputs[0] if node.op_type == "Cast" else None
+    if (
+        value is None
+        or value.dtype != ir.DataType.FLOAT
+        or node.attributes.get_int("to", 0) != ir.DataType.FLOAT
+        or node.outputs[0].is_graph_output()
+    ):
+        return False
+    while value is not None and (made_by := value.producer()) is not None and made_by.op_type in MAKES_A_WEIGHT:
+        value = made_by.inputs[0]
+    return value is not None and value.is_initializer()
 
 
 def _bypass(node: ir.Node) -> None:

@@ -20,7 +20,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graphs.quantize.rounding import Grid
-from graphs.quantize.writer import row_slices
 from validation.bisect.misfit import COLUMN_STEPS, Misfit, Sizes, worst
 from validation.bisect.rounded_block import SCALE, Blocks
 
@@ -37,7 +36,8 @@ def rounded_misfit(stored: Array, exact: Array, grid: Grid, room: float = SCALE)
     (rows, columns), blocks = exact.shape, Blocks(grid, room)
     by_column, whole = Sizes("column {}", rows, room, steps=COLUMN_STEPS), Sizes("it", exact.size, room)
     sizes, faults, bad_rows = list[Misfit](), list[Misfit](), 0
-    for some in row_slices(exact, VALUES):
+    height = max(1, VALUES // columns)
+    for some in (slice(start, start + height) for start in range(0, rows, height)):
         ours, theirs = grid.blocked(stored[some]), grid.blocked(exact[some])
         scale, off = blocks.recovered(ours, theirs)
         if bad := int((off > 1).any(axis=1).sum()):

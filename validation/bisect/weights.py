@@ -16,13 +16,13 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from artifact.layout import MODULE_KEY, members
-from graphs.quantize.int4 import FORM as INT4
-from graphs.quantize.int8 import FORM as INT8
 from graphs.quantize.rounding import FACTORS, Format, Grid, largest_over
 from validation.node_runner import load_constant, run_nodes
 
 Array = NDArray[Any]
 PRODUCTS = ("MatMul", "Gemm", "MatMulNBits")
+LEVELS = {ir.DataType.INT8: (-127, 127), ir.DataType.INT4: (-8, 7)}
+"""Lowest and highest; the largest weight of a scale has the highest."""
 FLOAT32 = np.dtype(np.float32)
 BLOCK = 256
 """Rows of an identity that a packed product is asked with at a time."""
@@ -105,11 +105,12 @@ def _linear(cut: ir.Model, product: ir.Node) -> Weight:
 
 def _grid(stored: ir.Value, first: ir.Node, columns: int) -> Grid | None:
     """What a constant that is dequantised by its first node was rounded to."""
-    form = {ir.DataType.INT8: INT8, ir.DataType.INT4: INT4}.get(stored.const_value.dtype) if stored.const_value is not None else None
-    if form is None:
+    dtype = stored.const_value.dtype if stored.const_value is not None else None
+    if dtype not in LEVELS:
         return None
-    factors = FACTORS if form is INT4 else ()
-    return Grid(form.low, form.high, first.attributes.get_int("block_size", 0) or columns, largest_over(form.high, FLOAT32), factors)
+    low, high = LEVELS[dtype]
+    factors = FACTORS if dtype == ir.DataType.INT4 else ()
+    return Grid(low, high, first.attributes.get_int("block_size", 0) or columns, largest_over(high, FLOAT32), factors)
 
 
 def _asked(cut: ir.Model, product: ir.Node) -> Array:

@@ -11,7 +11,7 @@ import pytest
 
 from artifact import io_spec
 from artifact.steps import StepContext, run_step
-from engines.closer_cost import LARGEST_CACHE
+from engines.edge_calls import LARGEST_CACHE
 from exporter.checkpoints import Checkpoint, open_checkpoint
 from exporter.export import export_checkpoint
 from validation.bisect import edges
