@@ -14,7 +14,9 @@ from artifact.manifest import require_artifact
 from artifact.progress import Progress, silent
 from artifact.steps import Outcome, Report, StepContext, run_step
 from commands.against import TRANSFORMERS, Against
+from engines.closer_cost import closer_memory
 from engines.preflight import check_memory
+from engines.step_cost import StepCost
 from engines.step_costs import validate_cost
 from exporter.checkpoints import Checkpoint, CheckpointRequest, open_request
 
@@ -109,7 +111,7 @@ def validate(artifact: Path, options: ValidateOptions, *, force: bool = True, pr
         from validation.besides import Besides
         from validation.parity import validate_artifact
 
-        check_memory(validate_cost(LlamaConfig(**model["config"]), whole=options.streamed is False), artifact)
+        check_memory(_cost(LlamaConfig(**model["config"]), options), artifact)
         checkpoint = _reopen(options.checkpoint, model, progress)
         stages = list(options.stages) or None
         asked: dict[str, Any] = {
@@ -141,6 +143,12 @@ def validate_file(graph: Path, options: ValidateOptions, *, out: Path | None = N
     baseline = _open_baseline(options.baseline, {"fingerprint": checkpoint.fingerprint})
     besides = Besides(baseline, _transformers(options, checkpoint), options.kept())
     return validate_graph(graph, checkpoint, out=out, text=options.texts or None, tokens=options.tokens, besides=besides, progress=progress)
+
+
+def _cost(config: LlamaConfig, options: ValidateOptions) -> StepCost:
+    """What is asked for, looked at closer or not."""
+    closer = closer_memory(config, edges=options.edges) if options.bisect or options.edges else 0
+    return validate_cost(config, whole=options.streamed is False, closer=closer)
 
 
 def _check_besides(options: ValidateOptions) -> None:

@@ -147,7 +147,7 @@ def plan_cost(config: LlamaConfig, work: Work, rates: Rates = REFERENCE) -> Step
 
 
 def validate_cost(
-    config: LlamaConfig, stages: int = 3, rates: Rates = REFERENCE, *, quantised: int = 1, text: bool = True, whole: bool = False
+    config: LlamaConfig, stages: int = 3, rates: Rates = REFERENCE, *, quantised: int = 1, text: bool = True, whole: bool = False, closer: int = 0
 ) -> StepCost:
     """Reference and stages, a layer at a time.
 
@@ -157,13 +157,14 @@ def validate_cost(
         rates: of the machine.
         text: whether there is a tokenizer, and texts are scored.
         whole: whether graphs are loaded with all their weights in float32.
+        closer: ``closer_memory``, where an error is narrowed or edges are run.
     """
     weights = linear_parameters(config)
     seconds = weights * (CHECKED_S + STAGE_S * stages + RANGES_S * quantised) * REFERENCE.gflops / rates.gflops
     seconds += text * 2 * weights * READ_TOKENS * (TEXT_PASSES + stages) / (FASTER * rates.gflops * 1e9)
     how = f"{stages} stages{f' and {SCORED_TOKENS:,} tokens of text' if text else ''} at {rates.gflops:.0f} GFLOP/s"
     loaded = DTYPE_BYTES["fp32"] * parameter_count(config) if whole else 0
-    return StepCost("validate", validate_memory(config) + loaded, SIDECAR_BYTES, VALIDATE_S + seconds, how)
+    return StepCost("validate", max(validate_memory(config) + loaded, closer), SIDECAR_BYTES, VALIDATE_S + seconds, how)
 
 
 def validate_memory(config: LlamaConfig) -> int:

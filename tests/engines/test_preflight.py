@@ -9,10 +9,11 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from artifact.errors import EngineError, QuantizationError, ToolkitError
+from artifact.errors import EngineError, QuantizationError, ToolkitError, ValidationError
 from artifact.layout import parameter_count
 from artifact.presets import preset
 from engines.build_cost import Graph, build_cost
+from engines.closer_cost import closer_memory
 from engines.preflight import ERRORS, check_build, check_disk, check_memory, check_step
 from engines.step_costs import Work, quantize_cost, step_costs, validate_cost
 
@@ -87,3 +88,15 @@ def test_graphs_that_are_to_be_loaded_whole_need_all_their_weights_in_float32() 
     config = preset("7b")
     whole, streamed = (validate_cost(config, whole=whole).memory_bytes for whole in (True, False))
     assert whole - streamed == 4 * parameter_count(config)
+
+
+def test_a_closer_look_is_refused_before_it_starts_where_it_needs_more_than_the_rest(machine: SimpleNamespace, tmp_path: Path) -> None:
+    """Edges have long calls besides a layer; a model whose rest needs more is asked for no more."""
+    config = preset("13b")
+    plain, edges = validate_cost(config), validate_cost(config, closer=closer_memory(config, edges=True))
+    assert edges.memory_bytes > closer_memory(config, edges=False)
+    assert validate_cost(config, whole=True, closer=closer_memory(config, edges=True)) == validate_cost(config, whole=True)
+    machine.memory = (plain.memory_bytes + edges.memory_bytes) // 2
+    check_memory(plain, tmp_path)
+    with pytest.raises(ValidationError, match=r"validate needs about .* GB of memory"):
+        check_memory(edges, tmp_path)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from contextlib import closing, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -67,23 +68,42 @@ def _entries(oracle: Oracle, graph: Path, edges: list[Edge], step: StepContext) 
     """The first and the last layer at every edge: what depends on length and batch is spelled alike in all, and ``--bisect`` runs them all."""
     subject = open_subject(oracle, graph, step.progress)
     broken = next(table_faults(subject.model, oracle, Looked()), None)
-    pairs = [make_pair(subject, layer) for layer in dict.fromkeys((0, oracle.config.num_hidden_layers - 1))]
-    entries = []
-    for number, edge in enumerate(edges):
-        step.progress(f"{graph.stem}: {edge.name}", number, len(edges))
-        entries.append(_entry(edge, None, edge.reason) if edge.reason else _at(subject, pairs, edge, broken))
-    return entries
+    tried = [Tried(edge, replace(subject, looked=Looked(), shared={})) for edge in edges if not edge.reason]
+    for number, layer in enumerate(layers := [None, *dict.fromkeys((0, oracle.config.num_hidden_layers - 1))]):
+        step.progress(f"{graph.stem}: edges of its profiles", number, len(layers))
+        with nullcontext() if layer is None else closing(make_pair(subject, layer)) as pair:
+            for one in tried:
+                one.look(pair)
+    done = {one.edge: one.as_json(broken) for one in tried}
+    return [done.get(edge) or _entry(edge, None, edge.reason) for edge in edges]
 
 
-def _at(subject: Subject, pairs: list[Pair], edge: Edge, broken: Finding | None) -> dict[str, Any]:
-    here = replace(subject, looked=Looked(), shared={})
-    probe = edge_probe(subject.oracle, edge)
-    try:
-        found = shared_of(here, probe) or next(filter(None, (arithmetic_fault(here, pair, probe) for pair in pairs)), None) or broken
-    except ToolkitError as error:
-        return _entry(edge, False, str(error))
-    reason = None if found is None else f"{found.node.name} ({found.node.op_type}): {found.words}"
-    return _entry(edge, found is None, reason) | {"tensors": here.looked.tensors, "nearest": here.looked.as_json()["nearest"]}
+@dataclass
+class Tried:
+    """An edge that is being tried: what the layers share, then one layer after the other, so that the weights of one are in memory."""
+
+    edge: Edge
+    subject: Subject
+    found: Finding | None = None
+    error: ToolkitError | None = None
+
+    def look(self, pair: Pair | None) -> None:
+        """At a layer; at what they share where it is None. Nothing more once something was found."""
+        if self.found is not None or self.error is not None:
+            return
+        probe = edge_probe(self.subject.oracle, self.edge)
+        try:
+            self.found = shared_of(self.subject, probe) if pair is None else arithmetic_fault(self.subject, pair, probe)
+        except ToolkitError as error:
+            self.error = error
+
+    def as_json(self, broken: Finding | None) -> dict[str, Any]:
+        """The report's entry; ``broken`` is a table that is wrong everywhere."""
+        if self.error is not None:
+            return _entry(self.edge, False, str(self.error))
+        found, looked = self.found or broken, self.subject.looked
+        reason = None if found is None else f"{found.node.name} ({found.node.op_type}): {found.words}"
+        return _entry(self.edge, found is None, reason) | {"tensors": looked.tensors, "nearest": looked.as_json()["nearest"]}
 
 
 def _entry(edge: Edge, passed: bool | None, reason: str | None) -> dict[str, Any]:

@@ -16,18 +16,13 @@ import numpy as np
 
 from artifact import io_spec
 from artifact.engine_names import built_from
+from engines.edge_calls import DEFAULT_BATCH, LARGEST_CACHE, LONGEST_CALL, cache_bytes
 from engines.profiles import default_length, make_profiles
 from validation.bisect.probes import Probe
 from validation.calls import FORMS, Turn
 from validation.oracle import MAIN, Oracle
 
 Axes = Mapping[str, Sequence[int]]
-DEFAULT_BATCH = 4
-"""Rows of the profiles that are taken where nothing was built: what ``build`` takes."""
-LONGEST_CALL = 512
-"""New tokens of all rows that are computed in a call."""
-LARGEST_CACHE = 1 << 29
-"""Bytes of one layer's keys and values in float32 on one side."""
 
 
 @dataclass(frozen=True)
@@ -96,8 +91,7 @@ def _longest(axes: Axes) -> int:
 
 
 def _too_big(oracle: Oracle, edge: Edge) -> str | None:
-    config = oracle.config
-    size = 2 * 4 * edge.batch * (edge.past + edge.new) * config.num_key_value_heads * config.head_dim
+    size = cache_bytes(oracle.config, edge.batch, edge.past + edge.new)
     if edge.batch * edge.new > LONGEST_CALL:
         return f"{edge.batch * edge.new:,} new tokens a call are too many for a CPU ({LONGEST_CALL} at most); edges with past meet its length"
     return f"its keys and values take {size / 1e9:.1f} GB a layer ({LARGEST_CACHE / 1e9:.1f} at most)" if size > LARGEST_CACHE else None

@@ -60,13 +60,16 @@ class Finding:
         }
 
 
+UNREAD = "it can't be read of the graph, and the checkpoint's was taken in its place"
+
+
 @dataclass
 class Looked:
     """What was looked at, and what of it came nearest to a fault.
 
     Attributes:
         nearest: (share of what is allowed, what it is, error, allowed) of the tensor or weight with the largest share.
-        unread: weights of the checkpoint that were not found in the graph.
+        unread: weights of the checkpoint that were not compared with the graph's.
     """
 
     layers: int = 0
@@ -77,10 +80,10 @@ class Looked:
     notes: list[str] = field(default_factory=list)
     unread: list[str] = field(default_factory=list)
 
-    def missed(self, names: Sequence[str]) -> None:
-        """Weights that can't be read of the graph, so that they are held against nothing."""
+    def missed(self, names: Sequence[str], why: str = UNREAD) -> None:
+        """Weights that are held against nothing."""
         for name in names:
-            self.note(f"{name} can't be read of the graph: the checkpoint's was taken in its place, and it was not compared")
+            self.note(f"{name} was not compared: {why}")
             self.unread += [name] if name not in self.unread else []
 
     def note(self, words: str) -> None:

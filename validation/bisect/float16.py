@@ -5,7 +5,7 @@ Integer products are those of an engine on both sides, so that what int8 takes f
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -37,7 +37,7 @@ def rounding_fault(subject: Subject, pair: Pair, probe: Probe) -> Finding | None
     plain = in_float32(cut)
     halved, feeds = _rounded(roles), _rounded(feeds_of(pair, probe, ours, oracle, cut))
     _, exact = walk(plain, pair.layer, _as_float32(feeds), _as_float32(halved), NO_LIMIT)
-    tensors, computed = walk(cut, pair.layer, feeds, halved, allowed, beside=exact)
+    tensors, _ = walk(cut, pair.layer, feeds, halved, allowed, beside=exact)
     for tensor in tensors:
         looked.tensors += 1
         looked.see(f"{tensor.value.name} in float16", tensor.share, tensor.error, tensor.allowed)
@@ -47,6 +47,9 @@ def rounding_fault(subject: Subject, pair: Pair, probe: Probe) -> Finding | None
     if bad is None:
         return None
     nodes = region(bad.value, {*cut.graph.inputs, *(tensor.value for tensor in tensors)} - {bad.value})
+    names = {str(value.name) for node in nodes for value in node.outputs}
+    _, computed = walk(cut, pair.layer, feeds, halved, allowed, beside=exact, keep=_named(cut, names))
+    _, exact = walk(plain, pair.layer, _as_float32(feeds), _as_float32(halved), NO_LIMIT, keep=_named(plain, names))
     lost = [(node, str(node.outputs[0].name)) for node in nodes]
     least = bad.allowed if np.isfinite(bad.allowed) else 1.0
     node = next((node for node, name in lost if name in exact and position_error(computed[name], exact[name]) > least), nodes[-1])
@@ -57,15 +60,15 @@ def rounding_fault(subject: Subject, pair: Pair, probe: Probe) -> Finding | None
 def _lost_by_the_trace(subject: Subject, pair: Pair, probe: Probe, roles: Mapping[str, Array]) -> dict[str, float]:
     """Role → the limit of a graph's own loss."""
     assert pair.layer is not None
-    cut = cut_layer(subject.trusted.model, pair.layer)
-    for name, value in cut.graph.initializers.items():
-        if name in pair.weights:
-            with np.errstate(over="ignore"):
-                value.const_value = ir.tensor(pair.weights[name].astype(np.float16), name=name)
+    cut = subject.trusted.rounded_layer(pair.layer, pair.weights)
     feeds = _rounded(feeds_of(pair, probe, subject.shared[probe.name][1], subject.oracle, cut))
     tensors, _ = walk(cut, pair.layer, feeds, roles, NO_LIMIT)
     least = EIGHT_BITS if rounds_inputs(pair.cut) else 2.0**-10
     return {tensor.role: 4 * tensor.error + least for tensor in tensors}
+
+
+def _named(cut: ir.Model, names: Collection[str]) -> set[ir.Value]:
+    return {value for node in cut.graph for value in node.outputs if value.name in names}
 
 
 def _rounded(arrays: Mapping[str, Array]) -> dict[str, Array]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,13 +19,14 @@ from artifact.config import LlamaConfig
 from artifact.layout import EMBEDDING, LM_HEAD, PACKED, layer_prefix, layer_shapes, shared_shapes
 from graphs.partition import cut_layer, cut_tail
 from validation.bisect.finding import Finding
-from validation.bisect.landmarks import OUTPUT, expected_at, position_error
+from validation.bisect.landmarks import OUTPUT, expected_at
 from validation.bisect.probes import Probe
-from validation.bisect.promoted import in_float32
+from validation.bisect.promoted import Kept, in_float32
+from validation.bisect.proof import is_cheap, proof_error
 from validation.bisect.region import departures, region, unlike_others
 from validation.bisect.shared import ALLOWED
+from validation.bisect.smoothed import Factors, factors_of
 from validation.bisect.subject import Subject
-from validation.bisect.trusted import torch_layer
 from validation.bisect.walk import Tensor, run_trusted, walk
 from validation.bisect.weight_faults import compare_weight
 from validation.bisect.weights import Weight, weights_of
@@ -41,32 +43,46 @@ LAST = 8
 
 @dataclass(frozen=True)
 class Pair:
-    """A cut of the graph in float32 and the trusted one with the same weights; ``layer`` is None for what follows the last."""
+    """A cut of the graph in float32 and the trusted one with the same weights; ``layer`` is None for what follows the last.
+
+    Attributes:
+        weights: what both compute with, by the checkpoint's names, and the tables.
+        found: those that were read of the graph.
+        kept: the graph's constants in float32.
+    """
 
     layer: int | None
     cut: ir.Model
     trusted: ir.Model
-    weights: Mapping[str, Array]
-    found: Mapping[str, Weight]
+    weights: dict[str, Array]
+    found: dict[str, Weight]
+    kept: Kept
 
     @property
     def name(self) -> str:
         """``layer 3``."""
         return "what follows the layers" if self.layer is None else f"layer {self.layer}"
 
+    def close(self) -> None:
+        """Let go of its weights, whatever still refers to its graphs."""
+        for weights in (self.weights, self.found, self.kept):
+            weights.clear()
+
 
 def make_pair(subject: Subject, layer: int | None) -> Pair:
     """Cut both, and give the trusted cut the weights that the graph computes with; what can't be read of it is the checkpoint's, and is said."""
     oracle, config = subject.oracle, subject.oracle.config
-    cut = in_float32(cut_tail(subject.model) if layer is None else cut_layer(subject.model, layer))
+    kept: Kept = {}
+    cut = in_float32(cut_tail(subject.model) if layer is None else cut_layer(subject.model, layer), kept)
     shapes = {**shared_shapes(config), LM_HEAD: (config.vocab_size, config.hidden_size)} if layer is None else layer_shapes(config, layer)
     found = weights_of(cut, shapes)
     weights = {name: found[name].array if name in found else exact_weight(oracle, name) for name in shapes if name != EMBEDDING}
     subject.looked.missed([name for name in weights if name not in found])
     if layer is None and config.tie_word_embeddings:
         weights[EMBEDDING] = weights[LM_HEAD]
-    counterpart = subject.trusted.tail(weights) if layer is None else subject.trusted.layer(layer, {**weights, **subject.tables})
-    return Pair(layer, cut, counterpart, weights, found)
+    weights |= subject.tables
+    counterpart = subject.trusted.tail(weights) if layer is None else subject.trusted.layer(layer, weights)
+    return Pair(layer, cut, counterpart, weights, found, kept)
 
 
 def exact_weight(oracle: Oracle, name: str) -> Array:
@@ -76,13 +92,22 @@ def exact_weight(oracle: Oracle, name: str) -> Array:
     return exact
 
 
+def stored_weight(oracle: Oracle, name: str) -> Array:
+    """The checkpoint's as the artifact's dtype holds it, float32."""
+    stored: Array = exact_weight(oracle, name).astype(io_spec.NUMPY_DTYPES[oracle.dtype]).astype(np.float32)
+    return stored
+
+
 def weight_fault(subject: Subject, pair: Pair) -> Finding | None:
     """The first node that reads a weight which is not the checkpoint's."""
     oracle, looked = subject.oracle, subject.looked
-    dtype = io_spec.NUMPY_DTYPES[oracle.dtype]
+    factors, unknown = _factors(subject, pair)
+    looked.missed(unknown, "what smoothing moved into it can't be read of the graph")
     faults = []
     for name, weight in pair.found.items():
-        fault = compare_weight(name, weight, exact_weight(oracle, name), dtype, smoothed=subject.smoothed)
+        if name in unknown:
+            continue
+        fault = compare_weight(name, weight, stored_weight(oracle, name), factors.get(name))
         looked.weights += 1
         looked.see(name, fault.share, fault.error, fault.allowed)
         faults += [fault] if fault.share > 1 else []
@@ -91,6 +116,13 @@ def weight_fault(subject: Subject, pair: Pair) -> Finding | None:
         words = f"{fault.words}; its own arithmetic is not at fault, it reads {fault.weight.initializer}"
         return Finding("weight", pair.layer, None, fault.weight.node, fault.name, fault.error, fault.allowed, words)
     return None
+
+
+def _factors(subject: Subject, pair: Pair) -> tuple[dict[str, Factors], list[str]]:
+    """What smoothing moved into the weights of a layer."""
+    if not subject.smoothed or pair.layer is None:
+        return {}, []
+    return factors_of(subject.oracle.config, pair.layer, pair.found, partial(stored_weight, subject.oracle))
 
 
 def feeds_of(pair: Pair, probe: Probe, shared: Mapping[str, Array], oracle: Oracle, cut: ir.Model) -> dict[str, Array]:
@@ -105,12 +137,13 @@ def feeds_of(pair: Pair, probe: Probe, shared: Mapping[str, Array], oracle: Orac
 def arithmetic_fault(subject: Subject, pair: Pair, probe: Probe) -> Finding | None:
     """The first node of a cut that computes something else than the trusted one."""
     oracle, looked, shared = subject.oracle, subject.looked, subject.shared[probe.name]
-    roles, values = run_trusted(pair.trusted, pair.layer, feeds_of(pair, probe, shared[1], oracle, pair.trusted))
-    if pair.layer is not None and probe.name == "prefill" and (fault := _prove(subject, pair, probe, roles)) is not None:
+    theirs = feeds_of(pair, probe, shared[1], oracle, pair.trusted)
+    roles, _ = run_trusted(pair.trusted, pair.layer, theirs)
+    if pair.layer is not None and is_cheap(probe) and (fault := _prove(subject, pair, probe, roles)) is not None:
         return fault
     allowed = EIGHT_BITS if rounds_inputs(pair.cut) else ALLOWED
     feeds = feeds_of(pair, probe, shared[0], oracle, pair.cut)
-    tensors, computed = walk(pair.cut, pair.layer, feeds, roles, allowed)
+    tensors, _ = walk(pair.cut, pair.layer, feeds, roles, allowed)
     for tensor in tensors:
         looked.tensors += 1
         looked.see(f"{tensor.value.name} in {probe.name}", tensor.share, tensor.error, tensor.allowed)
@@ -118,7 +151,10 @@ def arithmetic_fault(subject: Subject, pair: Pair, probe: Probe) -> Finding | No
     if bad is None:
         return None
     nodes = region(bad.value, {*pair.cut.graph.inputs, *(tensor.value for tensor in tensors)} - {bad.value})
-    known = [*values.values(), *feeds.values(), *shared[1].values(), *_packed(roles, oracle.config)]
+    _, computed = walk(pair.cut, pair.layer, feeds, roles, allowed, keep={value for node in nodes for value in node.outputs})
+    sizes = {array.size for array in computed.values()}
+    _, values = run_trusted(pair.trusted, pair.layer, theirs, keep=lambda array: array.size in sizes)
+    known = [*values, *feeds.values(), *shared[1].values(), *_packed(roles, oracle.config)]
     node, words = _name(nodes, bad, pair, computed, known, subject.model)
     return Finding("arithmetic", pair.layer, probe.label, node, str(bad.value.name), bad.error, bad.allowed, words, nodes)
 
@@ -147,9 +183,8 @@ def _prove(subject: Subject, pair: Pair, probe: Probe, roles: Mapping[str, Array
     assert pair.layer is not None
     prefix = f"{layer_prefix(pair.layer)}."
     weights = {name: array for name, array in pair.weights.items() if name.startswith(prefix)}
-    exact = torch_layer(oracle.config, pair.layer, weights, probe.entering(oracle, pair.layer), oracle.dtype)
-    error = position_error(roles[OUTPUT], exact)
-    subject.looked.see(f"{pair.name} of the trace beside PyTorch's", error / PROOF, error, PROOF)
+    error = proof_error(oracle, pair.layer, weights, probe, roles[OUTPUT])
+    subject.looked.see(f"{pair.name} of the trace beside PyTorch's in {probe.name}", error / PROOF, error, PROOF)
     if error <= PROOF:
         return None
     output = pair.trusted.graph.outputs[0]

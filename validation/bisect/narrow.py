@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from validation.bisect.hints import made_by
 from validation.bisect.layer import arithmetic_fault, make_pair, weight_fault
 from validation.bisect.probes import Probe, make_probes
 from validation.bisect.promoted import in_float32
-from validation.bisect.shared import run_shared, shared_fault, table_faults
+from validation.bisect.shared import exact_tables, run_shared, shared_fault, table_faults
 from validation.bisect.subject import Subject
 from validation.bisect.trusted import Trusted
 from validation.bisect.weights import stored_as
@@ -68,10 +69,15 @@ def open_subject(oracle: Oracle, graph: Path, progress: Progress, looked: Looked
     model = ir.load(graph)
     part_boundaries(model)
     trusted = Trusted(oracle.config, oracle.dtype, oracle.kv_cache, progress)
-    tables = _tables(model)
-    embedding = {name: weight.array.astype(np.float32) for name, weight in stored_as(model, (EMBEDDING,))}
-    cuts = in_float32(cut_shared(model)), trusted.shared(tables | embedding)
+    tables = exact_tables(oracle) | _tables(model)
+    cut = in_float32(cut_shared(model))
+    cuts = cut, trusted.shared(tables, _stored(cut, EMBEDDING))
     return Subject(model, trusted, oracle, looked or Looked(), graph.stem.startswith("int8-smoothquant"), cuts, tables)
+
+
+def _stored(cut: ir.Model, name: str) -> ir.TensorProtocol | None:
+    """A constant of a cut, which stays where it lies."""
+    return cut.graph.initializers[name].const_value if name in cut.graph.initializers else None
 
 
 def _faults(oracle: Oracle, graph: Path, entry: dict[str, Any], looked: Looked, progress: Progress) -> Iterator[Finding]:
@@ -83,12 +89,17 @@ def _faults(oracle: Oracle, graph: Path, entry: dict[str, Any], looked: Looked, 
     for layer in _order(entry, oracle.config.num_hidden_layers):
         what = "what follows the layers" if layer is None else f"layer {layer}"
         progress(f"{graph.stem}: narrowing, {what}", layer or 0, oracle.config.num_hidden_layers)
-        pair = make_pair(subject, layer)
+        yield from _faults_of(subject, layer, probes)
+        looked.layers += layer is not None
+    yield from _roundings(subject, probes, entry)
+
+
+def _faults_of(subject: Subject, layer: int | None, probes: list[Probe]) -> Iterator[Finding]:
+    """Of one layer, or of what follows them; its weights are gone when it has been looked through."""
+    with closing(make_pair(subject, layer)) as pair:
         if (fault := weight_fault(subject, pair)) is not None:
             yield fault
         yield from filter(None, (arithmetic_fault(subject, pair, probe) for probe in probes))
-        looked.layers += layer is not None
-    yield from _roundings(subject, probes, entry)
 
 
 def _failed_edges(oracle: Oracle, entry: dict[str, Any]) -> list[Probe]:
@@ -102,7 +113,7 @@ def shared_of(subject: Subject, probe: Probe) -> Finding | None:
     oracle, (cut, counterpart) = subject.oracle, subject.cuts
     ours, theirs = run_shared(cut, probe, oracle), run_shared(counterpart, probe, oracle)
     subject.shared[probe.name] = ours, theirs
-    return shared_fault(cut, ours, theirs, probe, oracle, subject.looked)
+    return shared_fault(subject.cuts, ours, theirs, probe, subject.looked)
 
 
 def _tables(model: ir.Model) -> dict[str, Array]:
@@ -122,8 +133,8 @@ def _roundings(subject: Subject, probes: list[Probe], entry: dict[str, Any]) -> 
     layer = entry.get("first_layer_outside")
     layer = entry.get("worst_local_layer") if layer is None else layer
     if subject.oracle.dtype == "fp16" and layer is not None:
-        pair = make_pair(subject, layer)
-        yield from filter(None, (rounding_fault(subject, pair, probe) for probe in probes))
+        with closing(make_pair(subject, layer)) as pair:
+            yield from filter(None, (rounding_fault(subject, pair, probe) for probe in probes))
 
 
 def _words(found: dict[str, Any]) -> str:
@@ -140,6 +151,6 @@ def _nothing(looked: Looked) -> str:
     _, what, error, allowed = looked.nearest
     nearest = f", the nearest {what} with {error:.2g} of {allowed:.2g}" if what else ""
     if looked.unread:
-        unread = f"{len(looked.unread)} weights can't be read of the graph, {looked.unread[0]} first"
+        unread = f"{len(looked.unread)} weights were not compared, {looked.unread[0]} first"
         return f"not narrowed whole: {unread}; {count} are what their dtype explains{nearest}"
     return f"nothing to narrow: {count} are what their dtype explains{nearest}"

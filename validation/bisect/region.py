@@ -25,6 +25,7 @@ MOST_AXES = 5
 LARGEST = 1 << 22
 """Elements of a value that is looked for in other layouts."""
 TOLERANCE = 2.0**-12
+SAMPLE = 64
 
 
 def region(bad: ir.Value, known: Collection[ir.Value]) -> list[ir.Node]:
@@ -45,7 +46,7 @@ def region(bad: ir.Value, known: Collection[ir.Value]) -> list[ir.Node]:
 
 def departures(nodes: list[ir.Node], computed: Mapping[str, Array], trusted: Iterable[Array]) -> list[ir.Node]:
     """The nodes that the wrong value reaches back to through values that are not known, in the order of the graph: the first parts from the model."""
-    candidates, inside = list(trusted), set(nodes)
+    candidates, inside = [(array, _length(array)) for array in trusted], set(nodes)
     reached, stack = {nodes[-1]}, [nodes[-1]]
     while stack:
         for value in stack.pop().inputs:
@@ -53,7 +54,7 @@ def departures(nodes: list[ir.Node], computed: Mapping[str, Array], trusted: Ite
             if value is None or node is None or node not in inside or node in reached or _constant(node):
                 continue
             array = computed.get(str(value.name))
-            if array is not None and not any(_same_numbers(array, other) for other in candidates):
+            if array is not None and not _is_known(array, candidates):
                 reached.add(node)
                 stack.append(node)
     return [node for node in nodes if node in reached]
@@ -116,6 +117,17 @@ def _constant(node: ir.Node) -> bool:
     return True
 
 
+def _is_known(array: Array, candidates: Iterable[tuple[Array, float]]) -> bool:
+    """Whether an array is one of some arrays, each with its length, in any layout; arrays of other lengths need not be turned to see it."""
+    length = _length(array)
+    return any(abs(length - other) <= TOLERANCE * other and _same_numbers(array, candidate) for candidate, other in candidates)
+
+
+def _length(array: Array) -> float:
+    """Of all its numbers as one vector."""
+    return float(np.linalg.norm(array.astype(np.float64)))
+
+
 def _same_numbers(array: Array, other: Array) -> bool:
     """Whether two arrays hold the same numbers, their axes in any order."""
     if array.size != other.size or (array.dtype.kind == "f") != (other.dtype.kind == "f"):
@@ -123,15 +135,15 @@ def _same_numbers(array: Array, other: Array) -> bool:
     axes = [axis for axis, size in enumerate(other.shape) if size > 1]
     orders = permutations(range(len(axes))) if len(axes) <= MOST_AXES and array.size <= LARGEST else iter([tuple(range(len(axes)))])
     core, flat = other.reshape([other.shape[axis] for axis in axes]), array.reshape(-1)
-    return any(_close(flat, np.transpose(core, order).reshape(-1)) for order in orders)
+    return any(_close(flat, np.transpose(core, order)) for order in orders)
 
 
-def _close(ours: Array, theirs: Array) -> bool:
+def _close(ours: Array, turned: Array) -> bool:
+    """Whether a flat array holds the numbers of another in its order; the first are looked at before all are copied."""
+    first, theirs = ours[:SAMPLE].astype(np.float64), turned.flat[:SAMPLE].astype(np.float64)
     if ours.dtype.kind != "f":
-        return bool(np.array_equal(ours, theirs))
-    ours, theirs = ours.astype(np.float64), theirs.astype(np.float64)
-    sample = slice(0, 64)
-    scale = np.linalg.norm(theirs[sample])
-    if np.linalg.norm(ours[sample] - theirs[sample]) > 0.01 * max(float(scale), 1e-30):
+        return bool(np.array_equal(first, theirs) and np.array_equal(ours, turned.reshape(-1)))
+    if np.linalg.norm(first - theirs) > 0.01 * max(float(np.linalg.norm(theirs)), 1e-30):
         return False
-    return bool(np.linalg.norm(ours - theirs) <= TOLERANCE * max(float(np.linalg.norm(theirs)), 1e-30))
+    exact = turned.reshape(-1).astype(np.float64)
+    return bool(np.linalg.norm(ours - exact) <= TOLERANCE * max(float(np.linalg.norm(exact)), 1e-30))

@@ -27,6 +27,7 @@ from validation.node_runner import run_nodes
 from validation.oracle import Oracle
 
 Array = NDArray[Any]
+MASK, POSITIONS, SIZE = "mask", "positions", "size"
 ALLOWED = 2.0**-12
 """Half of float16's last place: a difference below it is lost when the value is rounded."""
 
@@ -46,17 +47,23 @@ def run_shared(cut: ir.Model, probe: Probe, oracle: Oracle) -> dict[str, Array]:
     return computed
 
 
+def exact_tables(oracle: Oracle) -> dict[str, Array]:
+    """The config's rotary tables, rounded to the artifact's dtype, float32."""
+    cos, sin = rotary_tables(oracle.config, TORCH_DTYPES[oracle.dtype])
+    return {ROTARY_COS: cos.float().numpy(), ROTARY_SIN: sin.float().numpy()}
+
+
 def table_faults(model: ir.Model, oracle: Oracle, looked: Looked) -> Iterator[Finding]:
     """Rotary tables and the rows of the embedding that the scenarios read, which are not the config's and the checkpoint's."""
-    cos, sin = rotary_tables(oracle.config, TORCH_DTYPES[oracle.dtype])
+    dtype = io_spec.NUMPY_DTYPES[oracle.dtype]
     ids = np.unique(np.concatenate([row for scenario in oracle.scenarios for row in scenario.rows]))
-    exact = {ROTARY_COS: cos.float().numpy(), ROTARY_SIN: sin.float().numpy()}
+    exact = exact_tables(oracle)
     for name, weight in stored_as(model, (EMBEDDING, ROTARY_COS, ROTARY_SIN)):
         if name == EMBEDDING:
             ours, theirs = weight.array[ids], oracle.reference.read(name)[ids].float().numpy()
         else:
             ours, theirs = weight.array, exact[name]
-        fault = compare_weight(name, Weight(ours.astype(np.float32), name, weight.node), theirs, io_spec.NUMPY_DTYPES[oracle.dtype], smoothed=False)
+        fault = compare_weight(name, Weight(ours.astype(np.float32), name, weight.node), theirs.astype(dtype).astype(np.float32))
         looked.weights += 1
         looked.see(f"{name}", fault.share, fault.error, fault.allowed)
         if fault.share > 1:
@@ -64,12 +71,18 @@ def table_faults(model: ir.Model, oracle: Oracle, looked: Looked) -> Iterator[Fi
 
 
 def shared_fault(
-    cut: ir.Model, computed: Mapping[str, Array], trusted: Mapping[str, Array], probe: Probe, oracle: Oracle, looked: Looked
+    cuts: tuple[ir.Model, ir.Model], computed: Mapping[str, Array], trusted: Mapping[str, Array], probe: Probe, looked: Looked
 ) -> Finding | None:
-    """The first value that layers read and that is not the trusted trace's."""
+    """The first value that layers read and that is not the one which the trusted trace's layers read in its place."""
+    cut, counterpart = cuts
+    roles = {str(value.name): _role(value, counterpart, trusted) for value in counterpart.graph.outputs} | {io_spec.POSITION_IDS: POSITIONS}
     for value in cut.graph.outputs:
-        ours = computed[str(value.name)]
-        expected = _expected(value, ours, cut, computed, trusted, oracle)
+        ours, role = computed[str(value.name)], _role(value, cut, computed)
+        named = [str(value.name)] if value.name in roles and role not in (POSITIONS, SIZE) else []
+        names = named or [name for name, theirs in roles.items() if theirs == role is not None]
+        expected = [trusted[name] for name in names if trusted[name].size == ours.size and role != SIZE]
+        if not expected and role != SIZE:
+            looked.note(f"{value.name}, which the layers read, has no counterpart in the trace: what they make of it was compared, and not itself")
         if not expected:
             continue
         error = min(position_error(ours, other.reshape(ours.shape)) for other in expected)
@@ -83,19 +96,16 @@ def shared_fault(
     return None
 
 
-def _expected(
-    value: ir.Value, ours: Array, cut: ir.Model, computed: Mapping[str, Array], trusted: Mapping[str, Array], oracle: Oracle
-) -> list[Array]:
-    """What a shared value may be; empty for sizes, and for forms that the trace does not have."""
-    if ours.dtype == np.bool_:
-        return [array for array in trusted.values() if array.dtype == np.bool_ and array.ndim == ours.ndim and array.size == ours.size]
-    if ours.dtype.kind == "i":
-        positions = computed[io_spec.POSITION_IDS]
-        return [positions] if ours.size == positions.size and _reads(value, io_spec.POSITION_IDS) else []
+def _role(value: ir.Value, cut: ir.Model, computed: Mapping[str, Array]) -> str | None:
+    """What a shared value is to the layers, by what it is made of; None for what the trace may have otherwise. Its name goes before that."""
+    array = computed[str(value.name)]
     if value is cut.graph.outputs[0]:
-        return [array for array in trusted.values() if array.shape == ours.shape and array.dtype.kind == "f"]
-    half = oracle.config.head_dim // 2
-    return [array for array in trusted.values() if array.dtype.kind == "f" and array.shape[-1:] == (half,) and array.size == ours.size]
+        return EMBEDDING
+    if array.dtype == np.bool_:
+        return MASK
+    if array.dtype.kind == "i":
+        return POSITIONS if array.size == computed[io_spec.POSITION_IDS].size and _reads(value, io_spec.POSITION_IDS) else SIZE
+    return next((table for table in (ROTARY_COS, ROTARY_SIN) if _reads(value, table)), None)
 
 
 def _reads(value: ir.Value, name: str) -> bool:

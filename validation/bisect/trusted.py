@@ -2,27 +2,24 @@
 
 It is cut as the graph is, given the weights that the graph computes with, and run node by node on the same inputs. So it differs from a sound
 graph by the order of sums alone, whatever the graph's weights were rounded to; the weights are held against the checkpoint's by themselves. That the
-trace is the model is not taken on trust: its layer is compared with PyTorch's own.
+trace is the model is not taken on trust either (proof.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-import torch
 from numpy.typing import NDArray
 
 from artifact.config import LlamaConfig
 from artifact.io_spec import Dtype, KvCache
-from artifact.layout import layer_prefix
+from artifact.layout import EMBEDDING
 from artifact.progress import Progress
-from exporter.model import DecoderLayer, attention_allowed
-from exporter.rope import rotary_tables
 from exporter.stamp import stamp_layers
-from exporter.trace import TORCH_DTYPES
 from exporter.trace_cache import traced_layer
 from graphs.partition import cut_layer, cut_shared, cut_tail
 from validation.bisect.promoted import in_float32
@@ -41,38 +38,34 @@ class Trusted:
         layer, _ = traced_layer(config, dtype, kv_cache, progress=progress)
         self.model = stamp_layers(layer, config)
 
-    def shared(self, weights: Mapping[str, Array]) -> ir.Model:
-        """What all layers share."""
-        return _with_weights(cut_shared(self.model), weights)
+    def shared(self, tables: Mapping[str, Array], embedding: ir.TensorProtocol | None) -> ir.Model:
+        """What all layers share; the embedding stays where it lies."""
+        cut = with_weights(in_float32(cut_shared(self.model)), tables)
+        if embedding is not None:
+            cut.graph.initializers[EMBEDDING].const_value = embedding
+        return cut
 
     def layer(self, index: int, weights: Mapping[str, Array]) -> ir.Model:
-        """One layer."""
-        return _with_weights(cut_layer(self.model, index), weights)
+        """One layer, which reads its weights when it is run."""
+        return with_weights(in_float32(cut_layer(self.model, index)), weights)
 
     def tail(self, weights: Mapping[str, Array]) -> ir.Model:
         """What follows the layers."""
-        return _with_weights(cut_tail(self.model), weights)
+        return with_weights(in_float32(cut_tail(self.model)), weights)
+
+    def rounded_layer(self, index: int, weights: Mapping[str, Array]) -> ir.Model:
+        """One layer in the artifact's dtype."""
+        return with_weights(cut_layer(self.model, index), weights)
 
 
-def _with_weights(cut: ir.Model, weights: Mapping[str, Array]) -> ir.Model:
-    model = in_float32(cut)
-    for name, value in model.graph.initializers.items():
-        if name in weights:
-            value.const_value = ir.tensor(weights[name], name=name)
-    return model
+def with_weights(cut: ir.Model, weights: Mapping[str, Array]) -> ir.Model:
+    """Let a cut read its weights from a mapping, in the dtype that it has them in: the graph itself keeps none (``promoted.in_float32``)."""
+    for name, value in cut.graph.initializers.items():
+        if name in weights and value.dtype is not None:
+            value.const_value = ir.LazyTensor(partial(_read, weights, name, value.dtype), value.dtype, ir.Shape(weights[name].shape), name=name)
+    return cut
 
 
-@torch.inference_mode()
-def torch_layer(config: LlamaConfig, index: int, weights: Mapping[str, Array], state: Array, dtype: Dtype) -> Array:
-    """A layer in PyTorch on some weights, from position 0: [B, S, E] → [B, S, E], float32."""
-    with torch.device("meta"):
-        layer = DecoderLayer(config)
-    named = {name: torch.from_numpy(weights[f"{layer_prefix(index)}.{name}"]) for name in layer.state_dict()}
-    layer.load_state_dict(named, assign=True)
-    batch, length, _ = state.shape
-    cos, sin = (table[None, None, :length].float() for table in rotary_tables(config, TORCH_DTYPES[dtype]))
-    mask = attention_allowed(torch.ones(batch, length, dtype=torch.int64), length)
-    empty = torch.empty(batch, config.num_key_value_heads, 0, config.head_dim)
-    output, _ = layer.eval()(torch.from_numpy(np.ascontiguousarray(state)), cos, sin, mask, (empty, empty))
-    result: Array = output.numpy()
-    return result
+def _read(weights: Mapping[str, Array], name: str, dtype: ir.DataType) -> ir.TensorProtocol:
+    with np.errstate(over="ignore"):
+        return ir.tensor(weights[name].astype(dtype.numpy(), copy=False), name=name)

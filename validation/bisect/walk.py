@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,16 +44,22 @@ class Tensor:
         return self.error / self.allowed if self.allowed else float("inf" if self.error else 0.0)
 
 
-def run_trusted(cut: ir.Model, layer: int | None, feeds: Mapping[str, Array]) -> tuple[dict[str, Array], dict[str, Array]]:
-    """Role → array, and value name → array of everything that a trusted cut computes."""
-    computed: dict[str, Array] = {}
+def run_trusted(
+    cut: ir.Model, layer: int | None, feeds: Mapping[str, Array], keep: Callable[[Array], bool] = lambda array: False
+) -> tuple[dict[str, Array], list[Array]]:
+    """Role → array of a trusted cut; and of all else that it computes what is to be kept, which at full size is gigabytes."""
+    roles = {value: role for role, value in landmarks(cut, layer).items()}
+    found: dict[str, Array] = {}
+    kept: list[Array] = []
 
     def observe(node: ir.Node, value: ir.Value, dtype: ir.DataType, array: Array) -> None:
-        computed[str(value.name)] = array
+        if value in roles:
+            found[roles[value]] = array
+        if keep(array):
+            kept.append(array)
 
     run_nodes(cut, feeds, observe=observe)
-    roles = {role: computed[str(value.name)] for role, value in landmarks(cut, layer).items()}
-    return roles, computed
+    return found, kept
 
 
 def walk(
@@ -62,7 +68,9 @@ def walk(
     feeds: Mapping[str, Array],
     trusted: Mapping[str, Array],
     allowed: float | Mapping[str, float],
+    *,
     beside: Mapping[str, Array] | None = None,
+    keep: Collection[ir.Value] = (),
 ) -> tuple[list[Tensor], dict[str, Array]]:
     """Run a cut with exact inputs everywhere.
 
@@ -73,9 +81,11 @@ def walk(
         trusted: role → array.
         allowed: error of every landmark, or of each.
         beside: value name → what a landmark is compared with; None compares with what it is replaced by.
+        keep: further values that are returned.
 
     Returns:
-        The landmarks that have a trusted counterpart, in the order in which they are computed; and all values by name, as they were computed.
+        The landmarks that have a trusted counterpart, in the order in which they are computed; and they and the kept values by name, as they
+        were computed.
 
     Raises:
         ValidationError: a landmark has no limit.
@@ -85,8 +95,9 @@ def walk(
     computed: dict[str, Array] = {}
 
     def replace(value: ir.Value, array: Array) -> Array:
-        computed[str(value.name)] = array
         role = roles.get(value)
+        if role is not None or value in keep:
+            computed[str(value.name)] = array
         exact = expected_at(role, trusted) if role is not None else None
         if role is None or exact is None or array.dtype.kind != "f":
             return array

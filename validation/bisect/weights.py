@@ -16,10 +16,14 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from artifact.layout import MODULE_KEY, members
+from graphs.quantize.rounding import FACTORS, Format, Grid, largest_over
 from validation.node_runner import load_constant, run_nodes
 
 Array = NDArray[Any]
 PRODUCTS = ("MatMul", "Gemm", "MatMulNBits")
+LEVELS = {ir.DataType.INT8: (-127, 127), ir.DataType.INT4: (-8, 7)}
+"""Lowest and highest; the largest weight of a scale has the highest."""
+FLOAT32 = np.dtype(np.float32)
 BLOCK = 256
 """Rows of an identity that a packed product is asked with at a time."""
 
@@ -32,13 +36,13 @@ class Weight:
         array: float32; of a linear [out, in].
         initializer: what it is stored as.
         node: the first that reads it.
-        levels: largest level it was rounded to; None where it is stored as a float.
+        grid: the levels and scales that it was rounded to; None where it is stored as a float.
     """
 
     array: Array
     initializer: str
     node: ir.Node
-    levels: int | None = None
+    grid: Grid | None = None
 
 
 def weights_of(cut: ir.Model, shapes: Mapping[str, Sequence[int]]) -> dict[str, Weight]:
@@ -77,7 +81,7 @@ def _split(weight: Weight | None, names: list[str], shapes: Mapping[str, Sequenc
     if ends[-1] != len(weight.array):
         return {}
     return {
-        name: Weight(weight.array[start:end], weight.initializer, weight.node, weight.levels)
+        name: Weight(weight.array[start:end], weight.initializer, weight.node, weight.grid)
         for name, (start, end) in zip(names, pairwise(ends.tolist()), strict=True)
     }
 
@@ -86,15 +90,27 @@ def _linear(cut: ir.Model, product: ir.Node) -> Weight:
     operand = product.inputs[1]
     assert operand is not None
     if product.op_type == "MatMulNBits":
-        levels = 2 ** (product.attributes.get_int("bits", 4) - 1) - 1
-        return Weight(_asked(cut, product), str(operand.name), product, levels)
+        form = Format(product.attributes.get_int("bits", 4), product.attributes.get_int("block_size", 32))
+        return Weight(_asked(cut, product), str(operand.name), product, form.grid(FLOAT32))
     chain = _chain(operand)
     stored = next((value for value in chain if value.is_initializer()), operand)
     first = next((node for value in reversed(chain) if (node := value.producer()) is not None), product)
+    turned = product.op_type == "Gemm" and product.attributes.get_int("transB", 0) == 1
+    if (last := operand.producer()) is not None and last.op_type == "Transpose" and (before := last.inputs[0]) is not None:
+        operand, turned = before, not turned  # a copy less of the largest weight
     array = run_nodes(_alone(cut, operand), {})[str(operand.name)] if operand.producer() is not None else load_constant(operand)
-    is_rows = product.op_type == "Gemm" and product.attributes.get_int("transB", 0) == 1
-    levels = {"INT8": 127, "INT4": 7}.get(stored.const_value.dtype.name) if stored.const_value is not None else None
-    return Weight(np.ascontiguousarray(array if is_rows else array.T, dtype=np.float32), str(stored.name), first, levels)
+    rows = np.ascontiguousarray(array if turned else array.T, dtype=np.float32)
+    return Weight(rows, str(stored.name), first, _grid(stored, first, rows.shape[1]))
+
+
+def _grid(stored: ir.Value, first: ir.Node, columns: int) -> Grid | None:
+    """What a constant that is dequantised by its first node was rounded to."""
+    dtype = stored.const_value.dtype if stored.const_value is not None else None
+    if dtype not in LEVELS:
+        return None
+    low, high = LEVELS[dtype]
+    factors = FACTORS if dtype == ir.DataType.INT4 else ()
+    return Grid(low, high, first.attributes.get_int("block_size", 0) or columns, largest_over(high, FLOAT32), factors)
 
 
 def _asked(cut: ir.Model, product: ir.Node) -> Array:

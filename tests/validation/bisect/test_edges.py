@@ -11,11 +11,12 @@ import pytest
 
 from artifact import io_spec
 from artifact.steps import StepContext, run_step
+from engines.edge_calls import LARGEST_CACHE
 from exporter.checkpoints import Checkpoint, open_checkpoint
 from exporter.export import export_checkpoint
 from validation.bisect import edges
 from validation.bisect.edge_report import measure_edges
-from validation.bisect.edges import LARGEST_CACHE, edges_of, profiles_of
+from validation.bisect.edges import edges_of, profiles_of
 from validation.floor import no_floor
 from validation.manner import Manner
 from validation.oracle import Oracle

@@ -11,8 +11,8 @@ import pytest
 
 from artifact import io_spec
 from artifact.layout import MODULE_KEY
-from exporter.weights import ROTARY_COS
-from validation.bisect import layer
+from exporter.weights import ROTARY_COS, ROTARY_SIN
+from validation.bisect import layer, proof
 
 pytestmark = pytest.mark.parity
 Narrow = Callable[..., dict[str, Any]]
@@ -153,6 +153,27 @@ def test_positions_that_are_wrong_in_decode_steps_alone_are_named(narrowed: Narr
         assert (found["op"], found["layer"], found["call"]) == ("Sub", None, "decode, 1 token after 95")
 
 
+def test_a_shared_value_that_is_another_of_the_trace_is_named(narrowed: Narrow) -> None:
+    """The sines are the cosines, the mask is one of its own operands: values that the trace has, in the place of others."""
+
+    def read_cosines(model: ir.Model) -> None:
+        gather = next(node for node in model.graph if node.op_type == "Gather" and node.inputs[0].name == ROTARY_SIN)
+        gather.replace_input_with(0, model.graph.initializers[ROTARY_COS])
+
+    found = narrowed("traced", read_cosines)["found"]
+    assert (found["op"], found["layer"], found["call"]) == ("Unsqueeze", None, "prefill, 96 tokens")
+    assert any("Gather" in suspect for suspect in found["suspects"])
+
+    def lose_an_operand(model: ir.Model) -> None:
+        mask = next(node for node in model.graph if node.op_type == "Or")
+        before = next(value for value in mask.inputs if value.producer().op_type == "And")
+        mask.outputs[0].replace_all_uses_with(before)
+
+    for stage in ("traced", "fused"):
+        found = narrowed(stage, lose_an_operand)["found"]
+        assert (found["op"], found["layer"], found["call"]) == ("And", None, "prefill, 96 tokens")
+
+
 @pytest.mark.parametrize("layers", [(1,), (0, 1, 2)])
 def test_a_wrong_axis_is_named(narrowed: Narrow, layers: tuple[int, ...]) -> None:
     def swap(model: ir.Model) -> None:
@@ -231,11 +252,27 @@ def test_what_float16_cannot_hold_is_named(narrowed: Narrow, stage: str, linear:
 
 
 def test_a_trace_that_is_not_pytorch_s_own_layer_is_a_fault(narrowed: Narrow, monkeypatch: pytest.MonkeyPatch) -> None:
-    exact = layer.torch_layer
-    monkeypatch.setattr(layer, "torch_layer", lambda *args: exact(*args) * np.float32(1.02))
+    exact = proof.torch_layer
+    monkeypatch.setattr(proof, "torch_layer", lambda *args: exact(*args) * np.float32(1.02))
     found = narrowed("fused")["found"]
     assert (found["kind"], found["layer"], found["call"]) == ("exporter", 0, "prefill, 96 tokens")
     assert found["error"] > found["allowed"]
+
+
+@pytest.mark.parametrize("form", ["narrowed", "narrowed_static"])
+def test_a_trace_that_is_not_pytorch_s_own_in_steps_alone_is_a_fault(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    """Its proof there has the past of each row, without padding, whatever the cache."""
+    exact = proof.torch_layer
+
+    def other_steps(*args: Any) -> Any:
+        output, past = exact(*args), args[4][0].shape[1]
+        return output * np.float32(1.02) if past else output
+
+    monkeypatch.setattr(proof, "torch_layer", other_steps)
+    found = request.getfixturevalue(form)("fused")["found"]
+    assert (found["kind"], found["layer"], found["call"]) == ("exporter", 0, "decode, 1 token after 95")
 
 
 def test_a_weight_that_cannot_be_read_makes_the_look_incomplete(narrowed: Narrow, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -244,8 +281,9 @@ def test_a_weight_that_cannot_be_read_makes_the_look_incomplete(narrowed: Narrow
     monkeypatch.setattr(layer, "weights_of", lambda *args: {name: found for name, found in read(*args).items() if name != lost})
     report = narrowed("traced")
     assert (report["found"], report["complete"]) == (None, False)
-    assert report["words"].startswith(f"not narrowed whole: 1 weights can't be read of the graph, {lost} first; ")
-    assert report["looked_at"]["notes"] == [f"{lost} can't be read of the graph: the checkpoint's was taken in its place, and it was not compared"]
+    assert report["words"].startswith(f"not narrowed whole: 1 weights were not compared, {lost} first; ")
+    why = "it can't be read of the graph, and the checkpoint's was taken in its place"
+    assert report["looked_at"]["notes"] == [f"{lost} was not compared: {why}"]
 
 
 def test_a_graph_that_cannot_be_cut_says_why(narrowed: Narrow) -> None:

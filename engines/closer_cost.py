@@ -1,0 +1,35 @@
+"""What `validate --bisect` and `--edges` have in memory: one layer in float32, its largest linear as it is read, and the calls.
+
+Letters: E hidden, H heads, K kv heads, D head_dim.
+"""
+
+from __future__ import annotations
+
+from artifact.config import LlamaConfig
+from artifact.io_spec import DTYPE_BYTES
+from artifact.layout import PACKED, linear_shapes
+from engines.edge_calls import DEFAULT_BATCH, LARGEST_CACHE, LONGEST_CALL, cache_bytes
+from engines.profiles import default_length
+from engines.step_cost import TORCH_MEMORY, layer_float32
+
+COPIES = 2
+"""Of the largest linear, while it is read: dequantised and turned."""
+CACHES = 4
+"""Past and present of both sides."""
+SCORES = 3
+"""Arrays of the size of attention's scores that are alive together."""
+
+
+def closer_memory(config: LlamaConfig, *, edges: bool) -> int:
+    """Peak anonymous memory of narrowing; with the calls at the edges of the profiles that ``build`` takes by default."""
+    shapes = linear_shapes(config)
+    packed = [sum(shapes[member][0] for member in members) * shapes[members[0]][1] for members in PACKED.values()]
+    largest = max(*packed, config.vocab_size * config.hidden_size) * DTYPE_BYTES["fp32"]
+    return TORCH_MEMORY + layer_float32(config) + COPIES * largest + (_calls(config) if edges else 0)
+
+
+def _calls(config: LlamaConfig) -> int:
+    length = default_length(config)
+    caches = [size for batch in (1, DEFAULT_BATCH) if (size := cache_bytes(config, batch, length)) <= LARGEST_CACHE]
+    scores = DTYPE_BYTES["fp32"] * config.num_attention_heads * min(LONGEST_CALL, length) * length
+    return CACHES * max(caches, default=0) + SCORES * scores
