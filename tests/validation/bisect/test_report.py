@@ -12,8 +12,9 @@ from xml.etree import ElementTree as ET
 import onnx_ir as ir
 import pytest
 
-from artifact.errors import UsageError
+from artifact.errors import UsageError, ValidationError
 from artifact.steps import StepContext
+from commands import validate as validate_command
 from commands.summary import summarize
 from commands.validate import ValidateOptions, validate, validate_file
 from exporter.checkpoints import Checkpoint
@@ -82,3 +83,12 @@ def test_bad_use_is_one_clear_error(stages: Path, tmp_path: Path) -> None:
     assert raised.value.hint == "--stage fused --bisect"
     with pytest.raises(UsageError, match="--edges looks at a stage's layers"):
         validate(stages, ValidateOptions(stages=("fused-engine",), edges=True))
+
+
+@pytest.mark.parametrize("asked", ["bisect", "edges"])
+def test_a_look_that_does_not_fit_is_refused_before_anything_is_measured(stages: Path, monkeypatch: pytest.MonkeyPatch, asked: str) -> None:
+    looked = []
+    monkeypatch.setattr(validate_command, "closer_memory", lambda config, edges: looked.append(edges) or 10**15)
+    with pytest.raises(ValidationError, match=r"validate needs about 1,?000,?000\.0 GB of memory"):
+        validate(stages, ValidateOptions(stages=("traced",), **{asked: True}))
+    assert looked == [asked == "edges"]
