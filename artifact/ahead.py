@@ -1,4 +1,4 @@
-"""Work ahead of a reader: other threads make the next items while the last one is used, and no more of them are in memory than threads."""
+"""Work ahead of a reader: other threads make the next items while one is used; besides that one no more are in memory than threads."""
 
 from __future__ import annotations
 

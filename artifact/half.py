@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 SHIFT, RAISED = np.int32(13), np.float32(2.0**112)
 SIGN_AND_VALUE = np.array(0x8FFFE000, np.uint32).astype(np.int32)
+SMALLEST = np.array(1 << int(SHIFT), np.int32).view(np.float32)
+"""Float16's smallest number ÷ 2^112."""
 MAGNITUDE, INFINITE = np.uint16(0x7FFF), 0x7C00
 
 
@@ -22,7 +24,7 @@ def widened(values: NDArray[Any], out: NDArray[np.float32] | None = None) -> NDA
     Infinities and NaN of float16 do not stay what they are: ``all_finite`` comes first.
     """
     exact = np.empty(values.shape, np.float32) if out is None else out
-    if values.dtype != np.float16:
+    if values.dtype != np.float16 or _subnormals_are_zero():
         np.copyto(exact, values)
         return exact
     bits = exact.view(np.int32)
@@ -30,6 +32,11 @@ def widened(values: NDArray[Any], out: NDArray[np.float32] | None = None) -> NDA
     np.left_shift(bits, SHIFT, out=bits)
     np.bitwise_and(bits, SIGN_AND_VALUE, out=bits)
     return np.multiply(exact, RAISED, out=exact)
+
+
+def _subnormals_are_zero() -> bool:
+    """Whether this thread's processor takes subnormal float32 numbers for zero, as a library may have told it to."""
+    return bool(np.multiply(SMALLEST, RAISED) == 0)
 
 
 def all_finite(values: NDArray[Any], scratch: NDArray[np.float32] | None = None) -> bool:

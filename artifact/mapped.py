@@ -10,12 +10,15 @@ from numpy.typing import NDArray
 
 
 def forget(values: NDArray[Any]) -> None:
-    """Give back the pages behind a contiguous view of a mapped file; whoever reads it again gets them from the page cache. Other arrays are left."""
+    """Give back the pages behind a contiguous view of a file that is mapped for reading; who reads them again gets them from the page cache.
+
+    Other arrays are left, and files mapped for writing: what was written into them might be lost.
+    """
     base: Any = values
     while isinstance(base, np.ndarray):
         base = base.base
     base = base.obj if isinstance(base, memoryview) else base
-    if not isinstance(base, mmap.mmap) or not values.flags.c_contiguous:
+    if not isinstance(base, mmap.mmap) or not memoryview(base).readonly or not values.flags.c_contiguous:
         return
     start = _address(values) - _address(np.frombuffer(base, np.uint8))
     first, last = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE, (start + values.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE

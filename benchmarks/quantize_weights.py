@@ -40,7 +40,7 @@ def main() -> int:
     parser.add_argument("--artifact", type=Path, help="Quantise this one in this process, and say what it took.")
     parser.add_argument("--scheme", choices=("int8", "int4"), default="int8")
     parser.add_argument("--driven", action="store_true")
-    parser.add_argument("--plain", action="store_true", help="leave out data-driven rounding, which takes minutes a layer")
+    parser.add_argument("--plain", action="store_true", help="Leave out data-driven rounding, which takes minutes a layer.")
     options = parser.parse_args()
     if options.artifact is not None:
         print(json.dumps(_quantize(options.artifact, options.scheme, driven=options.driven)))

@@ -190,7 +190,8 @@ def _check_room(artifact: Path, plan: _Plan) -> None:
     """Memory, and disk for what is not there from an earlier run."""
     config = LlamaConfig(**read_manifest(artifact)["model"]["config"])
     written = sum(path.stat().st_size for path in artifact.glob(f"weights/{plan.scheme}-*.safetensors"))
-    check_step(quantize_cost(config, plan.scheme, calibrated=plan.plainly is None), artifact, replaced=written)
+    cost = quantize_cost(config, plan.scheme, calibrated=plan.plainly is None, head=plan.target == "onnxruntime")
+    check_step(cost, artifact, replaced=written)
 
 
 def _writer(scheme: str, target: str, *, given: bool) -> Write:

@@ -27,8 +27,8 @@ EXPORT_MEMORY = 560 * MEGABYTE
 DOWNLOAD_MEMORY, DOWNLOAD_BYTES_S = 240 * MEGABYTE, 50e6
 """The hub's client, imported; files are streamed. No rate is measured, because an estimate asks no network."""
 FUSE_MEMORY, FUSE_MEMORY_A_LAYER = 125 * MEGABYTE, 600_000
-QUANTIZE_MEMORY, QUANTIZE_VALUES, DRIVEN_VALUES = 240 * MEGABYTE, 1.5, 8.0
-"""A linear's levels at a time, and some of its rows; with float32 rows and products where rounding is driven by calibration (7B: 0.4 and 1.0 GB)."""
+QUANTIZE_MEMORY, QUANTIZE_VALUES, DRIVEN_VALUES = 240 * MEGABYTE, 2.0, 8.0
+"""A linear's levels, and as they are stored, some at a time; with rows and products where calibration drives rounding (7B: 0.4 and 1.0 GB)."""
 CALIBRATION_TOKENS, SCORED_TOKENS = 8192, 2048
 
 PLACED = ("int8-smoothquant",)
@@ -36,7 +36,7 @@ PLACED = ("int8-smoothquant",)
 
 EXPORT_S, EXPORT_GB_S = 12.0, 0.5
 FUSE_S, FUSE_S_A_LAYER = 2.0, 0.05
-QUANTIZE_S, PLAIN_WEIGHTS_S = 4.0, 250e6
+QUANTIZE_S, PLAIN_WEIGHTS_S = 4.0, 190e6
 """Weights a second, plainly."""
 VALIDATE_S = 30.0
 CHECKED_S, STAGE_S, RANGES_S = 21e-9, 56e-9, 10.5e-9
@@ -124,15 +124,17 @@ def calibrate_cost(config: LlamaConfig, rates: Rates = REFERENCE) -> StepCost:
     return StepCost("calibrate", torch_memory(config) + hidden, 0, seconds, f"{CALIBRATION_TOKENS:,} tokens at {rates.gflops:.0f} GFLOP/s")
 
 
-def quantize_cost(config: LlamaConfig, scheme: str, rates: Rates = REFERENCE, *, calibrated: bool = True) -> StepCost:
-    """Levels and scales beside the weights that they stand for."""
+def quantize_cost(config: LlamaConfig, scheme: str, rates: Rates = REFERENCE, *, calibrated: bool = True, head: bool = False) -> StepCost:
+    """Levels and scales beside the weights that they stand for; ``head``: the output layer's too, rounded plainly."""
     largest = max(_packed_parameters(config))
     values = DRIVEN_VALUES if calibrated else QUANTIZE_VALUES
-    speed = (DRIVEN_WEIGHTS_S if calibrated else PLAIN_WEIGHTS_S) * rates.gflops / REFERENCE.gflops
+    slower = min(1.0, rates.disk_gb_s / REFERENCE.disk_gb_s)  # plain rounding is bound by memory, and by the disk below it
+    speed = DRIVEN_WEIGHTS_S * rates.gflops / REFERENCE.gflops if calibrated else PLAIN_WEIGHTS_S * slower
     size = config.num_hidden_layers * weight_sizes(config, scheme).layer
     how = "rounded by calibration" if calibrated else "rounded plainly"
     seconds = QUANTIZE_S + linear_parameters(config) / speed
-    return StepCost("quantize", QUANTIZE_MEMORY + int(values * largest), size, seconds, f"{speed / 1e6:.1f} million weights a second, {how}")
+    memory = max(int(values * largest), int(QUANTIZE_VALUES * config.vocab_size * config.hidden_size) if head else 0)
+    return StepCost("quantize", QUANTIZE_MEMORY + memory, size, seconds, f"{speed / 1e6:.1f} million weights a second, {how}")
 
 
 def plan_cost(config: LlamaConfig, work: Work, rates: Rates = REFERENCE) -> StepCost:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import psutil
+
+from artifact.cores import cores
 
 PACKAGES = (
     *("torch", "transformers", "tokenizers", "numpy", "onnx", "onnx-ir", "onnxscript", "onnxruntime-gpu", "onnxruntime"),
@@ -32,7 +33,7 @@ def machine() -> dict[str, Any]:
     """cpu, cores that may be used, memory_gib, gpu (True where a driver is loaded, else None)."""
     return {
         "cpu": _cpu(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": cores(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "gpu": "NVIDIA" if GPU_DEVICE.exists() else None,
     }

@@ -29,7 +29,7 @@ from graphs.quantize.linears import Linear, find_linears
 from graphs.quantize.rounder import Rounder, rounding_report
 from graphs.quantize.rounding import Format, pack
 from graphs.quantize.statistics import Statistics
-from graphs.quantize.writer import SAFETENSORS, Piece, add_initializer, read_mapped, shape_of, write_pieces
+from graphs.quantize.writer import PACKED_VALUES, SAFETENSORS, Piece, add_initializer, read_mapped, row_slices, shape_of, write_pieces
 
 SOURCE = "fused-onnxruntime.onnx"
 LEVEL_4 = 4
@@ -120,7 +120,7 @@ def _piece(step: StepContext, linear: Linear, form: Format, rounder: Rounder) ->
 
     def make() -> Iterator[NDArray[Any]]:
         levels, scales = read_mapped(linear.weight, step.artifact, lambda weight: rounder.round(weight, module, grid))
-        yield pack(grid.blocked(levels), form)
+        yield from (pack(grid.blocked(levels[some]), form) for some in row_slices(levels, PACKED_VALUES))
         yield scales.astype(dtype.numpy())
 
     return Piece(module, {_name(linear, what): shape for what, shape in shapes.items()}, make)

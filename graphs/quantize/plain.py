@@ -5,16 +5,20 @@ What is taken anew for each block of rows (pages of fresh memory, and NumPy's co
 
 from __future__ import annotations
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from threading import local
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from artifact.cores import cores
 from graphs.quantize.rounding import Floats, Grid, Levels, round_into
 from graphs.quantize.writer import ROW_BLOCK_VALUES, exact_rows, row_slices
+
+MOST_THREADS = 16
+"""Each has some 4 MB; memory is the limit long before."""
 
 
 @dataclass(frozen=True)
@@ -33,26 +37,24 @@ class PlainWeight:
     error: float
 
 
-def round_weight(weight: NDArray[Any], name: str, grid: Grid, values: int = ROW_BLOCK_VALUES) -> PlainWeight:
-    """Round [out, in] float16 or float32 values to the nearest levels, about so many of them at a time.
+def round_weight(weight: NDArray[Any], name: str, grid: Grid, values: int = ROW_BLOCK_VALUES, threads: int | None = None) -> PlainWeight:
+    """Round [out, in] float16 or float32 values to the nearest levels, about so many of them at a time, on all cores or so many threads.
 
     Raises:
-        QuantizationError: a value is NaN or Inf.
+        QuantizationError: a value is NaN or Inf; of several such blocks of rows the first is named.
     """
     levels, scale = np.empty(weight.shape, np.int8), np.empty((len(weight), grid.blocks(weight.shape[1])), np.float32)
-    slices, threads = row_slices(weight, values), len(os.sched_getaffinity(0))
+    slices, own = row_slices(weight, values), local()
 
-    def round_some(some: list[slice]) -> tuple[float, float]:
-        squares = error = 0.0
-        memory = np.empty((2, some[0].stop - some[0].start, weight.shape[1]), np.float32)
-        for rows in some:
-            exact, scratch = memory[:, : rows.stop - rows.start]
-            exact_rows(weight, name, rows, exact, scratch)
-            squares += float(np.vdot(exact, exact))
-            scale[rows], cost = round_into(levels[rows], exact, grid, scratch)
-            error += cost
+    def round_some(rows: slice) -> tuple[float, float]:
+        if not hasattr(own, "memory"):
+            own.memory = np.empty((2, slices[0].stop, weight.shape[1]), np.float32)
+        exact, scratch = own.memory[:, : rows.stop - rows.start]
+        exact_rows(weight, name, rows, exact, scratch)
+        squares = float(np.vdot(exact, exact))
+        scale[rows], error = round_into(levels[rows], exact, grid, scratch)
         return squares, error
 
-    with ThreadPoolExecutor(threads) as pool:
-        sums = list(pool.map(round_some, (slices[first::threads] for first in range(min(threads, len(slices))))))
-    return PlainWeight(levels, scale, *map(sum, zip(*sums, strict=True)))
+    with ThreadPoolExecutor(threads or min(cores(), MOST_THREADS)) as pool:
+        sums = list(pool.map(round_some, slices))
+    return PlainWeight(levels, scale, sum(squares for squares, _ in sums), sum(error for _, error in sums))

@@ -60,9 +60,8 @@ class Grid:
 
 def round_plainly(rows: Floats, grid: Grid) -> tuple[Levels, Floats]:
     """The nearest level to each weight [r, in]: levels [r, in] and scales [r, b]."""
-    levels = np.empty(rows.shape, np.int8)
-    scale, _ = round_into(levels, rows.copy(), grid, np.empty_like(rows))
-    return levels, scale
+    scale = grid.scale_of(grid.blocked(rows), 1.0)
+    return nearest(rows, grid.spread(scale, rows.shape[1]), grid), scale
 
 
 def round_into(levels: Levels, rows: Floats, grid: Grid, scratch: Floats) -> tuple[Floats, float]:

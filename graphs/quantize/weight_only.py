@@ -31,12 +31,10 @@ from graphs.quantize.linears import Linear, find_linears
 from graphs.quantize.rounder import Rounder, rounding_report
 from graphs.quantize.rounding import FACTORS, Grid, Levels, largest_over, nibbles, turned
 from graphs.quantize.statistics import Statistics
-from graphs.quantize.writer import SAFETENSORS, Piece, add_initializer, elements, read_mapped, row_slices, shape_of, write_pieces
+from graphs.quantize.writer import PACKED_VALUES, SAFETENSORS, Piece, add_initializer, elements, read_mapped, row_slices, shape_of, write_pieces
 
 SOURCE = "fused.onnx"
 OUTPUT = "the output layer keeps its precision"
-PACKED_VALUES = 1 << 22
-"""Levels of four bits that are packed at once."""
 
 
 @dataclass(frozen=True)

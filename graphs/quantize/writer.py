@@ -27,7 +27,8 @@ from graphs.quantize.linears import Linear
 
 Result = TypeVar("Result")
 Floats = NDArray[np.float32]
-ROW_BLOCK_VALUES = 1 << 18
+ROW_BLOCK_VALUES, PACKED_VALUES = 1 << 18, 1 << 22
+"""Weights that are rounded at once, in the cache, and levels that are packed at once."""
 SAFETENSORS = {ir.DataType.FLOAT16: "F16", ir.DataType.FLOAT: "F32"}
 """Dtype of a float weight → what safetensors calls it."""
 

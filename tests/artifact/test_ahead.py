@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from threading import Event
+
 import pytest
 
 from artifact.ahead import ahead
@@ -18,6 +20,21 @@ def test_no_more_than_so_many_items_are_begun_before_they_are_wanted() -> None:
     for taken in range(1, 9):
         next(results)
         assert len(begun) <= taken + 2
+
+
+def test_the_next_items_are_begun_while_one_is_used() -> None:
+    begun = [Event() for _ in range(4)]
+    results = ahead(lambda item: begun[item].set(), range(4), threads=2)
+    next(results)
+    assert begun[2].wait(10)
+
+
+def test_a_reader_that_stops_early_ends_the_work() -> None:
+    begun: list[int] = []
+    results = ahead(begun.append, range(10))
+    next(results)
+    results.close()  # type: ignore[attr-defined]
+    assert len(begun) <= 3
 
 
 def test_a_failure_comes_at_its_place() -> None:

@@ -16,6 +16,18 @@ def test_every_finite_number_is_converted_bit_for_bit() -> None:
     np.testing.assert_array_equal(widened(finite).view(np.uint32), finite.astype(np.float32).view(np.uint32))
 
 
+def test_a_processor_that_takes_subnormal_numbers_for_zero_changes_nothing() -> None:
+    """As a library built with fast math may have told it to: the product would give zero, and is not taken then."""
+    torch = pytest.importorskip("torch")
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this processor has no such mode")
+    try:
+        found = widened(EVERY[:0x500])
+    finally:
+        torch.set_flush_denormal(False)
+    np.testing.assert_array_equal(found.view(np.uint32), EVERY[:0x500].astype(np.float32).view(np.uint32))
+
+
 def test_writes_where_it_is_told_and_takes_rows_of_a_wider_array() -> None:
     values = EVERY[: 6 * 8].reshape(6, 8)
     out = np.full((6, 3), np.nan, np.float32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,6 +16,7 @@ from artifact.presets import preset
 from engines.build_cost import Graph, build_cost
 from engines.closer_cost import closer_memory
 from engines.preflight import ERRORS, check_build, check_disk, check_memory, check_step
+from engines.step_cost import Rates
 from engines.step_costs import Work, quantize_cost, step_costs, validate_cost
 
 GB = 10**9
@@ -71,6 +73,19 @@ def test_what_a_rerun_replaces_is_not_needed_twice(machine: SimpleNamespace, tmp
     with pytest.raises(QuantizationError, match=r"quantize needs about 6\.5 GB of disk"):
         check_step(cost, tmp_path)
     check_memory(cost, tmp_path)
+
+
+def test_an_output_layer_that_is_quantised_too_counts() -> None:
+    """[32000, 4096] in blocks of 32 and 128k vocabularies are larger than any linear of a layer."""
+    config = replace(preset("7b"), vocab_size=128_000)
+    alone, with_head = (quantize_cost(config, "int8", calibrated=False, head=head).memory_bytes for head in (False, True))
+    assert with_head - alone > 128_000 * 4096
+
+
+def test_plain_rounding_is_bound_by_the_disk_and_not_by_arithmetic() -> None:
+    config = preset("7b")
+    seconds = [quantize_cost(config, "int8", Rates(*rates), calibrated=False).seconds for rates in ((0.6, 20), (0.6, 2000), (0.3, 2000))]
+    assert seconds[0] == seconds[1] < seconds[2]
 
 
 def test_passes_where_there_is_room(tmp_path: Path) -> None:

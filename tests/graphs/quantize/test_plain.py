@@ -15,12 +15,12 @@ from graphs.quantize.weight_only import Form
 
 @pytest.mark.parametrize("form", [INT8, INT4], ids=["int8", "int4"])
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
-@pytest.mark.parametrize("rows", [1, 3, 50])
-def test_is_round_plainly_of_all_rows(form: Form, dtype: type[np.floating], rows: int) -> None:
+@pytest.mark.parametrize(("rows", "threads"), [(1, 2), (3, 1), (50, 1), (50, 3)])
+def test_is_round_plainly_of_all_rows(form: Form, dtype: type[np.floating], rows: int, threads: int) -> None:
     weight = np.random.default_rng(0).standard_normal((rows, 128)).astype(dtype)
     weight[0] = 0
     grid = form.grid("w", 128, np.dtype(np.float16))
-    found = round_weight(weight, "w", grid, values=7 * 128)
+    found = round_weight(weight, "w", grid, values=7 * 128, threads=threads)
     exact = weight.astype(np.float32)
     levels, scale = round_plainly(exact, grid)
     np.testing.assert_array_equal(found.levels, levels)
@@ -30,8 +30,14 @@ def test_is_round_plainly_of_all_rows(form: Form, dtype: type[np.floating], rows
     assert found.error == pytest.approx(float(np.square(error).sum()), rel=1e-4)
 
 
-def test_names_the_rows_that_are_not_finite() -> None:
-    weight = np.ones((5, 8), np.float16)
-    weight[3, 1] = np.nan
-    with pytest.raises(QuantizationError, match=r"w\.weight holds NaN or Inf in rows 0 … 4"):
-        round_weight(weight, "w", INT8.grid("w", 8, np.dtype(np.float16)))
+@pytest.mark.parametrize("threads", [1, 2])
+def test_names_the_first_rows_that_are_not_finite(threads: int) -> None:
+    weight = np.ones((6, 8), np.float16)
+    weight[[1, 4], 1] = np.nan
+    with pytest.raises(QuantizationError, match=r"w\.weight holds NaN or Inf in rows 1 … 1"):
+        round_weight(weight, "w", INT8.grid("w", 8, np.dtype(np.float16)), values=8, threads=threads)
+
+
+def test_no_rows_are_nothing() -> None:
+    found = round_weight(np.empty((0, 8), np.float16), "w", INT8.grid("w", 8, np.dtype(np.float16)))
+    assert (found.levels.shape, found.scale.shape, found.error) == ((0, 8), (0, 1), 0)
