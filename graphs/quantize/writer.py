@@ -1,4 +1,4 @@
-"""What a scheme stores, written as a stream: one linear in memory, one file a layer, each tensor hashed; and how a graph reads it.
+"""What a scheme stores, written as a stream: two linears in memory, one file a layer, each tensor hashed; and how a graph reads it.
 
 Files: weights/<scheme>-layer-000.safetensors …, <scheme>-shared.safetensors (what is in no layer), <scheme>-checksums.json.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import chain, groupby
 from math import prod
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,6 +16,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from artifact.ahead import ahead
 from artifact.errors import QuantizationError
 from artifact.half import all_finite, widened
 from artifact.layout import layer_of
@@ -40,7 +41,7 @@ class Piece:
     Attributes:
         module: its path; the layer decides the file.
         tensors: name → (dtype of safetensors, shape), in stored order.
-        make: gives their arrays in that order, each in one block or several; called at the module's turn, and nothing of the one before is kept.
+        make: gives their arrays in that order, each in one block or several; called while the module before is written, of which nothing is kept.
     """
 
     module: str
@@ -62,11 +63,17 @@ def write_pieces(step: StepContext, scheme: str, pieces: Sequence[Piece]) -> dic
         members, file = list(group), f"weights/{scheme}-{part}.safetensors"
         step.progress(f"quantising {part}", done, len(pieces))
         header, planned = plan_tensors(file, {name: form for piece in members for name, form in piece.tensors.items()})
-        stored += store_anew(step, file, header, planned, (array.data.cast("B") for piece in members for array in piece.make()))
+        stored += store_anew(step, file, header, planned, (array.data.cast("B") for arrays in ahead(_begun, members, threads=1) for array in arrays))
         done += len(members)
     with step.write(f"weights/{scheme}-checksums.json") as temporary:
         temporary.write_text(checksums_json(stored), encoding="utf-8")
     return {tensor.name: tensor for tensor in stored}
+
+
+def _begun(piece: Piece) -> Iterator[NDArray[Any]]:
+    """The piece's arrays; the first is made at once, while the one before is written."""
+    arrays = iter(piece.make())
+    return chain([next(arrays)], arrays)
 
 
 def _place(layer: int | None) -> tuple[bool, int]:
