@@ -22,6 +22,7 @@ from artifact.errors import ToolkitError
 from artifact.room import bytes_of
 from commands.sheet import Sheet
 from commands.summary import summarize
+from engines.profiles import DEFAULT_BATCH
 
 if TYPE_CHECKING:
     from commands.build import BuildOptions
@@ -209,7 +210,7 @@ def run(
     weights: Weights = WeightsOption.copy,
     target: Target = "a100",
     backend: BackendOption = Backend.auto,
-    max_batch: MaxBatch = 4,
+    max_batch: MaxBatch = DEFAULT_BATCH,
     max_length: MaxLength = None,
     capacity: Capacity = None,
     parts: Parts = "auto",
@@ -351,7 +352,7 @@ def build(
     precision: Annotated[Precision, typer.Option(help="Precision of the engine.")] = Precision.fp16,
     target: Target = "a100",
     backend: BackendOption = Backend.auto,
-    max_batch: MaxBatch = 4,
+    max_batch: MaxBatch = DEFAULT_BATCH,
     max_length: MaxLength = None,
     capacity: Capacity = None,
     parts: Parts = "auto",
@@ -472,7 +473,7 @@ def estimate(
     precision: Annotated[Precision, typer.Option(help="Precision of the engine.")] = Precision.fp16,
     target: Target = "a100",
     kv_cache: Annotated[KvCacheOption | None, typer.Option(help="Form of the key-value cache; default: an artifact's own, or dynamic.")] = None,
-    max_batch: MaxBatch = 4,
+    max_batch: MaxBatch = DEFAULT_BATCH,
     max_length: MaxLength = None,
     capacity: Annotated[int | None, typer.Option(min=2, help="Tokens that a static cache holds.")] = None,
     max_memory: MaxMemory = None,

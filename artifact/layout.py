@@ -100,6 +100,10 @@ def weight_files(config: LlamaConfig) -> dict[str, dict[str, tuple[int, ...]]]:
     return files | {layer_file(layer): layer_shapes(config, layer) for layer in range(config.num_hidden_layers)}
 
 
+LARGE = 1_500_000_000
+"""Parameters above which a model is large: nothing of it is run whole in float32, and its scenarios are shorter."""
+
+
 def parameter_count(config: LlamaConfig) -> int:
     """Parameters of the model, tied weights once."""
     return sum(prod(shape) for shape in tensor_shapes(config).values())

@@ -17,6 +17,7 @@ from engines.backends.flags import BuildFlags
 from engines.build import STAGES, build_engine
 from engines.cache_form import longest
 from engines.engine_options import EngineOptions
+from engines.profiles import DEFAULT_BATCH
 from engines.targets import find_target
 from engines.weight_sizes import float_dtype
 
@@ -39,7 +40,7 @@ class BuildOptions:
 
     target: str = "a100-80gb"
     backend: str = "auto"
-    max_batch: int = 4
+    max_batch: int = DEFAULT_BATCH
     max_length: int | None = None
     capacity: int | None = None
     flags: BuildFlags = field(default_factory=BuildFlags)

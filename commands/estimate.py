@@ -24,6 +24,7 @@ from engines.build import STAGES
 from engines.device_fit import load_of
 from engines.estimate import Machine, Question, estimate
 from engines.form_limits import QUANTIZED_TYPES
+from engines.profiles import DEFAULT_BATCH
 from engines.targets import find_target
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ class EstimateOptions:
     precision: str = "fp16"
     target: str = "a100-80gb"
     kv_cache: KvCache | None = None
-    max_batch: int = 4
+    max_batch: int = DEFAULT_BATCH
     max_length: int | None = None
     capacity: int | None = None
     max_memory: int | None = None

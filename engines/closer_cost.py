@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from artifact.config import LlamaConfig
 from artifact.io_spec import DTYPE_BYTES
-from artifact.layout import PACKED, linear_shapes
-from engines.edge_calls import DEFAULT_BATCH, LARGEST_CACHE, LONGEST_CALL, cache_bytes
-from engines.profiles import default_length
+from engines.edge_calls import LARGEST_CACHE, LONGEST_CALL, cache_bytes
+from engines.profiles import DEFAULT_BATCH, default_length
 from engines.step_cost import TORCH_MEMORY, layer_float32
+from engines.weight_sizes import largest_linear
 
 COPIES = 2
 """Of the largest linear, while it is read: dequantised and turned."""
@@ -25,9 +25,7 @@ def closer_memory(config: LlamaConfig, *, edges: bool) -> int:
 
     Two layers at 13B widths, fused and int8, measure 3,041 and 3,079 MB, with edges 3,678 and 3,701.
     """
-    shapes = linear_shapes(config)
-    packed = [sum(shapes[member][0] for member in members) * shapes[members[0]][1] for members in PACKED.values()]
-    largest = max(*packed, config.vocab_size * config.hidden_size) * DTYPE_BYTES["fp32"]
+    largest = max(largest_linear(config), config.vocab_size * config.hidden_size) * DTYPE_BYTES["fp32"]
     return TORCH_MEMORY + layer_float32(config) + max(COPIES * largest, _calls(config) if edges else 0)
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from artifact.config import LlamaConfig
 from artifact.io_spec import DTYPE_BYTES
 
-DEFAULT_BATCH = 4
-"""Rows of the profiles that are taken where nothing was built: what ``build`` takes."""
 LONGEST_CALL = 512
 """New tokens of all rows that are computed in a call."""
 LARGEST_CACHE = 1 << 29

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from engines.backends.flags import BuildFlags
+from engines.profiles import DEFAULT_BATCH
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +27,7 @@ class EngineOptions:
     precision: str
     target: str
     backend: str = "auto"
-    max_batch: int = 4
+    max_batch: int = DEFAULT_BATCH
     max_length: int | None = None
     capacity: int | None = None
     flags: BuildFlags = field(default_factory=BuildFlags)

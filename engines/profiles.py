@@ -16,7 +16,8 @@ from artifact.config import LlamaConfig
 from artifact.errors import EngineError
 from artifact.io_spec import BATCH, CAPACITY, PAST, SEQUENCE, TOTAL, Dtype, GraphValue, KvCache, part_inputs
 
-LONGEST_DEFAULT = 4096
+DEFAULT_BATCH, LONGEST_DEFAULT = 4, 4096
+"""Rows, and tokens at most, where nothing is asked for."""
 TYPICAL_LENGTH = 512
 """Tokens that kernels are tuned for, in a prompt and in the cache of a decode step."""
 

@@ -6,18 +6,17 @@ Letters: L decoder layers, E hidden, F ffn.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from math import prod
 from typing import Any
 
 from artifact.config import LlamaConfig
 from artifact.io_spec import DTYPE_BYTES, Dtype, KvCache
-from artifact.layout import PACKED, linear_shapes, parameter_count
+from artifact.layout import LARGE, parameter_count
 from engines.build_cost import MEGABYTE, BuildCost, build_cost
 from engines.form_limits import QUANTIZED_TYPES
 from engines.part_plan import part_graph
 from engines.placement_costs import placement_costs
 from engines.step_cost import DRIVEN_WEIGHTS_S, REFERENCE, Rates, StepCost, layer_float32, torch_memory
-from engines.weight_sizes import float_dtype, linear_parameters, weight_sizes
+from engines.weight_sizes import float_dtype, largest_linear, linear_parameters, weight_sizes
 
 DOWNLOAD = "download"
 SIDECAR_BYTES = 64 * MEGABYTE
@@ -48,7 +47,7 @@ faster torch and ONNX Runtime multiply many tokens than the rate that is measure
 VALIDATE_MEMORY, KEPT_A_LAYER, COPIES, STATES = 150 * MEGABYTE, 12 * MEGABYTE, 2, 3
 """torch and ONNX Runtime; what stays of each layer; the larger of a layer and lm_head, twice while it is packed for the processor; hidden states of
 the texts' windows: the reference's, and what enters and leaves a layer."""
-DECODED_BELOW = 1_500_000_000
+DECODED_BELOW = LARGE
 """Parameters up to which the reference continues prompts with all its layers in memory (validation/continuations.py)."""
 
 
@@ -126,7 +125,7 @@ def calibrate_cost(config: LlamaConfig, rates: Rates = REFERENCE) -> StepCost:
 
 def quantize_cost(config: LlamaConfig, scheme: str, rates: Rates = REFERENCE, *, calibrated: bool = True, head: bool = False) -> StepCost:
     """Levels and scales beside the weights that they stand for; ``head``: the output layer's too, rounded plainly."""
-    largest = max(_packed_parameters(config))
+    largest = largest_linear(config)
     values = DRIVEN_VALUES if calibrated else QUANTIZE_VALUES
     slower = min(1.0, rates.disk_gb_s / REFERENCE.disk_gb_s)  # plain rounding is bound by memory, and by the disk below it
     speed = DRIVEN_WEIGHTS_S * rates.gflops / REFERENCE.gflops if calibrated else PLAIN_WEIGHTS_S * slower
@@ -176,13 +175,6 @@ def validate_memory(config: LlamaConfig) -> int:
     decoded = width * linear_parameters(config) + head if parameter_count(config) <= DECODED_BELOW else 0
     kept = KEPT_A_LAYER * config.num_hidden_layers + STATES * READ_TOKENS * config.hidden_size * width
     return VALIDATE_MEMORY + kept + max(COPIES * max(layer_float32(config), head), decoded)
-
-
-def _packed_parameters(config: LlamaConfig) -> list[int]:
-    """Parameters of the linears of a packed layer."""
-    alone = {name: prod(shape) for name, shape in linear_shapes(config).items()}
-    packed = [sum(alone.pop(member) for member in members) for members in PACKED.values()]
-    return [*packed, *alone.values()]
 
 
 def disk_total(steps: list[StepCost]) -> int:

@@ -11,7 +11,7 @@ from math import ceil, prod
 from artifact.config import LlamaConfig
 from artifact.errors import EngineError
 from artifact.io_spec import DTYPE_BYTES, Dtype
-from artifact.layout import EMBEDDING, LM_HEAD, has_bias, linear_shapes, shared_shapes
+from artifact.layout import EMBEDDING, LM_HEAD, PACKED, has_bias, linear_shapes, shared_shapes
 from engines.form_limits import QUANTIZED_BITS, QUANTIZED_TYPES
 
 SCALE_BYTES = {"int8": 2, "int8-smoothquant": 4, "int4": 2}
@@ -86,6 +86,12 @@ def weight_sizes(config: LlamaConfig, precision: str) -> WeightSizes:
 def linear_parameters(config: LlamaConfig) -> int:
     """Parameters of all layers' linears, without lm_head."""
     return config.num_hidden_layers * sum(map(prod, linear_shapes(config).values()))
+
+
+def largest_linear(config: LlamaConfig) -> int:
+    """Parameters of a layer's largest linear, q·k·v and gate·up packed."""
+    alone = {name: prod(shape) for name, shape in linear_shapes(config).items()}
+    return max(*(sum(alone[member] for member in members) for members in PACKED.values()), *alone.values())
 
 
 def _turned_bytes(config: LlamaConfig, precision: str) -> int:

@@ -24,18 +24,17 @@ from torch.overrides import TorchFunctionMode
 
 from artifact.config import LlamaConfig
 from artifact.hashing import sha256_of
-from artifact.layout import LM_HEAD, parameter_count, tensor_shapes
+from artifact.layout import LARGE, LM_HEAD, parameter_count, tensor_shapes
 from artifact.manifest import read_manifest
 from artifact.progress import Progress, silent
 from artifact.steps import StepContext, rules_hash
 from validation import metrics
 from validation.reference import Read, Reference, ReferenceRun
-from validation.scenarios import LARGE
 
 FILE = "reports/floor.json"
 RULES = (
     "validation/floor.py", "validation/reference.py", "validation/rounded_alongside.py", "validation/metrics.py", "validation/scenarios.py",
-    "validation/text.py", "exporter/model.py", "exporter/rope.py", "artifact/config.py", "artifact/rope_scaling.py",
+    "validation/text.py", "exporter/model.py", "exporter/rope.py", "artifact/config.py", "artifact/layout.py", "artifact/rope_scaling.py",
 )  # fmt: skip
 """Source files that decide the floor."""
 STREAMED_ABOVE = LARGE

@@ -17,13 +17,12 @@ from numpy.typing import NDArray
 
 from artifact.config import LlamaConfig
 from artifact.errors import ValidationError
-from artifact.layout import parameter_count
+from artifact.layout import LARGE, parameter_count
 from validation.calls import Ids, Turn
 
 FULL, FULL_OF_LARGE, SHORTEST = 320, 256, 20
-"""Tokens of the main sequence, of a large model's, and the fewest that still make four different scenarios."""
-LARGE = 1_500_000_000
-"""Parameters from which a model is large: a token more costs three stages a second of two cores and more."""
+"""Tokens of the main sequence, of a large model's (one more costs three stages a second of two cores and more), and the fewest that still make four
+different scenarios."""
 STEPS, PADDED_STEPS = 64, 8
 """Tokens that are decoded one by one, alone and in the padded batch; fewer where the model is short."""
 

@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from artifact.errors import QuantizationError
 from artifact.steps import StepContext
+from graphs.quantize.rounding import INT4
 from graphs.quantize.statistics import Statistics
 from graphs.quantize.weight_only import Form, quantize_weights
 
@@ -32,7 +33,7 @@ def block_of(name: str, columns: int) -> int:
     return block
 
 
-FORM = Form("int4", ir.DataType.INT4, -8, 7, opset=21, block_of=block_of)
+FORM = Form("int4", ir.DataType.INT4, *INT4, opset=21, block_of=block_of)
 """A scale is positive, so the largest weight of a block is 7; −8 is there for what data-driven rounding finds."""
 
 

@@ -13,13 +13,12 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from artifact.steps import StepContext
-from graphs.quantize.rounding import Floats, round_plainly
+from graphs.quantize.rounding import INT8, Floats, round_plainly
 from graphs.quantize.statistics import Statistics
 from graphs.quantize.weight_only import Form, quantize_weights
 
-LEVELS = 127
-"""Symmetric: −127 … 127, so that a weight and its negative quantise alike."""
-FORM = Form("int8", ir.DataType.INT8, -LEVELS, LEVELS, opset=19)
+LEVELS = INT8[1]
+FORM = Form("int8", ir.DataType.INT8, *INT8, opset=19)
 
 
 def quantize_int8(step: StepContext, statistics: Statistics | None = None, kept: Mapping[str, str] | None = None) -> dict[str, Any]:

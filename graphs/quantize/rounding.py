@@ -18,6 +18,8 @@ Floats = NDArray[np.float32]
 Levels = NDArray[np.int8]
 BYTE_BITS = 8
 TURNED_ROWS, TURNED_COLUMNS, CACHE_LINE = 256, 1024, 64
+INT8, INT4 = (-127, 127), (-8, 7)
+"""Lowest and highest level; of eight bits symmetric, so that a weight and its negative quantise alike. The largest of a scale has the highest."""
 FACTORS = (0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6)
 """By which the scale of a block of four bits may be smaller: clipping its largest weight can pay."""
 

@@ -16,8 +16,8 @@ import numpy as np
 
 from artifact import io_spec
 from artifact.engine_names import built_from
-from engines.edge_calls import DEFAULT_BATCH, LARGEST_CACHE, LONGEST_CALL, cache_bytes
-from engines.profiles import default_length, make_profiles
+from engines.edge_calls import LARGEST_CACHE, LONGEST_CALL, cache_bytes
+from engines.profiles import DEFAULT_BATCH, default_length, make_profiles
 from validation.bisect.probes import Probe
 from validation.calls import FORMS, Turn
 from validation.oracle import MAIN, Oracle

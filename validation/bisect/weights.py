@@ -16,13 +16,12 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from artifact.layout import MODULE_KEY, members
-from graphs.quantize.rounding import FACTORS, Format, Grid, largest_over
+from graphs.quantize.rounding import FACTORS, INT4, INT8, Format, Grid, largest_over
 from validation.node_runner import load_constant, run_nodes
 
 Array = NDArray[Any]
 PRODUCTS = ("MatMul", "Gemm", "MatMulNBits")
-LEVELS = {ir.DataType.INT8: (-127, 127), ir.DataType.INT4: (-8, 7)}
-"""Lowest and highest; the largest weight of a scale has the highest."""
+LEVELS = {ir.DataType.INT8: INT8, ir.DataType.INT4: INT4}
 FLOAT32 = np.dtype(np.float32)
 BLOCK = 256
 """Rows of an identity that a packed product is asked with at a time."""

@@ -11,9 +11,10 @@ import pytest
 from safetensors.numpy import load_file
 
 from artifact.errors import QuantizationError
+from artifact.hashing import sha256_of
 from artifact.steps import StepContext
 from artifact.tensor_file import read_checksums
-from graphs.quantize.writer import Piece, add_initializer, read_mapped, row_blocks, write_pieces
+from graphs.quantize.writer import Piece, add_initializer, exact_rows, read_mapped, row_blocks, write_pieces
 
 
 def piece(module: str, array: np.ndarray, made: list[str]) -> Piece:
@@ -37,6 +38,26 @@ def test_writes_layers_in_order_then_the_rest_and_makes_each_piece_when_its_turn
     assert read_checksums(tmp_path, "weights/x-checksums.json") == stored
     for name, array in arrays.items():
         np.testing.assert_array_equal(load_file(tmp_path / stored[f"{name}.levels"].file)[f"{name}.levels"], array)
+
+
+def test_a_file_is_not_read_again_for_its_hash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    monkeypatch.setattr("artifact.manifest.sha256_of", lambda path: read.append(path.name) or "")
+    step = StepContext(tmp_path)
+    write_pieces(step, "x", [piece("model.layers.0.a", np.ones((2, 3), np.int8), [])])
+    assert read == ["x-checksums.json"]
+    file = "weights/x-layer-000.safetensors"
+    assert step.outputs[file]["sha256"] == sha256_of(tmp_path / file)
+
+
+def test_rows_of_a_mapped_weight_leave_memory_when_they_are_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    left: list[np.ndarray] = []
+    monkeypatch.setattr("graphs.quantize.writer.forget", left.append)
+    weight = np.arange(12, dtype=np.float16).reshape(4, 3)
+    exact_rows(weight, "w", slice(1, 3))
+    (rows,) = left
+    assert np.shares_memory(rows, weight)
+    np.testing.assert_array_equal(rows, weight[1:3])
 
 
 def test_an_initializer_reads_what_was_stored_in_another_shape(tmp_path: Path) -> None:
