@@ -166,7 +166,9 @@ Calibration = Annotated[
         metavar="FILE|none",
     ),
 ]
-CalibrationTokens = Annotated[int | None, typer.Option(min=64, help="Tokens to calibrate on; default 8,192.")]
+CalibrationTokens = Annotated[
+    int | None, typer.Option(min=64, help="Tokens to calibrate on; default 8,192, and 24,576 where activations have static scales.")
+]
 CalibrationLength = Annotated[int | None, typer.Option(min=8, help="Tokens of each calibration sequence; default 256.")]
 MaxIncrease = Annotated[
     float | None,

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from artifact.calibration import CALIBRATIONS
 from artifact.manifest import UNFINISHED, atomic_write, unchanged
-from artifact.step_kinds import CALIBRATION
 
 Entry = dict[str, Any]
 OUR_FOLDERS = ("weights", "engines", "reports")
@@ -32,7 +32,7 @@ def is_ours(artifact: Path, file: str, *, in_place: bool = False) -> bool:
     if not (artifact / file).resolve().is_relative_to(artifact.resolve()):
         return False
     return (
-        file == CALIBRATION or file.split("/", maxsplit=1)[0] in OUR_FOLDERS or (file.endswith(".onnx") if in_place else not file.endswith(WEIGHTS))
+        file in CALIBRATIONS or file.split("/", maxsplit=1)[0] in OUR_FOLDERS or (file.endswith(".onnx") if in_place else not file.endswith(WEIGHTS))
     )
 
 

@@ -8,10 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from artifact.calibration import CALIBRATION, STATIC, calibration_file
 from artifact.given import GIVEN_FILE
 
-CALIBRATION = "calibration.safetensors"
-"""What `calibrate` writes, in the artifact's root; graphs/quantize/statistics.py says what it holds."""
 CHECKSUMS = "weights/checksums.json"
 
 
@@ -137,6 +136,7 @@ MADE_BY = {
     **{f"{one}.onnx": _QUANTIZE + one for one in ("int8", "int8-smoothquant", "int4")},
     **{f"{one}-onnxruntime.onnx": f"{_QUANTIZE}{one} --target onnxruntime" for one in ("int8", "int4")},
     CALIBRATION: "python cli.py quantize {artifact}",
+    **{calibration_file(one): _QUANTIZE + one for one in STATIC},
     "smoothing-int8-smoothquant.npz": f"{_QUANTIZE}int8-smoothquant",
     **{f"scores-{one}.json": _QUANTIZE + one for one in ("int8", "int8-smoothquant")},
 }

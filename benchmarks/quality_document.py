@@ -90,8 +90,8 @@ Made by `python benchmarks/quantization_quality.py --tokens {tokens}` on {time.s
 three texts that nothing was calibrated, searched or placed on ({", ".join(TEXTS)}; `benchmarks/quality_texts.py`), windows of 512; float32's
 perplexity is {int8["all"]["reference_perplexity"]:.2f}. Increases are of perplexity over float32, in per cent, ± one standard error, paired, of
 blocks of 32 tokens drawn again; KL in nats, from float32. Whatever has static scales for activations is calibrated on the same
-{static_tokens:,} tokens of the default calibration text, each tool's; int8 and int4 on the default 8,192. Ours are the graphs that `quantize`
-writes (`int8-smoothquant`: with `--calibration-tokens {static_tokens}`), run in ONNX Runtime; ModelOpt's is its own fake quantisation; naive
+{static_tokens:,} tokens of the default calibration text, each tool's; int8 and int4 on 8,192. Ours are the graphs that `quantize`
+writes by its defaults, run in ONNX Runtime; ModelOpt's is its own fake quantisation; naive
 static W8A8 is every linear in INT8 by INT8 without smoothing, without exceptions and with weights rounded to the nearest
 level. lm_head and the embedding are quantised by none."""
 

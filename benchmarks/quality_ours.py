@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from quality_rows import Yardstick
 
+from artifact.calibration import calibration_file
 from artifact.hashing import plain_sha256, sha256_of
-from artifact.step_kinds import CALIBRATION
 from commands.graphs import SOURCES
 from commands.placement_model import Model
 from graphs.quantize.int8_smoothquant import SCHEME
@@ -60,7 +60,7 @@ class Curve:
     @property
     def calibration(self) -> str:
         """Identity of what was calibrated on."""
-        return sha256_of(self._artifact / CALIBRATION)
+        return sha256_of(self._artifact / calibration_file(SCHEME))
 
     def identity(self, share: int) -> str:
         """Of one set, as it is rounded."""

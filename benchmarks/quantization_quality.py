@@ -5,7 +5,7 @@
 Three texts that nothing was calibrated on (quality_texts.py), in windows of 512 tokens; every figure is against the float32 reference on the same
 tokens: perplexity's increase, KL and top-1, ± standard errors of blocks of 32 tokens drawn again. Graphs run whole in ONNX Runtime on the CPU with
 Q/DQ as written; the curve and naive INT8 run in PyTorch, with weights and inputs rounded as the graph rounds them. Whatever has static scales for
-activations calibrates on the same 24,576 tokens; weight-only schemes on the default 8,192. A row that is measured is kept in the folder: run again,
+activations calibrates on the same 24,576 tokens; weight-only schemes on 8,192. A row that is measured is kept in the folder: run again,
 and it goes on where it was; only what has changed is measured anew.
 """
 
@@ -28,6 +28,7 @@ from quality_peers import MODELOPT, VERSIONS, by_modelopt, by_onnxruntime, fold_
 from quality_rows import WINDOW, Rows, Yardstick, make_yardstick
 from shapes import ROOT
 
+from artifact.calibration import STATIC_TOKENS
 from artifact.config import LlamaConfig
 from artifact.manifest import read_manifest
 from validation.calibration_text import load_sequences
@@ -38,8 +39,6 @@ DOCUMENT = ROOT / "docs" / "quantization.md"
 SMOOTHQUANT = "int8-smoothquant"
 SHARES = (100, 90, 85, 80, 75, 50)
 """Per cent of the layers' linear weights that multiply integers: the curve. 0 % is int8."""
-STATIC_TOKENS = 24_576
-"""To calibrate static scales of activations on, every tool's: ranges get better with tokens, rounding of weights does not (docs/adr/016)."""
 GROUPS = ("ours", "plain", "modelopt", "onnxruntime", "naive", "curve")
 
 
@@ -102,7 +101,7 @@ class Bench:
         return Curve(self.w8a8, self.yardstick)
 
     def ours(self) -> Iterator[Row]:
-        """What the commands make; the weight-only schemes with their defaults."""
+        """What the commands make with their defaults."""
         yield self._graph("float16", self.artifact / "fused.onnx")
         for scheme in ("int8", "int4"):
             cli(f"quantize {self.artifact} --scheme {scheme}")
@@ -162,7 +161,7 @@ class Bench:
         return list(load_sequences(self.artifact, self._config, tokens=STATIC_TOKENS).sequences)
 
     def _place(self) -> None:
-        cli(f"quantize {self.w8a8} --scheme {SMOOTHQUANT} --calibration-tokens {STATIC_TOKENS}")
+        cli(f"quantize {self.w8a8} --scheme {SMOOTHQUANT}")
 
 
 def cli(*lines: str) -> None:

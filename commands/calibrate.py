@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from artifact.calibration import STATIC, calibration_file, calibration_step, calibration_tokens
 from artifact.config import LlamaConfig
 from artifact.errors import QuantizationError, UsageError
 from artifact.given import given_of
@@ -28,7 +29,7 @@ class CalibrationOptions:
 
     Attributes:
         calibration: a text's path; None is the text that comes with the toolkit, ``none`` no calibration.
-        calibration_tokens, calibration_length: of all sequences together, and of one; None are the defaults.
+        calibration_tokens, calibration_length: of all sequences together, and of one; None are the defaults, of tokens the scheme's.
     """
 
     calibration: str | None = None
@@ -39,6 +40,10 @@ class CalibrationOptions:
     def given(self) -> str | None:
         """The first option that was given, as on the command line."""
         return next((f"--{name.replace('_', '-')}" for name, value in asdict(self).items() if value is not None), None)
+
+    def tokens_for(self, scheme: str) -> int:
+        """Of all sequences together, where a scheme is calibrated."""
+        return self.calibration_tokens or calibration_tokens(scheme)
 
     def recorded(self) -> dict[str, Any]:
         """As a step's options: names of the command line."""
@@ -66,12 +71,12 @@ def why_plain(artifact: Path, options: CalibrationOptions) -> str | None:
     return reason
 
 
-def calibrate(artifact: Path, options: CalibrationOptions, *, force: bool = False, progress: Progress = silent) -> Outcome:
-    """Measure activations of the artifact's model on a text, and write calibration.safetensors."""
+def calibrate(artifact: Path, scheme: str, options: CalibrationOptions, *, force: bool = False, progress: Progress = silent) -> Outcome:
+    """Measure activations of the artifact's model on a text, and write the scheme's file of them."""
     source = None if options.calibration is None else Path(options.calibration)
     if source is not None and not source.is_file():
         raise QuantizationError(f"{source} is not a file", hint="--calibration FILE takes a UTF-8 text, or .jsonl; or none")
-    recorded = options.recorded() | {"sha256": None if source is None else sha256_of(source)}
+    recorded = options.recorded() | {"sha256": None if source is None else sha256_of(source)} | ({"scheme": scheme} if scheme in STATIC else {})
 
     def work(step: StepContext) -> Report:
         from validation.artifact_weights import artifact_reader
@@ -82,8 +87,9 @@ def calibrate(artifact: Path, options: CalibrationOptions, *, force: bool = Fals
         manifest = read_manifest(artifact)
         check_weight_files(artifact, manifest)
         model, config = manifest["model"], LlamaConfig(**manifest["model"]["config"])
-        check_memory(calibrate_cost(config), artifact)
-        text = load_sequences(artifact, config, source, tokens=options.calibration_tokens, length=options.calibration_length)
-        return write_statistics(step, Reference(config, artifact_reader(artifact)), text, model["fingerprint"])
+        tokens = options.tokens_for(scheme)
+        check_memory(calibrate_cost(config, tokens), artifact)
+        text = load_sequences(artifact, config, source, tokens=tokens, length=options.calibration_length)
+        return write_statistics(step, Reference(config, artifact_reader(artifact)), text, model["fingerprint"], calibration_file(scheme))
 
-    return run_step(artifact, "calibrate", recorded, work, force=force, progress=progress)
+    return run_step(artifact, calibration_step(scheme), recorded, work, force=force, progress=progress)

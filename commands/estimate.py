@@ -8,6 +8,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from artifact.calibration import calibration_step
 from artifact.config import LlamaConfig
 from artifact.engine_names import engine_folder
 from artifact.errors import CheckpointError, UsageError
@@ -150,7 +151,7 @@ def steps_done(model: Model, options: EstimateOptions) -> frozenset[str]:
 
     weightless = manifest["model"].get("weights") == "none"
     done = {name for _, name in takewhile(lambda step: not weightless and is_done(step[0]), (chain | {build: "build"}).items())}
-    calibrated = "quantize" in done or is_done("calibrate")
+    calibrated = "quantize" in done or is_done(calibration_step(precision))
     return frozenset(done | ({"calibrate"} if calibrated else set()))
 
 

@@ -8,12 +8,12 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from artifact.calibration import STATIC, calibration_file, calibration_step
 from artifact.config import LlamaConfig
 from artifact.errors import QuantizationError, UsageError
 from artifact.given import given_of
 from artifact.manifest import locked, read_manifest, require_artifact
 from artifact.progress import Progress, silent
-from artifact.step_kinds import CALIBRATION
 from artifact.steps import Outcome, Report, StepContext, forget_step, require, run_step
 from artifact.tensor_file import read_checksums
 from artifact.weight_files import check_weight_files
@@ -32,8 +32,6 @@ Kept = Mapping[str, str]
 Write = Callable[[StepContext, "Statistics | None", Kept, Any], Report]
 SCHEMES: dict[str, tuple[str, ...]] = {"tensorrt": ("int8", "int8-smoothquant", "int4"), "onnxruntime": ("int8", "int4")}
 """Target → what it can be quantised to; all of them look at activations before they round."""
-NEEDS_ACTIVATIONS = ("int8-smoothquant",)
-"""Schemes that can't do without."""
 SOURCES = {"tensorrt": "fused.onnx", "onnxruntime": "fused-onnxruntime.onnx"}
 
 
@@ -107,16 +105,16 @@ def quantize(
         _refuse(artifact, plan)
         inputs = [graph]
         if plan.plainly is None:
-            calibrate(artifact, wanted, force=force if recalibrate is None else recalibrate, progress=progress)
-            inputs.append(CALIBRATION)
+            calibrate(artifact, scheme, wanted, force=force if recalibrate is None else recalibrate, progress=progress)
+            inputs.append(calibration_file(scheme))
         if plan.limit_pct is not None:
-            if scheme in NEEDS_ACTIVATIONS:
+            if scheme in STATIC:
                 inputs.append(smooth(artifact, scheme, graph, force=force, progress=progress).report["file"])
             scored = score(artifact, scheme, graph, open_model, placing, wanted, force=force, progress=progress)
             inputs.append(scored.report["file"])
         options |= wanted.recorded() | placing.recorded(plan.limit_pct)
         outcome = run_step(artifact, step_id, options, _work(plan), inputs=tuple(inputs), force=force, progress=progress)
-        for unread in (f"sensitivity-{scheme}", f"smoothing-{scheme}", "calibrate"):
+        for unread in (f"sensitivity-{scheme}", f"smoothing-{scheme}", calibration_step(scheme)):
             forget_step(artifact, unread)
     return outcome
 
@@ -125,7 +123,7 @@ def _refuse(artifact: Path, plan: _Plan) -> None:
     """What can't come of it, before minutes of measuring and not after."""
     from graphs.quantize.refusals import check_graph
 
-    if plan.plainly not in (None, TAKEN) and plan.scheme in NEEDS_ACTIVATIONS:
+    if plan.plainly not in (None, TAKEN) and plan.scheme in STATIC:
         short = f"{plan.scheme} rounds activations by scales that are measured: {plan.plainly}"
         raise QuantizationError(short, hint="--scheme int8 is weight-only")
     if not plan.given:
@@ -135,7 +133,7 @@ def _refuse(artifact: Path, plan: _Plan) -> None:
         config = LlamaConfig(**read_manifest(artifact)["model"]["config"])
         for cost in placement_costs(config):
             check_memory(cost, artifact)
-        measured_text(artifact, config, plan.placing, plan.calibration)
+        measured_text(artifact, config, plan.scheme, plan.placing, plan.calibration)
 
 
 def _check_given(artifact: Path, scheme: str, target: str, placement: PlacementOptions | None) -> None:
@@ -173,8 +171,8 @@ def _work(plan: _Plan) -> Callable[[StepContext], Report]:
         write = _writer(plan.scheme, plan.target, given=plan.given)
         if plan.plainly is not None:
             return write(step, None, {}, None) | {"calibration": {"text": None, "reason": plan.plainly}}
-        statistics = Statistics(step.artifact / CALIBRATION)
-        about = {"calibration": read_manifest(step.artifact)["steps"]["calibrate"]["report"]}
+        statistics = Statistics(step.artifact / calibration_file(plan.scheme))
+        about = {"calibration": read_manifest(step.artifact)["steps"][calibration_step(plan.scheme)]["report"]}
         kept: dict[str, str] = {}
         smoothing = None
         if plan.limit_pct is not None:

@@ -8,10 +8,10 @@ from math import ceil, expm1, inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from artifact.calibration import calibration_file
 from artifact.config import LlamaConfig
 from artifact.errors import ParityMismatch, QuantizationError, UsageError
 from artifact.progress import Progress, silent
-from artifact.step_kinds import CALIBRATION
 from artifact.steps import Outcome, Report, StepContext, run_step
 from commands.calibrate import CalibrationOptions
 from commands.placement_model import Model
@@ -79,20 +79,20 @@ def score(
         from validation.scoring import score_artifact
 
         model = open_model()
-        text = calibrated_text(artifact, model.reference.config, calibration)
+        text = calibrated_text(artifact, model.reference.config, scheme, calibration)
         forms = model.forms.quantised
         return score_artifact(step, scheme, model.reference, forms, text, model.statistics, tokens=options.sensitivity_tokens)
 
-    inputs = (CALIBRATION, graph, *([smoothing_file(scheme)] if scheme in SMOOTHED else []))
+    inputs = (calibration_file(scheme), graph, *([smoothing_file(scheme)] if scheme in SMOOTHED else []))
     return run_step(artifact, f"sensitivity-{scheme}", recorded, work, inputs=inputs, force=force, progress=progress)
 
 
-def calibrated_text(artifact: Path, config: LlamaConfig, options: CalibrationOptions) -> CalibrationText:
+def calibrated_text(artifact: Path, config: LlamaConfig, scheme: str, options: CalibrationOptions) -> CalibrationText:
     """What was calibrated on, and what of it was left."""
     from validation.calibration_text import load_sequences
 
     source = None if options.calibration is None else Path(options.calibration)
-    return load_sequences(artifact, config, source, tokens=options.calibration_tokens, length=options.calibration_length)
+    return load_sequences(artifact, config, source, tokens=options.tokens_for(scheme), length=options.calibration_length)
 
 
 def decide(
@@ -111,7 +111,7 @@ def decide(
     from validation.joint_cost import JointCost
 
     scores, about = read_scores(step.artifact, scheme)
-    text = measured_text(step.artifact, model.reference.config, options, calibration)
+    text = measured_text(step.artifact, model.reference.config, scheme, options, calibration)
     joint = JointCost(model.reference, text.windows, step.progress)
     sites = by_site(scores)
     found = place(list(sites), limit_pct, lambda chosen: joint.measure(model.forms.of(linears_of(sites, chosen))))
@@ -124,7 +124,7 @@ def decide(
     return kept, measured
 
 
-def measured_text(artifact: Path, config: LlamaConfig, options: PlacementOptions, calibration: CalibrationOptions) -> PlacementText:
+def measured_text(artifact: Path, config: LlamaConfig, scheme: str, options: PlacementOptions, calibration: CalibrationOptions) -> PlacementText:
     """What sets are measured on.
 
     Raises:
@@ -133,7 +133,7 @@ def measured_text(artifact: Path, config: LlamaConfig, options: PlacementOptions
     from validation.placement_text import choose_text
     from validation.scoring import TOKENS, pieces_of
 
-    text = calibrated_text(artifact, config, calibration)
+    text = calibrated_text(artifact, config, scheme, calibration)
     return choose_text(artifact, config, text, pieces_of(text, options.sensitivity_tokens or TOKENS))
 
 
@@ -162,7 +162,7 @@ def _not_met(placement: Placement, scheme: str, limit_pct: float, count: int, te
     nearest = placement.nearest
     measured = nearest.measured
     found = f"{len(nearest.quantised)} of {count} linears quantised cost {measured.words} on {measured.tokens:,} tokens of {text}"
-    needed = ceil(max(100 * expm1(measured.kl * ROOM / GATE), measured.increase_pct - 2 * measured.increase_se_pct) * 100 + 1) / 100
+    needed = ceil(max(100 * expm1(measured.kl * ROOM / GATE), measured.increase_pct) * 100 + 1) / 100
     return ParityMismatch(
         f"{scheme} can't keep within {limit_pct:g} % of perplexity; the nearest: {found}; nothing was written",
         hint=f"--max-perplexity-increase {needed:g} leaves room, or take another --scheme",

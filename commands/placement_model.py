@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from artifact.calibration import calibration_file
 from artifact.config import LlamaConfig
 from artifact.graph_file import load_graph
 from artifact.layout import layer_of
 from artifact.manifest import read_manifest
 from artifact.progress import Progress, silent
-from artifact.step_kinds import CALIBRATION
 from artifact.steps import Outcome, Report, StepContext, require, run_step
 
 if TYPE_CHECKING:
@@ -35,12 +35,12 @@ class Model:
         from graphs.quantize.smoothing_file import SMOOTHED, read_smoothing
         from validation.forms import FORMS
 
-        reference, statistics, names, dtype = _parts(artifact, graph)
+        reference, statistics, names, dtype = _parts(artifact, scheme, graph)
         found = read_smoothing(artifact, scheme) if scheme in SMOOTHED else {}
         return cls(reference, statistics, FORMS[scheme](reference, statistics, names, dtype, found))
 
 
-def _parts(artifact: Path, graph: str) -> tuple[Reference, Statistics, list[str], Dtype]:
+def _parts(artifact: Path, scheme: str, graph: str) -> tuple[Reference, Statistics, list[str], Dtype]:
     """The reference, the statistics, the linears of a graph's layers, and the dtype."""
     from graphs.quantize.linears import find_linears
     from graphs.quantize.statistics import Statistics
@@ -49,7 +49,8 @@ def _parts(artifact: Path, graph: str) -> tuple[Reference, Statistics, list[str]
 
     model = read_manifest(artifact)["model"]
     names = [linear.name for linear in find_linears(load_graph(require(artifact, graph)).graph) if layer_of(linear.name) is not None]
-    return Reference(LlamaConfig(**model["config"]), artifact_reader(artifact)), Statistics(artifact / CALIBRATION), names, model["dtype"]
+    reference, statistics = Reference(LlamaConfig(**model["config"]), artifact_reader(artifact)), Statistics(artifact / calibration_file(scheme))
+    return reference, statistics, names, model["dtype"]
 
 
 def smooth(artifact: Path, scheme: str, graph: str, *, force: bool = False, progress: Progress = silent) -> Outcome:
@@ -59,7 +60,8 @@ def smooth(artifact: Path, scheme: str, graph: str, *, force: bool = False, prog
         from graphs.quantize.smoothing_file import write_smoothing
         from validation.forms import search_sites
 
-        reference, statistics, names, _ = _parts(artifact, graph)
+        reference, statistics, names, _ = _parts(artifact, scheme, graph)
         return write_smoothing(step, scheme, search_sites(reference, statistics, names, step.progress))
 
-    return run_step(artifact, f"smoothing-{scheme}", {"scheme": scheme}, work, inputs=(CALIBRATION, graph), force=force, progress=progress)
+    inputs = (calibration_file(scheme), graph)
+    return run_step(artifact, f"smoothing-{scheme}", {"scheme": scheme}, work, inputs=inputs, force=force, progress=progress)

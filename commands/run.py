@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from artifact.calibration import calibration_step
 from artifact.errors import UsageError
 from artifact.manifest import locked
 from artifact.progress import Progress, silent
@@ -86,7 +87,7 @@ def run(
 def _after_export(artifact: Path, wanted: tuple[str, ...], options: RunOptions, force: bool, progress: Progress) -> dict[str, Outcome]:
     """Fuse, quantise and build each precision, and validate all."""
     outcomes = {"fuse": fuse(artifact, force=force, progress=progress)}
-    recalibrate = force
+    measured: set[str] = set()
     for scheme in (one for one in wanted if one in SCHEMES["tensorrt"]):
         outcomes[f"quantize-{scheme}"] = quantize(
             artifact,
@@ -94,10 +95,10 @@ def _after_export(artifact: Path, wanted: tuple[str, ...], options: RunOptions, 
             calibration=options.calibration,
             placement=options.placement,
             force=force,
-            recalibrate=recalibrate,
+            recalibrate=force and calibration_step(scheme) not in measured,
             progress=progress,
         )
-        recalibrate = False  # what the first scheme measured anew serves all
+        measured.add(calibration_step(scheme))  # one may serve several schemes
     for precision in wanted:
         outcomes[f"build-{precision}"] = build_all(artifact, precision, options.build, force=force, progress=progress)
     return outcomes | {"validate": validate(artifact, options.validate, force=force, progress=progress)}

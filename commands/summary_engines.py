@@ -11,13 +11,13 @@ from engines.plan_words import layer_lines
 
 def engine_sheets(engines: list[Report]) -> Iterable[Sheet]:
     """The sheets of some plans."""
-    columns = ("engine", "plan", "built in", "peak memory", "bytes/weight", "audit")
+    columns = ("engine", "plan", "built in", "memory at most", "bytes/weight", "audit")
     rows = tuple(
         (
             f"{engine['target']} {engine['precision']}{_part(engine)}",
             megabytes(engine["bytes"]),
             f"{engine['build_s']:.1f} s",
-            f"{engine['peak_rss_mb']} MB",
+            f"{engine['peak_anonymous_mb']:,} MB",
             "–" if engine["bytes_per_weight"] is None else f"{engine['bytes_per_weight']:.3f}",
             verdict(engine["audit"]["passed"]),
         )

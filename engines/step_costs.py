@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from artifact.calibration import STATIC, TOKENS, calibration_tokens
 from artifact.config import LlamaConfig
 from artifact.io_spec import DTYPE_BYTES, Dtype, KvCache
 from artifact.layout import LARGE, parameter_count
@@ -28,10 +29,7 @@ DOWNLOAD_MEMORY, DOWNLOAD_BYTES_S = 240 * MEGABYTE, 50e6
 FUSE_MEMORY, FUSE_MEMORY_A_LAYER = 125 * MEGABYTE, 600_000
 QUANTIZE_MEMORY, QUANTIZE_VALUES, DRIVEN_VALUES = 240 * MEGABYTE, 2.0, 8.0
 """A linear's levels, and as they are stored, some at a time; with rows and products where calibration drives rounding (7B: 0.4 and 1.0 GB)."""
-CALIBRATION_TOKENS, SCORED_TOKENS = 8192, 2048
-
-PLACED = ("int8-smoothquant",)
-"""Precisions that are placed within a limit on perplexity where nothing else is asked for."""
+SCORED_TOKENS = 2048
 
 EXPORT_S, EXPORT_GB_S = 12.0, 0.5
 FUSE_S, FUSE_S_A_LAYER = 2.0, 0.05
@@ -81,7 +79,7 @@ class Work:
     @property
     def is_placed(self) -> bool:
         """Whether linears are chosen within a limit on perplexity; that is done anew with every `quantize`."""
-        return self.precision in PLACED and self.calibrated and "quantize" not in self.done
+        return self.precision in STATIC and self.calibrated and "quantize" not in self.done
 
 
 def step_costs(config: LlamaConfig, work: Work, rates: Rates = REFERENCE) -> list[StepCost]:
@@ -91,7 +89,7 @@ def step_costs(config: LlamaConfig, work: Work, rates: Rates = REFERENCE) -> lis
     steps = [download_cost(work.download_bytes)] if work.download_bytes else []
     steps += [export_cost(config, work.dtype, rates), *([fuse_cost(config, rates)] if fused else [])]
     if quantised:
-        steps += [calibrate_cost(config, rates)] * work.calibrated
+        steps += [calibrate_cost(config, calibration_tokens(work.precision), rates)] * work.calibrated
         steps += placement_costs(config, rates) if work.is_placed else []
         steps += [quantize_cost(config, work.precision, rates, calibrated=work.calibrated)]
     steps += [plan_cost(config, work, rates), validate_cost(config, stages, rates, quantised=quantised)]
@@ -116,11 +114,11 @@ def fuse_cost(config: LlamaConfig, rates: Rates = REFERENCE) -> StepCost:
     return StepCost("fuse", FUSE_MEMORY + FUSE_MEMORY_A_LAYER * layers, 0, FUSE_S + FUSE_S_A_LAYER * layers, f"{FUSE_S_A_LAYER} s a layer")
 
 
-def calibrate_cost(config: LlamaConfig, rates: Rates = REFERENCE) -> StepCost:
+def calibrate_cost(config: LlamaConfig, tokens: int = TOKENS, rates: Rates = REFERENCE) -> StepCost:
     """Float32 over the calibration text, a layer at a time; what it writes is gone again when nothing reads it any more."""
-    seconds = 10 + 2 * linear_parameters(config) * CALIBRATION_TOKENS / (rates.gflops * 1e9)
-    hidden = 3 * CALIBRATION_TOKENS * config.hidden_size * DTYPE_BYTES["fp32"]
-    return StepCost("calibrate", torch_memory(config) + hidden, 0, seconds, f"{CALIBRATION_TOKENS:,} tokens at {rates.gflops:.0f} GFLOP/s")
+    seconds = 10 + 2 * linear_parameters(config) * tokens / (rates.gflops * 1e9)
+    hidden = 3 * tokens * config.hidden_size * DTYPE_BYTES["fp32"]
+    return StepCost("calibrate", torch_memory(config) + hidden, 0, seconds, f"{tokens:,} tokens at {rates.gflops:.0f} GFLOP/s")
 
 
 def quantize_cost(config: LlamaConfig, scheme: str, rates: Rates = REFERENCE, *, calibrated: bool = True, head: bool = False) -> StepCost:

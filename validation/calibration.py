@@ -1,4 +1,4 @@
-"""What enters every linear of the float32 reference on calibration sequences, as ``calibration.safetensors``: the file that quantisation reads.
+"""What enters every linear of the float32 reference on calibration sequences, as the file that quantisation reads.
 
 Layer by layer: a layer's weights and what was gathered at its four sites are in memory, and gone when they are written. The weights are the
 artifact's own: those that will be quantised. What the file holds: graphs/quantize/statistics.py.
@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from artifact.calibration import CALIBRATION
 from artifact.config import LlamaConfig
 from artifact.errors import QuantizationError
 from artifact.layout import PACKED, layer_prefix, linear_shapes
@@ -24,7 +25,7 @@ from artifact.steps import StepContext
 from artifact.tensor_file import plan_tensors
 from artifact.tensor_store import store_tensors
 from exporter.rope import rotary_tables
-from graphs.quantize.statistics import FIELDS, FILE, PART_ABSMAX, PART_SAMPLES
+from graphs.quantize.statistics import FIELDS, PART_ABSMAX, PART_SAMPLES
 from validation.calibration_text import CalibrationText
 from validation.reference import Reference
 
@@ -42,7 +43,7 @@ HALF, STORED = ("samples", "first"), (*FIELDS, PART_ABSMAX)
 PLAINLY = "--calibration none rounds weights without looking at activations"
 
 
-def write_statistics(step: StepContext, reference: Reference, text: CalibrationText, fingerprint: str) -> dict[str, Any]:
+def write_statistics(step: StepContext, reference: Reference, text: CalibrationText, fingerprint: str, file: str = CALIBRATION) -> dict[str, Any]:
     """Run the sequences through the reference and write what enters its linears.
 
     Args:
@@ -50,6 +51,7 @@ def write_statistics(step: StepContext, reference: Reference, text: CalibrationT
         reference: on the artifact's weights.
         text: the sequences.
         fingerprint: of the model, to be told by.
+        file: where to, in the artifact.
 
     Returns:
         file, bytes, text, sha256, documents, sequences, tokens, length, samples, seed, largest {name, value}.
@@ -79,25 +81,25 @@ def write_statistics(step: StepContext, reference: Reference, text: CalibrationT
     }
     of_parts = np.bincount(parts, weights=[len(chosen) for chosen in picks]).astype(int)
     metadata = {name: str(value) for name, value in described.items()} | {"model": fingerprint, PART_SAMPLES: " ".join(map(str, of_parts))}
-    header, planned = plan_tensors(FILE, shapes, metadata)
+    header, planned = plan_tensors(file, shapes, metadata)
     size = planned[-1].offset + planned[-1].length
-    _check_room(step, size)
+    _check_room(step, file, size)
     largest: dict[str, float] = {}
-    store_tensors(step, FILE, header, planned, _blocks(measure_sites(reference, text, picks, firsts, step.progress), largest))
+    store_tensors(step, file, header, planned, _blocks(measure_sites(reference, text, picks, firsts, step.progress), largest))
     peak = max(largest, key=lambda name: largest[name], default=None)
     return {
-        "file": FILE,
+        "file": file,
         "bytes": size,
         **described,
         **({} if peak is None else {"largest": {"name": peak, "value": largest[peak]}}),
     }
 
 
-def _check_room(step: StepContext, size: int) -> None:
+def _check_room(step: StepContext, file: str, size: int) -> None:
     """A file of gigabytes is refused before hours of work, not after."""
     free = shutil.disk_usage(step.artifact).free
-    if size > free and not (step.journal and FILE in step.journal.files):
-        short = f"{FILE} takes {size / 1e9:.2f} GB, {free / 1e9:.2f} GB are free on this disk"
+    if size > free and not (step.journal and file in step.journal.files):
+        short = f"{file} takes {size / 1e9:.2f} GB, {free / 1e9:.2f} GB are free on this disk"
         raise QuantizationError(f"{step.artifact}: {short}", hint="free some space, or give a smaller --calibration-tokens, or --calibration none")
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from artifact.calibration import TOKENS
 from artifact.config import LlamaConfig
 from artifact.errors import QuantizationError
 from artifact.hashing import sha256_of
@@ -24,7 +25,7 @@ from validation.text import TOKENIZER, bos_of, open_tokenizer
 
 Ids = NDArray[np.int64]
 DEFAULT = Path(__file__).parent / "texts" / "calibration.jsonl"
-TOKENS, LENGTH = 8192, 256
+LENGTH = 256
 SHORTEST = 2
 """Tokens of a sequence: one at position 0, and one that is not."""
 READ_BYTES = 1 << 22
@@ -61,7 +62,7 @@ class CalibrationText:
 
 
 def load_sequences(
-    artifact: Path, config: LlamaConfig, source: Path | None = None, *, tokens: int | None = None, length: int | None = None
+    artifact: Path, config: LlamaConfig, source: Path | None = None, *, tokens: int = TOKENS, length: int | None = None
 ) -> CalibrationText:
     """Cut a text into sequences.
 
@@ -69,7 +70,7 @@ def load_sequences(
         artifact: its ``tokenizer.json`` is used.
         config: for the vocabulary, BOS and the longest sequence.
         source: a UTF-8 text or a .jsonl file; None is the text that comes with this package.
-        tokens: of all sequences together; None is 8,192.
+        tokens: of all sequences together.
         length: of a sequence; None is 256, or what the model can read.
 
     Raises:
@@ -80,7 +81,7 @@ def load_sequences(
     longest = config.max_position_embeddings
     if length is not None and length > longest:
         raise QuantizationError(f"--calibration-length {length}: the model reads at most {longest} tokens", hint=f"--calibration-length {longest}")
-    wanted, size, path = tokens or TOKENS, length or min(LENGTH, longest), source or DEFAULT
+    size, path = length or min(LENGTH, longest), source or DEFAULT
     tokenizer = open_tokenizer(artifact / TOKENIZER)
     bos = bos_of(tokenizer, config)
     documents = read_documents(path)
@@ -90,7 +91,7 @@ def load_sequences(
         found = f"token {largest}, the model's vocabulary has {config.vocab_size}"
         raise QuantizationError(f"{artifact / TOKENIZER} gives {found}: it belongs to another model", hint="export the checkpoint again")
     pieces = [piece for ids in encoded for piece in _cut(ids, size, bos)]
-    chosen, rest = _take(pieces, wanted, path.name)
+    chosen, rest = _take(pieces, tokens, path.name)
     return CalibrationText(chosen, bos, path.name, sha256_of(path), len(documents), rest)
 
 

@@ -60,7 +60,7 @@ class Measured:
 
     def holds(self, limit_pct: float) -> bool:
         """Whether it is within a limit on perplexity's increase."""
-        return self.kl <= gate_of(limit_pct) / ROOM and self.increase_pct - 2 * self.increase_se_pct <= limit_pct
+        return self.kl <= gate_of(limit_pct) / ROOM and self.increase_pct <= limit_pct
 
     @property
     def words(self) -> str:

@@ -142,7 +142,7 @@ class Rounder:
             found = None if self.statistics is None or layer_of(site) is None else self.statistics.of(site)
             if found is not None and found.samples.shape[1] != columns:
                 message = f"{name} reads {columns} channels, the statistics of {site} have {found.samples.shape[1]}: they are of another model"
-                raise QuantizationError(message, hint="leave out calibration.safetensors; quantize measures anew")
+                raise QuantizationError(message, hint="remove calibration*.safetensors; quantize measures anew")
             self._last = site, None if found is None else prepare(found)
         return self._last[1]
 

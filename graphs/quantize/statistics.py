@@ -1,4 +1,4 @@
-"""What calibration measured of the inputs of linears, read from ``calibration.safetensors``; validation/calibration.py writes it.
+"""What calibration measured of the inputs of linears, read from a scheme's ``calibration*.safetensors``; validation/calibration.py writes it.
 
 A site is an input that one or more linears read, named by the packed projection (`model.layers.3.self_attn.qkv_proj`). Of each the file holds
 
@@ -25,9 +25,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from artifact.errors import QuantizationError
-from artifact.step_kinds import CALIBRATION
 
-FILE = CALIBRATION
 FIELDS = ("absmax", "mean_square", "samples", "first")
 PART_ABSMAX, PART_SAMPLES = "part_absmax", "part_samples"
 Floats = NDArray[np.float32]

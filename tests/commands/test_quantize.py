@@ -22,7 +22,9 @@ from commands.summary import summarize
 from exporter.checkpoints import open_checkpoint
 from exporter.export import export_checkpoint
 
-FILE = "calibration.safetensors"
+FILE, STATIC_FILE = "calibration.safetensors", "calibration-int8-smoothquant.safetensors"
+ENOUGH = CalibrationOptions(calibration_tokens=8192)
+"""Of the committed text, of which this tokenizer makes fewer tokens than others."""
 
 
 def write_tokenizer(folder: Path) -> None:
@@ -200,14 +202,34 @@ def test_metadata_of_the_statistics_is_json_free_of_paths(artifact: Path, tmp_pa
 
 
 def test_smoothquant_is_calibrated_through_the_command(artifact: Path) -> None:
-    outcome = quantize(artifact, scheme="int8-smoothquant")
+    outcome = quantize(artifact, scheme="int8-smoothquant", calibration=ENOUGH)
     assert calibration(outcome)["text"] == "calibration.jsonl"
     assert outcome.report["w8a8"]["share"] == 1
     assert any(
         "100.0% of the layers' weights multiply int8 by int8" in sheet.title for sheet in summarize("quantize", outcome.report, up_to_date=False)
     )
     assert (artifact / "int8-smoothquant.onnx").is_file()
-    assert quantize(artifact, scheme="int8-smoothquant").up_to_date
+    assert quantize(artifact, scheme="int8-smoothquant", calibration=ENOUGH).up_to_date
+
+
+def test_static_scales_ask_for_three_times_the_tokens(artifact: Path) -> None:
+    with pytest.raises(QuantizationError, match=r"calibration\.jsonl has \d+ tokens, 24576 are needed for calibration"):
+        quantize(artifact, scheme="int8-smoothquant")
+
+
+def test_static_scales_have_a_calibration_of_their_own_and_leave_that_of_the_others(artifact: Path) -> None:
+    quantize(artifact)
+    before = (artifact / FILE).stat().st_mtime_ns
+    quantize(artifact, scheme="int8-smoothquant", calibration=ENOUGH)
+    recorded = read_manifest(artifact)["steps"]
+    assert recorded["quantize-int8-smoothquant"]["inputs"].keys() >= {STATIC_FILE}
+    assert FILE not in recorded["quantize-int8-smoothquant"]["inputs"]
+    assert recorded["calibrate-int8-smoothquant"]["outputs"].keys() == {STATIC_FILE}
+    assert (artifact / FILE).stat().st_mtime_ns == before
+    assert not stale_steps(artifact, read_manifest(artifact))
+    assert quantize(artifact).up_to_date
+    command = command_of(artifact, "calibrate-int8-smoothquant", recorded["calibrate-int8-smoothquant"]["options"])
+    assert command == f"python cli.py quantize {artifact} --calibration-tokens {ENOUGH.calibration_tokens} --scheme int8-smoothquant"
 
 
 @pytest.mark.parametrize("has_tokenizer", [True, False])
