@@ -7,10 +7,18 @@ from pathlib import Path
 
 import psutil
 
+WHOLE_SHARE = 0.25
+"""Of the free memory that a graph loaded whole may take: packed for the processor a weight exists twice for a while, and caches come on top."""
+
 
 def free_memory() -> int:
     """Bytes that programs can have without others being ended or swapped out."""
     return int(psutil.virtual_memory().available)
+
+
+def fits_whole(float32_bytes: int, free_bytes: int) -> bool:
+    """Whether weights in float32 are few enough beside what is free that a graph is loaded whole; if not it is run one layer at a time."""
+    return float32_bytes <= WHOLE_SHARE * free_bytes
 
 
 def existing_folder(folder: Path) -> Path:

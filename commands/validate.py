@@ -147,8 +147,10 @@ def validate_file(graph: Path, options: ValidateOptions, *, out: Path | None = N
 
 def _cost(config: LlamaConfig, options: ValidateOptions) -> StepCost:
     """What is asked for, looked at closer or not."""
+    from validation.residency import choose_residency
+
     closer = closer_memory(config, edges=options.edges) if options.bisect or options.edges else 0
-    return validate_cost(config, whole=options.streamed is False, closer=closer)
+    return validate_cost(config, whole=not choose_residency(config, options.streamed).streamed, closer=closer)
 
 
 def _check_besides(options: ValidateOptions) -> None:

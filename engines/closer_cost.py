@@ -8,7 +8,7 @@ from __future__ import annotations
 from artifact.config import LlamaConfig
 from artifact.io_spec import DTYPE_BYTES
 from engines.edge_calls import LARGEST_CACHE, LONGEST_CALL, cache_bytes
-from engines.profiles import DEFAULT_BATCH, default_length
+from engines.profiles import DEFAULT_BATCH, TYPICAL_LENGTH, default_length
 from engines.step_cost import TORCH_MEMORY, layer_float32
 from engines.weight_sizes import largest_linear
 
@@ -30,7 +30,13 @@ def closer_memory(config: LlamaConfig, *, edges: bool) -> int:
 
 
 def _calls(config: LlamaConfig) -> int:
+    """The largest of the calls that are made: many rows take one new token each, and many new tokens are one row's."""
     length = default_length(config)
-    caches = [size for batch in (1, DEFAULT_BATCH) if (size := cache_bytes(config, batch, length)) <= LARGEST_CACHE]
-    scores = DTYPE_BYTES["fp32"] * config.num_attention_heads * min(LONGEST_CALL, length) * length
-    return CACHES * max(caches, default=0) + SCORES * scores
+    calls = [(batch, new) for batch in (1, DEFAULT_BATCH) for new in (1, min(TYPICAL_LENGTH, length), length) if batch * new <= LONGEST_CALL]
+    made = [call for call in calls if cache_bytes(config, call[0], length) <= LARGEST_CACHE]
+    return max((_call(config, batch, new, length) for batch, new in made), default=0)
+
+
+def _call(config: LlamaConfig, batch: int, new: int, length: int) -> int:
+    scores = DTYPE_BYTES["fp32"] * batch * config.num_attention_heads * new * length
+    return CACHES * cache_bytes(config, batch, length) + SCORES * scores

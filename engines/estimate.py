@@ -86,7 +86,16 @@ def estimate(question: Question, machine: Machine) -> dict[str, Any]:
     check_blocks(config, load.precision)
     device = device_report(config, load, question.target)
     cut, refused = _parts(question, machine, device["fit"]["gpus"])
-    work = Work(load.precision, load.kv_cache, question.calibrated, question.packed, _plans(question, cut), question.download_bytes, question.done)
+    work = Work(
+        load.precision,
+        load.kv_cache,
+        question.calibrated,
+        question.packed,
+        _plans(question, cut),
+        question.download_bytes,
+        question.done,
+        machine.memory_bytes,
+    )
     steps = step_costs(config, work, machine.rates)
     lacks = [*([refused] if refused else []), *_lacks(steps, machine)]
     return {

@@ -12,6 +12,7 @@ from artifact.calibration import STATIC, TOKENS, calibration_tokens
 from artifact.config import LlamaConfig
 from artifact.io_spec import DTYPE_BYTES, Dtype, KvCache
 from artifact.layout import LARGE, parameter_count
+from artifact.room import fits_whole
 from engines.build_cost import MEGABYTE, BuildCost, build_cost
 from engines.form_limits import QUANTIZED_TYPES
 from engines.part_plan import part_graph
@@ -45,6 +46,8 @@ faster torch and ONNX Runtime multiply many tokens than the rate that is measure
 VALIDATE_MEMORY, KEPT_A_LAYER, COPIES, STATES = 150 * MEGABYTE, 12 * MEGABYTE, 2, 3
 """torch and ONNX Runtime; what stays of each layer; the larger of a layer and lm_head, twice while it is packed for the processor; hidden states of
 the texts' windows: the reference's, and what enters and leaves a layer."""
+COMPARED, SCENARIO_TOKENS = 12, 256
+"""Arrays of a scenario's logits in float32, or half as many in float64, that are alive while a graph loaded whole is compared."""
 DECODED_BELOW = LARGE
 """Parameters up to which the reference continues prompts with all its layers in memory (validation/continuations.py)."""
 
@@ -61,6 +64,7 @@ class Work:
         plans: what building each part takes, one after the other; empty: one plan.
         download_bytes: of a checkpoint that is not here.
         done: steps that need not be done again.
+        free_bytes: of memory, by which validating loads graphs whole or streams them; 0 streams.
     """
 
     precision: str
@@ -70,6 +74,7 @@ class Work:
     plans: tuple[BuildCost, ...] = ()
     download_bytes: int = 0
     done: frozenset[str] = frozenset()
+    free_bytes: int = 0
 
     @property
     def dtype(self) -> Dtype:
@@ -92,7 +97,8 @@ def step_costs(config: LlamaConfig, work: Work, rates: Rates = REFERENCE) -> lis
         steps += [calibrate_cost(config, calibration_tokens(work.precision), rates)] * work.calibrated
         steps += placement_costs(config, rates) if work.is_placed else []
         steps += [quantize_cost(config, work.precision, rates, calibrated=work.calibrated)]
-    steps += [plan_cost(config, work, rates), validate_cost(config, stages, rates, quantised=quantised)]
+    whole = fits_whole(DTYPE_BYTES["fp32"] * parameter_count(config), work.free_bytes)
+    steps += [plan_cost(config, work, rates), validate_cost(config, stages, rates, quantised=quantised, whole=whole)]
     return [step for step in steps if step.step not in work.done]
 
 
@@ -162,7 +168,7 @@ def validate_cost(
     seconds = weights * (CHECKED_S + STAGE_S * stages + RANGES_S * quantised) * REFERENCE.gflops / rates.gflops
     seconds += text * 2 * weights * READ_TOKENS * (TEXT_PASSES + stages) / (FASTER * rates.gflops * 1e9)
     how = f"{stages} stages{f' and {SCORED_TOKENS:,} tokens of text' if text else ''} at {rates.gflops:.0f} GFLOP/s"
-    loaded = DTYPE_BYTES["fp32"] * parameter_count(config) if whole else 0
+    loaded = DTYPE_BYTES["fp32"] * (parameter_count(config) + COMPARED * SCENARIO_TOKENS * config.vocab_size) if whole else 0
     return StepCost("validate", max(validate_memory(config) + loaded, closer), SIDECAR_BYTES, VALIDATE_S + seconds, how)
 
 

@@ -5,13 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import psutil
-
 from artifact.config import LlamaConfig
 from artifact.layout import parameter_count
-
-SHARE = 0.25
-"""Of the free memory that a whole graph may take in float32: packed for the processor a weight exists twice for a while, and caches come on top."""
+from artifact.room import fits_whole, free_memory
 
 
 @dataclass(frozen=True)
@@ -43,7 +39,7 @@ def choose_residency(config: LlamaConfig, asked: bool | None = None) -> Residenc
     """
     if asked is not None:
         return Residency(asked, "asked for")
-    needed, free = 4 * parameter_count(config), psutil.virtual_memory().available
-    streamed = needed > SHARE * free
+    needed, free = 4 * parameter_count(config), free_memory()
+    streamed = not fits_whole(needed, free)
     relation = "more than" if streamed else "within"
     return Residency(streamed, f"{needed / 1e9:.1f} GB of weights in float32, {relation} a quarter of the {free / 1e9:.1f} GB that are free")

@@ -17,7 +17,7 @@ from engines.build_cost import Graph, build_cost
 from engines.closer_cost import closer_memory
 from engines.preflight import ERRORS, check_build, check_disk, check_memory, check_step
 from engines.step_cost import Rates
-from engines.step_costs import Work, quantize_cost, step_costs, validate_cost
+from engines.step_costs import COMPARED, SCENARIO_TOKENS, Work, quantize_cost, step_costs, validate_cost
 
 GB = 10**9
 BUILD = build_cost(Graph(13_476 * 10**6, 32, "fp16"))
@@ -102,7 +102,7 @@ def test_all_plans_together_need_the_disk(machine: SimpleNamespace, tmp_path: Pa
 def test_graphs_that_are_to_be_loaded_whole_need_all_their_weights_in_float32() -> None:
     config = preset("7b")
     whole, streamed = (validate_cost(config, whole=whole).memory_bytes for whole in (True, False))
-    assert whole - streamed == 4 * parameter_count(config)
+    assert whole - streamed == 4 * (parameter_count(config) + COMPARED * SCENARIO_TOKENS * config.vocab_size)
 
 
 @pytest.mark.parametrize(("edges", "measured_mb"), [(False, 3079), (True, 3701)])

@@ -12,7 +12,7 @@ from validation.residency import choose_residency
 @pytest.fixture
 def free(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     memory = SimpleNamespace(available=20e9)
-    monkeypatch.setattr("validation.residency.psutil.virtual_memory", lambda: memory)
+    monkeypatch.setattr("validation.residency.free_memory", lambda: memory.available)
     return memory
 
 
