@@ -105,10 +105,10 @@ def test_graphs_that_are_to_be_loaded_whole_need_all_their_weights_in_float32() 
     assert whole - streamed == 4 * (parameter_count(config) + COMPARED * SCENARIO_TOKENS * config.vocab_size)
 
 
-@pytest.mark.parametrize(("edges", "measured_mb"), [(False, 3079), (True, 3701)])
-def test_a_closer_look_needs_what_13b_widths_measured(edges: bool, measured_mb: int) -> None:
+@pytest.mark.parametrize(("size", "edges", "measured_mb"), [("13b", False, 3079), ("13b", True, 3701), ("7b", True, 3630)])
+def test_a_closer_look_needs_what_full_widths_measured(size: str, edges: bool, measured_mb: int) -> None:
     """The larger of fused and int8, two layers; as many as there are cost no more."""
-    assert 1 <= closer_memory(preset("13b"), edges=edges) / (measured_mb * 10**6) < 1.15
+    assert 1 <= closer_memory(preset(size), edges=edges) / (measured_mb * 10**6) < 1.15
 
 
 def test_a_closer_look_is_refused_before_it_starts_where_it_needs_more_than_the_rest(machine: SimpleNamespace, tmp_path: Path) -> None:

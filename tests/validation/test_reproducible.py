@@ -59,7 +59,7 @@ def test_another_process_writes_the_same_bytes(calibrated: Path, tiny_checkpoint
     environment = {"PYTHONHASHSEED": "1", "XDG_CACHE_HOME": str(tmp_path / "cache"), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", MAKE, str(tiny_checkpoint), str(tmp_path / "another folder"), str(calibrated / "tokenizer.json")]
     subprocess.run(command, env=os.environ | environment, cwd=ROOT, check=True, timeout=300)
-    like = {"traced.onnx", "fused.onnx", "int8.onnx", "int8-smoothquant.onnx", "calibration.safetensors", "config.json", "weights"}
+    like = {"traced.onnx", "fused.onnx", "int8.onnx", "int8-smoothquant.onnx", "calibration-int8-smoothquant.safetensors", "config.json", "weights"}
     first, second = contents(calibrated, like), contents(tmp_path / "another folder", like)
     assert first.keys() == second.keys() >= (like - {"weights"}) | {"weights/shared.safetensors"}
     assert [file for file in first if first[file] != second[file]] == []

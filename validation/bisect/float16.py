@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from graphs.partition import cut_layer
 from validation.bisect.finding import Finding
 from validation.bisect.landmarks import position_error
-from validation.bisect.layer import EIGHT_BITS, Pair, feeds_of, rounds_inputs
+from validation.bisect.layer import EIGHT_BITS, Pair, caches_of, feeds_of, rounds_inputs
 from validation.bisect.probes import Probe
 from validation.bisect.promoted import in_float32
 from validation.bisect.region import region
@@ -31,11 +31,12 @@ def rounding_fault(subject: Subject, pair: Pair, probe: Probe) -> Finding | None
     """The first node of a layer whose output float16 can't hold: beyond four times what the trace loses there, every operation rounded."""
     oracle, looked, (ours, theirs) = subject.oracle, subject.looked, subject.shared[probe.name]
     assert pair.layer is not None
-    roles, _ = run_trusted(pair.trusted, pair.layer, feeds_of(pair, probe, theirs, oracle, pair.trusted))
-    allowed = _lost_by_the_trace(subject, pair, probe, roles)
+    caches = caches_of(pair, probe, oracle)
+    roles, _ = run_trusted(pair.trusted, pair.layer, feeds_of(pair, probe, theirs, oracle, pair.trusted, caches))
+    allowed = _lost_by_the_trace(subject, pair, probe, caches, roles)
     cut = cut_layer(with_integer_products(subject.model), pair.layer)
     plain = in_float32(cut)
-    halved, feeds = _rounded(roles), _rounded(feeds_of(pair, probe, ours, oracle, cut))
+    halved, feeds = _rounded(roles), _rounded(feeds_of(pair, probe, ours, oracle, cut, caches))
     _, exact = walk(plain, pair.layer, _as_float32(feeds), _as_float32(halved), NO_LIMIT)
     tensors, _ = walk(cut, pair.layer, feeds, halved, allowed, beside=exact)
     for tensor in tensors:
@@ -57,11 +58,11 @@ def rounding_fault(subject: Subject, pair: Pair, probe: Probe) -> Finding | None
     return Finding("rounding", pair.layer, probe.label, node, str(bad.value.name), bad.error, bad.allowed, words, nodes)
 
 
-def _lost_by_the_trace(subject: Subject, pair: Pair, probe: Probe, roles: Mapping[str, Array]) -> dict[str, float]:
+def _lost_by_the_trace(subject: Subject, pair: Pair, probe: Probe, caches: Mapping[str, Array], roles: Mapping[str, Array]) -> dict[str, float]:
     """Role → the limit of a graph's own loss."""
     assert pair.layer is not None
     cut = subject.trusted.rounded_layer(pair.layer, pair.weights)
-    feeds = _rounded(feeds_of(pair, probe, subject.shared[probe.name][1], subject.oracle, cut))
+    feeds = _rounded(feeds_of(pair, probe, subject.shared[probe.name][1], subject.oracle, cut, caches))
     tensors, _ = walk(cut, pair.layer, feeds, roles, NO_LIMIT)
     least = EIGHT_BITS if rounds_inputs(pair.cut) else 2.0**-10
     return {tensor.role: 4 * tensor.error + least for tensor in tensors}

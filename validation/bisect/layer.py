@@ -125,24 +125,29 @@ def _factors(subject: Subject, pair: Pair) -> tuple[dict[str, Factors], list[str
     return factors_of(subject.oracle.config, pair.layer, pair.found, partial(stored_weight, subject.oracle))
 
 
-def feeds_of(pair: Pair, probe: Probe, shared: Mapping[str, Array], oracle: Oracle, cut: ir.Model) -> dict[str, Array]:
+def caches_of(pair: Pair, probe: Probe, oracle: Oracle) -> dict[str, Array]:
+    """Keys and values that a pair's layer finds: the same for both sides; none outside the layers."""
+    return {} if pair.layer is None else probe.caches(oracle, pair.layer)
+
+
+def feeds_of(pair: Pair, probe: Probe, shared: Mapping[str, Array], oracle: Oracle, cut: ir.Model, caches: Mapping[str, Array]) -> dict[str, Array]:
     """All that a cut reads in a call, by the names it has in it."""
     layer = oracle.config.num_hidden_layers if pair.layer is None else pair.layer
     state = probe.entering(oracle, layer)
     state = state[:, -LAST:] if pair.layer is None else state
-    caches = {} if pair.layer is None else probe.caches(oracle, layer)
     return {**shared, **probe.call.inputs(), **caches, str(cut.graph.inputs[0].name): state}
 
 
 def arithmetic_fault(subject: Subject, pair: Pair, probe: Probe) -> Finding | None:
     """The first node of a cut that computes something else than the trusted one."""
     oracle, looked, shared = subject.oracle, subject.looked, subject.shared[probe.name]
-    theirs = feeds_of(pair, probe, shared[1], oracle, pair.trusted)
+    caches = caches_of(pair, probe, oracle)
+    theirs = feeds_of(pair, probe, shared[1], oracle, pair.trusted, caches)
     roles, _ = run_trusted(pair.trusted, pair.layer, theirs)
-    if pair.layer is not None and is_cheap(probe) and (fault := _prove(subject, pair, probe, roles)) is not None:
+    if pair.layer is not None and is_cheap(probe) and (fault := _prove(subject, pair, probe, caches, roles)) is not None:
         return fault
     allowed = EIGHT_BITS if rounds_inputs(pair.cut) else ALLOWED
-    feeds = feeds_of(pair, probe, shared[0], oracle, pair.cut)
+    feeds = feeds_of(pair, probe, shared[0], oracle, pair.cut, caches)
     tensors, _ = walk(pair.cut, pair.layer, feeds, roles, allowed)
     for tensor in tensors:
         looked.tensors += 1
@@ -177,13 +182,13 @@ def _name(nodes: list[ir.Node], bad: Tensor, pair: Pair, computed: Mapping[str, 
     return parted[0], f"{bad.role} is not what the model's own trace computes from the same inputs and weights"
 
 
-def _prove(subject: Subject, pair: Pair, probe: Probe, roles: Mapping[str, Array]) -> Finding | None:
+def _prove(subject: Subject, pair: Pair, probe: Probe, caches: Mapping[str, Array], roles: Mapping[str, Array]) -> Finding | None:
     """The end of the trusted layer, where it is not PyTorch's own."""
     oracle = subject.oracle
     assert pair.layer is not None
     prefix = f"{layer_prefix(pair.layer)}."
     weights = {name: array for name, array in pair.weights.items() if name.startswith(prefix)}
-    error = proof_error(oracle, pair.layer, weights, probe, roles[OUTPUT])
+    error = proof_error(oracle, pair.layer, weights, probe, caches, roles[OUTPUT])
     subject.looked.see(f"{pair.name} of the trace beside PyTorch's in {probe.name}", error / PROOF, error, PROOF)
     if error <= PROOF:
         return None

@@ -64,16 +64,20 @@ class Probe:
         return np.stack(rows).astype(np.float32)
 
     def caches(self, oracle: Oracle, layer: int) -> dict[str, Array]:
-        """The reference's keys and values before the call, by graph input, [B, K, W, D] float32."""
+        """The reference's keys and values before the call, by graph input, [B, K, W, D] float32; gigabytes at an edge, so each is made in place."""
         feeds = {}
         for kind in io_spec.CACHE_KINDS:
-            rows = []
-            for row, past in zip(self.sequences, self.turn.past, strict=True):
+            shape = (len(self.sequences), oracle.config.num_key_value_heads, self._width, oracle.config.head_dim)
+            filled = np.empty(shape, np.float32)
+            for index, (row, past) in enumerate(zip(self.sequences, self.turn.past, strict=True)):
                 run = oracle.runs[row]
-                kept = np.swapaxes(np.asarray((run.keys if kind == "key" else run.values)[layer]), 0, 1)  # [L, K, D]
-                fill = np.full_like(kept[:1], UNWRITTEN) if self.slots else kept[:1]
-                rows.append(np.swapaxes(_fill(kept[np.arange(past) % len(kept)], fill, self._width, oracle), 0, 1))
-            feeds[io_spec.past_name(layer, kind)] = np.stack(rows).astype(np.float32)
+                kept = np.asarray((run.keys if kind == "key" else run.values)[layer])  # [K, L, D]
+                filled[index] = UNWRITTEN if self.slots else kept[:, :1]
+                start = self._width - past if FORMS[oracle.kv_cache].padding == "left" else 0
+                for first in range(0, past, kept.shape[1]):
+                    count = min(kept.shape[1], past - first)
+                    filled[index, :, start + first : start + first + count] = kept[:, :count]
+            feeds[io_spec.past_name(layer, kind)] = filled
         return feeds
 
     @property

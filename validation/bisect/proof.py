@@ -35,15 +35,15 @@ def is_cheap(probe: Probe) -> bool:
     return sum(len(new) * (len(new) + past) for new, past in zip(probe.turn.new, probe.turn.past, strict=True)) <= CHEAP
 
 
-def proof_error(oracle: Oracle, layer: int, weights: Mapping[str, Array], probe: Probe, output: Array) -> float:
-    """Error of what leaves the trusted layer [B, S, E] in a call, its worst row's: relative, as landmarks' are."""
-    wanted = _rows(oracle, layer, weights, probe)
+def proof_error(oracle: Oracle, layer: int, weights: Mapping[str, Array], probe: Probe, caches: Mapping[str, Array], output: Array) -> float:
+    """Error of what leaves the trusted layer [B, S, E] in a call behind its caches, its worst row's: relative, as landmarks' are."""
+    wanted = _rows(oracle, layer, weights, probe, caches)
     return max((position_error(output[row][_real(oracle, len(exact), probe.turn.width)], exact) for row, exact in wanted), default=0.0)
 
 
-def _rows(oracle: Oracle, layer: int, weights: Mapping[str, Array], probe: Probe) -> Iterator[tuple[int, Array]]:
+def _rows(oracle: Oracle, layer: int, weights: Mapping[str, Array], probe: Probe, caches: Mapping[str, Array]) -> Iterator[tuple[int, Array]]:
     """Rows that have new tokens, and PyTorch's result [n, E]."""
-    states, caches = probe.entering(oracle, layer), probe.caches(oracle, layer)
+    states = probe.entering(oracle, layer)
     for row, (new, past) in enumerate(zip(probe.turn.new, probe.turn.past, strict=True)):
         if len(new):
             kept = [caches[io_spec.past_name(layer, kind)][row] for kind in io_spec.CACHE_KINDS]  # [K, W, D]

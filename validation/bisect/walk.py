@@ -104,7 +104,7 @@ def walk(
         limit = allowed if isinstance(allowed, float) else _limit(role, allowed)
         tensors.append(Tensor(role, value, position_error(array, exact if beside is None else beside[str(value.name)]), limit))
         with np.errstate(over="ignore"):
-            return exact.astype(array.dtype) if exact.shape == array.shape else array
+            return exact.astype(array.dtype, copy=False) if exact.shape == array.shape else array
 
     run_nodes(cut, feeds, replace=replace)
     return tensors, computed
