@@ -12,6 +12,7 @@ import pytest
 
 from artifact.config import LlamaConfig
 from artifact.errors import EngineError
+from artifact.layout import parameter_count
 from artifact.presets import preset
 from engines.build_cost import PARENT_BYTES, SECONDS, BuildCost, Graph, build_cost
 from engines.device_fit import Load, load_of
@@ -119,6 +120,14 @@ def test_validating_takes_the_seconds_that_7b_took_on_two_idle_cores() -> None:
 @pytest.mark.parametrize(("size", "layers", "memory_mb"), VALIDATED)
 def test_validating_takes_the_memory_that_was_measured(size: str, layers: int, memory_mb: int) -> None:
     assert validate_memory(replace(preset(size), num_hidden_layers=layers)) / 1e6 == pytest.approx(memory_mb, rel=0.1)
+
+
+def test_validating_a_small_model_loads_its_graphs_whole() -> None:
+    """SmolLM2-135M; traced, fused and int8: 2,041 MB. On a machine with little free it is streamed."""
+    assert validate_cost(SMOLLM2, whole=True).memory_bytes / 1e6 == pytest.approx(2041, rel=0.1)
+    much, little = (ask("7b", "fp16", machine=Machine(size * GB, 1000 * GB, REFERENCE))["steps"][-1]["memory_bytes"] for size in (200, 20))
+    assert little == validate_cost(preset("7b")).memory_bytes
+    assert much == validate_cost(preset("7b"), whole=True).memory_bytes > 4 * parameter_count(preset("7b"))
 
 
 def test_the_constants_are_those_of_what_is_done() -> None:
