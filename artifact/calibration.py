@@ -12,6 +12,8 @@ STATIC = ("int8-smoothquant",)
 """Schemes whose activations have static scales: they can't do without calibration."""
 CALIBRATIONS = (CALIBRATION, *(f"calibration-{scheme}.safetensors" for scheme in STATIC))
 TOKENS, STATIC_TOKENS = 8192, 24_576
+SAMPLES = 2048
+"""Rows of the inputs of each linear that the file keeps, in float16: nearly all of its bytes."""
 
 
 def calibration_file(scheme: str) -> str:
@@ -24,6 +26,6 @@ def calibration_step(scheme: str) -> str:
     return f"calibrate-{scheme}" if scheme in STATIC else "calibrate"
 
 
-def calibration_tokens(scheme: str) -> int:
-    """Tokens to calibrate on where nothing else is asked for."""
-    return STATIC_TOKENS if scheme in STATIC else TOKENS
+def calibration_tokens(scheme: str, asked: int | None = None) -> int:
+    """Tokens to calibrate on: as asked for, or the scheme's own number."""
+    return asked or (STATIC_TOKENS if scheme in STATIC else TOKENS)

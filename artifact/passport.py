@@ -13,7 +13,7 @@ from typing import Any
 
 from artifact.manifest import Manifest
 from artifact.passport_verdict import engine_verdict
-from artifact.stale import stale_steps
+from artifact.stale import hashes_of, stale_steps
 
 Passport = dict[str, Any]
 PASSPORTS = "passports"
@@ -90,7 +90,7 @@ def _lineage(steps: Mapping[str, Any], step_id: str) -> Iterator[str]:
     """The steps from the export to this one: each whose output the next one read."""
     found, wanted = [step_id], set(steps[step_id]["inputs"])
     for _ in steps:
-        makers = [name for name, step in steps.items() if name not in found and name != "validate" and wanted & step["outputs"].keys()]
+        makers = [name for name, step in steps.items() if name not in found and name != "validate" and wanted & hashes_of(step).keys()]
         found = [*makers, *found]
         wanted = {file for name in makers for file in steps[name]["inputs"]}
     yield from (name for name in steps if name in found)

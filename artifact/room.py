@@ -7,8 +7,9 @@ from pathlib import Path
 
 import psutil
 
-WHOLE_SHARE = 0.25
-"""Of the free memory that a graph loaded whole may take: packed for the processor a weight exists twice for a while, and caches come on top."""
+WHOLE_SHARE, WHOLE_BESIDES = 0.25, 2_000_000_000
+"""Of the free memory that a graph loaded whole may take: packed for the processor a weight exists twice for a while, and caches come on top; and what
+is left free for what is beside it, the reference and logits (engines/step_costs.py counts both)."""
 
 
 def free_memory() -> int:
@@ -18,7 +19,7 @@ def free_memory() -> int:
 
 def fits_whole(float32_bytes: int, free_bytes: int) -> bool:
     """Whether weights in float32 are few enough beside what is free that a graph is loaded whole; if not it is run one layer at a time."""
-    return float32_bytes <= WHOLE_SHARE * free_bytes
+    return float32_bytes <= WHOLE_SHARE * (free_bytes - WHOLE_BESIDES)
 
 
 def existing_folder(folder: Path) -> Path:

@@ -65,10 +65,15 @@ def command_of(artifact: Path, step_id: str, options: Mapping[str, Any]) -> str:
     return shlex.join(["python", "cli.py", DONE_BY.get(kind, kind), str(artifact), *(word for word in flags if word != "True")])
 
 
+def hashes_of(step: Mapping[str, Any]) -> dict[str, str]:
+    """File → the hash that a step recorded, of files that were deleted since (``spend_step``) too."""
+    return {**step.get("spent", {}), **{file: record["sha256"] for file, record in step["outputs"].items()}}
+
+
 def _current_hashes(steps: Mapping[str, Mapping[str, Any]], stale: Mapping[str, Stale]) -> dict[str, set[str]]:
     """File → the hashes that steps recorded for it (two builds may write one engine graph); none for what only stale steps wrote."""
     hashes: dict[str, set[str]] = defaultdict(set)
     for name, step in steps.items():
-        for file, record in step["outputs"].items():
-            hashes[file] |= set() if name in stale else {record["sha256"]}
+        for file, sha256 in hashes_of(step).items():
+            hashes[file] |= set() if name in stale else {sha256}
     return dict(hashes)

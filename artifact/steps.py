@@ -121,7 +121,7 @@ def run_step(
             raise
         seconds = round(time.perf_counter() - start, 3)
         manifest = read_manifest(artifact)  # the work may have described the model
-        _remove_stale(artifact, manifest, step_id, step.outputs)
+        remove_stale(artifact, manifest, step_id, step.outputs)
         manifest["steps"][step_id] = {**wanted, "outputs": step.outputs, "seconds": seconds, "report": report}
         write_manifest(artifact, with_passports(artifact, manifest))
         journal.end()
@@ -152,15 +152,9 @@ def require(artifact: Path, file: str, *, changed_too: bool = False) -> Path:
     return path
 
 
-def forget_step(artifact: Path, step_id: str) -> None:
-    """Take back a step whose files no recorded step reads any more: its files, and what is recorded of it."""
-    with locked(artifact):
-        manifest = read_manifest(artifact)
-        files = manifest["steps"].get(step_id, {}).get("outputs", {})
-        if files and not any(file in step["inputs"] for step in manifest["steps"].values() for file in files):
-            _remove_stale(artifact, manifest, step_id, {})
-            del manifest["steps"][step_id]
-            write_manifest(artifact, with_passports(artifact, manifest))
+def _spent(manifest: Manifest) -> dict[str, str]:
+    """File → its hash, of those that were deleted."""
+    return {file: sha256 for step in manifest["steps"].values() for file, sha256 in step.get("spent", {}).items()}
 
 
 def _wanted(artifact: Path, manifest: Manifest, step_id: str, options: Mapping[str, Any], inputs: tuple[str, ...]) -> dict[str, Any]:
@@ -192,17 +186,18 @@ def _difference(old: object, new: object) -> str:
 
 
 def _input_hashes(artifact: Path, manifest: Manifest, patterns: tuple[str, ...], *, refuse_changed: bool) -> dict[str, str]:
-    if patterns:
+    spent = _spent(manifest)
+    if patterns and patterns[0] not in spent:
         require(artifact, patterns[0], changed_too=not refuse_changed)
     known = require_unchanged if refuse_changed else written_digest
-    hashes = {}
+    hashes = {file: sha256 for file, sha256 in spent.items() if file in patterns}
     for path in sorted({path for pattern in patterns for path in artifact.glob(pattern) if path.is_file()}):
         file = path.relative_to(artifact).as_posix()
         hashes[file] = known(artifact, manifest, file) or sha256_of(path)
     return hashes
 
 
-def _remove_stale(artifact: Path, manifest: Manifest, step_id: str, outputs: Mapping[str, Any]) -> None:
+def remove_stale(artifact: Path, manifest: Manifest, step_id: str, outputs: Mapping[str, Any]) -> None:
     """Files that this step wrote before, and neither it nor another step writes now, would look as if they belonged."""
     others = {file for name, step in manifest["steps"].items() if name != step_id for file in step["outputs"]}
     in_place = (manifest["model"] or {}).get("weights") == "reference"

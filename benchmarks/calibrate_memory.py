@@ -18,9 +18,12 @@ import numpy as np
 from export_memory import export
 from shapes import SHAPES, config_of, write_checkpoint
 
+from artifact.calibration import CALIBRATION, STATIC_TOKENS
+
 LIMIT_MB = 4000
-SEQUENCES, LENGTH = 96, 256
-"""24,576 tokens: the most that a scheme asks for by itself (artifact/calibration.py)."""
+LENGTH = 256
+SEQUENCES = STATIC_TOKENS // LENGTH
+"""The most that a scheme asks for by itself."""
 
 
 def main() -> int:
@@ -77,7 +80,7 @@ def calibrate(artifact: Path) -> dict[str, float]:
     ids[:, 0] = config.bos_token_id or 0
     text = CalibrationText(tuple(ids), config.bos_token_id, "random ids", "", 0)
     start = time.perf_counter()
-    report = write_statistics(StepContext(artifact), Reference(config, artifact_reader(artifact)), text, "")
+    report = write_statistics(StepContext(artifact), Reference(config, artifact_reader(artifact)), text, "", CALIBRATION)
     return {"seconds": time.perf_counter() - start, "bytes": report["bytes"], "peak_rss_mb": peak_rss_mb()}
 
 

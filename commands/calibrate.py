@@ -43,7 +43,7 @@ class CalibrationOptions:
 
     def tokens_for(self, scheme: str) -> int:
         """Of all sequences together, where a scheme is calibrated."""
-        return self.calibration_tokens or calibration_tokens(scheme)
+        return calibration_tokens(scheme, self.calibration_tokens)
 
     def recorded(self) -> dict[str, Any]:
         """As a step's options: names of the command line."""

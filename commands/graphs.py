@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -14,8 +14,9 @@ from artifact.errors import QuantizationError, UsageError
 from artifact.given import given_of
 from artifact.manifest import locked, read_manifest, require_artifact
 from artifact.progress import Progress, silent
-from artifact.steps import Outcome, Report, StepContext, forget_step, require, run_step
+from artifact.steps import Outcome, Report, StepContext, require, run_step, why_to_do
 from artifact.tensor_file import read_checksums
+from artifact.unread import forget_step, is_spent
 from artifact.weight_files import check_weight_files
 from commands.calibrate import TAKEN, CalibrationOptions, calibrate, why_plain
 from commands.placement import OpenModel, PlacementOptions, check_placeable, decide, measured_text, score
@@ -32,6 +33,8 @@ Kept = Mapping[str, str]
 Write = Callable[[StepContext, "Statistics | None", Kept, Any], Report]
 SCHEMES: dict[str, tuple[str, ...]] = {"tensorrt": ("int8", "int8-smoothquant", "int4"), "onnxruntime": ("int8", "int4")}
 """Target → what it can be quantised to; all of them look at activations before they round."""
+OLDER_CALIBRATION = "calibrate"
+"""Step that schemes with static scales read until they had one of their own."""
 SOURCES = {"tensorrt": "fused.onnx", "onnxruntime": "fused-onnxruntime.onnx"}
 
 
@@ -87,6 +90,8 @@ def quantize(
 
     What can't be quantised is refused before anything is measured. ``recalibrate`` says whether calibration is done anew; None as ``force``.
     """
+    from graphs.quantize.smoothing_file import SMOOTHED
+
     require_artifact(artifact, "quantize", weights=True)
     if scheme not in SCHEMES.get(target, ()):
         known = "; ".join(f"{name}: {', '.join(schemes)}" for name, schemes in SCHEMES.items())
@@ -103,20 +108,32 @@ def quantize(
         limit_pct = None if given else placing.limit_pct(scheme)
         plan = _Plan(scheme, target, wanted, placing, open_model, why_plain(artifact, wanted), limit_pct, given=given is not None)
         _refuse(artifact, plan)
-        inputs = [graph]
-        if plan.plainly is None:
-            calibrate(artifact, scheme, wanted, force=force if recalibrate is None else recalibrate, progress=progress)
-            inputs.append(calibration_file(scheme))
-        if plan.limit_pct is not None:
-            if scheme in STATIC:
-                inputs.append(smooth(artifact, scheme, graph, force=force, progress=progress).report["file"])
-            scored = score(artifact, scheme, graph, open_model, placing, wanted, force=force, progress=progress)
-            inputs.append(scored.report["file"])
         options |= wanted.recorded() | placing.recorded(plan.limit_pct)
-        outcome = run_step(artifact, step_id, options, _work(plan), inputs=tuple(inputs), force=force, progress=progress)
-        for unread in (f"sensitivity-{scheme}", f"smoothing-{scheme}", calibration_step(scheme)):
+        inputs = (graph, *_measured(plan))
+        if plan.plainly is None:
+            again = force if recalibrate is None else recalibrate
+            gone = is_spent(artifact, calibration_step(scheme)) and bool(force or why_to_do(artifact, step_id, options, inputs))
+            calibrate(artifact, scheme, wanted, force=again or gone, progress=progress)
+        if plan.limit_pct is not None:
+            if scheme in SMOOTHED:
+                smooth(artifact, scheme, graph, force=force, progress=progress)
+            score(artifact, scheme, graph, open_model, placing, wanted, force=force, progress=progress)
+        outcome = run_step(artifact, step_id, options, _work(plan), inputs=inputs, force=force, progress=progress)
+        for unread in (f"sensitivity-{scheme}", f"smoothing-{scheme}", calibration_step(scheme), OLDER_CALIBRATION):
             forget_step(artifact, unread)
     return outcome
+
+
+def _measured(plan: _Plan) -> Iterator[str]:
+    """The files of what is measured before."""
+    from graphs.quantize.sensitivities import scores_file
+    from graphs.quantize.smoothing_file import SMOOTHED, smoothing_file
+
+    if plan.plainly is None:
+        yield calibration_file(plan.scheme)
+    if plan.limit_pct is not None:
+        yield from ([smoothing_file(plan.scheme)] if plan.scheme in SMOOTHED else [])
+        yield scores_file(plan.scheme)
 
 
 def _refuse(artifact: Path, plan: _Plan) -> None:

@@ -11,6 +11,7 @@ from artifact.errors import UsageError
 from artifact.manifest import locked
 from artifact.progress import Progress, silent
 from artifact.steps import Outcome, Report
+from artifact.unread import spend_step
 from commands.buckets import build_all, check_lengths
 from commands.build import BuildOptions, check_precision
 from commands.calibrate import CalibrationOptions
@@ -53,7 +54,7 @@ def run(
         progress: told what is being done.
 
     Returns:
-        artifact, passed, seconds, steps [{step, done, reason, seconds}], and each step's own report under its name.
+        artifact, passed, seconds, steps [{step, done, reason, seconds}], deleted {file: bytes}, and each step's own report under its name.
 
     Raises:
         UsageError: there is nothing to build from.
@@ -75,11 +76,14 @@ def run(
     with locked(artifact):
         outcomes = {"export": export_into(artifact, checkpoint, request, exported, force=force, progress=progress)}
         outcomes |= _after_export(artifact, wanted, replace(options, validate=replace(options.validate, checkpoint=request.source)), force, progress)
+        passed = _passed(outcomes)
+        deleted = {} if passed is False else _delete_calibrations(artifact, wanted)
     return {
         "artifact": str(artifact),
-        "passed": _passed(outcomes),
+        "passed": passed,
         "seconds": round(time.perf_counter() - start, 1),
         "steps": [{"step": name, "done": not outcome.up_to_date, "reason": outcome.reason or "up to date"} for name, outcome in outcomes.items()],
+        "deleted": deleted,
         **{name: outcome.report for name, outcome in outcomes.items()},
     }
 
@@ -102,6 +106,12 @@ def _after_export(artifact: Path, wanted: tuple[str, ...], options: RunOptions, 
     for precision in wanted:
         outcomes[f"build-{precision}"] = build_all(artifact, precision, options.build, force=force, progress=progress)
     return outcomes | {"validate": validate(artifact, options.validate, force=force, progress=progress)}
+
+
+def _delete_calibrations(artifact: Path, wanted: tuple[str, ...]) -> dict[str, int]:
+    """What activations were measured into, larger than a small model's weights, and read no more: a change that needs it measures it again."""
+    steps = sorted({calibration_step(one) for one in wanted if one in SCHEMES["tensorrt"]})
+    return {file: size for step in steps for file, size in spend_step(artifact, step).items()}
 
 
 def _check_runnable(options: ExportOptions) -> None:

@@ -157,6 +157,7 @@ def _run(report: Report) -> Iterable[Sheet]:
     yield Sheet(f"{report['artifact']}: {report['seconds']:.1f} s", ("step", "", "why"), rows)
     yield from engine_sheets([engine for name in report if name.startswith("build-") for engine in report[name]["engines"]])
     yield from _validate(report["validate"])
+    yield from (Sheet(f"deleted, because nothing reads it any more: {file}, {megabytes(size)}") for file, size in report["deleted"].items())
     yield Sheet(f"report: {report['artifact']}/reports/parity.html")
 
 

@@ -15,7 +15,7 @@ from engines.weight_sizes import largest_linear
 COPIES = 2
 """Of the largest linear, while it is read: dequantised and turned."""
 CACHES = 4
-"""Past and present of both sides."""
+"""The past, which both sides read; what each side leaves; and one for the copies of a node while it runs."""
 SCORES = 3
 """Arrays of the size of attention's scores that are alive together."""
 
@@ -23,7 +23,8 @@ SCORES = 3
 def closer_memory(config: LlamaConfig, *, edges: bool) -> int:
     """Peak anonymous memory of narrowing; with the calls at the edges of the profiles that ``build`` takes by default.
 
-    Two layers at 13B widths, fused and int8, measure 3,041 and 3,079 MB, with edges 3,678 and 3,701.
+    Two layers at 13B widths, fused and int8, measured 3,041 and 3,079 MB, with edges 3,678 and 3,701 (when each side had a past of its own); at 7B
+    widths, fused with edges, 3,630.
     """
     largest = max(largest_linear(config), config.vocab_size * config.hidden_size) * DTYPE_BYTES["fp32"]
     return TORCH_MEMORY + layer_float32(config) + max(COPIES * largest, _calls(config) if edges else 0)

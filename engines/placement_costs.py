@@ -30,12 +30,15 @@ def placement_costs(config: LlamaConfig, rates: Rates = REFERENCE) -> list[StepC
     return [smoothing_cost(config, rates), sensitivity_cost(config, rates), placement_cost(config, rates)]
 
 
+def site_channels(config: LlamaConfig) -> int:
+    """Channels of every input that linears read, those of one input once."""
+    members = {linear for packed in PACKED.values() for linear in packed[1:]}
+    return config.num_hidden_layers * sum(shape[1] for name, shape in linear_shapes(config).items() if name not in members)
+
+
 def smoothing_cost(config: LlamaConfig, rates: Rates = REFERENCE) -> StepCost:
     """Every site's exponent and headroom, on rows of the parts of the text."""
-    shapes = linear_shapes(config)
-    members = {linear for packed in PACKED.values() for linear in packed[1:]}
-    channels = config.num_hidden_layers * sum(shape[1] for name, shape in shapes.items() if name not in members)
-    flop = 2 * channels * FOLDS * TRIES * ROWS * OUTPUTS
+    flop = 2 * site_channels(config) * FOLDS * TRIES * ROWS * OUTPUTS
     return _cost(config, "smoothing", flop, rates, 2 * layer_float32(config), f"{FOLDS * TRIES} tries of {SITES} sites a layer")
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from artifact.calibration import STATIC, TOKENS, calibration_tokens
+from artifact.calibration import SAMPLES, STATIC, calibration_tokens
 from artifact.config import LlamaConfig
 from artifact.io_spec import DTYPE_BYTES, Dtype, KvCache
 from artifact.layout import LARGE, parameter_count
@@ -16,7 +16,7 @@ from artifact.room import fits_whole
 from engines.build_cost import MEGABYTE, BuildCost, build_cost
 from engines.form_limits import QUANTIZED_TYPES
 from engines.part_plan import part_graph
-from engines.placement_costs import placement_costs
+from engines.placement_costs import placement_costs, site_channels
 from engines.step_cost import DRIVEN_WEIGHTS_S, REFERENCE, Rates, StepCost, layer_float32, torch_memory
 from engines.weight_sizes import float_dtype, largest_linear, linear_parameters, weight_sizes
 
@@ -31,6 +31,9 @@ FUSE_MEMORY, FUSE_MEMORY_A_LAYER = 125 * MEGABYTE, 600_000
 QUANTIZE_MEMORY, QUANTIZE_VALUES, DRIVEN_VALUES = 240 * MEGABYTE, 2.0, 8.0
 """A linear's levels, and as they are stored, some at a time; with rows and products where calibration drives rounding (7B: 0.4 and 1.0 GB)."""
 SCORED_TOKENS = 2048
+
+PLACED = STATIC
+"""Precisions that are placed within a limit on perplexity where nothing else is asked for."""
 
 EXPORT_S, EXPORT_GB_S = 12.0, 0.5
 FUSE_S, FUSE_S_A_LAYER = 2.0, 0.05
@@ -84,7 +87,7 @@ class Work:
     @property
     def is_placed(self) -> bool:
         """Whether linears are chosen within a limit on perplexity; that is done anew with every `quantize`."""
-        return self.precision in STATIC and self.calibrated and "quantize" not in self.done
+        return self.precision in PLACED and self.calibrated and "quantize" not in self.done
 
 
 def step_costs(config: LlamaConfig, work: Work, rates: Rates = REFERENCE) -> list[StepCost]:
@@ -120,11 +123,12 @@ def fuse_cost(config: LlamaConfig, rates: Rates = REFERENCE) -> StepCost:
     return StepCost("fuse", FUSE_MEMORY + FUSE_MEMORY_A_LAYER * layers, 0, FUSE_S + FUSE_S_A_LAYER * layers, f"{FUSE_S_A_LAYER} s a layer")
 
 
-def calibrate_cost(config: LlamaConfig, tokens: int = TOKENS, rates: Rates = REFERENCE) -> StepCost:
-    """Float32 over the calibration text, a layer at a time; what it writes is gone again when nothing reads it any more."""
+def calibrate_cost(config: LlamaConfig, tokens: int, rates: Rates = REFERENCE) -> StepCost:
+    """Float32 over the calibration text, a layer at a time; `run` deletes what it writes when all is done."""
     seconds = 10 + 2 * linear_parameters(config) * tokens / (rates.gflops * 1e9)
     hidden = 3 * tokens * config.hidden_size * DTYPE_BYTES["fp32"]
-    return StepCost("calibrate", torch_memory(config) + hidden, 0, seconds, f"{tokens:,} tokens at {rates.gflops:.0f} GFLOP/s")
+    size = site_channels(config) * SAMPLES * DTYPE_BYTES["fp16"]
+    return StepCost("calibrate", torch_memory(config) + hidden, size, seconds, f"{tokens:,} tokens at {rates.gflops:.0f} GFLOP/s")
 
 
 def quantize_cost(config: LlamaConfig, scheme: str, rates: Rates = REFERENCE, *, calibrated: bool = True, head: bool = False) -> StepCost:

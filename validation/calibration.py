@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from artifact.calibration import CALIBRATION
+from artifact.calibration import SAMPLES
 from artifact.config import LlamaConfig
 from artifact.errors import QuantizationError
 from artifact.layout import PACKED, layer_prefix, linear_shapes
@@ -33,7 +33,6 @@ Picks = list[NDArray[np.int64]]
 ALONE = ("self_attn.o_proj", "mlp.down_proj")
 READERS = {packed: members[0] for packed, members in PACKED.items()} | dict(zip(ALONE, ALONE, strict=True))
 """Site within a layer → a linear that reads it."""
-SAMPLES = 2048
 SEED = 0
 PARTS = 4
 """Of the text, one after the other, so that each is of other documents; fewer where there are fewer sequences."""
@@ -43,7 +42,7 @@ HALF, STORED = ("samples", "first"), (*FIELDS, PART_ABSMAX)
 PLAINLY = "--calibration none rounds weights without looking at activations"
 
 
-def write_statistics(step: StepContext, reference: Reference, text: CalibrationText, fingerprint: str, file: str = CALIBRATION) -> dict[str, Any]:
+def write_statistics(step: StepContext, reference: Reference, text: CalibrationText, fingerprint: str, file: str) -> dict[str, Any]:
     """Run the sequences through the reference and write what enters its linears.
 
     Args:

@@ -17,7 +17,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from artifact.calibration import TOKENS
 from artifact.config import LlamaConfig
 from artifact.errors import QuantizationError
 from artifact.hashing import sha256_of
@@ -61,9 +60,7 @@ class CalibrationText:
         return sum(map(len, self.sequences))
 
 
-def load_sequences(
-    artifact: Path, config: LlamaConfig, source: Path | None = None, *, tokens: int = TOKENS, length: int | None = None
-) -> CalibrationText:
+def load_sequences(artifact: Path, config: LlamaConfig, source: Path | None = None, *, tokens: int, length: int | None = None) -> CalibrationText:
     """Cut a text into sequences.
 
     Args:
@@ -150,7 +147,8 @@ def _take(pieces: list[Ids], tokens: int, name: str) -> tuple[tuple[Ids, ...], t
     """Pieces from all over the text that have ``tokens`` tokens together, in its order, the last one chosen cut; and the others."""
     total = sum(map(len, pieces))
     if total < tokens:
-        hint = f"give a longer text, or --calibration-tokens {total}" if total >= SHORTEST else "give a longer text"
+        fewer = f", or --calibration-tokens {total}; {total * 2 // 3} leave some of it to measure on, where linears are placed"
+        hint = f"give a longer text{fewer if total >= SHORTEST else ''}"
         raise QuantizationError(f"{name} has {total} tokens, {tokens} are needed for calibration", hint=hint)
     chosen: dict[int, Ids] = {}
     order = list(_spread(len(pieces)))

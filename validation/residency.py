@@ -7,7 +7,7 @@ from typing import Any
 
 from artifact.config import LlamaConfig
 from artifact.layout import parameter_count
-from artifact.room import fits_whole, free_memory
+from artifact.room import WHOLE_BESIDES, fits_whole, free_memory
 
 
 @dataclass(frozen=True)
@@ -42,4 +42,5 @@ def choose_residency(config: LlamaConfig, asked: bool | None = None) -> Residenc
     needed, free = 4 * parameter_count(config), free_memory()
     streamed = not fits_whole(needed, free)
     relation = "more than" if streamed else "within"
-    return Residency(streamed, f"{needed / 1e9:.1f} GB of weights in float32, {relation} a quarter of the {free / 1e9:.1f} GB that are free")
+    share = f"a quarter of the {free / 1e9:.1f} GB that are free, {WHOLE_BESIDES / 1e9:.0f} GB aside"
+    return Residency(streamed, f"{needed / 1e9:.1f} GB of weights in float32, {relation} {share}")

@@ -10,7 +10,8 @@ import pytest
 
 from artifact.manifest import read_manifest, write_manifest
 from artifact.passport import PASSPORTS, content_hash, passports_of
-from artifact.steps import Report, StepContext, forget_step, run_step
+from artifact.steps import Report, StepContext, run_step
+from artifact.unread import forget_step
 
 FOLDER = "engines/a100-80gb-int8"
 MODEL = {"name": "tiny", "source": "demo", "format": "gguf", "fingerprint": "f00d", "dtype": "fp16", "config": {}}

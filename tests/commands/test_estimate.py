@@ -91,6 +91,11 @@ def test_steps_that_an_artifact_has_behind_it_are_not_counted_again(tmp_path: Pa
     assert left("int8", request, max_batch=2) == ["build", "validate"]
     assert left("fp16", request) == ["build", "validate"]
     assert left("int4", request) == ["calibrate", "quantize", "build", "validate"]
+    other = steps | {"calibrate": made(folder, "calibration.safetensors", {})}
+    assert left("int4", artifact(folder, steps=other)) == ["quantize", "build", "validate"]
+    assert "calibrate" in left("int8-smoothquant", artifact(folder, steps=other))
+    own = steps | {"calibrate-int8-smoothquant": made(folder, "calibration-int8-smoothquant.safetensors", {})}
+    assert "calibrate" not in left("int8-smoothquant", artifact(folder, steps=own))
     stale = steps | {"fuse": steps["fuse"] | {"inputs": {"traced.onnx": "another"}}}
     assert left("int8", artifact(folder, steps=stale)) == ["fuse", "calibrate", "quantize", "build", "validate"]
     (folder / "int8.onnx").unlink()

@@ -16,8 +16,11 @@ from artifact.errors import ArtifactError, QuantizationError
 from artifact.manifest import fingerprint, read_manifest, write_manifest
 from artifact.stale import command_of, stale_steps
 from artifact.steps import Outcome, run_step
+from artifact.unread import spend_step
 from commands.calibrate import CalibrationOptions
 from commands.graphs import fuse, quantize
+from commands.placement import PlacementOptions
+from commands.run import _delete_calibrations
 from commands.summary import summarize
 from exporter.checkpoints import open_checkpoint
 from exporter.export import export_checkpoint
@@ -185,6 +188,72 @@ def test_statistics_of_other_weights_are_stale_and_quantize_makes_them_anew(arti
     manifest["steps"]["export"]["outputs"]["weights/checksums.json"]["sha256"] = "other"
     stale = stale_steps(artifact, manifest)
     assert stale["calibrate"].command == f"python cli.py quantize {artifact}"
+
+
+def test_statistics_that_were_deleted_are_measured_again_only_for_what_needs_them(artifact: Path) -> None:
+    few = CalibrationOptions(calibration_tokens=300)
+    quantize(artifact, calibration=few)
+    size = (artifact / FILE).stat().st_size
+    assert spend_step(artifact, "calibrate") == {FILE: size}
+    assert spend_step(artifact, "calibrate") == {}
+    assert not (artifact / FILE).exists()
+    assert quantize(artifact, calibration=few).up_to_date
+    assert not stale_steps(artifact, read_manifest(artifact))
+    assert not (artifact / FILE).exists()
+    before = read_manifest(artifact)["steps"]["quantize-int8"]["inputs"][FILE]
+    limit = PlacementOptions(max_perplexity_increase=50, sensitivity_tokens=64)
+    assert not quantize(artifact, calibration=few, placement=limit).up_to_date  # needs them
+    assert (artifact / FILE).stat().st_size == size
+    assert read_manifest(artifact)["steps"]["quantize-int8"]["inputs"][FILE] == before  # the same statistics
+    spend_step(artifact, "calibrate")
+    assert quantize(artifact, calibration=few, placement=limit).up_to_date
+    assert not (artifact / FILE).exists()
+    assert not quantize(artifact, calibration=few, force=True).up_to_date
+    assert (artifact / FILE).is_file()
+
+
+def test_run_deletes_what_its_precisions_were_calibrated_on(artifact: Path) -> None:
+    quantize(artifact, calibration=CalibrationOptions(calibration_tokens=300))
+    size = (artifact / FILE).stat().st_size
+    assert _delete_calibrations(artifact, ("fp16", "int8-smoothquant")) == {}
+    assert _delete_calibrations(artifact, ("fp16", "int8", "int4")) == {FILE: size}
+    assert not (artifact / FILE).exists()
+
+
+def test_statistics_that_were_deleted_make_stale_what_was_made_of_others(artifact: Path) -> None:
+    quantize(artifact, calibration=CalibrationOptions(calibration_tokens=300))
+    manifest = read_manifest(artifact)
+    manifest["steps"]["quantize-int4"] = manifest["steps"]["quantize-int8"]
+    write_manifest(artifact, manifest)
+    quantize(artifact, calibration=CalibrationOptions(calibration_tokens=600))
+    assert list(stale_steps(artifact, read_manifest(artifact))) == ["quantize-int4"]
+    spend_step(artifact, "calibrate")
+    assert list(stale_steps(artifact, read_manifest(artifact))) == ["quantize-int4"]
+
+
+def test_deleted_statistics_are_taken_back_with_the_last_step_that_read_them(artifact: Path) -> None:
+    quantize(artifact, calibration=CalibrationOptions(calibration_tokens=300))
+    spend_step(artifact, "calibrate")
+    quantize(artifact, calibration=CalibrationOptions(calibration="none"))
+    assert "calibrate" not in steps(artifact)
+
+
+def test_a_calibration_that_only_an_older_smoothquant_read_is_taken_back(artifact: Path) -> None:
+    quantize(artifact, calibration=ENOUGH)
+    manifest = read_manifest(artifact)
+    manifest["steps"]["quantize-int8-smoothquant"] = manifest["steps"].pop("quantize-int8")  # as they were made from the common file
+    write_manifest(artifact, manifest)
+    quantize(artifact, scheme="int8-smoothquant", calibration=ENOUGH)
+    assert "calibrate" not in steps(artifact)
+    assert not (artifact / FILE).exists()
+    assert (artifact / STATIC_FILE).is_file()
+
+
+def test_the_preflight_counts_the_tokens_that_are_calibrated_on(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assumed: list[str] = []
+    monkeypatch.setattr("commands.calibrate.check_memory", lambda cost, folder: assumed.append(cost.assumption))
+    quantize(artifact, calibration=CalibrationOptions(calibration_tokens=300))
+    assert [words.split(" at ")[0] for words in assumed] == ["300 tokens"]
 
 
 def test_the_command_of_a_calibration_has_the_options_of_quantize() -> None:

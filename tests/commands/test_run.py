@@ -7,9 +7,13 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+
+from artifact.progress import silent
+from commands import run as run_module
 
 Reported = Callable[..., dict[str, Any]]
 
@@ -140,3 +144,13 @@ def test_run_refuses_at_once_what_a_later_step_would_refuse(
     assert result.stdout == ""
     assert words in result.stderr
     assert not (tmp_path / "a").exists()
+
+
+def test_what_is_forced_is_calibrated_once_for_all_that_read_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    done = SimpleNamespace(report={"passed": True}, up_to_date=False, reason="forced")
+    asked: list[tuple[str, bool]] = []
+    monkeypatch.setattr(run_module, "quantize", lambda artifact, **given: asked.append((given["scheme"], given["recalibrate"])) or done)
+    for step in ("fuse", "build_all", "validate"):
+        monkeypatch.setattr(run_module, step, lambda *_, **__: done)
+    run_module._after_export(tmp_path, ("fp16", "int8", "int4", "int8-smoothquant"), run_module.RunOptions(), True, silent)
+    assert asked == [("int8", True), ("int4", False), ("int8-smoothquant", True)]

@@ -20,7 +20,7 @@ from engines.estimate import Machine, Question, device_report, estimate
 from engines.placement_costs import FOLDS, OUTPUTS, ROWS, SCORED_TOKENS, SET_TOKENS, SETS, STATE_BYTES, TRIES, placement_costs
 from engines.preflight import check_build
 from engines.step_cost import REFERENCE, Rates
-from engines.step_costs import DECODED_BELOW, READ_TOKENS, validate_cost, validate_memory
+from engines.step_costs import DECODED_BELOW, READ_TOKENS, calibrate_cost, validate_cost, validate_memory
 from engines.targets import find_target
 from graphs.quantize import placement, smoothing, smoothing_trial
 from validation import calibration, perplexity, placement_text, scenarios, scoring, sensitivity
@@ -128,6 +128,11 @@ def test_validating_a_small_model_loads_its_graphs_whole() -> None:
     much, little = (ask("7b", "fp16", machine=Machine(size * GB, 1000 * GB, REFERENCE))["steps"][-1]["memory_bytes"] for size in (200, 20))
     assert little == validate_cost(preset("7b")).memory_bytes
     assert much == validate_cost(preset("7b"), whole=True).memory_bytes > 4 * parameter_count(preset("7b"))
+
+
+def test_a_calibration_takes_the_disk_that_was_measured() -> None:
+    """SmolLM2-135M: 411 MB of 8,192 tokens, 424 of 24,576."""
+    assert [calibrate_cost(SMOLLM2, tokens).disk_bytes / 1e6 for tokens in (8192, 24_576)] == pytest.approx([411, 424], rel=0.06)
 
 
 def test_the_constants_are_those_of_what_is_done() -> None:

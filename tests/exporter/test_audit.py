@@ -16,6 +16,7 @@ import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
+from artifact.calibration import CALIBRATION
 from artifact.errors import ArtifactError
 from artifact.manifest import read_manifest
 from artifact.steps import StepContext
@@ -268,7 +269,7 @@ def wide(make_checkpoint: Callable[..., Path], tmp_path_factory: pytest.TempPath
     checkpoint = open_checkpoint(str(source))
     ids = np.random.default_rng(0).integers(0, checkpoint.config.vocab_size, (2, 24))
     text = CalibrationText(tuple(ids), None, "t.txt", "abc", 1)
-    write_statistics(StepContext(out), Reference(checkpoint.config, checkpoint.read), text, "fingerprint")
+    write_statistics(StepContext(out), Reference(checkpoint.config, checkpoint.read), text, "fingerprint", CALIBRATION)
     quantize_int8_smoothquant(StepContext(out), Statistics(out / "calibration.safetensors"))
     return source, out
 

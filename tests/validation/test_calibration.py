@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from artifact.calibration import CALIBRATION
 from artifact.errors import ArtifactError, QuantizationError
 from artifact.layout import EMBEDDING, linear_shapes, tensor_shapes
 from artifact.steps import StepContext
@@ -47,7 +48,7 @@ def inputs(checkpoint: Checkpoint) -> Inputs:
 
 
 def measured(folder: Path, checkpoint: Checkpoint, sequences: CalibrationText, read: Callable[[str], Tensor] | None = None) -> Statistics:
-    write_statistics(StepContext(folder), Reference(checkpoint.config, read or checkpoint.read), sequences, "fingerprint")
+    write_statistics(StepContext(folder), Reference(checkpoint.config, read or checkpoint.read), sequences, "fingerprint", CALIBRATION)
     return Statistics(folder / "calibration.safetensors")
 
 
@@ -83,7 +84,7 @@ def test_each_part_of_the_text_has_its_own_largest_values(tmp_path: Path, checkp
 
 
 def test_report_counts_the_file_and_names_the_largest_activation(tmp_path: Path, checkpoint: Checkpoint, inputs: Inputs) -> None:
-    report = write_statistics(StepContext(tmp_path), Reference(checkpoint.config, checkpoint.read), text(), "fingerprint")
+    report = write_statistics(StepContext(tmp_path), Reference(checkpoint.config, checkpoint.read), text(), "fingerprint", CALIBRATION)
     assert report["bytes"] == (tmp_path / report["file"]).stat().st_size
     largest = {module: max(float(np.abs(values).max()) for values in sequences) for module, sequences in inputs.items()}
     assert report["largest"]["name"] == site_of(max(largest, key=lambda module: largest[module]))

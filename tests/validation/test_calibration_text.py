@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
+from artifact.calibration import TOKENS
 from artifact.config import LlamaConfig
 from artifact.errors import QuantizationError
 from validation import calibration_text
@@ -71,8 +72,8 @@ def test_spread_is_every_index_once(count: int) -> None:
 
 
 def test_the_committed_text_is_enough_for_the_defaults_and_is_not_what_is_scored(tmp_path: Path, config: LlamaConfig) -> None:
-    text = load_sequences(write_tokenizer(tmp_path), config)
-    assert (text.tokens, text.name) == (8192, DEFAULT.name)
+    text = load_sequences(write_tokenizer(tmp_path), config, tokens=TOKENS)
+    assert (text.tokens, text.name) == (TOKENS, DEFAULT.name)
     assert max(map(len, text.sequences)) == config.max_position_embeddings  # shorter than 256
     scored = "\n".join(path.read_text(encoding="utf-8") for path in DEFAULT_TEXTS)
     lines = [line.strip() for document in read_documents(DEFAULT) for line in document.splitlines() if len(line) > 60]
@@ -114,7 +115,7 @@ def test_refuses_tokens_outside_the_vocabulary(tmp_path: Path, config: LlamaConf
 
 def test_refuses_sequences_longer_than_the_model_reads(tmp_path: Path, config: LlamaConfig) -> None:
     with pytest.raises(QuantizationError, match="--calibration-length 97: the model reads at most 96 tokens"):
-        load_sequences(write_tokenizer(tmp_path), config, length=97)
+        load_sequences(write_tokenizer(tmp_path), config, tokens=TOKENS, length=97)
 
 
 @pytest.mark.parametrize("name", ["t.txt", "t.jsonl"])

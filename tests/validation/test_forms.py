@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from artifact.calibration import CALIBRATION
 from artifact.errors import QuantizationError
 from artifact.steps import StepContext
 from exporter.checkpoints import Checkpoint
@@ -36,7 +37,7 @@ def reference(checkpoint: Checkpoint) -> Reference:
 def statistics(reference: Reference, tmp_path_factory: pytest.TempPathFactory) -> Statistics:
     folder = tmp_path_factory.mktemp("statistics")
     ids = np.random.default_rng(0).integers(0, 64, (3, 24))
-    write_statistics(StepContext(folder), reference, CalibrationText(tuple(ids), None, "t.txt", "abc", 1), "fingerprint")
+    write_statistics(StepContext(folder), reference, CalibrationText(tuple(ids), None, "t.txt", "abc", 1), "fingerprint", CALIBRATION)
     return Statistics(folder / "calibration.safetensors")
 
 

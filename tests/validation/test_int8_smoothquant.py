@@ -12,6 +12,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from artifact.calibration import CALIBRATION
 from artifact.errors import QuantizationError
 from artifact.io_spec import OPSETS
 from artifact.layout import layer_of
@@ -46,7 +47,9 @@ def fused(folder: Path, checkpoint: Checkpoint) -> Path:
     """An artifact, fused and calibrated."""
     run_step(folder, "export", {}, lambda step: export_checkpoint(step, checkpoint, dtype="fp16"))
     run_step(folder, "fuse", {}, fuse_artifact)
-    write_statistics(StepContext(folder), Reference(checkpoint.config, artifact_reader(folder)), CalibrationText(SEQUENCES, None, "ids", "", 1), "")
+    write_statistics(
+        StepContext(folder), Reference(checkpoint.config, artifact_reader(folder)), CalibrationText(SEQUENCES, None, "ids", "", 1), "", CALIBRATION
+    )
     return folder
 
 

@@ -26,7 +26,7 @@ def test_the_reason_says_how_much_and_of_what(free: SimpleNamespace, config: Lla
     large = replace(config, vocab_size=100_000_000)
     assert choose_residency(large).as_report() == {
         "mode": "streamed",
-        "reason": "25.6 GB of weights in float32, more than a quarter of the 20.0 GB that are free",
+        "reason": "25.6 GB of weights in float32, more than a quarter of the 20.0 GB that are free, 2 GB aside",
     }
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from artifact.calibration import CALIBRATION
 from artifact.errors import ArtifactError, QuantizationError
 from artifact.steps import StepContext
 from exporter.checkpoints import Checkpoint
@@ -35,7 +36,7 @@ def text(*, rest: int) -> CalibrationText:
 def step(tmp_path: Path, checkpoint: Checkpoint) -> StepContext:
     """A folder with statistics."""
     step = StepContext(tmp_path)
-    write_statistics(step, Reference(checkpoint.config, checkpoint.read), text(rest=3), "fingerprint")
+    write_statistics(step, Reference(checkpoint.config, checkpoint.read), text(rest=3), "fingerprint", CALIBRATION)
     return step
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from artifact.calibration import CALIBRATION
 from artifact.config import LlamaConfig
 from artifact.errors import FusionError, ValidationError
 from artifact.io_spec import Dtype, KvCache
@@ -45,7 +46,11 @@ def float16(quantized: Path, checkpoint: Checkpoint, tmp_path_factory: pytest.Te
     artifact = Path(shutil.copytree(quantized, tmp_path_factory.mktemp("streamed") / "tiny"))
     sequences = tuple(np.random.default_rng(seed).integers(3, 64, 40) for seed in range(2))
     write_statistics(
-        StepContext(artifact), Reference(checkpoint.config, artifact_reader(artifact)), CalibrationText(sequences, None, "ids", "", 1), ""
+        StepContext(artifact),
+        Reference(checkpoint.config, artifact_reader(artifact)),
+        CalibrationText(sequences, None, "ids", "", 1),
+        "",
+        CALIBRATION,
     )
     quantize_int8_smoothquant(StepContext(artifact), Statistics(artifact / "calibration.safetensors"))
     write_engine_graph(artifact, "int8")

@@ -37,6 +37,7 @@ def rounding_fault(subject: Subject, pair: Pair, probe: Probe) -> Finding | None
     cut = cut_layer(with_integer_products(subject.model), pair.layer)
     plain = in_float32(cut)
     halved, feeds = _rounded(roles), _rounded(feeds_of(pair, probe, ours, oracle, cut, caches))
+    del caches
     _, exact = walk(plain, pair.layer, _as_float32(feeds), _as_float32(halved), NO_LIMIT)
     tensors, _ = walk(cut, pair.layer, feeds, halved, allowed, beside=exact)
     for tensor in tensors:

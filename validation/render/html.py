@@ -203,7 +203,7 @@ def _interval(stage: Report, gate: Report, span: tuple[float, float]) -> dict[st
 def _engine(engine: Report) -> dict[str, Any]:
     """A plan of the table, with its kernels (most frequent first) and profiles."""
     kernels = sorted((engine.get("kernels") or {}).items(), key=lambda item: (-item[1], item[0]))
-    memory, audit = engine.get("peak_rss_mb"), engine.get("audit") or {}
+    memory, audit = engine.get("peak_anonymous_mb"), engine.get("audit") or {}
     return {
         "file": engine["file"], "passed": audit.get("passed"), "kernels": kernels, "profiles": _flat(engine.get("profiles") or {}),
         "layers": layer_lines(engine.get("kernels_by_layer") or {}),

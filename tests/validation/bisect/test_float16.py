@@ -12,6 +12,7 @@ import onnx_ir as ir
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from artifact.calibration import CALIBRATION
 from artifact.errors import ValidationError
 from artifact.layout import MODULE_KEY
 from artifact.steps import StepContext, run_step
@@ -38,7 +39,7 @@ def rounded(stages: Path, three_layers: Checkpoint, tmp_path_factory: pytest.Tem
     artifact = Path(shutil.copytree(stages, tmp_path_factory.mktemp("rounded") / "three"))
     sequences = tuple(np.random.default_rng(seed).integers(3, 64, 40) for seed in range(2))
     reference = Reference(three_layers.config, artifact_reader(artifact))
-    write_statistics(StepContext(artifact), reference, CalibrationText(sequences, None, "ids", "", 1), "")
+    write_statistics(StepContext(artifact), reference, CalibrationText(sequences, None, "ids", "", 1), "", CALIBRATION)
     quantize_int8_smoothquant(StepContext(artifact), Statistics(artifact / "calibration.safetensors"), kept={KEPT: "to differ from the others"})
     graphs.fuse(artifact, target="onnxruntime")
     for scheme in ("int8", "int4"):
