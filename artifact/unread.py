@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
+from artifact.journal import is_ours
 from artifact.manifest import locked, read_manifest, write_manifest
 from artifact.passport import with_passports
 from artifact.stale import hashes_of
@@ -17,6 +19,7 @@ def forget_step(artifact: Path, step_id: str) -> None:
         files = hashes_of(manifest["steps"].get(step_id, {"outputs": {}}))
         if files and not any(file in step["inputs"] for step in manifest["steps"].values() for file in files):
             remove_stale(artifact, manifest, step_id, {})
+            _delete(artifact, manifest["steps"][step_id].get("spent", ()))
             del manifest["steps"][step_id]
             write_manifest(artifact, with_passports(artifact, manifest))
 
@@ -30,14 +33,19 @@ def spend_step(artifact: Path, step_id: str) -> dict[str, int]:
     with locked(artifact):
         manifest = read_manifest(artifact)
         step = manifest["steps"].get(step_id)
-        if step is None or not step["outputs"]:
+        if step is None:
             return {}
-        files, step["outputs"] = step["outputs"], {}
-        step["spent"] = {file: entry["sha256"] for file, entry in files.items()}
+        step["spent"], step["outputs"] = hashes_of(step), {}
         write_manifest(artifact, with_passports(artifact, manifest))
-        for file in files:
-            (artifact / file).unlink(missing_ok=True)
-        return {file: entry["size"] for file, entry in files.items()}
+        return _delete(artifact, step["spent"])
+
+
+def _delete(artifact: Path, files: Iterable[str]) -> dict[str, int]:
+    """Those that are there and ours: what another interrupted run left too."""
+    there = {file: (artifact / file).stat().st_size for file in files if is_ours(artifact, file) and (artifact / file).is_file()}
+    for file in there:
+        (artifact / file).unlink()
+    return there
 
 
 def is_spent(artifact: Path, step_id: str) -> bool:

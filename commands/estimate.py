@@ -147,7 +147,13 @@ def steps_done(model: Model, options: EstimateOptions) -> frozenset[str]:
     def is_done(step_id: str) -> bool:
         step = manifest["steps"].get(step_id)
         same = step is not None and (step_id != build or asked.items() <= step["options"].items())
-        return step is not None and same and step_id not in stale and all((artifact / file).is_file() for file in step["outputs"])
+        return (
+            step is not None
+            and same
+            and step_id not in stale
+            and "spent" not in step
+            and all((artifact / file).is_file() for file in step["outputs"])
+        )
 
     weightless = manifest["model"].get("weights") == "none"
     done = {name for _, name in takewhile(lambda step: not weightless and is_done(step[0]), (chain | {build: "build"}).items())}

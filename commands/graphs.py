@@ -8,9 +8,9 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from artifact.calibration import STATIC, calibration_file, calibration_step
+from artifact.calibration import CALIBRATION, STATIC, calibration_file, calibration_step
 from artifact.config import LlamaConfig
-from artifact.errors import QuantizationError, UsageError
+from artifact.errors import ArtifactError, QuantizationError, UsageError
 from artifact.given import given_of
 from artifact.manifest import locked, read_manifest, require_artifact
 from artifact.progress import Progress, silent
@@ -33,8 +33,6 @@ Kept = Mapping[str, str]
 Write = Callable[[StepContext, "Statistics | None", Kept, Any], Report]
 SCHEMES: dict[str, tuple[str, ...]] = {"tensorrt": ("int8", "int8-smoothquant", "int4"), "onnxruntime": ("int8", "int4")}
 """Target → what it can be quantised to; all of them look at activations before they round."""
-OLDER_CALIBRATION = "calibrate"
-"""Step that schemes with static scales read until they had one of their own."""
 SOURCES = {"tensorrt": "fused.onnx", "onnxruntime": "fused-onnxruntime.onnx"}
 
 
@@ -112,16 +110,25 @@ def quantize(
         inputs = (graph, *_measured(plan))
         if plan.plainly is None:
             again = force if recalibrate is None else recalibrate
-            gone = is_spent(artifact, calibration_step(scheme)) and bool(force or why_to_do(artifact, step_id, options, inputs))
+            gone = is_spent(artifact, calibration_step(scheme)) and (force or _is_to_do(artifact, step_id, options, inputs))
             calibrate(artifact, scheme, wanted, force=again or gone, progress=progress)
         if plan.limit_pct is not None:
             if scheme in SMOOTHED:
                 smooth(artifact, scheme, graph, force=force, progress=progress)
             score(artifact, scheme, graph, open_model, placing, wanted, force=force, progress=progress)
+        older = scheme in STATIC and CALIBRATION in read_manifest(artifact)["steps"].get(step_id, {}).get("inputs", ())  # before it had its own
         outcome = run_step(artifact, step_id, options, _work(plan), inputs=inputs, force=force, progress=progress)
-        for unread in (f"sensitivity-{scheme}", f"smoothing-{scheme}", calibration_step(scheme), OLDER_CALIBRATION):
+        for unread in (f"sensitivity-{scheme}", f"smoothing-{scheme}", calibration_step(scheme), *(["calibrate"] if older else [])):
             forget_step(artifact, unread)
     return outcome
+
+
+def _is_to_do(artifact: Path, step_id: str, options: dict[str, Any], inputs: tuple[str, ...]) -> bool:
+    """Whether a step would be done; also where what it reads was changed by hand, which the steps before mend."""
+    try:
+        return bool(why_to_do(artifact, step_id, options, inputs))
+    except ArtifactError:
+        return True
 
 
 def _measured(plan: _Plan) -> Iterator[str]:

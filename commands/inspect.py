@@ -61,7 +61,10 @@ def _artifact(folder: Path, *, verify: bool, progress: Progress) -> Report:
         "model": {key: value for key, value in (manifest["model"] or {}).items() if key != "config"},
         "config": (manifest["model"] or {}).get("config", {}),
         "fits": {} if manifest["model"] is None else fits_on(LlamaConfig(**manifest["model"]["config"]), kv_cache_of(manifest["model"])),
-        "steps": {name: f"{step['seconds']} s, {len(step['outputs'])} files" for name, step in manifest["steps"].items()},
+        "steps": {
+            name: f"{step['seconds']} s, {len(step['outputs'])} files{', deleted since' if 'spent' in step else ''}"
+            for name, step in manifest["steps"].items()
+        },
         "unfinished": unfinished_steps(folder),
         "stale": [stale.words for stale in stale_steps(folder, manifest).values()],
         "files": {file: record["size"] for file, record in outputs.items()},

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from artifact.calibration import calibration_step
 from artifact.errors import UsageError
-from artifact.manifest import locked
+from artifact.manifest import locked, read_manifest
 from artifact.progress import Progress, silent
+from artifact.stale import stale_steps
 from artifact.steps import Outcome, Report
 from artifact.unread import spend_step
 from commands.buckets import build_all, check_lengths
@@ -91,18 +92,24 @@ def run(
 def _after_export(artifact: Path, wanted: tuple[str, ...], options: RunOptions, force: bool, progress: Progress) -> dict[str, Outcome]:
     """Fuse, quantise and build each precision, and validate all."""
     outcomes = {"fuse": fuse(artifact, force=force, progress=progress)}
-    measured: set[str] = set()
-    for scheme in (one for one in wanted if one in SCHEMES["tensorrt"]):
-        outcomes[f"quantize-{scheme}"] = quantize(
+    schemes, measured = [one for one in wanted if one in SCHEMES["tensorrt"]], set[str]()
+
+    def quantized(scheme: str, *, again: bool) -> Outcome:
+        recalibrate = again and calibration_step(scheme) not in measured  # one may serve several schemes
+        measured.add(calibration_step(scheme))
+        return quantize(
             artifact,
             scheme=scheme,
             calibration=options.calibration,
             placement=options.placement,
-            force=force,
-            recalibrate=force and calibration_step(scheme) not in measured,
+            force=again,
+            recalibrate=recalibrate,
             progress=progress,
         )
-        measured.add(calibration_step(scheme))  # one may serve several schemes
+
+    outcomes |= {f"quantize-{scheme}": quantized(scheme, again=force) for scheme in schemes}
+    stale = stale_steps(artifact, read_manifest(artifact))  # statistics that were deleted and measured again may be others
+    outcomes |= {f"quantize-{scheme}": quantized(scheme, again=False) for scheme in schemes if f"quantize-{scheme}" in stale}
     for precision in wanted:
         outcomes[f"build-{precision}"] = build_all(artifact, precision, options.build, force=force, progress=progress)
     return outcomes | {"validate": validate(artifact, options.validate, force=force, progress=progress)}

@@ -186,7 +186,7 @@ def validate_memory(config: LlamaConfig) -> int:
 
 
 def disk_total(steps: list[StepCost]) -> int:
-    """What all steps together leave behind."""
+    """What all steps together write; `run` deletes what was calibrated when all is done."""
     return sum(step.disk_bytes for step in steps)
 
 

@@ -1,4 +1,4 @@
-"""What the search of smoothing found, kept in the artifact: `smoothing-<scheme>.npz`. Another limit searches nothing again.
+"""What the search of smoothing found, kept in the artifact: `smoothing-<scheme>.npz`. Another limit searches nothing again from the same statistics.
 
 Of each site: its vector s [in] float32, and under ``<site>:numbers`` the others of ``Smoothing`` [6] float64, NaN where α is none.
 """

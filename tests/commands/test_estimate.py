@@ -94,6 +94,8 @@ def test_steps_that_an_artifact_has_behind_it_are_not_counted_again(tmp_path: Pa
     other = steps | {"calibrate": made(folder, "calibration.safetensors", {})}
     assert left("int4", artifact(folder, steps=other)) == ["quantize", "build", "validate"]
     assert "calibrate" in left("int8-smoothquant", artifact(folder, steps=other))
+    spent = steps | {"calibrate": made(folder, "calibration.safetensors", {}) | {"outputs": {}, "spent": {"calibration.safetensors": "x"}}}
+    assert left("int4", artifact(folder, steps=spent)) == ["calibrate", "quantize", "build", "validate"]
     own = steps | {"calibrate-int8-smoothquant": made(folder, "calibration-int8-smoothquant.safetensors", {})}
     assert "calibrate" not in left("int8-smoothquant", artifact(folder, steps=own))
     stale = steps | {"fuse": steps["fuse"] | {"inputs": {"traced.onnx": "another"}}}

@@ -14,10 +14,12 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from artifact.errors import ArtifactError, QuantizationError
 from artifact.manifest import fingerprint, read_manifest, write_manifest
+from artifact.progress import silent
 from artifact.stale import command_of, stale_steps
 from artifact.steps import Outcome, run_step
 from artifact.unread import spend_step
-from commands.calibrate import CalibrationOptions
+from commands import run as run_module
+from commands.calibrate import CalibrationOptions, calibrate
 from commands.graphs import fuse, quantize
 from commands.placement import PlacementOptions
 from commands.run import _delete_calibrations
@@ -247,6 +249,65 @@ def test_a_calibration_that_only_an_older_smoothquant_read_is_taken_back(artifac
     assert "calibrate" not in steps(artifact)
     assert not (artifact / FILE).exists()
     assert (artifact / STATIC_FILE).is_file()
+
+
+def test_what_is_calibrated_for_a_step_that_was_interrupted_stays(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    few = CalibrationOptions(calibration_tokens=300)
+    calibrate(artifact, "int8", few)  # and no quantize-int8 behind it
+    quantize(artifact, scheme="int8-smoothquant", calibration=ENOUGH)
+    assert "calibrate" in steps(artifact)
+    assert (artifact / FILE).is_file()
+
+
+def test_scores_changed_by_hand_are_measured_again_from_statistics_that_were_deleted(artifact: Path) -> None:
+    few, limit = CalibrationOptions(calibration_tokens=300), PlacementOptions(max_perplexity_increase=50, sensitivity_tokens=64)
+    quantize(artifact, calibration=few, placement=limit)
+    scores = artifact / "scores-int8.json"
+    before = scores.read_bytes()
+    spend_step(artifact, "calibrate")
+    scores.write_text("{}")
+    quantize(artifact, calibration=few, placement=limit)
+    assert json.loads(scores.read_bytes()).keys() == json.loads(before).keys()
+    assert quantize(artifact, calibration=few, placement=limit).up_to_date
+
+
+def test_what_an_interrupted_deletion_left_is_deleted_by_the_next(artifact: Path) -> None:
+    quantize(artifact, calibration=CalibrationOptions(calibration_tokens=300))
+    content = (artifact / FILE).read_bytes()
+    spend_step(artifact, "calibrate")
+    (artifact / FILE).write_bytes(content)
+    assert spend_step(artifact, "calibrate") == {FILE: len(content)}
+    (artifact / FILE).write_bytes(content)
+    quantize(artifact, calibration=CalibrationOptions(calibration="none"))
+    assert not (artifact / FILE).exists()
+
+
+def test_nothing_outside_the_folder_is_deleted(artifact: Path) -> None:
+    quantize(artifact, calibration=CalibrationOptions(calibration_tokens=300))
+    mine = artifact.parent / "mine.txt"
+    mine.write_text("x")
+    manifest = read_manifest(artifact)
+    outputs = manifest["steps"]["calibrate"]["outputs"]
+    outputs["../mine.txt"] = outputs[FILE]
+    write_manifest(artifact, manifest)
+    spend_step(artifact, "calibrate")
+    assert mine.exists()
+    assert not (artifact / FILE).exists()
+
+
+def test_run_makes_again_what_other_statistics_made_stale(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    quantize(artifact, calibration=CalibrationOptions(calibration_tokens=300))
+    manifest = read_manifest(artifact)
+    manifest["steps"]["calibrate"]["outputs"][FILE]["sha256"] = "other"  # as if measured again with other threads
+    assert list(stale_steps(artifact, manifest)) == ["quantize-int8"]
+    asked: list[tuple[str, bool]] = []
+    done = Outcome({"passed": True}, "")
+    monkeypatch.setattr(run_module, "read_manifest", lambda folder: manifest)
+    monkeypatch.setattr(run_module, "quantize", lambda folder, **given: asked.append((given["scheme"], given["force"])) or done)
+    for step in ("fuse", "build_all", "validate"):
+        monkeypatch.setattr(run_module, step, lambda *_, **__: done)
+    run_module._after_export(artifact, ("int8", "int4"), run_module.RunOptions(), False, silent)
+    assert asked == [("int8", False), ("int4", False), ("int8", False)]
 
 
 def test_the_preflight_counts_the_tokens_that_are_calibrated_on(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:

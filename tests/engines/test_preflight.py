@@ -107,7 +107,7 @@ def test_graphs_that_are_to_be_loaded_whole_need_all_their_weights_in_float32() 
 
 
 @pytest.mark.parametrize("vocab_size", [32_000, 49_152, 128_256])
-def test_a_graph_is_never_loaded_whole_where_that_would_be_refused(vocab_size: int) -> None:
+def test_a_graph_of_usual_widths_is_not_loaded_whole_where_that_would_be_refused(vocab_size: int) -> None:
     for size in ("7b", "70b"):
         for layers, hidden in ((1, 1024), (30, 576), (30, 2048), (32, 4096)):
             config = replace(preset(size), num_hidden_layers=layers, hidden_size=hidden, intermediate_size=3 * hidden, vocab_size=vocab_size)
