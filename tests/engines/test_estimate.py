@@ -111,7 +111,7 @@ def test_what_measuring_takes_is_what_was_measured() -> None:
 
 
 def test_validating_takes_the_seconds_that_7b_took_on_two_idle_cores() -> None:
-    """Four graphs, one of them an engine's, random ids in the place of a text: 1,330 s (docs/full-size.md)."""
+    """Four graphs, one of them an engine's, random ids in the place of a text: 1,330 s, another time 1,092 (docs/full-size.md)."""
     assert validate_cost(preset("7b"), 3, text=False).seconds == pytest.approx(1330, rel=0.2)
     steps = {step["step"]: step["seconds"] for step in ask("7b", "int8", calibrated=False)["steps"]}
     assert 1330 < steps["validate"] < 3 * 1330  # 3,072 tokens of text more, read by three stages, the reference and float16
