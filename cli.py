@@ -18,6 +18,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from artifact.calibration import STATIC_TOKENS, TOKENS
 from artifact.errors import ToolkitError
 from artifact.room import bytes_of
 from commands.sheet import Sheet
@@ -167,7 +168,7 @@ Calibration = Annotated[
     ),
 ]
 CalibrationTokens = Annotated[
-    int | None, typer.Option(min=64, help="Tokens to calibrate on; default 8,192, and 24,576 where activations have static scales.")
+    int | None, typer.Option(min=64, help=f"Tokens to calibrate on; default {TOKENS:,}, and {STATIC_TOKENS:,} where activations have static scales.")
 ]
 CalibrationLength = Annotated[int | None, typer.Option(min=8, help="Tokens of each calibration sequence; default 256.")]
 MaxIncrease = Annotated[

@@ -10,7 +10,6 @@ CALIBRATION = "calibration.safetensors"
 """What `calibrate` writes, in the artifact's root; graphs/quantize/statistics.py says what it holds."""
 STATIC = ("int8-smoothquant",)
 """Schemes whose activations have static scales: they can't do without calibration."""
-CALIBRATIONS = (CALIBRATION, *(f"calibration-{scheme}.safetensors" for scheme in STATIC))
 TOKENS, STATIC_TOKENS = 8192, 24_576
 SAMPLES = 2048
 """Rows of the inputs of each linear that the file keeps, in float16: nearly all of its bytes."""
@@ -19,6 +18,9 @@ SAMPLES = 2048
 def calibration_file(scheme: str) -> str:
     """The file that a scheme's statistics are in."""
     return f"calibration-{scheme}.safetensors" if scheme in STATIC else CALIBRATION
+
+
+CALIBRATIONS = (CALIBRATION, *map(calibration_file, STATIC))
 
 
 def calibration_step(scheme: str) -> str:

@@ -22,7 +22,7 @@ from artifact.journal import Entry, Journal, is_ours
 from artifact.manifest import FINGERPRINT, Manifest, atomic_write, fingerprint, locked, read_manifest, unchanged, write_manifest
 from artifact.passport import with_passports
 from artifact.progress import Progress, silent
-from artifact.stale import stale_maker
+from artifact.stale import hashes_of, stale_maker
 from artifact.step_kinds import MADE_BY, STEPS
 
 Report = dict[str, Any]
@@ -152,11 +152,6 @@ def require(artifact: Path, file: str, *, changed_too: bool = False) -> Path:
     return path
 
 
-def _spent(manifest: Manifest) -> dict[str, str]:
-    """File → its hash, of those that were deleted."""
-    return {file: sha256 for step in manifest["steps"].values() for file, sha256 in step.get("spent", {}).items()}
-
-
 def _wanted(artifact: Path, manifest: Manifest, step_id: str, options: Mapping[str, Any], inputs: tuple[str, ...]) -> dict[str, Any]:
     """What decides a step's result, as it is now."""
     kind = STEPS[step_id.split("-", maxsplit=1)[0]]
@@ -186,7 +181,7 @@ def _difference(old: object, new: object) -> str:
 
 
 def _input_hashes(artifact: Path, manifest: Manifest, patterns: tuple[str, ...], *, refuse_changed: bool) -> dict[str, str]:
-    spent = _spent(manifest)
+    spent = {file: sha256 for step in manifest["steps"].values() for file, sha256 in step.get("spent", {}).items()}
     if patterns and patterns[0] not in spent:
         require(artifact, patterns[0], changed_too=not refuse_changed)
     known = require_unchanged if refuse_changed else written_digest
@@ -201,7 +196,7 @@ def remove_stale(artifact: Path, manifest: Manifest, step_id: str, outputs: Mapp
     """Files that this step wrote before, and neither it nor another step writes now, would look as if they belonged."""
     others = {file for name, step in manifest["steps"].items() if name != step_id for file in step["outputs"]}
     in_place = (manifest["model"] or {}).get("weights") == "reference"
-    for file in manifest["steps"].get(step_id, {}).get("outputs", {}):
+    for file in hashes_of(manifest["steps"].get(step_id, {"outputs": {}})):
         if file not in outputs and file not in others and is_ours(artifact, file, in_place=in_place):
             (artifact / file).unlink(missing_ok=True)
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 
-from artifact.journal import is_ours
 from artifact.manifest import locked, read_manifest, write_manifest
 from artifact.passport import with_passports
 from artifact.stale import hashes_of
@@ -19,7 +17,6 @@ def forget_step(artifact: Path, step_id: str) -> None:
         files = hashes_of(manifest["steps"].get(step_id, {"outputs": {}}))
         if files and not any(file in step["inputs"] for step in manifest["steps"].values() for file in files):
             remove_stale(artifact, manifest, step_id, {})
-            _delete(artifact, manifest["steps"][step_id].get("spent", ()))
             del manifest["steps"][step_id]
             write_manifest(artifact, with_passports(artifact, manifest))
 
@@ -35,17 +32,13 @@ def spend_step(artifact: Path, step_id: str) -> dict[str, int]:
         step = manifest["steps"].get(step_id)
         if step is None:
             return {}
-        step["spent"], step["outputs"] = hashes_of(step), {}
-        write_manifest(artifact, with_passports(artifact, manifest))
-        return _delete(artifact, step["spent"])
-
-
-def _delete(artifact: Path, files: Iterable[str]) -> dict[str, int]:
-    """Those that are there and ours: what another interrupted run left too."""
-    there = {file: (artifact / file).stat().st_size for file in files if is_ours(artifact, file) and (artifact / file).is_file()}
-    for file in there:
-        (artifact / file).unlink()
-    return there
+        if step["outputs"]:
+            step["spent"], step["outputs"] = hashes_of(step), {}
+            write_manifest(artifact, with_passports(artifact, manifest))
+        spent = step.get("spent", ())
+        there = {file: (artifact / file).stat().st_size for file in spent if (artifact / file).is_file()}  # what an interrupted run left too
+        remove_stale(artifact, manifest, step_id, {})
+        return {file: size for file, size in there.items() if not (artifact / file).exists()}
 
 
 def is_spent(artifact: Path, step_id: str) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from artifact.calibration import STATIC, calibration_file, calibration_step, calibration_tokens
 from artifact.config import LlamaConfig
@@ -17,6 +17,9 @@ from artifact.steps import Outcome, Report, StepContext, run_step
 from artifact.weight_files import check_weight_files
 from engines.preflight import check_memory
 from engines.step_costs import calibrate_cost
+
+if TYPE_CHECKING:
+    from validation.calibration_text import CalibrationText
 
 NONE = "none"
 TOKENIZER = "tokenizer.json"
@@ -81,15 +84,21 @@ def calibrate(artifact: Path, scheme: str, options: CalibrationOptions, *, force
     def work(step: StepContext) -> Report:
         from validation.artifact_weights import artifact_reader
         from validation.calibration import write_statistics
-        from validation.calibration_text import load_sequences
         from validation.reference import Reference
 
         manifest = read_manifest(artifact)
         check_weight_files(artifact, manifest)
         model, config = manifest["model"], LlamaConfig(**manifest["model"]["config"])
-        tokens = options.tokens_for(scheme)
-        check_memory(calibrate_cost(config, tokens), artifact)
-        text = load_sequences(artifact, config, source, tokens=tokens, length=options.calibration_length)
+        check_memory(calibrate_cost(config, options.tokens_for(scheme)), artifact)
+        text = calibrated_text(artifact, config, scheme, options)
         return write_statistics(step, Reference(config, artifact_reader(artifact)), text, model["fingerprint"], calibration_file(scheme))
 
     return run_step(artifact, calibration_step(scheme), recorded, work, force=force, progress=progress)
+
+
+def calibrated_text(artifact: Path, config: LlamaConfig, scheme: str, options: CalibrationOptions) -> CalibrationText:
+    """What is calibrated on, and what of it is left."""
+    from validation.calibration_text import load_sequences
+
+    source = None if options.calibration is None else Path(options.calibration)
+    return load_sequences(artifact, config, source, tokens=options.tokens_for(scheme), length=options.calibration_length)

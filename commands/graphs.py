@@ -88,8 +88,6 @@ def quantize(
 
     What can't be quantised is refused before anything is measured. ``recalibrate`` says whether calibration is done anew; None as ``force``.
     """
-    from graphs.quantize.smoothing_file import SMOOTHED
-
     require_artifact(artifact, "quantize", weights=True)
     if scheme not in SCHEMES.get(target, ()):
         known = "; ".join(f"{name}: {', '.join(schemes)}" for name, schemes in SCHEMES.items())
@@ -108,19 +106,26 @@ def quantize(
         _refuse(artifact, plan)
         options |= wanted.recorded() | placing.recorded(plan.limit_pct)
         inputs = (graph, *_measured(plan))
-        if plan.plainly is None:
-            again = force if recalibrate is None else recalibrate
-            gone = is_spent(artifact, calibration_step(scheme)) and (force or _is_to_do(artifact, step_id, options, inputs))
-            calibrate(artifact, scheme, wanted, force=again or gone, progress=progress)
-        if plan.limit_pct is not None:
-            if scheme in SMOOTHED:
-                smooth(artifact, scheme, graph, force=force, progress=progress)
-            score(artifact, scheme, graph, open_model, placing, wanted, force=force, progress=progress)
+        again = force if recalibrate is None else recalibrate
+        gone = is_spent(artifact, calibration_step(scheme)) and (force or _is_to_do(artifact, step_id, options, inputs))
+        _measure(artifact, plan, graph, force=force, recalibrate=again or gone, progress=progress)
         older = scheme in STATIC and CALIBRATION in read_manifest(artifact)["steps"].get(step_id, {}).get("inputs", ())  # before it had its own
         outcome = run_step(artifact, step_id, options, _work(plan), inputs=inputs, force=force, progress=progress)
         for unread in (f"sensitivity-{scheme}", f"smoothing-{scheme}", calibration_step(scheme), *(["calibrate"] if older else [])):
             forget_step(artifact, unread)
     return outcome
+
+
+def _measure(artifact: Path, plan: _Plan, graph: str, *, force: bool, recalibrate: bool, progress: Progress) -> None:
+    """Calibrate, smooth and score, as far as the plan asks for it."""
+    from graphs.quantize.smoothing_file import SMOOTHED
+
+    if plan.plainly is None:
+        calibrate(artifact, plan.scheme, plan.calibration, force=recalibrate, progress=progress)
+    if plan.limit_pct is not None:
+        if plan.scheme in SMOOTHED:
+            smooth(artifact, plan.scheme, graph, force=force, progress=progress)
+        score(artifact, plan.scheme, graph, plan.open_model, plan.placing, plan.calibration, force=force, progress=progress)
 
 
 def _is_to_do(artifact: Path, step_id: str, options: dict[str, Any], inputs: tuple[str, ...]) -> bool:

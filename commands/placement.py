@@ -13,12 +13,11 @@ from artifact.config import LlamaConfig
 from artifact.errors import ParityMismatch, QuantizationError, UsageError
 from artifact.progress import Progress, silent
 from artifact.steps import Outcome, Report, StepContext, run_step
-from commands.calibrate import CalibrationOptions
+from commands.calibrate import CalibrationOptions, calibrated_text
 from commands.placement_model import Model
 
 if TYPE_CHECKING:
     from graphs.quantize.placement import Placement
-    from validation.calibration_text import CalibrationText
     from validation.placement_text import PlacementText
 
 DEFAULT_LIMIT_PCT = {"int8-smoothquant": 1.0}
@@ -85,14 +84,6 @@ def score(
 
     inputs = (calibration_file(scheme), graph, *([smoothing_file(scheme)] if scheme in SMOOTHED else []))
     return run_step(artifact, f"sensitivity-{scheme}", recorded, work, inputs=inputs, force=force, progress=progress)
-
-
-def calibrated_text(artifact: Path, config: LlamaConfig, scheme: str, options: CalibrationOptions) -> CalibrationText:
-    """What was calibrated on, and what of it was left."""
-    from validation.calibration_text import load_sequences
-
-    source = None if options.calibration is None else Path(options.calibration)
-    return load_sequences(artifact, config, source, tokens=options.tokens_for(scheme), length=options.calibration_length)
 
 
 def decide(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from artifact.calibration import calibration_step
 from artifact.errors import UsageError
@@ -92,24 +93,14 @@ def run(
 def _after_export(artifact: Path, wanted: tuple[str, ...], options: RunOptions, force: bool, progress: Progress) -> dict[str, Outcome]:
     """Fuse, quantise and build each precision, and validate all."""
     outcomes = {"fuse": fuse(artifact, force=force, progress=progress)}
-    schemes, measured = [one for one in wanted if one in SCHEMES["tensorrt"]], set[str]()
-
-    def quantized(scheme: str, *, again: bool) -> Outcome:
-        recalibrate = again and calibration_step(scheme) not in measured  # one may serve several schemes
-        measured.add(calibration_step(scheme))
-        return quantize(
-            artifact,
-            scheme=scheme,
-            calibration=options.calibration,
-            placement=options.placement,
-            force=again,
-            recalibrate=recalibrate,
-            progress=progress,
-        )
-
-    outcomes |= {f"quantize-{scheme}": quantized(scheme, again=force) for scheme in schemes}
+    schemes = [one for one in wanted if one in SCHEMES["tensorrt"]]
+    firsts = {calibration_step(one): one for one in reversed(schemes)}.values()  # what one of them measures anew serves all that read it
+    asked: dict[str, Any] = {"calibration": options.calibration, "placement": options.placement, "progress": progress}
+    for scheme in schemes:
+        outcomes[f"quantize-{scheme}"] = quantize(artifact, scheme=scheme, force=force, recalibrate=force and scheme in firsts, **asked)
     stale = stale_steps(artifact, read_manifest(artifact))  # statistics that were deleted and measured again may be others
-    outcomes |= {f"quantize-{scheme}": quantized(scheme, again=False) for scheme in schemes if f"quantize-{scheme}" in stale}
+    for scheme in (one for one in schemes if f"quantize-{one}" in stale):
+        outcomes[f"quantize-{scheme}"] = quantize(artifact, scheme=scheme, force=False, **asked)
     for precision in wanted:
         outcomes[f"build-{precision}"] = build_all(artifact, precision, options.build, force=force, progress=progress)
     return outcomes | {"validate": validate(artifact, options.validate, force=force, progress=progress)}

@@ -86,17 +86,7 @@ def estimate(question: Question, machine: Machine) -> dict[str, Any]:
     check_blocks(config, load.precision)
     device = device_report(config, load, question.target)
     cut, refused = _parts(question, machine, device["fit"]["gpus"])
-    work = Work(
-        load.precision,
-        load.kv_cache,
-        question.calibrated,
-        question.packed,
-        _plans(question, cut),
-        question.download_bytes,
-        question.done,
-        machine.memory_bytes,
-    )
-    steps = step_costs(config, work, machine.rates)
+    steps = step_costs(config, _work(question, machine, cut), machine.rates)
     lacks = [*([refused] if refused else []), *_lacks(steps, machine)]
     return {
         "parameters": parameter_count(config),
@@ -117,6 +107,20 @@ def estimate(question: Question, machine: Machine) -> dict[str, Any]:
         "lacks": lacks,
         "fits": not lacks and device["fit"]["fits"],
     }
+
+
+def _work(question: Question, machine: Machine, cut: PartPlan) -> Work:
+    """What the steps have to do."""
+    return Work(
+        question.load.precision,
+        question.load.kv_cache,
+        calibrated=question.calibrated,
+        packed=question.packed,
+        plans=_plans(question, cut),
+        download_bytes=question.download_bytes,
+        done=question.done,
+        free_bytes=machine.memory_bytes,
+    )
 
 
 def device_report(config: LlamaConfig, load: Load, target: Target) -> dict[str, Any]:
