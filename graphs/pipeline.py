@@ -25,6 +25,7 @@ from graphs.fusions import (
     pack_gate_up,
     pack_qkv,
     pack_rotated_qkv,
+    pack_sliced_gate_up,
     rms_norm,
     rotary,
     skip_rms_norm,
@@ -102,6 +103,14 @@ ONNXRUNTIME = (
         pack_rotated_qkv,
         lambda shape: shape.num_hidden_layers,
         requires=(contract.TYPED, contract.WEIGHTS_OUTSIDE),
+        ensures=(contract.WEIGHTS_OUTSIDE, contract.SHAPES_CONSTANT),
+        needs_layout=True,
+    ),
+    Fusion(
+        "pack_sliced_gate_up",
+        pack_sliced_gate_up,
+        lambda shape: shape.num_hidden_layers,
+        requires=(contract.TYPED, contract.WEIGHTS_OUTSIDE),
         ensures=(contract.WEIGHTS_OUTSIDE,),
         needs_layout=True,
     ),
@@ -113,7 +122,7 @@ ONNXRUNTIME = (
         ensures=(contract.NORMS_IN_FLOAT32,),
     ),
 )
-"""Operators of ONNX Runtime's own where they were measured faster (docs/adr/012); gate and up stay two linears."""
+"""Operators of ONNX Runtime's own where they were measured faster (docs/adr/012)."""
 
 STATIC = (
     *TENSORRT,

@@ -43,16 +43,22 @@ class PackGateUp(FusionRule):
         x, product = matched["x"], matched["product"]
         module, dtype, shape = module_of(product), x.dtype, sizes(product)
         assert shape is not None
-        assert isinstance(shape[-1], int)
-        pairs_shape, half_shape = (*shape[:NEW_AXIS], 2, *shape[NEW_AXIS:]), (*shape[:NEW_AXIS], 1, *shape[NEW_AXIS:])
         both = packed_linear(op, x, (matched["gate_weight"], matched["up_weight"]), PACKED_NAME, _biases(matched))  # [B, S, 2F]
-        target = shape_constant(op, f"{product.name}.pairs", [0, 0, 2, shape[-1]])
-        pairs = in_module(op.Reshape(both, target), module, dtype, pairs_shape)  # [B, S, 2, F]
-        halves = op.Split(pairs, shape_constant(op, f"{product.name}.halves", [1, 1]), axis=NEW_AXIS, _outputs=2)
-        axes = shape_constant(op, f"{product.name}.axis", [NEW_AXIS])
-        gate, up = (in_module(op.Squeeze(in_module(half, module, dtype, half_shape), axes), module, dtype, shape) for half in halves)
+        gate, up = (in_module(half, module, dtype, shape) for half in self.halves(op, both, product))
         sigmoid = in_module(op.Sigmoid(gate), module, dtype, shape)
         return in_module(op.Mul(in_module(op.Mul(gate, sigmoid), module, dtype, shape), up), module)
+
+    def halves(self, op: Any, both: ir.Value, product: ir.Value) -> list[ir.Value]:
+        """Gate and up [B, S, F] of ``both`` [B, S, 2F], by a new axis."""
+        module, dtype, shape = module_of(product), both.dtype, sizes(product)
+        assert shape is not None
+        assert isinstance(shape[-1], int)
+        pairs_shape, half_shape = (*shape[:NEW_AXIS], 2, *shape[NEW_AXIS:]), (*shape[:NEW_AXIS], 1, *shape[NEW_AXIS:])
+        target = shape_constant(op, f"{product.name}.pairs", [0, 0, 2, shape[-1]])
+        pairs = in_module(op.Reshape(both, target), module, dtype, pairs_shape)  # [B, S, 2, F]
+        parts = op.Split(pairs, shape_constant(op, f"{product.name}.halves", [1, 1]), axis=NEW_AXIS, _outputs=2)
+        axes = shape_constant(op, f"{product.name}.axis", [NEW_AXIS])
+        return [op.Squeeze(in_module(part, module, dtype, half_shape), axes) for part in parts]
 
 
 class PackBiasedGateUp(PackGateUp):

@@ -1,10 +1,13 @@
-"""Pack the query, key and value projections in front of a ``GroupQueryAttention``, and rotate query and key in one node.
+"""Pack the query, key and value projections in front of a ``GroupQueryAttention``, and rotate all their heads in one node.
 
-Before:  x ─ MatMul(Transpose(w [n·D, E])) three times, n = H, K, K;  q, k ─ RotaryEmbedding(num_heads=n);  GroupQueryAttention(q, k, v, …)
-After:   x ─ MatMul(Transpose(qkv [(H+2K)·D, E])) ─ Split [(H+K)·D, K·D] → both, v;  both ─ RotaryEmbedding(num_heads=H+K) ─ Split [H·D, K·D] → q, k
-         With biases [n·D] each MatMul is followed by an Add before, and the packed one by an Add of [(H+2K)·D] after.
+Before:  x ─ MatMul(Transpose(w [n·D, E])) three times, n = H, K, K;  q, k ─ RotaryEmbedding(cos, sin, positions);  GroupQueryAttention(q, k, v, …)
+After:   x ─ MatMul(Transpose(qkv [N·D, E])) ─ Reshape [B, S·N, D] ─ RotaryEmbedding(cos', sin', num_heads=1) ─ Reshape [B, S, N·D]
+         GroupQueryAttention(qkv, –, –, …), N = H+2K
+         for all layers: cos', sin' [B, S·N, D/2] = the row of the token's position for its first H+K heads, 1 and 0 for its values
+         With biases [n·D] each MatMul is followed by an Add before, and the packed one by an Add of [N·D] after.
 
-ONNX Runtime stores a packed weight once however it is split, so here it is sliced on its last axis, unlike for TensorRT (_packing.py).
+Nothing is copied: the heads of a row lie one behind the other, so that each is a row by itself, and a value is rotated by nothing, which keeps its
+bits. Splitting rotated from unrotated and query from key took two nodes more a layer, and the attention three inputs.
 Source:  docs/adr/012
 """
 
@@ -18,10 +21,13 @@ import onnx_ir as ir
 from graphs.fusions._contrib import CONTRIB, Recorder, place
 from graphs.fusions._packing import TURNED, packed_linear, packing_objections, rows
 from graphs.fusions._reading import Refused, first, need, shape_of
-from graphs.fusions._values import in_module, module_of, only_user, producer, shape_constant, sizes
+from graphs.fusions._values import in_module, module_of, only_user, producer, rank, shape_constant
 from graphs.fusions.pack_qkv import PACKED_NAME
 
-PARTS, LAST_AXIS = ("query", "key", "value"), 2
+PARTS = ("query", "key", "value")
+HEADS_AXIS = 2
+NEUTRAL = (1.0, 0.0)
+"""Cosine and sine of no rotation."""
 
 
 @dataclass(frozen=True)
@@ -34,11 +40,21 @@ class Projection:
 
 
 @dataclass(frozen=True)
+class Rotation:
+    """Tables cos and sin [positions, D/2], the positions [B, S] at which they are read, and the heads of query and key."""
+
+    tables: tuple[ir.Value, ir.Value]
+    positions: ir.Value
+    heads: tuple[int, int]
+    module: str
+
+
+@dataclass(frozen=True)
 class Projections:
-    """Linears of query, key and value that read ``x`` [B, S, E], the rotations of the first two, and the attention behind them."""
+    """Linears of query, key and value that read ``x`` [B, S, E], how the first two are rotated, and the attention behind them."""
 
     attention: ir.Node
-    rotations: tuple[ir.Node, ir.Node]
+    rotation: Rotation
     x: ir.Value
     weights: tuple[ir.Value, ...]
     biases: tuple[ir.Value, ...]
@@ -56,6 +72,7 @@ def read(node: ir.Node) -> Projections:
         raise Refused("query and key are not rotated by the same tables and positions in front of it")
     if any(only_user(rotation.outputs[0], node.op_type) is not node for rotation in (query, key)):
         raise Refused("a rotated query or key is read elsewhere too")
+    rotation = _rotation(query, key)
     sources = (query.inputs[0], key.inputs[0], node.inputs[2])
     parts = tuple(_projection(name, value) for name, value in zip(PARTS, sources, strict=True))
     inputs, biases = {part.x for part in parts}, tuple(part.bias for part in parts if part.bias is not None)
@@ -66,7 +83,18 @@ def read(node: ir.Node) -> Projections:
     x, weights = inputs.pop(), tuple(part.weight for part in parts)
     for reason, _ in packing_objections(x, weights, PACKED_NAME, biases):
         raise Refused(reason)
-    return Projections(node, (query, key), x, weights, biases)
+    return Projections(node, rotation, x, weights, biases)
+
+
+def _rotation(query: ir.Node, key: ir.Node) -> Rotation:
+    """How both are rotated: whole heads, in halves, by rows of a table."""
+    if any(rotation.attributes.get_int(name, 0) for rotation in (query, key) for name in ("interleaved", "rotary_embedding_dim")):
+        raise Refused("the query or the key is rotated in interleaved pairs, or in part")
+    match query.inputs[1:]:
+        case (ir.Value() as cos, ir.Value() as sin, ir.Value() as positions) if rank(cos) == rank(sin) == 2:
+            heads = query.attributes["num_heads"].as_int(), key.attributes["num_heads"].as_int()
+            return Rotation((cos, sin), positions, heads, module_of(query.outputs[0]))
+    raise Refused("query and key are not rotated by tables [positions, D/2] that are read by positions")
 
 
 def _projection(name: str, value: ir.Value | None) -> Projection:
@@ -80,23 +108,55 @@ def _projection(name: str, value: ir.Value | None) -> Projection:
 
 
 def rewrite(graph: ir.Graph, found: Projections) -> None:
-    """The packed linear, cut in two, and what is rotated cut in two again; the attention reads the pieces."""
-    op, attention, (query, key) = Recorder(), found.attention, found.rotations
-    module = module_of(query.outputs[0])
-    n_heads = sum(rotation.attributes["num_heads"].as_int() for rotation in (query, key))
-    *rotated_widths, value_width = map(rows, found.weights)
-    linear = packed_linear(op, found.x, found.weights, PACKED_NAME, found.biases)
-    both, value = _cut(op, linear, module, [sum(rotated_widths), value_width], "parts")
-    rotated = op.RotaryEmbedding(both, *query.inputs[1:], interleaved=0, num_heads=n_heads)
-    in_module(rotated, module, both.dtype, sizes(both))
-    new_query, new_key = _cut(op, rotated, module, rotated_widths, "rotated")
+    """The packed linear and its heads, all rotated, are the attention's one input."""
+    op, attention, rotation = Recorder(), found.attention, found.rotation
+    linear = packed_linear(op, found.x, found.weights, PACKED_NAME, found.biases)  # [B, S, N·D]
+    (batch, new, _), dtype, module = shape_of(linear), linear.dtype, rotation.module
+    size, width = rows(found.weights[0]) // rotation.heads[0], sum(map(rows, found.weights))
+    cos, sin = _by_head(op, rotation, width // size)
+    heads = in_module(op.Reshape(linear, shape_constant(op, f"{module}.heads", [0, -1, size])), module, dtype, (batch, None, size))
+    rotated = in_module(op.RotaryEmbedding(heads, cos, sin, interleaved=0, num_heads=1), module, dtype, (batch, None, size))
+    packed = in_module(op.Reshape(rotated, shape_constant(op, f"{module}.packed", [0, -1, width])), module, dtype, (batch, new, width))
     place(graph, attention, op, [])
-    for index, operand in enumerate((new_query, new_key, value)):
+    for index, operand in enumerate((packed, None, None)):
         attention.replace_input_with(index, operand)
 
 
-def _cut(op: Any, value: ir.Value, module: str, widths: list[int], name: str) -> list[ir.Value]:
-    """Pieces of the last axis."""
-    *leading, _ = shape_of(value)
-    pieces = op.Split(value, shape_constant(op, f"{module}.{name}", widths), axis=LAST_AXIS, _outputs=len(widths))
-    return [in_module(piece, module, value.dtype, (*leading, width)) for piece, width in zip(pieces, widths, strict=True)]
+def _by_head(op: Recorder, rotation: Rotation, n_heads: int) -> list[ir.Value]:
+    """Cosines and sines [B, S·N, D/2]: rows of the tables for the heads that are rotated, which come first; made once for all layers."""
+    n_rotated = sum(rotation.heads)
+    name = f"RotaryEmbedding.{n_rotated}_of_{n_heads}"
+    is_rotated = op.initializer(ir.tensor([[head < n_rotated] for head in range(n_heads)], name=name))
+    return [
+        _made(table, rotation.positions, name) or _spread(op, table, rotation.positions, is_rotated, neutral)
+        for table, neutral in zip(rotation.tables, NEUTRAL, strict=True)
+    ]
+
+
+def _made(table: ir.Value, positions: ir.Value, name: str) -> ir.Value | None:
+    """What another layer's heads are rotated by, if it is the same."""
+    nodes = [use.node for use in table.uses() if use.node.op_type == "Gather" and use.node.inputs[1] is positions]
+    for op_type in ("Unsqueeze", "Where", "Reshape"):
+        nodes = [use.node for node in nodes for use in node.outputs[0].uses() if use.node.op_type == op_type]
+        nodes = [node for node in nodes if op_type != "Where" or getattr(node.inputs[0], "name", None) == name]
+    return nodes[0].outputs[0] if nodes else None
+
+
+def _spread(op: Recorder, table: ir.Value, positions: ir.Value, is_rotated: ir.Value, neutral: float) -> ir.Value:
+    """Rows of one table by position and head, and ``neutral`` where a head is not rotated."""
+    module, dtype, (batch, new), (_, half), (n_heads, _) = _owner(table), table.dtype, shape_of(positions), shape_of(table), shape_of(is_rotated)
+    assert dtype is not None
+    assert isinstance(half, int)
+
+    def made(value: ir.Value, *shape: Any) -> ir.Value:
+        return in_module(value, module, dtype, shape)
+
+    axis, rows_shape = (shape_constant(op, f"{table.name}.{name}", shape) for name, shape in (("axis", [HEADS_AXIS]), ("rows", [0, -1, half])))
+    found = made(op.Unsqueeze(made(op.Gather(table, positions, axis=0), batch, new, half), axis), batch, new, 1, half)
+    otherwise = op.initializer(ir.tensor(neutral, dtype=dtype, name=f"{table.name}.unrotated"))
+    return made(op.Reshape(made(op.Where(is_rotated, found, otherwise), batch, new, n_heads, half), rows_shape), batch, None, half)
+
+
+def _owner(table: ir.Value) -> str:
+    """The module that a table belongs to, by its name: `model.rotary_emb.cos` → `model.rotary_emb`."""
+    return str(table.name).rpartition(".")[0]

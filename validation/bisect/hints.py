@@ -18,7 +18,7 @@ RULES = {
     "GroupQueryAttention": ("group_query_attention",),
 }
 """Operator → the fusions that write it."""
-PACKING = {"qkv_proj": ("pack_qkv", "pack_rotated_qkv"), "gate_up_proj": ("pack_gate_up",)}
+PACKING = {"qkv_proj": ("pack_qkv", "pack_rotated_qkv"), "gate_up_proj": ("pack_gate_up", "pack_sliced_gate_up")}
 QUANTISED = ("DequantizeLinear", "QuantizeLinear", "MatMulNBits")
 
 
