@@ -3,8 +3,9 @@
     python benchmarks/onnxruntime_decode.py [--folder DIR] [--environments DIR] [--rounds 7] [--only int4]
 
 Batch 1, 256 tokens of prefill, then 64 decode steps; keys and values are bound in place where the graph allows it, otherwise each step's outputs are
-bound as the next one's inputs. In a round every graph has its turn; a graph's ratio is the median over the rounds of its tokens/s ÷ those of the
-best peer (the one with the best median) in the same round, so that whatever else the machine does falls on both.
+bound as the next one's inputs. Ours come in both forms of `export --kv-cache`. In a round every graph has its turn; a graph's ratio is the median over
+the rounds of its tokens/s ÷ those of the best peer (the one with the best median) in the same round, so that whatever else the machine does falls on
+both.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import numpy as np
 import onnxruntime as ort
 from onnxruntime_peers import OURS, PEERS, make_ours, make_peer, write_checkpoint
 
+TOOLKIT = "this toolkit"
 PREFILL, DECODE, CAPACITY, WARM_STEPS = 256, 64, 384, 4
 TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
@@ -52,10 +54,15 @@ class Decoder:
         """Some new tokens [1, S]."""
         new = ids.shape[1]
         self._total += new
-        self._binding.bind_cpu_input("input_ids", ids)
-        self._binding.bind_cpu_input("attention_mask", np.ones((1, self._total), np.int64))
-        if "position_ids" in self._inputs:
-            self._binding.bind_cpu_input("position_ids", np.arange(self._total - new, self._total)[None])
+        given = {
+            "input_ids": ids,
+            "attention_mask": np.ones((1, self._total), np.int64),
+            "position_ids": np.arange(self._total - new, self._total)[None],
+            "cache_write_indices": np.array([self._total - new]),
+            "key_value_lengths": np.array([self._total]),
+        }
+        for name in given.keys() & self._inputs.keys():
+            self._binding.bind_cpu_input(name, given[name])
         self._binding.bind_output("logits")
         if self._shares_cache:
             self._session.run_with_iobinding(self._binding)
@@ -89,11 +96,11 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--only", choices=list(OURS), help="one precision alone")
     options = parser.parse_args()
-    ours = make_ours(options.folder / "artifact")
+    ours = {form: make_ours(options.folder / folder, form) for form, folder in {"dynamic": "artifact", "static": "artifact-static"}.items()}
     checkpoint = write_checkpoint(options.folder / "artifact", options.folder / "checkpoint")
     print(f"ONNX Runtime {ort.__version__}, {options.threads} threads, load {os.getloadavg()[0]:.1f}, {options.rounds} rounds")
     for precision in [options.only] if options.only else OURS:
-        files = {"this toolkit": (ours[precision], True)}
+        files = {f"{TOOLKIT}, {form} cache": (graphs[precision], True) for form, graphs in ours.items()}
         for name, peer in PEERS.items():
             graph = make_peer(name, checkpoint, options.folder, options.environments) if peer.precision == precision else None
             if graph is not None:
@@ -122,7 +129,7 @@ def measure(graphs: dict[str, list[Decoder]], rounds: int) -> dict[str, Any]:
 
 
 def _print_table(precision: str, turns: dict[str, Any]) -> None:
-    peers = [name for name in turns if name != "this toolkit"]
+    peers = [name for name in turns if not name.startswith(TOOLKIT)]
     print(f"\n{precision:28} {'prefill':>8} {'best':>7} {'decode':>8} {'best':>7}   ratio to the best peer: prefill, decode")
     best = [max(peers, key=lambda name: np.median(turns[name][:, kind])) for kind in (0, 1)] if peers else []
     for name, turn in turns.items():

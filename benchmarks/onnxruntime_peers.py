@@ -45,10 +45,10 @@ PEERS = {
 OURS = {"float32": "fused-onnxruntime", "int8": "int8-onnxruntime", "int4": "int4-onnxruntime"}
 
 
-def make_ours(artifact: Path) -> dict[str, Path]:
+def make_ours(artifact: Path, kv_cache: str = "dynamic") -> dict[str, Path]:
     """Precision → our graph; a second call does only what has changed."""
     steps = ("fuse {artifact}", "quantize {artifact} --scheme int8", "quantize {artifact} --scheme int4")
-    _cli(f"export --checkpoint demo --dtype fp32 --out {artifact}")
+    _cli(f"export --checkpoint demo --dtype fp32 --kv-cache {kv_cache} --out {artifact}")
     for step in steps:
         _cli(step.format(artifact=artifact) + " --target onnxruntime")
     return {precision: artifact / f"{stage}.onnx" for precision, stage in OURS.items()}

@@ -22,7 +22,9 @@ from graphs.fusions import (
     attention,
     constant_shape,
     group_query_attention,
+    grouped_static_attention,
     pack_gate_up,
+    pack_grouped_qkv,
     pack_qkv,
     pack_rotated_qkv,
     pack_sliced_gate_up,
@@ -136,8 +138,29 @@ STATIC = (
 )
 """The same for a static cache, whose lengths take the mask's place in the end."""
 
+STATIC_ONNXRUNTIME = (
+    *TENSORRT[:4],
+    STATIC[-1],  # static_attention
+    Fusion(
+        "grouped_static_attention",
+        grouped_static_attention,
+        lambda shape: shape.num_hidden_layers,
+        requires=(contract.TYPED, contract.SHAPES_CONSTANT, contract.MASKED_BY_LENGTHS),
+    ),
+    Fusion(
+        "pack_grouped_qkv",
+        pack_grouped_qkv,
+        lambda shape: shape.num_hidden_layers,
+        requires=(contract.TYPED, contract.WEIGHTS_OUTSIDE),
+        ensures=(contract.WEIGHTS_OUTSIDE,),
+        needs_layout=True,
+    ),
+    *ONNXRUNTIME[-2:],  # pack_sliced_gate_up, skip_rms_norm
+)
+"""ONNX Runtime's operators for a static cache: the attention writes into it and rotates by itself."""
+
 PIPELINES = {"tensorrt": TENSORRT, "onnxruntime": ONNXRUNTIME}
-STATIC_PIPELINES = {"tensorrt": STATIC}
+STATIC_PIPELINES = {"tensorrt": STATIC, "onnxruntime": STATIC_ONNXRUNTIME}
 
 
 def fuse_model(

@@ -6,18 +6,71 @@ GEMM's weight twice.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 import onnx_ir as ir
 
 from artifact.layout import PACKED
+from graphs.fusions._reading import Refused, first, need
 from graphs.fusions._rule import Objection
-from graphs.fusions._values import in_module, last_size, rank, sizes
+from graphs.fusions._values import in_module, last_size, producer, rank, sizes
 
 TURNED = (1, 0)
 WEIGHT, BIAS = ".weight", ".bias"
+
+
+@dataclass(frozen=True)
+class Projections:
+    """Linears that read ``x`` [B, S, E]: their weights [out, in], which lie next to each other, and their biases [out], or none."""
+
+    x: ir.Value
+    weights: tuple[ir.Value, ...]
+    biases: tuple[ir.Value, ...]
+
+    def packed(self, op: Any, name: str) -> ir.Value:
+        """All of them as one (``packed_linear``)."""
+        return packed_linear(op, self.x, self.weights, name, self.biases)
+
+
+def read_projections(sources: Mapping[str, ir.Value | None], packed: str) -> Projections:
+    """The linears x ─ MatMul(Transpose(weight)) ─ Add(bias)? that some values are the outputs of.
+
+    Args:
+        sources: the values, by what they are called in a refusal.
+        packed: name of the packed projection.
+
+    Raises:
+        Refused: one of them is something else, or they are not one packed linear.
+    """
+    parts = [_projection(name, value) for name, value in sources.items()]
+    inputs, biases = {x for x, _, _ in parts}, tuple(bias for _, _, bias in parts if bias is not None)
+    if len(inputs) != 1:
+        raise Refused(f"{_listed(sources)} are projected from different inputs")
+    if biases and len(biases) != len(parts):
+        raise Refused(f"some of {_listed(sources)} have a bias and some have none")
+    found = Projections(inputs.pop(), tuple(weight for _, weight, _ in parts), biases)
+    for reason, _ in packing_objections(found.x, found.weights, packed, biases):
+        raise Refused(reason)
+    return found
+
+
+def _listed(names: Mapping[str, Any]) -> str:
+    *others, last = names
+    return f"{', '.join(others)} and {last}"
+
+
+def _projection(name: str, value: ir.Value | None) -> tuple[ir.Value, ir.Value, ir.Value | None]:
+    """Input, weight and bias of one."""
+    otherwise = f"the {name} is not projected by a transposed weight [out, in]"
+    biased = producer(value, "Add")
+    linear = need(value if biased is None else biased.inputs[0], "MatMul", otherwise=otherwise)
+    turned = need(linear.inputs[1], "Transpose", otherwise=otherwise)
+    if turned.attributes.get_ints("perm") != TURNED:
+        raise Refused(otherwise)
+    return first(linear), first(turned), None if biased is None else biased.inputs[1]
 
 
 def packing_objections(x: ir.Value, weights: Sequence[ir.Value], packed: str, biases: Sequence[ir.Value] = ()) -> Iterator[Objection]:
@@ -40,10 +93,10 @@ def packing_objections(x: ir.Value, weights: Sequence[ir.Value], packed: str, bi
 def _one_tensor_objections(parts: Sequence[ir.Value], packed: str, suffix: str) -> Iterator[Objection]:
     if len({part.dtype for part in parts}) != 1:
         yield f"{_names(parts)} are not of one dtype", parts[0]
-    for first, second in pairwise(parts):
-        if _end(first) != _start(second):
+    for before, after in pairwise(parts):
+        if _end(before) != _start(after):
             kind = suffix.removeprefix(".")
-            yield f"{second.name} does not lie behind {first.name}: {_place(first)}, {_place(second)}; a packed {kind} would be a copy", second
+            yield f"{after.name} does not lie behind {before.name}: {_place(before)}, {_place(after)}; a packed {kind} would be a copy", after
     if packed_module(parts, packed, suffix) is None:
         yield f"{_names(parts)} are not named {', '.join(PACKED[packed])} of one layer", parts[0]
 

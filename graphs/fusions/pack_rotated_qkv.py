@@ -19,24 +19,16 @@ from typing import Any
 import onnx_ir as ir
 
 from graphs.fusions._contrib import CONTRIB, Recorder, place
-from graphs.fusions._packing import TURNED, packed_linear, packing_objections, rows
-from graphs.fusions._reading import Refused, first, need, shape_of
-from graphs.fusions._values import in_module, module_of, only_user, producer, rank, shape_constant
+from graphs.fusions._grouped_heads import GROUPED, read_tables
+from graphs.fusions._packing import Projections, read_projections, rows
+from graphs.fusions._reading import Refused, shape_of
+from graphs.fusions._values import in_module, module_of, only_user, producer, shape_constant
 from graphs.fusions.pack_qkv import PACKED_NAME
 
 PARTS = ("query", "key", "value")
 HEADS_AXIS = 2
 NEUTRAL = (1.0, 0.0)
 """Cosine and sine of no rotation."""
-
-
-@dataclass(frozen=True)
-class Projection:
-    """x ─ MatMul(Transpose(weight)) ─ Add(bias)?"""
-
-    x: ir.Value
-    weight: ir.Value
-    bias: ir.Value | None
 
 
 @dataclass(frozen=True)
@@ -50,22 +42,20 @@ class Rotation:
 
 
 @dataclass(frozen=True)
-class Projections:
-    """Linears of query, key and value that read ``x`` [B, S, E], how the first two are rotated, and the attention behind them."""
+class RotatedProjections:
+    """What query, key and value are projected from and by, how the first two are rotated, and the attention behind them."""
 
     attention: ir.Node
     rotation: Rotation
-    x: ir.Value
-    weights: tuple[ir.Value, ...]
-    biases: tuple[ir.Value, ...]
+    projections: Projections
 
 
 def is_candidate(node: ir.Node) -> bool:
     """Every GroupQueryAttention whose key and value come apart from the query."""
-    return node.op_type == "GroupQueryAttention" and node.domain == CONTRIB and node.inputs[1] is not None
+    return node.op_type == GROUPED and node.domain == CONTRIB and node.inputs[1] is not None
 
 
-def read(node: ir.Node) -> Projections:
+def read(node: ir.Node) -> RotatedProjections:
     """The linears in front of an attention; raises Refused."""
     query, key = (producer(value, "RotaryEmbedding") for value in node.inputs[:2])
     if query is None or key is None or query.inputs[1:] != key.inputs[1:]:
@@ -74,45 +64,24 @@ def read(node: ir.Node) -> Projections:
         raise Refused("a rotated query or key is read elsewhere too")
     rotation = _rotation(query, key)
     sources = (query.inputs[0], key.inputs[0], node.inputs[2])
-    parts = tuple(_projection(name, value) for name, value in zip(PARTS, sources, strict=True))
-    inputs, biases = {part.x for part in parts}, tuple(part.bias for part in parts if part.bias is not None)
-    if len(inputs) != 1:
-        raise Refused("query, key and value are projected from different inputs")
-    if biases and len(biases) != len(parts):
-        raise Refused("some of query, key and value have a bias and some have none")
-    x, weights = inputs.pop(), tuple(part.weight for part in parts)
-    for reason, _ in packing_objections(x, weights, PACKED_NAME, biases):
-        raise Refused(reason)
-    return Projections(node, rotation, x, weights, biases)
+    return RotatedProjections(node, rotation, read_projections(dict(zip(PARTS, sources, strict=True)), PACKED_NAME))
 
 
 def _rotation(query: ir.Node, key: ir.Node) -> Rotation:
     """How both are rotated: whole heads, in halves, by rows of a table."""
     if any(rotation.attributes.get_int(name, 0) for rotation in (query, key) for name in ("interleaved", "rotary_embedding_dim")):
         raise Refused("the query or the key is rotated in interleaved pairs, or in part")
-    match query.inputs[1:]:
-        case (ir.Value() as cos, ir.Value() as sin, ir.Value() as positions) if rank(cos) == rank(sin) == 2:
-            heads = query.attributes["num_heads"].as_int(), key.attributes["num_heads"].as_int()
-            return Rotation((cos, sin), positions, heads, module_of(query.outputs[0]))
-    raise Refused("query and key are not rotated by tables [positions, D/2] that are read by positions")
+    cos, sin, positions = read_tables(query)
+    heads = query.attributes["num_heads"].as_int(), key.attributes["num_heads"].as_int()
+    return Rotation((cos, sin), positions, heads, module_of(query.outputs[0]))
 
 
-def _projection(name: str, value: ir.Value | None) -> Projection:
-    otherwise = f"the {name} is not projected by a transposed weight [out, in]"
-    biased = producer(value, "Add")
-    linear = need(value if biased is None else biased.inputs[0], "MatMul", otherwise=otherwise)
-    turned = need(linear.inputs[1], "Transpose", otherwise=otherwise)
-    if turned.attributes.get_ints("perm") != TURNED:
-        raise Refused(otherwise)
-    return Projection(first(linear), first(turned), None if biased is None else biased.inputs[1])
-
-
-def rewrite(graph: ir.Graph, found: Projections) -> None:
+def rewrite(graph: ir.Graph, found: RotatedProjections) -> None:
     """The packed linear and its heads, all rotated, are the attention's one input."""
-    op, attention, rotation = Recorder(), found.attention, found.rotation
-    linear = packed_linear(op, found.x, found.weights, PACKED_NAME, found.biases)  # [B, S, N·D]
+    op, attention, rotation, weights = Recorder(), found.attention, found.rotation, found.projections.weights
+    linear = found.projections.packed(op, PACKED_NAME)  # [B, S, N·D]
     (batch, new, _), dtype, module = shape_of(linear), linear.dtype, rotation.module
-    size, width = rows(found.weights[0]) // rotation.heads[0], sum(map(rows, found.weights))
+    size, width = rows(weights[0]) // rotation.heads[0], sum(map(rows, weights))
     cos, sin = _by_head(op, rotation, width // size)
     heads = in_module(op.Reshape(linear, shape_constant(op, f"{module}.heads", [0, -1, size])), module, dtype, (batch, None, size))
     rotated = in_module(op.RotaryEmbedding(heads, cos, sin, interleaved=0, num_heads=1), module, dtype, (batch, None, size))

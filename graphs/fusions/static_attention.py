@@ -43,7 +43,7 @@ class FuseStaticAttention(FusionRule):
         if _attributes(matched["attended"]) != PLAIN:
             yield "attention has other attributes than scale = 1", matched["attended"]
         for cache in (matched["keys"], matched["values"]):
-            reason = _not_in_place(cache)
+            reason = not_in_place(cache)
             if reason:
                 yield reason, cache
         try:
@@ -78,9 +78,9 @@ def read_lengths(query: ir.Value, keys: ir.Value, mask: ir.Value, **_: ir.Value)
         raise Refused("the mask does not count the slots 0 … C−1 of the cache")
     last, first = (_behind_rows(rows, batch, new) for rows in (causal[1], own[1]))
     lengths, subtracted = operands(last, "Sub") or (None, None)
-    if not _is_input(lengths, KEY_VALUE_LENGTHS) or _size_read(subtracted) != new:
+    if not is_input(lengths, KEY_VALUE_LENGTHS) or _size_read(subtracted) != new:
         raise Refused(f"the mask is not causal up to {KEY_VALUE_LENGTHS} − S")
-    if not _is_input(first, CACHE_WRITE_INDICES):
+    if not is_input(first, CACHE_WRITE_INDICES):
         raise Refused(f"beside the slots up to a token the mask allows others than its own, from {CACHE_WRITE_INDICES}")
     assert lengths is not None
     return lengths
@@ -109,7 +109,7 @@ def _size_read(value: ir.Value | None) -> Size:
     return axis_read(squeeze.inputs[0]) if squeeze is not None else None
 
 
-def _not_in_place(cache: ir.Value) -> str:
+def not_in_place(cache: ir.Value) -> str:
     """Why keys or values are not a graph input, written at the write indices and given out again; "" where they are."""
     scatter = producer(through(cache, "Reshape"), "TensorScatter")
     if scatter is None:
@@ -117,9 +117,9 @@ def _not_in_place(cache: ir.Value) -> str:
     if IN_SLOTS | _attributes(scatter.outputs[0]) != IN_SLOTS:
         return "TensorScatter does not write into slots that follow each other (axis -2, mode linear)"
     past, _, indices = (*scatter.inputs, None)[:3]
-    if not _is_input(past) or not scatter.outputs[0].is_graph_output():
+    if not is_input(past) or not scatter.outputs[0].is_graph_output():
         return "the cache is not written in place: it is no graph input, or the written one no graph output"
-    return "" if _is_input(indices, CACHE_WRITE_INDICES) else f"the cache is not written from {CACHE_WRITE_INDICES} on"
+    return "" if is_input(indices, CACHE_WRITE_INDICES) else f"the cache is not written from {CACHE_WRITE_INDICES} on"
 
 
 def _attributes(value: ir.Value) -> dict[str, Any]:
@@ -128,7 +128,8 @@ def _attributes(value: ir.Value) -> dict[str, Any]:
     return {} if node is None else {name: attribute.value for name, attribute in node.attributes.items()}
 
 
-def _is_input(value: ir.Value | None, name: str | None = None) -> bool:
+def is_input(value: ir.Value | None, name: str | None = None) -> bool:
+    """Whether a value is an input of the graph, of this name if one is given."""
     return value is not None and value.is_graph_input() and name in (None, value.name)
 
 

@@ -1,0 +1,118 @@
+"""What ONNX Runtime's ``GroupQueryAttention`` knows by itself around an attention: the cache, and heads that lie in linears [B, S, n·D]."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from graphs.fusions._contrib import CONTRIB, Recorder, place
+from graphs.fusions._reading import Refused, first, need, scaled
+from graphs.fusions._values import in_module, module_of, numbers, only_user, producer, rank
+
+HEADS_FIRST, LINEAR_RANK = (0, 2, 1, 3), 3
+GROUPED, SEQLENS, TOTAL = "GroupQueryAttention", 5, 6
+"""The operator, and its inputs for the length of each row less one [B], and for the largest length."""
+NOT_JOINED = "its result is not turned and reshaped to [B, S, H · D]"
+
+
+@dataclass(frozen=True)
+class Heads:
+    """Heads [B, n, S, D] of a linear's output [B, S, n·D]; ``rotation`` is the RotaryEmbedding between, or None."""
+
+    linear: ir.Value
+    count: int
+    rotation: ir.Node | None
+
+
+@dataclass(frozen=True)
+class Cached:
+    """New keys or values, and the cache before and behind them."""
+
+    heads: Heads
+    past: ir.Value
+    present: ir.Value
+
+
+@dataclass(frozen=True)
+class Grouped:
+    """One attention with its cache; ``joined`` is its result [B, S, H·D]."""
+
+    query: Heads
+    key: Cached
+    value: Cached
+    scale: float
+    joined: ir.Value
+
+    def replace(self, graph: ir.Graph, op: Recorder, operands: Sequence[ir.Value | None], *, do_rotary: int) -> None:
+        """Put one node in the place of the cache, the layout and the attention."""
+        last = self.joined.producer()
+        assert last is not None
+        attended, *present = op.GroupQueryAttention(
+            *operands,
+            num_heads=self.query.count,
+            kv_num_heads=self.key.heads.count,
+            scale=self.scale,
+            do_rotary=do_rotary,
+            _domain=CONTRIB,
+            _outputs=3,
+        )
+        in_module(attended, module_of(self.joined))
+        place(graph, last, op, list(zip((self.joined, self.key.present, self.value.present), (attended, *present), strict=True)))
+
+
+def read_grouped(attention: ir.Node, read_cache: Callable[[str, ir.Value | None], Cached]) -> Grouped:
+    """What an Attention computes of which linears; ``read_cache`` reads its keys and its values. Raises Refused."""
+    unscaled, scale = scaled(first(attention))
+    query, key, value = read_heads("query", unscaled), read_cache("key", attention.inputs[1]), read_cache("value", attention.inputs[2])
+    if query.rotation is None or key.heads.rotation is None or value.heads.rotation is not None:
+        raise Refused("query and key are rotated, values are not: here it is otherwise")
+    if query.rotation.inputs[1:] != key.heads.rotation.inputs[1:]:
+        raise Refused("query and key are rotated by different tables or positions")
+    if key.heads.count != value.heads.count or query.count % key.heads.count:
+        raise Refused(f"{query.count} query heads can't share {key.heads.count} key heads and {value.heads.count} value heads")
+    return Grouped(query, key, value, scale, read_joined(attention.outputs[0]))
+
+
+def read_heads(name: str, value: ir.Value) -> Heads:
+    """The linear, its heads and their rotation behind a value [B, n, S, D]; raises Refused."""
+    rotation = producer(value, "RotaryEmbedding")
+    if rotation is not None and any(rotation.attributes.get_int(attribute, 0) != 0 for attribute in ("interleaved", "rotary_embedding_dim")):
+        raise Refused(f"the {name} is rotated in interleaved pairs, or in part")
+    otherwise = f"the {name} is not a linear's output [B, S, heads · D] that is reshaped and turned to [B, heads, S, D]"
+    turned = need(value if rotation is None else rotation.inputs[0], "Transpose", otherwise=otherwise)
+    reshape = need(turned.inputs[0], "Reshape", otherwise=otherwise)
+    linear = first(reshape)
+    if turned.attributes.get_ints("perm") != HEADS_FIRST or rank(linear) != LINEAR_RANK:
+        raise Refused(otherwise)
+    match numbers(reshape.inputs[1]):
+        case (0, 0, int(count), _) if count > 0:
+            return Heads(linear, count, rotation)
+        case shape:
+            raise Refused(f"the {name} is reshaped to {shape}, not to [0, 0, heads, D]")
+
+
+def read_joined(attended: ir.Value) -> ir.Value:
+    """The [B, S, H·D] that an attention's [B, H, S, D] is turned and reshaped to; raises Refused."""
+    turned = _only_user(attended, "Transpose")
+    reshape = _only_user(turned.outputs[0], "Reshape")
+    match numbers(reshape.inputs[1]):
+        case (0, 0, _) if turned.attributes.get_ints("perm") == HEADS_FIRST:
+            return reshape.outputs[0]
+    raise Refused(NOT_JOINED)
+
+
+def _only_user(value: ir.Value, op_type: str) -> ir.Node:
+    node = only_user(value, op_type)
+    if node is None:
+        raise Refused(NOT_JOINED)
+    return node
+
+
+def read_tables(rotation: ir.Node) -> tuple[ir.Value, ir.Value, ir.Value]:
+    """Tables cos and sin [positions, D/2] and the positions [B, S] of a RotaryEmbedding; raises Refused."""
+    match rotation.inputs[1:]:
+        case (ir.Value() as cos, ir.Value() as sin, ir.Value() as positions) if rank(cos) == rank(sin) == 2:
+            return cos, sin, positions
+    raise Refused("query and key are not rotated by tables [positions, D/2] that are read by positions")
