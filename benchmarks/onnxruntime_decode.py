@@ -3,9 +3,9 @@
     python benchmarks/onnxruntime_decode.py [--folder DIR] [--environments DIR] [--rounds 7] [--only int4]
 
 Batch 1, 256 tokens of prefill, then 64 decode steps; keys and values are bound in place where the graph allows it, otherwise each step's outputs are
-bound as the next one's inputs. Ours come in both forms of `export --kv-cache`. In a round every graph has its turn; a graph's ratio is the median over
-the rounds of its tokens/s ÷ those of the best peer (the one with the best median) in the same round, so that whatever else the machine does falls on
-both.
+bound as the next one's inputs. Ours come in both forms of `export --kv-cache`. In a round every graph has its turn; a graph's ratio is the median
+over the rounds of its tokens/s ÷ those of the best peer (the one with the best median) in the same round, so that whatever else the machine does
+falls on both.
 """
 
 from __future__ import annotations

@@ -24,12 +24,13 @@ from artifact.io_spec import KEY_VALUE_LENGTHS
 from graphs.fusions._contrib import Recorder
 from graphs.fusions._grouped_heads import GROUPED, SEQLENS, TOTAL, Cached, Grouped, read_grouped, read_heads, read_tables
 from graphs.fusions._reading import Refused, need
-from graphs.fusions._values import in_module, unreshaped
+from graphs.fusions._values import in_module, last_size, unreshaped
 from graphs.fusions.static_attention import is_input, not_in_place
 
 BY_LENGTHS = {"is_causal": 1, "scale": 1.0}
 MASK, LENGTHS = 3, 6
 """Attributes of an Attention that masks by lengths alone, and inputs of it."""
+ROTATED_MULTIPLE = 16
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,11 @@ def read(node: ir.Node) -> AttentionByLengths:
         raise Refused(f"its lengths are not the graph's {KEY_VALUE_LENGTHS}")
     grouped = read_grouped(node, _cached)
     assert grouped.query.rotation is not None
-    return AttentionByLengths(grouped, read_tables(grouped.query.rotation), lengths)
+    tables = read_tables(grouped.query.rotation)
+    size = last_size(grouped.key.past)
+    if not isinstance(size, int) or size % ROTATED_MULTIPLE:
+        raise Refused(f"the operator rotates heads of a multiple of {ROTATED_MULTIPLE}, and these have {size}")
+    return AttentionByLengths(grouped, tables, lengths)
 
 
 def _cached(name: str, value: ir.Value | None) -> Cached:

@@ -11,7 +11,7 @@ import pytest
 
 from artifact import io_spec
 from artifact.config import LlamaConfig
-from artifact.errors import FusionError, QuantizationError
+from artifact.errors import FusionError, ParityMismatch, QuantizationError
 from artifact.layout import MODULE_KEY, layer_of
 from artifact.manifest import read_manifest
 from artifact.steps import StepContext, run_step
@@ -20,29 +20,33 @@ from exporter.checkpoints import open_checkpoint
 from exporter.export import export_checkpoint
 from graphs.foreign.fuse import fuse_graph
 from graphs.partition import cut_layer, cut_shared, cut_tail, part_boundaries
+from validation.lone.report import validate_graph
 from validation.node_runner import run_nodes
 from validation.parity import validate_artifact
 
 pytestmark = pytest.mark.trace
 LAYERS = 2
+TRACED = {"rms_norm": 2 * LAYERS + 1, "rotary": 2 * LAYERS, "attention": LAYERS, "constant_shape": 4 * LAYERS}
 EXPECTED = {
-    "rms_norm": 2 * LAYERS + 1,
-    "rotary": 2 * LAYERS,
-    "attention": LAYERS,
-    "constant_shape": 4 * LAYERS,
-    "group_query_attention": LAYERS,
-    "pack_rotated_qkv": LAYERS,
-    "pack_sliced_gate_up": LAYERS,
-    "skip_rms_norm": 2 * LAYERS,
+    "dynamic": TRACED | {"group_query_attention": LAYERS, "pack_rotated_qkv": LAYERS, "pack_sliced_gate_up": LAYERS, "skip_rms_norm": 2 * LAYERS},
+    "static": TRACED
+    | {"static_attention": LAYERS, "grouped_static_attention": LAYERS, "pack_grouped_qkv": LAYERS}
+    | {"pack_sliced_gate_up": LAYERS, "skip_rms_norm": 2 * LAYERS},
 }
+GROUPED = {"tie_word_embeddings": True}
+WIDE = {"num_key_value_heads": 4, "head_dim": 16, "attention_bias": True, "mlp_bias": True}
 VARIANTS = {
-    "grouped-tied-fp16": ({"tie_word_embeddings": True}, "fp16"),
-    "multi-head-wide-biased-fp32": ({"num_key_value_heads": 4, "head_dim": 16, "attention_bias": True, "mlp_bias": True}, "fp32"),
+    "grouped-tied-fp16": (GROUPED, "fp16", "dynamic"),
+    "multi-head-wide-biased-fp32": (WIDE, "fp32", "dynamic"),
+    "grouped-tied-fp16-static": (GROUPED | {"head_dim": 16}, "fp16", "static"),
+    "multi-head-wide-biased-fp32-static": (WIDE, "fp32", "static"),
 }
 LAYER_FORM = Counter(
-    {"MatMul": 4, "Transpose": 4, "Split": 1, "Reshape": 2, "RotaryEmbedding": 1, "GroupQueryAttention": 1, "SkipSimplifiedLayerNormalization": 2}
-    | {"Sigmoid": 1, "Mul": 2}
+    {"MatMul": 4, "Transpose": 4, "GroupQueryAttention": 1, "SkipSimplifiedLayerNormalization": 2, "Split": 1, "Sigmoid": 1, "Mul": 2},
 )
+ROTATION = {"dynamic": Counter({"Reshape": 2, "RotaryEmbedding": 1}), "static": Counter()}
+SHARED_CHOICES = {"dynamic": 3, "static": 0}
+"""Where: the bias, and cosines and sines by head."""
 BIASES = Counter({"Add": 4})
 
 
@@ -53,11 +57,11 @@ def made(tmp_path_factory, make_checkpoint):
 
     def make(variant):
         if variant not in known:
-            fields, dtype = VARIANTS[variant]
+            fields, dtype, kv_cache = VARIANTS[variant]
             folder = tmp_path_factory.mktemp(variant)
             checkpoint = open_checkpoint(str(make_checkpoint(folder / "checkpoint", num_hidden_layers=LAYERS, **fields)))
             artifact = folder / "artifact"
-            run_step(artifact, "export", {}, lambda step: export_checkpoint(step, checkpoint, dtype=dtype))
+            run_step(artifact, "export", {}, lambda step: export_checkpoint(step, checkpoint, dtype=dtype, kv_cache=kv_cache))
             report = graphs.fuse(artifact, target="onnxruntime").report
             for scheme in ("int8", "int4"):
                 graphs.quantize(artifact, scheme=scheme, target="onnxruntime")
@@ -70,17 +74,20 @@ def made(tmp_path_factory, make_checkpoint):
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_rule_fires_and_every_layer_has_the_form(made, variant):
     _, artifact, report = made(variant)
-    assert {rule["rule"]: (rule["fired"], rule["expected"]) for rule in report["rules"]} == {rule: (n, n) for rule, n in EXPECTED.items()}
+    *_, dtype, kv_cache = VARIANTS[variant]
+    assert {rule["rule"]: (rule["fired"], rule["expected"]) for rule in report["rules"]} == {rule: (n, n) for rule, n in EXPECTED[kv_cache].items()}
     graph = ir.load(artifact / "fused-onnxruntime.onnx").graph
-    form = LAYER_FORM + (BIASES if "biased" in variant else Counter())
+    form = LAYER_FORM + ROTATION[kv_cache] + (BIASES if "biased" in variant else Counter())
     for layer in range(LAYERS):
         found = Counter(node.op_type for node in graph if layer_of(node.metadata_props[MODULE_KEY]) == layer)
         begins = Counter({"RMSNormalization": 1, "SkipSimplifiedLayerNormalization": -1}) if layer == 0 else Counter()
         expected = form.copy()
         expected.update(begins)  # the first norm reads no sum
         assert found == expected
-    assert [value.name for value in graph.inputs][:3] == ["input_ids", "attention_mask", "position_ids"]
-    assert sum(node.op_type == "Where" for node in graph) == 3  # the bias, and cosines and sines by head
+    config = LlamaConfig(**read_manifest(artifact)["model"]["config"])
+    assert [value.name for value in graph.inputs] == [value.name for value in io_spec.graph_inputs(config, dtype, kv_cache)]
+    assert [value.name for value in graph.outputs] == [value.name for value in io_spec.graph_outputs(config, dtype, kv_cache)]
+    assert sum(node.op_type == "Where" for node in graph) == SHARED_CHOICES[kv_cache]
 
 
 def test_steps_of_both_targets_stand_beside_each_other(made):
@@ -90,6 +97,14 @@ def test_steps_of_both_targets_stand_beside_each_other(made):
     assert graphs.quantize(artifact, scheme="int8", target="onnxruntime").up_to_date
     assert {"fuse", "fuse-onnxruntime", "quantize-int8-onnxruntime", "quantize-int4-onnxruntime"} <= read_manifest(artifact)["steps"].keys()
     (artifact / "fused.onnx").unlink()
+
+
+def test_heads_that_the_operator_can_not_rotate_are_refused(tmp_path, make_checkpoint):
+    checkpoint = open_checkpoint(str(make_checkpoint(tmp_path / "checkpoint", num_hidden_layers=1, head_dim=8)))
+    run_step(tmp_path / "artifact", "export", {}, lambda step: export_checkpoint(step, checkpoint, dtype="fp32", kv_cache="static"))
+    with pytest.raises(ParityMismatch, match="the operator rotates heads of a multiple of 16, and these have 8"):
+        graphs.fuse(tmp_path / "artifact", target="onnxruntime")
+    assert not (tmp_path / "artifact" / "fused-onnxruntime.onnx").exists()
 
 
 def test_scheme_that_a_target_has_not_is_refused(made, tmp_path):
@@ -114,6 +129,13 @@ def test_validate_measures_and_passes_every_stage(made, variant):
         before, after = (stages[name]["strict_noise_ratio"] for name in ("traced", "fused-onnxruntime"))
         assert after <= 1.1 * before
         assert len(stages["fused-onnxruntime"]["local_ratios"]) == LAYERS
+
+
+def test_a_lone_graph_is_asked_for_padding_on_the_left(made, tmp_path):
+    """Unlike graphs of peers: the mask's columns are a bias, and every token is rotated by its own position."""
+    checkpoint, artifact, _ = made("multi-head-wide-biased-fp32")
+    report = validate_graph(artifact / "fused-onnxruntime.onnx", checkpoint, out=tmp_path, text=None, tokens=None)
+    assert (report["passed"], report["verdict"], report["not_run"]) == (True, "passed: 4 of 4 scenarios ran whole", [])
 
 
 def test_past_and_present_in_one_buffer_give_the_same_tokens(made):
@@ -148,12 +170,17 @@ def test_past_and_present_in_one_buffer_give_the_same_tokens(made):
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_boundaries_are_parted_where_the_graph_is_cut(made, variant):
     _, artifact, _ = made(variant)
-    dtype = VARIANTS[variant][1]
+    *_, dtype, kv_cache = VARIANTS[variant]
     model = ir.load(artifact / "fused-onnxruntime.onnx")
     config = LlamaConfig(**read_manifest(artifact)["model"]["config"])
-    feeds = {"input_ids": np.arange(5)[None], "attention_mask": np.ones((1, 5), np.int64), "position_ids": np.arange(5)[None]}
-    empty = np.zeros((1, config.num_key_value_heads, 0, config.head_dim), np.float16 if dtype == "fp16" else np.float32)
-    feeds |= {value.name: empty for value in io_spec.graph_inputs(config, dtype)[3:]}
+    feeds = {"input_ids": np.arange(5)[None], "position_ids": np.arange(5)[None]}
+    if kv_cache == "dynamic":
+        feeds["attention_mask"] = np.ones((1, 5), np.int64)
+    else:
+        feeds |= {"cache_write_indices": np.array([0]), "key_value_lengths": np.array([5])}
+    slots = {"dynamic": 0, "static": 8}[kv_cache]
+    empty = np.zeros((1, config.num_key_value_heads, slots, config.head_dim), np.float16 if dtype == "fp16" else np.float32)
+    feeds |= {past: empty for past, _ in io_spec.cache_names(config)}
     whole = run_nodes(model, feeds)
     assert part_boundaries(model) == LAYERS  # between two layers, and before the tail
     assert part_boundaries(model) == 0

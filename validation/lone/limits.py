@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import onnx_ir as ir
+
 from graphs.foreign.ports import Ports
 from validation.lone.graph import LoneGraph
 from validation.scenarios import Scenario
 
-GROUPED = "GroupQueryAttention"
+GROUPED, BIAS = "GroupQueryAttention", 10
+"""ONNX Runtime's attention, and its input for what is added to the scores."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,11 @@ def _no_padding(graph: LoneGraph) -> str | None:
         return "it has no mask input"
     if ports.position_ids is not None and len(ports.position_ids.shape) == 1:
         return f"its input {ports.position_ids} gives all rows the same positions"
-    if any(node.op_type == GROUPED for node in graph.model.graph):
+    if any(node.op_type == GROUPED and not _takes_columns(node) for node in graph.model.graph):
         return f"{GROUPED} takes the length of each row from the mask, not its columns: padding on the left is not masked"
     return None
+
+
+def _takes_columns(node: ir.Node) -> bool:
+    """Whether a GroupQueryAttention is given the mask's columns as a bias, and what it attends to is rotated before by each token's position."""
+    return len(node.inputs) > BIAS and node.inputs[BIAS] is not None and node.attributes.get_int("do_rotary", 0) == 0
