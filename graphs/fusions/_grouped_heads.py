@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from graphs.fusions._contrib import CONTRIB, Recorder, place
 from graphs.fusions._reading import Refused, first, need, scaled
-from graphs.fusions._values import in_module, module_of, numbers, only_user, producer, rank
+from graphs.fusions._values import in_module, last_size, module_of, numbers, only_user, producer, rank
 
 HEADS_FIRST, LINEAR_RANK = (0, 2, 1, 3), 3
 GROUPED, SEQLENS, TOTAL = "GroupQueryAttention", 5, 6
@@ -62,8 +62,11 @@ class Grouped:
         place(graph, last, op, list(zip((self.joined, self.key.present, self.value.present), (attended, *present), strict=True)))
 
 
-def read_grouped(attention: ir.Node, read_cache: Callable[[str, ir.Value | None], Cached]) -> Grouped:
-    """What an Attention computes of which linears; ``read_cache`` reads its keys and its values. Raises Refused."""
+def read_grouped(attention: ir.Node, read_cache: Callable[[str, ir.Value | None], Cached], size_step: int) -> Grouped:
+    """What an Attention computes of which linears; ``read_cache`` reads its keys and its values. Raises Refused.
+
+    The operator takes heads of ``size_step`` elements, or a multiple: ONNX Runtime stops at a graph of others when it runs.
+    """
     unscaled, scale = scaled(first(attention))
     query, key, value = read_heads("query", unscaled), read_cache("key", attention.inputs[1]), read_cache("value", attention.inputs[2])
     if query.rotation is None or key.heads.rotation is None or value.heads.rotation is not None:
@@ -72,6 +75,9 @@ def read_grouped(attention: ir.Node, read_cache: Callable[[str, ir.Value | None]
         raise Refused("query and key are rotated by different tables or positions")
     if key.heads.count != value.heads.count or query.count % key.heads.count:
         raise Refused(f"{query.count} query heads can't share {key.heads.count} key heads and {value.heads.count} value heads")
+    width = last_size(query.linear)
+    if not isinstance(width, int) or width % (query.count * size_step):
+        raise Refused(f"{query.count} heads in {width} columns are not of a multiple of {size_step} elements, as the operator needs")
     return Grouped(query, key, value, scale, read_joined(attention.outputs[0]))
 
 

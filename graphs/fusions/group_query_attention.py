@@ -27,6 +27,8 @@ from graphs.fusions._reading import Refused, need, shape_of
 from graphs.fusions._values import in_module, module_of, sizes, unreshaped
 
 TIME_AXIS, BIAS = 2, 10
+SIZE_STEP = 8
+"""Head sizes that the operator takes are multiples of this."""
 MASK, PLAIN = 3, {"scale": 1.0}
 """Input of Attention, and its attributes; BIAS is an input of the operator."""
 
@@ -49,7 +51,7 @@ def read(node: ir.Node) -> MaskedAttention:
     mask = node.inputs[MASK] if len(node.inputs) > MASK else None
     if mask is None or {name: attribute.value for name, attribute in node.attributes.items()} != PLAIN:
         raise Refused("it has no mask, or other attributes than scale = 1")
-    return MaskedAttention(read_grouped(node, _cached), read_mask(mask))
+    return MaskedAttention(read_grouped(node, _cached, SIZE_STEP), read_mask(mask))
 
 
 def _cached(name: str, value: ir.Value | None) -> Cached:

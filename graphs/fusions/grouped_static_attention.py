@@ -24,13 +24,14 @@ from artifact.io_spec import KEY_VALUE_LENGTHS
 from graphs.fusions._contrib import Recorder
 from graphs.fusions._grouped_heads import GROUPED, SEQLENS, TOTAL, Cached, Grouped, read_grouped, read_heads, read_tables
 from graphs.fusions._reading import Refused, need
-from graphs.fusions._values import in_module, last_size, unreshaped
+from graphs.fusions._values import in_module, unreshaped
 from graphs.fusions.static_attention import is_input, not_in_place
 
 BY_LENGTHS = {"is_causal": 1, "scale": 1.0}
 MASK, LENGTHS = 3, 6
 """Attributes of an Attention that masks by lengths alone, and inputs of it."""
-ROTATED_MULTIPLE = 16
+SIZE_STEP = 16
+"""Head sizes that the operator takes are multiples of this where it rotates."""
 
 
 @dataclass(frozen=True)
@@ -54,13 +55,9 @@ def read(node: ir.Node) -> AttentionByLengths:
         raise Refused("it is not masked by lengths alone, causal and with scale = 1")
     if not is_input(lengths, KEY_VALUE_LENGTHS):
         raise Refused(f"its lengths are not the graph's {KEY_VALUE_LENGTHS}")
-    grouped = read_grouped(node, _cached)
+    grouped = read_grouped(node, _cached, SIZE_STEP)
     assert grouped.query.rotation is not None
-    tables = read_tables(grouped.query.rotation)
-    size = last_size(grouped.key.past)
-    if not isinstance(size, int) or size % ROTATED_MULTIPLE:
-        raise Refused(f"the operator rotates heads of a multiple of {ROTATED_MULTIPLE}, and these have {size}")
-    return AttentionByLengths(grouped, tables, lengths)
+    return AttentionByLengths(grouped, read_tables(grouped.query.rotation), lengths)
 
 
 def _cached(name: str, value: ir.Value | None) -> Cached:
@@ -85,10 +82,11 @@ def rewrite(graph: ir.Graph, found: AttentionByLengths) -> None:
 
 def _shared(lengths: ir.Value) -> tuple[ir.Value, ...] | None:
     """Lengths that another layer's node reads already."""
-    nodes = [use.node for use in lengths.uses() if use.node.op_type == "Sub"]
-    for step in ("Cast", GROUPED):
-        nodes = [use.node for node in nodes for use in node.outputs[0].uses() if use.node.op_type == step]
-    return None if not nodes else tuple(value for index in (SEQLENS, TOTAL) if (value := nodes[0].inputs[index]) is not None)
+    values, nodes = [lengths], list[ir.Node]()
+    for step in ("Sub", "Cast", GROUPED):
+        nodes = [use.node for value in values for use in value.uses() if use.node.op_type == step]
+        values = [node.outputs[0] for node in nodes]
+    return tuple(value for index in (SEQLENS, TOTAL) if (value := nodes[0].inputs[index]) is not None) if nodes else None
 
 
 def _make_shared(op: Recorder, lengths: ir.Value) -> tuple[ir.Value, ...]:

@@ -102,7 +102,7 @@ def test_steps_of_both_targets_stand_beside_each_other(made):
 def test_heads_that_the_operator_can_not_rotate_are_refused(tmp_path, make_checkpoint):
     checkpoint = open_checkpoint(str(make_checkpoint(tmp_path / "checkpoint", num_hidden_layers=1, head_dim=8)))
     run_step(tmp_path / "artifact", "export", {}, lambda step: export_checkpoint(step, checkpoint, dtype="fp32", kv_cache="static"))
-    with pytest.raises(ParityMismatch, match="the operator rotates heads of a multiple of 16, and these have 8"):
+    with pytest.raises(ParityMismatch, match="are not of a multiple of 16 elements, as the operator needs"):
         graphs.fuse(tmp_path / "artifact", target="onnxruntime")
     assert not (tmp_path / "artifact" / "fused-onnxruntime.onnx").exists()
 

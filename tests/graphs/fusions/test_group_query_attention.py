@@ -163,6 +163,18 @@ def test_several_new_tokens_over_a_past_need_a_batch_of_one(graph, run, random):
         run(model, feeds(random))
 
 
+def test_onnx_runtime_takes_no_heads_of_12(graph, run, random):
+    """Its own limit, in its own words: why they are refused."""
+    inputs = "float[B,S,48] q, float[B,S,24] k, float[B,S,24] v, float[B,2,P,12] pk, float[B,2,P,12] pv, int32[B] less, int32 total"
+    node = "GroupQueryAttention<num_heads=4, kv_num_heads=2>(q, k, v, pk, pv, less, total)"
+    model = graph(f"g ({inputs}) => (float[B,S,48] y, float[B,2,T,12] pk2, float[B,2,T,12] pv2) {{ y, pk2, pv2 = com.microsoft.{node} }}")
+    model.graph.opset_imports[CONTRIB] = 1
+    shapes = {"q": (1, 1, 48), "k": (1, 1, 24), "v": (1, 1, 24), "pk": (1, 2, 3, 12), "pv": (1, 2, 3, 12)}
+    given = {name: random(*shape) for name, shape in shapes.items()} | {"less": np.array([3], np.int32), "total": np.array(4, np.int32)}
+    with pytest.raises(Exception, match="head_size must be a multiple of 8"):
+        run(model, given)
+
+
 def test_past_longer_than_what_it_holds_is_not_read(graph, run, random):
     """Past and present may be one buffer of any capacity: only its first P columns count."""
     model, given = make(graph), {name: array[:1] for name, array in feeds(random).items()}
@@ -275,6 +287,8 @@ EDITS = {
     "the shape is computed": (computed_shape, HEADS.format(None)),
     "heads that do not divide": (shaped(qheads=[0, 0, 3, D]), "3 query heads can't share 2 key heads and 2 value heads"),
     "fewer value heads": (shaped(vheads=[0, 0, 1, 2 * D]), "4 query heads can't share 2 key heads and 1 value heads"),
+    "heads of 12": (sized("aq", "B", "S", H * 12), "4 heads in 48 columns are not of a multiple of 8 elements, as the operator needs"),
+    "heads of any size": (sized("aq", "B", "S", "N"), "4 heads in N columns are not of a multiple of 8 elements, as the operator needs"),
     "the key has no past": (fed("aKu", 0, "akr"), NO_CACHE.format("key")),
     "the value has no past": (fed("aVu", 0, "avt"), NO_CACHE.format("value")),
     "the value joins three": (three_are_joined, NO_CACHE.format("value")),
