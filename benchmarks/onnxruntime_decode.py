@@ -1,11 +1,12 @@
 """Prefill and decode tokens/s in ONNX Runtime on the CPU: our graphs and the peers', in one process, one runtime, interleaved.
 
-    python benchmarks/onnxruntime_decode.py [--folder DIR] [--environments DIR] [--rounds 7] [--only int4]
+    python benchmarks/onnxruntime_decode.py [--folder DIR] [--environments DIR] [--processes 2] [--turns 4] [--only int4]
 
 Batch 1, 256 tokens of prefill, then 64 decode steps; keys and values are bound in place where the graph allows it, otherwise each step's outputs are
-bound as the next one's inputs. Ours come in both forms of `export --kv-cache`. In a round every graph has its turn; a graph's ratio is the median
-over the rounds of its tokens/s ÷ those of the best peer (the one with the best median) in the same round, so that whatever else the machine does
-falls on both.
+bound as the next one's inputs. Ours come in both forms of `export --kv-cache`. Where a session's buffers come to lie moves decode by a quarter, and
+whoever is loaded first or last is slow; so there are several processes, and each loads the graphs from another one on and lets them take turns.
+A graph's ratio is the median over the turns of its tokens/s ÷ those of the peer in the same turn; printed is the mean over the processes ± its
+standard error. The best peer is the one with the best mean ratio to the first peer.
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ import os
 import statistics
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
+from itertools import repeat
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -92,50 +96,62 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "onnxruntime-decode")
     parser.add_argument("--environments", type=Path, default=Path(tempfile.gettempdir()) / "peers")
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--processes", type=int, default=2, help="so many for each place in the order of loading")
+    parser.add_argument("--turns", type=int, default=4)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--only", choices=list(OURS), help="one precision alone")
     options = parser.parse_args()
     ours = {form: make_ours(options.folder / folder, form) for form, folder in {"dynamic": "artifact", "static": "artifact-static"}.items()}
     checkpoint = write_checkpoint(options.folder / "artifact", options.folder / "checkpoint")
-    print(f"ONNX Runtime {ort.__version__}, {options.threads} threads, load {os.getloadavg()[0]:.1f}, {options.rounds} rounds")
+    print(f"ONNX Runtime {ort.__version__}, {options.threads} threads, load {os.getloadavg()[0]:.1f}, {options.turns} turns a process")
     for precision in [options.only] if options.only else OURS:
         files = {f"{TOOLKIT}, {form} cache": (graphs[precision], True) for form, graphs in ours.items()}
         for name, peer in PEERS.items():
             graph = make_peer(name, checkpoint, options.folder, options.environments) if peer.precision == precision else None
             if graph is not None:
                 files[name] = (graph, peer.shares_cache)
-        _print_table(precision, measure(load_twice(files, options.threads), options.rounds))
+        _print_table(precision, measure(files, options.threads, options.processes, options.turns))
 
 
-def load_twice(files: dict[str, tuple[Path, bool]], threads: int) -> dict[str, list[Decoder]]:
-    """Each graph in two sessions, loaded in this order and then backwards: where buffers come to lie moves decode by a quarter."""
-    graphs: dict[str, list[Decoder]] = {name: [] for name in files}
-    for name in [*files, *reversed(files)]:
-        graph, shares_cache = files[name]
-        graphs[name].append(Decoder(graph, shares_cache=shares_cache, threads=threads))
-    return graphs
+def measure(files: dict[str, tuple[Path, bool]], threads: int, processes: int, turns: int) -> dict[str, Any]:
+    """Name → [processes, turns, 2] tokens/s; each process loads the graphs from another one on, every second time backwards."""
+    names = list(files)
+    orders = [names[first:] + names[:first] for first in range(len(names))]
+    orders = [order[::-1] if (number + at) % 2 else order for number in range(processes) for at, order in enumerate(orders)]
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
+        measured = list(pool.map(take_turns, [{name: files[name] for name in order} for order in orders], repeat(threads), repeat(turns)))
+    return {name: np.array([of_process[name] for of_process in measured]) for name in names}
 
 
-def measure(graphs: dict[str, list[Decoder]], rounds: int) -> dict[str, Any]:
-    """Name → [rounds, 2] tokens/s, the mean of both sessions; each round begins with another graph, and the first one warms up."""
-    turns: dict[str, list[Any]] = {name: [] for name in graphs}
-    names = list(graphs)
-    for number in range(rounds + 1):
-        first = number % len(names)
-        for name in names[first:] + names[:first]:
-            turns[name].append(np.mean([decoder.measure() for decoder in graphs[name]], axis=0))
-    return {name: np.array(turn[1:]) for name, turn in turns.items()}
+def take_turns(files: dict[str, tuple[Path, bool]], threads: int, turns: int) -> dict[str, list[tuple[float, float]]]:
+    """In a process of its own: load all graphs, then measure each in turn; the first turn warms up."""
+    decoders = {name: Decoder(graph, shares_cache=shares, threads=threads) for name, (graph, shares) in files.items()}
+    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in decoders}
+    for turn in range(turns + 1):
+        for name in list(decoders)[:: -1 if turn % 2 else 1]:
+            taken[name].append(decoders[name].measure())
+    return {name: found[1:] for name, found in taken.items()}
+
+
+def _ratios(turns: dict[str, Any], name: str, to: str) -> Any:
+    """Mean and standard error over the processes, each [2]: prefill, decode."""
+    of_processes = np.median(turns[name] / turns[to], axis=1)
+    return of_processes.mean(axis=0), of_processes.std(axis=0, ddof=1) / len(of_processes) ** 0.5
 
 
 def _print_table(precision: str, turns: dict[str, Any]) -> None:
     peers = [name for name in turns if not name.startswith(TOOLKIT)]
     print(f"\n{precision:28} {'prefill':>8} {'best':>7} {'decode':>8} {'best':>7}   ratio to the best peer: prefill, decode")
-    best = [max(peers, key=lambda name: np.median(turns[name][:, kind])) for kind in (0, 1)] if peers else []
+    best = [max(peers, key=lambda name: _ratios(turns, name, peers[0])[0][kind]) for kind in (0, 1)] if peers else []
     for name, turn in turns.items():
-        middle, top = np.median(turn, axis=0), turn.max(axis=0)
-        ratios = [float(np.median(turn[:, kind] / turns[best[kind]][:, kind])) for kind in (0, 1)] if peers else []
-        print(f"{name:28} {middle[0]:8.0f} {top[0]:7.0f} {middle[1]:8.1f} {top[1]:7.1f}   " + ", ".join(f"{ratio:.2f}" for ratio in ratios))
+        flat = turn.reshape(-1, 2)
+        middle, top = np.median(flat, axis=0), flat.max(axis=0)
+        found = [(float(mean[kind]), float(error[kind])) for kind, to in enumerate(best) for mean, error in [_ratios(turns, name, to)]]
+        print(
+            f"{name:28} {middle[0]:8.0f} {top[0]:7.0f} {middle[1]:8.1f} {top[1]:7.1f}   "
+            + ", ".join(f"{mean:.3f} ± {error:.3f}" for mean, error in found),
+            flush=True,
+        )
 
 
 if __name__ == "__main__":
