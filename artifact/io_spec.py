@@ -75,6 +75,8 @@ def graph_inputs(config: LlamaConfig, dtype: Dtype, kv_cache: KvCache = "dynamic
         cache_write_indices[b]: the slot of its first new token; at most C − S.
         key_value_lengths[b]: how many slots hold something afterwards, ``cache_write_indices[b] + S``: right padding is written too, and
             overwritten by the tokens that follow.
+        position_ids[b]: ``cache_write_indices[b] + 0 … S−1``, padding too: a graph may rotate by slots (graphs/fusions/grouped_static_attention.py).
+            In ONNX Runtime's own operators several new tokens over a past need a batch of one.
         past_key_values: finite everywhere (zeros at the start): what is masked is multiplied by 0, and 0 · NaN is NaN.
         last_token_indices[b]: in an engine graph (``one_position``), which of its S new tokens gives the row's logits: the last real one, below S.
     """

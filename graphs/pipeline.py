@@ -146,6 +146,7 @@ STATIC_ONNXRUNTIME = (
         grouped_static_attention,
         lambda shape: shape.num_hidden_layers,
         requires=(contract.TYPED, contract.SHAPES_CONSTANT, contract.MASKED_BY_LENGTHS),
+        ensures=(contract.TYPED, contract.SHAPES_CONSTANT),
     ),
     Fusion(
         "pack_grouped_qkv",

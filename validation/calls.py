@@ -77,7 +77,7 @@ class StaticCall:
     """One call of a graph with a static cache; fields as in ``artifact.io_spec.graph_inputs``.
 
     Attributes:
-        input_ids, position_ids: [B, S] int64; padding, on the right, has id 0 and the position of the row's last real token.
+        input_ids, position_ids: [B, S] int64; padding, on the right, has id 0 and counts on.
         write_indices: [B] int64, the row's tokens so far.
         lengths: [B] int64, ``write_indices + S``: padding is written too.
         last: [B] int64, column of the row's last real token; 0 where it has none.
@@ -142,7 +142,7 @@ def right_padded(turns: Iterable[Turn]) -> Iterator[StaticCall]:
     for turn in turns:
         past, counts = (np.array(numbers, np.int64) for numbers in (turn.past, [len(new) for new in turn.new]))
         last = np.maximum(counts - 1, 0)
-        positions = past[:, None] + np.minimum(np.arange(turn.width), last[:, None])  # padding stays within the model's positions
+        positions = past[:, None] + np.arange(turn.width)  # padding too has the position of its slot
         yield StaticCall(_padded(turn.new, turn.width, "right"), positions, past, past + turn.width, last)
 
 

@@ -6,9 +6,10 @@ Before:  q, k, v [B, S, n·D] ─ Reshape [0, 0, n, D] ─ Transpose ─ [B, n, 
 After:   GroupQueryAttention(q, k, v, past, lengths − 1, largest length, cos, sin, positions, do_rotary=1) → [B, S, H·D], present
          for all layers: lengths − 1 [B] and their maximum, int32
 
-The operator writes row b from slot lengths[b] − S on, which is what the contract of the two graph inputs says (artifact/io_spec.py), and row r of S
-attends to slot c where c ≤ r + (lengths − S). With nothing before it, it rotates every row from the first position of row 0 on: rows begin in slot 0
-and are padded on the right, so that is each one's own. A dynamic cache pads on the left, and is rotated outside (pack_rotated_qkv.py).
+The operator counts by what the contract of write_indices, lengths and positions says (artifact/io_spec.py): it writes row b from slot lengths[b] − S
+on, and row r of S attends to slot c where c ≤ r + (lengths − S). In a first prompt it rotates every row from the first position of row 0 on, then by
+the positions; rows begin in slot 0 and have the positions of their slots, so both are each one's own. A dynamic cache pads on the left, and is
+rotated outside (pack_rotated_qkv.py).
 Several new tokens over a past need a batch of one.
 Source:  https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md#com.microsoft.GroupQueryAttention; docs/adr/012
 """

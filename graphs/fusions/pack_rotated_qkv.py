@@ -6,8 +6,8 @@ After:   x ─ MatMul(Transpose(qkv [N·D, E])) ─ Reshape [B, S·N, D] ─ Rot
          for all layers: cos', sin' [B, S·N, D/2] = the row of the token's position for its first H+K heads, 1 and 0 for its values
          With biases [n·D] each MatMul is followed by an Add before, and the packed one by an Add of [N·D] after.
 
-Nothing is copied: the heads of a row lie one behind the other, so that each is a row by itself, and a value is rotated by nothing, which keeps its
-bits. Splitting rotated from unrotated and query from key took two nodes more a layer, and the attention three inputs.
+Nothing is copied: the heads of a row lie one behind the other, so that each is a row by itself, and a value is rotated by nothing, which keeps every
+finite number (−0 may become 0). Splitting rotated from unrotated and query from key took two nodes more a layer, and the attention three inputs.
 Source:  docs/adr/012
 """
 

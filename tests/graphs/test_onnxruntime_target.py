@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections import Counter
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
@@ -21,6 +24,7 @@ from exporter.export import export_checkpoint
 from graphs.foreign.fuse import fuse_graph
 from graphs.partition import cut_layer, cut_shared, cut_tail, part_boundaries
 from validation.lone.report import validate_graph
+from validation.manner import Manner
 from validation.node_runner import run_nodes
 from validation.parity import validate_artifact
 
@@ -129,6 +133,31 @@ def test_validate_measures_and_passes_every_stage(made, variant):
         before, after = (stages[name]["strict_noise_ratio"] for name in ("traced", "fused-onnxruntime"))
         assert after <= 1.1 * before
         assert len(stages["fused-onnxruntime"]["local_ratios"]) == LAYERS
+
+
+@pytest.mark.parametrize("variant", ["multi-head-wide-biased-fp32", "multi-head-wide-biased-fp32-static", "grouped-tied-fp16-static"])
+def test_sound_stages_have_nothing_to_narrow(made, variant):
+    checkpoint, artifact, _ = made(variant)
+    stages = ["fused-onnxruntime", "int8-onnxruntime"]
+    report = validate_artifact(StepContext(artifact), checkpoint=checkpoint, stages=stages, text=None, tokens=None, manner=Manner(bisect=True))
+    found = {stage["stage"]: check["value"] for stage in report["stages"] for check in stage["checks"] if check["check"] == "narrowed_faults"}
+    assert found == dict.fromkeys(stages, 0)
+
+
+def test_a_fault_in_a_static_cache_is_narrowed_to_its_attention(made, tmp_path):
+    """Slots in use are compared, though unused ones are not."""
+    checkpoint, artifact, _ = made("multi-head-wide-biased-fp32-static")
+    shutil.copytree(artifact, tmp_path / "artifact")
+    graph = tmp_path / "artifact" / "fused-onnxruntime.onnx"
+    model = onnx.load(graph, load_external_data=False)
+    node = next(node for node in model.graph.node if node.op_type == "GroupQueryAttention" and ".1." in node.name)
+    next(attribute for attribute in node.attribute if attribute.name == "do_rotary").i = 0
+    onnx.save(model, graph)
+    manner = Manner(bisect=True)
+    report = validate_artifact(StepContext(tmp_path / "artifact"), checkpoint=checkpoint, stages=[graph.stem], text=None, tokens=None, manner=manner)
+    assert report["passed"] is False
+    assert "present.1.key" in json.dumps(report)
+    assert "fusion grouped_static_attention (2 of 2 fired)" in json.dumps(report)
 
 
 def test_a_lone_graph_is_asked_for_padding_on_the_left(made, tmp_path):

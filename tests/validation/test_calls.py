@@ -27,7 +27,7 @@ def test_dynamic_calls_are_padded_on_the_left() -> None:
 def test_static_calls_are_padded_on_the_right_and_write_behind_each_rows_own_tokens() -> None:
     first, second, last = right_padded(SCENARIO.turns())
     assert first.input_ids.tolist() == [[10, 11, 12, 13], [20, 0, 0, 0]]
-    assert first.position_ids.tolist() == [[0, 1, 2, 3], [0, 0, 0, 0]]
+    assert first.position_ids.tolist() == [[0, 1, 2, 3], [0, 1, 2, 3]]  # of the slots, padding too
     assert first.write_indices.tolist() == [0, 0]
     assert first.lengths.tolist() == [4, 4]  # padding is written too
     assert first.last.tolist() == [3, 0]

@@ -13,12 +13,12 @@ RULES = {
     "RMSNormalization": ("rms_norm",),
     "SimplifiedLayerNormalization": ("rms_norm",),
     "SkipSimplifiedLayerNormalization": ("skip_rms_norm",),
-    "RotaryEmbedding": ("rotary",),
+    "RotaryEmbedding": ("pack_rotated_qkv", "rotary"),
     "Attention": ("attention", "static_attention"),
-    "GroupQueryAttention": ("group_query_attention",),
+    "GroupQueryAttention": ("group_query_attention", "grouped_static_attention"),
 }
 """Operator → the fusions that write it."""
-PACKING = {"qkv_proj": ("pack_qkv", "pack_rotated_qkv"), "gate_up_proj": ("pack_gate_up", "pack_sliced_gate_up")}
+PACKING = {"qkv_proj": ("pack_qkv", "pack_rotated_qkv", "pack_grouped_qkv"), "gate_up_proj": ("pack_gate_up", "pack_sliced_gate_up")}
 QUANTISED = ("DequantizeLinear", "QuantizeLinear", "MatMulNBits")
 
 

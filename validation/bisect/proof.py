@@ -62,7 +62,7 @@ def torch_layer(config: LlamaConfig, index: int, weights: Mapping[str, Array], s
     """A layer in PyTorch on some weights: hidden states [n, E] behind keys and values [K, P, D] → [n, E], float32."""
     with torch.device("meta"):
         layer = DecoderLayer(config)
-    named = {name: torch.from_numpy(weights[f"{layer_prefix(index)}.{name}"]) for name in layer.state_dict()}
+    named = {name: torch.from_numpy(np.require(weights[f"{layer_prefix(index)}.{name}"], requirements="W")) for name in layer.state_dict()}
     layer.load_state_dict(named, assign=True)
     before, total = past[0].shape[1], past[0].shape[1] + len(state)
     cos, sin = (table[None, None, before:total].float() for table in rotary_tables(config, TORCH_DTYPES[dtype]))

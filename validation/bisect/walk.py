@@ -10,8 +10,10 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from artifact import io_spec
 from artifact.errors import ValidationError
 from artifact.layout import PACKED
+from graphs.fusions._grouped_heads import GROUPED
 from validation.bisect.landmarks import expected_at, landmarks, position_error
 from validation.node_runner import run_nodes
 
@@ -102,12 +104,25 @@ def walk(
         if role is None or exact is None or array.dtype.kind != "f":
             return array
         limit = allowed if isinstance(allowed, float) else _limit(role, allowed)
-        tensors.append(Tensor(role, value, position_error(array, exact if beside is None else beside[str(value.name)]), limit))
+        against = exact if beside is None else beside[str(value.name)]
+        tensors.append(Tensor(role, value, position_error(_in_use(value, array, against, feeds), against), limit))
         with np.errstate(over="ignore"):
             return exact.astype(array.dtype, copy=False) if exact.shape == array.shape else array
 
     run_nodes(cut, feeds, replace=replace)
     return tensors, computed
+
+
+def _in_use(value: ir.Value, array: Array, against: Array, feeds: Mapping[str, Array]) -> Array:
+    """A static cache of ONNX Runtime's own operator with the slots beyond each row's length as ``against`` has them: alone it writes zeros there.
+
+    In one buffer, as graphs are run, it leaves them alone, which ``stray_slots`` holds.
+    """
+    lengths, node = feeds.get(io_spec.KEY_VALUE_LENGTHS), value.producer()
+    if lengths is None or node is None or node.op_type != GROUPED or value is node.outputs[0] or against.shape != array.shape:
+        return array
+    used = np.arange(array.shape[2]) < lengths[:, None]  # [B, C]
+    return np.where(used[:, None, :, None], array, against)
 
 
 def _limit(role: str, allowed: Mapping[str, float]) -> float:

@@ -59,11 +59,27 @@ def _no_padding(graph: LoneGraph) -> str | None:
         return "it has no mask input"
     if ports.position_ids is not None and len(ports.position_ids.shape) == 1:
         return f"its input {ports.position_ids} gives all rows the same positions"
-    if any(node.op_type == GROUPED and not _takes_columns(node) for node in graph.model.graph):
+    if any(node.op_type == GROUPED and not _takes_columns(node, str(ports.attention_mask.name)) for node in graph.model.graph):
         return f"{GROUPED} takes the length of each row from the mask, not its columns: padding on the left is not masked"
     return None
 
 
-def _takes_columns(node: ir.Node) -> bool:
-    """Whether a GroupQueryAttention is given the mask's columns as a bias, and what it attends to is rotated before by each token's position."""
-    return len(node.inputs) > BIAS and node.inputs[BIAS] is not None and node.attributes.get_int("do_rotary", 0) == 0
+def _takes_columns(node: ir.Node, mask: str) -> bool:
+    """Whether a GroupQueryAttention is given a bias made of the mask, and does not rotate by columns itself."""
+    bias = node.inputs[BIAS] if len(node.inputs) > BIAS else None
+    return bias is not None and node.attributes.get_int("do_rotary", 0) == 0 and _is_made_of(bias, mask)
+
+
+def _is_made_of(value: ir.Value, name: str) -> bool:
+    """Whether a graph input is among what a value is computed from."""
+    seen: set[ir.Value] = set()
+    left = [value]
+    while left:
+        one = left.pop()
+        if one.name == name:
+            return True
+        node = one.producer()
+        if node is not None and one not in seen:
+            left += [operand for operand in node.inputs if operand is not None]
+        seen.add(one)
+    return False

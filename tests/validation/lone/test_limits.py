@@ -10,7 +10,7 @@ import pytest
 
 from graphs.foreign.ports import Port
 from validation.lone.graph import open_lone_graph
-from validation.lone.limits import plan_scenarios
+from validation.lone.limits import _takes_columns, plan_scenarios
 from validation.scenarios import make_scenarios
 
 
@@ -66,3 +66,27 @@ def test_one_position_a_call_is_judged_where_there_are_many_calls(graph, scenari
         ("prefill", "a call gives one position, 1 in all"),
         ("chunked", "a call gives one position, 3 in all"),
     ]
+
+
+GROUPED_GRAPH = """<ir_version: 10, opset_import: ["" : 23, "com.microsoft" : 1]>
+g (float[B,S,8] x, int64[B,T] attention_mask, float[B,1,S,T] other, int32[B] lengths, int32 total) => (float[B,S,8] y)
+{
+    wide = Cast<to=1>(attention_mask)
+    bias = Unsqueeze(wide, total)
+    y = com.microsoft.GroupQueryAttention<num_heads=2, kv_num_heads=2, do_rotary=ROTARY>(INPUTS)
+}"""
+PLAIN = "x, x, x, , , lengths, total"
+
+
+@pytest.mark.parametrize(
+    ("inputs", "rotary", "takes"),
+    [
+        (f"{PLAIN}, , , , bias", 0, True),
+        (f"{PLAIN}, , , , bias", 1, False),
+        (f"{PLAIN}, , , , other", 0, False),
+        (PLAIN, 0, False),
+    ],
+)
+def test_a_bias_of_the_mask_without_rotation_takes_columns(inputs, rotary, takes) -> None:
+    graph = ir.from_onnx_text(GROUPED_GRAPH.replace("ROTARY", str(rotary)).replace("INPUTS", inputs)).graph
+    assert _takes_columns(graph[-1], "attention_mask") is takes
