@@ -1,4 +1,4 @@
-"""Prefill and decode tokens/s in ONNX Runtime on the CPU: our graphs and the peers', in one process, one runtime, interleaved.
+"""Prefill and decode tokens/s in ONNX Runtime on the CPU: our graphs and the peers', one runtime, interleaved.
 
     python benchmarks/onnxruntime_decode.py [--folder DIR] [--environments DIR] [--processes 2] [--turns 4] [--only int4]
 
@@ -133,25 +133,21 @@ def take_turns(files: dict[str, tuple[Path, bool]], threads: int, turns: int) ->
     return {name: found[1:] for name, found in taken.items()}
 
 
-def _ratios(turns: dict[str, Any], name: str, to: str) -> Any:
-    """Mean and standard error over the processes, each [2]: prefill, decode."""
-    of_processes = np.median(turns[name] / turns[to], axis=1)
-    return of_processes.mean(axis=0), of_processes.std(axis=0, ddof=1) / len(of_processes) ** 0.5
+def _ratio(turns: dict[str, Any], name: str, to: str, kind: int) -> tuple[float, float]:
+    """Mean and standard error over the processes; ``kind`` is 0 for prefill, 1 for decode."""
+    of_processes = np.median(turns[name][..., kind] / turns[to][..., kind], axis=1)
+    return float(of_processes.mean()), float(of_processes.std(ddof=1) / len(of_processes) ** 0.5)
 
 
 def _print_table(precision: str, turns: dict[str, Any]) -> None:
     peers = [name for name in turns if not name.startswith(TOOLKIT)]
     print(f"\n{precision:28} {'prefill':>8} {'best':>7} {'decode':>8} {'best':>7}   ratio to the best peer: prefill, decode")
-    best = [max(peers, key=lambda name: _ratios(turns, name, peers[0])[0][kind]) for kind in (0, 1)] if peers else []
+    best = [max(peers, key=lambda name: _ratio(turns, name, peers[0], kind)[0]) for kind in (0, 1)] if peers else []
     for name, turn in turns.items():
         flat = turn.reshape(-1, 2)
         middle, top = np.median(flat, axis=0), flat.max(axis=0)
-        found = [(float(mean[kind]), float(error[kind])) for kind, to in enumerate(best) for mean, error in [_ratios(turns, name, to)]]
-        print(
-            f"{name:28} {middle[0]:8.0f} {top[0]:7.0f} {middle[1]:8.1f} {top[1]:7.1f}   "
-            + ", ".join(f"{mean:.3f} ± {error:.3f}" for mean, error in found),
-            flush=True,
-        )
+        ratios = ", ".join("{:.3f} ± {:.3f}".format(*_ratio(turns, name, to, kind)) for kind, to in enumerate(best))
+        print(f"{name:28} {middle[0]:8.0f} {top[0]:7.0f} {middle[1]:8.1f} {top[1]:7.1f}   {ratios}", flush=True)
 
 
 if __name__ == "__main__":

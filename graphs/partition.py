@@ -102,7 +102,7 @@ def cut_shared(model: ir.Model) -> ir.Model:
     inside = [node for node in model.graph if _layer(node) is not None]
     first = _hidden_in([node for node in inside if _layer(node) == 0], 0)
     shared = [value for value in _entering(inside) if value is not first and value not in model.graph.inputs]
-    reached = _upstream([first, *shared])
+    reached = upstream([first, *shared])
     late = [producer for value in reached if (producer := value.producer()) is not None and _layer(producer) is not None]
     if late:
         raise FusionError(f"values that all layers share must not depend on a layer; they do on {_describe(late[0])}")
@@ -122,7 +122,7 @@ def cut_tail(model: ir.Model) -> ir.Model:
     nodes = [node for node in model.graph if _layer(node) == last]
     hidden = _hidden_out(nodes, last)
     outputs = [value for value in model.graph.outputs if (node := value.producer()) is not None and _layer(node) is None]
-    reached = _upstream(outputs, stop=hidden)
+    reached = upstream(outputs, stop=hidden)
     return _extract(model, [hidden, *(value for value in model.graph.inputs if value in reached)], outputs)
 
 
@@ -174,7 +174,7 @@ def _entering(nodes: Iterable[ir.Node]) -> list[ir.Value]:
     return [value for value in read if not value.is_initializer() and value.producer() not in inside]
 
 
-def _upstream(values: Iterable[ir.Value], stop: ir.Value | None = None) -> set[ir.Value]:
+def upstream(values: Iterable[ir.Value], stop: ir.Value | None = None) -> set[ir.Value]:
     """The values and whatever they are computed from; the search does not go beyond ``stop``."""
     reached: set[ir.Value] = set()
     stack = list(values)

@@ -18,7 +18,7 @@ import onnx_ir as ir
 from artifact.errors import FusionError
 from artifact.io_spec import CACHE_KINDS, INPUT_IDS, GraphValue, hidden_name, past_name, present_layer
 from graphs.diff import graph_digests, moved_weights
-from graphs.partition import _extract, _hidden_in, _hidden_out, _layer, _upstream, layer_count, part_boundaries
+from graphs.partition import _extract, _hidden_in, _hidden_out, _layer, layer_count, part_boundaries, upstream
 
 Layers = tuple[int, int]
 """First and last, both inside."""
@@ -47,7 +47,7 @@ def cut_part(model: ir.Model, layers: Layers) -> ir.Model:
     outputs += [value for value in whole.graph.outputs if present_layer(str(value.name)) in own]
     if begin is not None:
         _read_sizes_of(whole.graph, begin, first)
-    reached = _upstream(outputs, stop=begin)
+    reached = upstream(outputs, stop=begin)
     inputs = [] if begin is None else [begin]
     part = _extract(whole, [*inputs, *(value for value in whole.graph.inputs if value in reached)], outputs)
     _name_hidden(part, None if begin is None else str(begin.name), None if end is None else str(end.name), layers)

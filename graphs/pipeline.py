@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from types import ModuleType
 from typing import Any
 
 import onnx_ir as ir
@@ -42,7 +43,20 @@ logger = logging.getLogger(__name__)
 CACHE_WRITER = "TensorScatter"
 OUTPUTS = {"tensorrt": "fused.onnx", "onnxruntime": "fused-onnxruntime.onnx"}
 
-TENSORRT = (
+
+def _packing(rule: str, module: ModuleType, *, requires: tuple[contract.Claim, ...] = (), ensures: tuple[contract.Claim, ...] = ()) -> Fusion:
+    """A pass that packs linears of each layer whose weights lie next to each other."""
+    return Fusion(
+        rule,
+        module,
+        lambda shape: shape.num_hidden_layers,
+        requires=(contract.TYPED, contract.WEIGHTS_OUTSIDE, *requires),
+        ensures=(contract.WEIGHTS_OUTSIDE, *ensures),
+        needs_layout=True,
+    )
+
+
+FORMS = (
     Fusion(
         "rms_norm",
         rms_norm,
@@ -71,51 +85,19 @@ TENSORRT = (
         requires=(contract.TYPED, contract.HEADS_UNREPEATED),  # repeated heads have shapes that no constant can say
         ensures=(contract.SHAPES_CONSTANT,),
     ),
-    Fusion(
-        "pack_qkv",
-        pack_qkv,
-        lambda shape: shape.num_hidden_layers,
-        requires=(contract.TYPED, contract.SHAPES_CONSTANT, contract.WEIGHTS_OUTSIDE),
-        ensures=(contract.WEIGHTS_OUTSIDE, contract.LINEARS_UNSLICED),
-        needs_layout=True,
-    ),
-    Fusion(
-        "pack_gate_up",
-        pack_gate_up,
-        lambda shape: shape.num_hidden_layers,
-        requires=(contract.TYPED, contract.WEIGHTS_OUTSIDE),
-        ensures=(contract.WEIGHTS_OUTSIDE, contract.LINEARS_UNSLICED),
-        needs_layout=True,
-    ),
+)
+"""What every target fuses first: the norm, the rotation and the attention of a trace, each one operator."""
+
+TENSORRT = (
+    *FORMS,
+    _packing("pack_qkv", pack_qkv, requires=(contract.SHAPES_CONSTANT,), ensures=(contract.LINEARS_UNSLICED,)),
+    _packing("pack_gate_up", pack_gate_up, ensures=(contract.LINEARS_UNSLICED,)),
     Fusion("accumulate", accumulate, None, requires=(contract.TYPED,), ensures=(contract.SUMS_IN_FLOAT32,)),
 )
 """Operators that TensorRT's parser has and its compiler fuses."""
 
-ONNXRUNTIME = (
-    *TENSORRT[:4],  # rms_norm, rotary, attention, constant_shape
-    Fusion(
-        "group_query_attention",
-        group_query_attention,
-        lambda shape: shape.num_hidden_layers,
-        requires=(contract.TYPED, contract.SHAPES_CONSTANT, contract.ATTENTION_PLAIN),
-        ensures=(contract.ROTATIONS_OF_HALVES,),
-    ),
-    Fusion(
-        "pack_rotated_qkv",
-        pack_rotated_qkv,
-        lambda shape: shape.num_hidden_layers,
-        requires=(contract.TYPED, contract.WEIGHTS_OUTSIDE),
-        ensures=(contract.WEIGHTS_OUTSIDE, contract.SHAPES_CONSTANT),
-        needs_layout=True,
-    ),
-    Fusion(
-        "pack_sliced_gate_up",
-        pack_sliced_gate_up,
-        lambda shape: shape.num_hidden_layers,
-        requires=(contract.TYPED, contract.WEIGHTS_OUTSIDE),
-        ensures=(contract.WEIGHTS_OUTSIDE,),
-        needs_layout=True,
-    ),
+ONNXRUNTIME_ENDS = (
+    _packing("pack_sliced_gate_up", pack_sliced_gate_up),
     Fusion(
         "skip_rms_norm",
         skip_rms_norm,
@@ -124,23 +106,36 @@ ONNXRUNTIME = (
         ensures=(contract.NORMS_IN_FLOAT32,),
     ),
 )
+"""What is fused for ONNX Runtime around the attention, whatever the cache."""
+
+ONNXRUNTIME = (
+    *FORMS,
+    Fusion(
+        "group_query_attention",
+        group_query_attention,
+        lambda shape: shape.num_hidden_layers,
+        requires=(contract.TYPED, contract.SHAPES_CONSTANT, contract.ATTENTION_PLAIN),
+        ensures=(contract.ROTATIONS_OF_HALVES,),
+    ),
+    _packing("pack_rotated_qkv", pack_rotated_qkv, ensures=(contract.SHAPES_CONSTANT,)),
+    *ONNXRUNTIME_ENDS,
+)
 """Operators of ONNX Runtime's own where they were measured faster (docs/adr/012)."""
 
-STATIC = (
-    *TENSORRT,
-    Fusion(
-        "static_attention",
-        static_attention,
-        lambda shape: shape.num_hidden_layers,
-        requires=(contract.TYPED, contract.ATTENTION_PLAIN, contract.HEADS_UNREPEATED),
-        ensures=(contract.ATTENTION_PLAIN, contract.MASKED_BY_LENGTHS),
-    ),
+STATIC_ATTENTION = Fusion(
+    "static_attention",
+    static_attention,
+    lambda shape: shape.num_hidden_layers,
+    requires=(contract.TYPED, contract.ATTENTION_PLAIN, contract.HEADS_UNREPEATED),
+    ensures=(contract.ATTENTION_PLAIN, contract.MASKED_BY_LENGTHS),
 )
+
+STATIC = (*TENSORRT, STATIC_ATTENTION)
 """The same for a static cache, whose lengths take the mask's place in the end."""
 
 STATIC_ONNXRUNTIME = (
-    *TENSORRT[:4],
-    STATIC[-1],  # static_attention
+    *FORMS,
+    STATIC_ATTENTION,
     Fusion(
         "grouped_static_attention",
         grouped_static_attention,
@@ -148,15 +143,8 @@ STATIC_ONNXRUNTIME = (
         requires=(contract.TYPED, contract.SHAPES_CONSTANT, contract.MASKED_BY_LENGTHS),
         ensures=(contract.TYPED, contract.SHAPES_CONSTANT),
     ),
-    Fusion(
-        "pack_grouped_qkv",
-        pack_grouped_qkv,
-        lambda shape: shape.num_hidden_layers,
-        requires=(contract.TYPED, contract.WEIGHTS_OUTSIDE),
-        ensures=(contract.WEIGHTS_OUTSIDE,),
-        needs_layout=True,
-    ),
-    *ONNXRUNTIME[-2:],  # pack_sliced_gate_up, skip_rms_norm
+    _packing("pack_grouped_qkv", pack_grouped_qkv),
+    *ONNXRUNTIME_ENDS,
 )
 """ONNX Runtime's operators for a static cache: the attention writes into it and rotates by itself."""
 

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from graphs.fusions._contrib import CONTRIB, Recorder, place
+from graphs.fusions._packing import Projections, read_projections
 from graphs.fusions._reading import Refused, first, need, scaled
 from graphs.fusions._values import in_module, last_size, module_of, numbers, only_user, producer, rank
+from graphs.fusions.pack_qkv import PACKED_NAME
 
 HEADS_FIRST, LINEAR_RANK = (0, 2, 1, 3), 3
-GROUPED, SEQLENS, TOTAL = "GroupQueryAttention", 5, 6
-"""The operator, and its inputs for the length of each row less one [B], and for the largest length."""
+GROUPED, SEQLENS, TOTAL, BIAS = "GroupQueryAttention", 5, 6, 10
+"""The operator, and its inputs for the length of each row less one [B], for the largest length, and for what is added to the scores."""
 NOT_JOINED = "its result is not turned and reshaped to [B, S, H · D]"
 
 
@@ -114,6 +116,18 @@ def _only_user(value: ir.Value, op_type: str) -> ir.Node:
     if node is None:
         raise Refused(NOT_JOINED)
     return node
+
+
+def read_qkv(query: ir.Value | None, key: ir.Value | None, value: ir.Value | None) -> Projections:
+    """The linears of query, key and value that are one packed linear; raises Refused."""
+    return read_projections({"query": query, "key": key, "value": value}, PACKED_NAME)
+
+
+def feed_packed(graph: ir.Graph, op: Recorder, attention: ir.Node, packed: ir.Value) -> None:
+    """Let a GroupQueryAttention read query, key and value as one [B, S, (H+2K)·D], which recorded nodes compute."""
+    place(graph, attention, op, [])
+    for index, operand in enumerate((packed, None, None)):
+        attention.replace_input_with(index, operand)
 
 
 def read_tables(rotation: ir.Node) -> tuple[ir.Value, ir.Value, ir.Value]:

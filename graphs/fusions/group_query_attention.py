@@ -22,15 +22,15 @@ import onnx_ir as ir
 
 from graphs.fusions._causal_mask import CausalMask, read_mask
 from graphs.fusions._contrib import Recorder
-from graphs.fusions._grouped_heads import GROUPED, SEQLENS, TOTAL, Cached, Grouped, Heads, read_grouped, read_heads
+from graphs.fusions._grouped_heads import BIAS, GROUPED, SEQLENS, TOTAL, Cached, Grouped, Heads, read_grouped, read_heads
 from graphs.fusions._reading import Refused, need, shape_of
 from graphs.fusions._values import in_module, module_of, sizes, unreshaped
 
-TIME_AXIS, BIAS = 2, 10
+TIME_AXIS = 2
 SIZE_STEP = 8
 """Head sizes that the operator takes are multiples of this."""
 MASK, PLAIN = 3, {"scale": 1.0}
-"""Input of Attention, and its attributes; BIAS is an input of the operator."""
+"""Input of Attention, and its attributes."""
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,10 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from graphs.fusions._contrib import CONTRIB, Recorder, place
-from graphs.fusions._grouped_heads import GROUPED
-from graphs.fusions._packing import Projections, read_projections
+from graphs.fusions._contrib import CONTRIB, Recorder
+from graphs.fusions._grouped_heads import GROUPED, feed_packed, read_qkv
+from graphs.fusions._packing import Projections
 from graphs.fusions.pack_qkv import PACKED_NAME
-
-PARTS = ("query", "key", "value")
 
 
 @dataclass(frozen=True)
@@ -36,13 +34,10 @@ def is_candidate(node: ir.Node) -> bool:
 
 def read(node: ir.Node) -> GroupedProjections:
     """The linears in front of an attention; raises Refused."""
-    return GroupedProjections(node, read_projections(dict(zip(PARTS, node.inputs, strict=False)), PACKED_NAME))
+    return GroupedProjections(node, read_qkv(*node.inputs[:3]))
 
 
 def rewrite(graph: ir.Graph, found: GroupedProjections) -> None:
     """The packed linear is the attention's one input."""
-    op, attention = Recorder(), found.attention
-    linear = found.projections.packed(op, PACKED_NAME)
-    place(graph, attention, op, [])
-    for index, operand in enumerate((linear, None, None)):
-        attention.replace_input_with(index, operand)
+    op = Recorder()
+    feed_packed(graph, op, found.attention, found.projections.packed(op, PACKED_NAME))

@@ -18,14 +18,13 @@ from typing import Any
 
 import onnx_ir as ir
 
-from graphs.fusions._contrib import CONTRIB, Recorder, place
-from graphs.fusions._grouped_heads import GROUPED, read_tables
-from graphs.fusions._packing import Projections, read_projections, rows
+from graphs.fusions._contrib import CONTRIB, Recorder
+from graphs.fusions._grouped_heads import GROUPED, feed_packed, read_qkv, read_tables
+from graphs.fusions._packing import Projections, rows
 from graphs.fusions._reading import Refused, shape_of
 from graphs.fusions._values import in_module, module_of, only_user, producer, shape_constant
 from graphs.fusions.pack_qkv import PACKED_NAME
 
-PARTS = ("query", "key", "value")
 HEADS_AXIS = 2
 NEUTRAL = (1.0, 0.0)
 """Cosine and sine of no rotation."""
@@ -63,8 +62,7 @@ def read(node: ir.Node) -> RotatedProjections:
     if any(only_user(rotation.outputs[0], node.op_type) is not node for rotation in (query, key)):
         raise Refused("a rotated query or key is read elsewhere too")
     rotation = _rotation(query, key)
-    sources = (query.inputs[0], key.inputs[0], node.inputs[2])
-    return RotatedProjections(node, rotation, read_projections(dict(zip(PARTS, sources, strict=True)), PACKED_NAME))
+    return RotatedProjections(node, rotation, read_qkv(query.inputs[0], key.inputs[0], node.inputs[2]))
 
 
 def _rotation(query: ir.Node, key: ir.Node) -> Rotation:
@@ -78,7 +76,7 @@ def _rotation(query: ir.Node, key: ir.Node) -> Rotation:
 
 def rewrite(graph: ir.Graph, found: RotatedProjections) -> None:
     """The packed linear and its heads, all rotated, are the attention's one input."""
-    op, attention, rotation, weights = Recorder(), found.attention, found.rotation, found.projections.weights
+    op, rotation, weights = Recorder(), found.rotation, found.projections.weights
     linear = found.projections.packed(op, PACKED_NAME)  # [B, S, N·D]
     (batch, new, _), dtype, module = shape_of(linear), linear.dtype, rotation.module
     size, width = rows(weights[0]) // rotation.heads[0], sum(map(rows, weights))
@@ -86,9 +84,7 @@ def rewrite(graph: ir.Graph, found: RotatedProjections) -> None:
     heads = in_module(op.Reshape(linear, shape_constant(op, f"{module}.heads", [0, -1, size])), module, dtype, (batch, None, size))
     rotated = in_module(op.RotaryEmbedding(heads, cos, sin, interleaved=0, num_heads=1), module, dtype, (batch, None, size))
     packed = in_module(op.Reshape(rotated, shape_constant(op, f"{module}.packed", [0, -1, width])), module, dtype, (batch, new, width))
-    place(graph, attention, op, [])
-    for index, operand in enumerate((packed, None, None)):
-        attention.replace_input_with(index, operand)
+    feed_packed(graph, op, found.attention, packed)
 
 
 def _by_head(op: Recorder, rotation: Rotation, n_heads: int) -> list[ir.Value]:

@@ -17,6 +17,7 @@ from artifact.layout import EMBEDDING
 from exporter.rope import rotary_tables
 from exporter.trace import TORCH_DTYPES
 from exporter.weights import ROTARY_COS, ROTARY_SIN
+from graphs.partition import upstream
 from validation.bisect.finding import Finding, Looked
 from validation.bisect.landmarks import position_error
 from validation.bisect.probes import Probe
@@ -109,14 +110,4 @@ def _role(value: ir.Value, cut: ir.Model, computed: Mapping[str, Array]) -> str 
 
 
 def _reads(value: ir.Value, name: str) -> bool:
-    stack, seen = [value], set[ir.Value]()
-    while stack:
-        one = stack.pop()
-        if one in seen:
-            continue
-        seen.add(one)
-        if one.name == name:
-            return True
-        node = one.producer()
-        stack += [operand for operand in (node.inputs if node is not None else ()) if operand is not None]
-    return False
+    return any(one.name == name for one in upstream([value]))

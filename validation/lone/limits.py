@@ -7,11 +7,10 @@ from dataclasses import dataclass, replace
 import onnx_ir as ir
 
 from graphs.foreign.ports import Ports
+from graphs.fusions._grouped_heads import BIAS, GROUPED
+from graphs.partition import upstream
 from validation.lone.graph import LoneGraph
 from validation.scenarios import Scenario
-
-GROUPED, BIAS = "GroupQueryAttention", 10
-"""ONNX Runtime's attention, and its input for what is added to the scores."""
 
 
 @dataclass(frozen=True)
@@ -67,19 +66,4 @@ def _no_padding(graph: LoneGraph) -> str | None:
 def _takes_columns(node: ir.Node, mask: str) -> bool:
     """Whether a GroupQueryAttention is given a bias made of the mask, and does not rotate by columns itself."""
     bias = node.inputs[BIAS] if len(node.inputs) > BIAS else None
-    return bias is not None and node.attributes.get_int("do_rotary", 0) == 0 and _is_made_of(bias, mask)
-
-
-def _is_made_of(value: ir.Value, name: str) -> bool:
-    """Whether a graph input is among what a value is computed from."""
-    seen: set[ir.Value] = set()
-    left = [value]
-    while left:
-        one = left.pop()
-        if one.name == name:
-            return True
-        node = one.producer()
-        if node is not None and one not in seen:
-            left += [operand for operand in node.inputs if operand is not None]
-        seen.add(one)
-    return False
+    return bias is not None and node.attributes.get_int("do_rotary", 0) == 0 and any(value.name == mask for value in upstream([bias]))
