@@ -9,6 +9,8 @@ import onnx_ir as ir
 from onnx_ir.tape import Tape
 
 CONTRIB, CONTRIB_VERSION = "com.microsoft", 1
+GROUPED, SEQLENS, TOTAL, BIAS = "GroupQueryAttention", 5, 6, 10
+"""Its attention, and its inputs for the length of each row less one [B], for the largest length, and for what is added to the scores."""
 
 
 class Recorder(Tape):

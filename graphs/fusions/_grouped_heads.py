@@ -14,8 +14,6 @@ from graphs.fusions._values import in_module, last_size, module_of, numbers, onl
 from graphs.fusions.pack_qkv import PACKED_NAME
 
 HEADS_FIRST, LINEAR_RANK = (0, 2, 1, 3), 3
-GROUPED, SEQLENS, TOTAL, BIAS = "GroupQueryAttention", 5, 6, 10
-"""The operator, and its inputs for the length of each row less one [B], for the largest length, and for what is added to the scores."""
 NOT_JOINED = "its result is not turned and reshaped to [B, S, H · D]"
 
 

@@ -21,8 +21,8 @@ import numpy as np
 import onnx_ir as ir
 
 from graphs.fusions._causal_mask import CausalMask, read_mask
-from graphs.fusions._contrib import Recorder
-from graphs.fusions._grouped_heads import BIAS, GROUPED, SEQLENS, TOTAL, Cached, Grouped, Heads, read_grouped, read_heads
+from graphs.fusions._contrib import BIAS, GROUPED, SEQLENS, TOTAL, Recorder
+from graphs.fusions._grouped_heads import Cached, Grouped, Heads, read_grouped, read_heads
 from graphs.fusions._reading import Refused, need, shape_of
 from graphs.fusions._values import in_module, module_of, sizes, unreshaped
 

@@ -22,8 +22,8 @@ from typing import Any
 import onnx_ir as ir
 
 from artifact.io_spec import KEY_VALUE_LENGTHS
-from graphs.fusions._contrib import Recorder
-from graphs.fusions._grouped_heads import GROUPED, SEQLENS, TOTAL, Cached, Grouped, read_grouped, read_heads, read_tables
+from graphs.fusions._contrib import GROUPED, SEQLENS, TOTAL, Recorder
+from graphs.fusions._grouped_heads import Cached, Grouped, read_grouped, read_heads, read_tables
 from graphs.fusions._reading import Refused, need
 from graphs.fusions._values import in_module, unreshaped
 from graphs.fusions.static_attention import is_input, not_in_place

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from graphs.fusions._contrib import CONTRIB, Recorder
-from graphs.fusions._grouped_heads import GROUPED, feed_packed, read_qkv
+from graphs.fusions._contrib import CONTRIB, GROUPED, Recorder
+from graphs.fusions._grouped_heads import feed_packed, read_qkv
 from graphs.fusions._packing import Projections
 from graphs.fusions.pack_qkv import PACKED_NAME
 

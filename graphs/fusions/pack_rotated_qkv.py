@@ -18,8 +18,8 @@ from typing import Any
 
 import onnx_ir as ir
 
-from graphs.fusions._contrib import CONTRIB, Recorder
-from graphs.fusions._grouped_heads import GROUPED, feed_packed, read_qkv, read_tables
+from graphs.fusions._contrib import CONTRIB, GROUPED, Recorder
+from graphs.fusions._grouped_heads import feed_packed, read_qkv, read_tables
 from graphs.fusions._packing import Projections, rows
 from graphs.fusions._reading import Refused, shape_of
 from graphs.fusions._values import in_module, module_of, only_user, producer, shape_constant

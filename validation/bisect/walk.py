@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from artifact import io_spec
 from artifact.errors import ValidationError
 from artifact.layout import PACKED
-from graphs.fusions._grouped_heads import GROUPED
+from graphs.fusions._contrib import GROUPED
 from validation.bisect.landmarks import expected_at, landmarks, position_error
 from validation.node_runner import run_nodes
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import onnx_ir as ir
 
 from graphs.foreign.ports import Ports
-from graphs.fusions._grouped_heads import BIAS, GROUPED
+from graphs.fusions._contrib import BIAS, GROUPED
 from graphs.partition import upstream
 from validation.lone.graph import LoneGraph
 from validation.scenarios import Scenario
