@@ -1,6 +1,6 @@
 """Other exporters' graphs of one real checkpoint, fused and judged: the tables of docs/foreign-graphs.md.
 
-    python benchmarks/foreign_graphs.py CHECKPOINT --optimum PYTHON --genai PYTHON [--folder DIR] [--tokens 2048] [--only NAME …]
+    python benchmarks/foreign_graphs.py CHECKPOINT --optimum PYTHON --genai PYTHON [--target T] [--folder DIR] [--tokens 2048] [--only NAME …]
 
 CHECKPOINT is a Hugging Face folder with a tokenizer. PYTHON are interpreters of environments that hold optimum-onnx and onnxruntime-genai; without
 one, its rows are left out. What is in --folder already is not exported again; the table shows every row that was ever measured there.
@@ -41,8 +41,8 @@ EXPORTS: dict[str, tuple[str, str, dict[str, str]]] = {
     "genai-int4": ("genai", GENAI, {"dtype": "int4", "provider": "cpu"}),
 }
 """Row → whose Python, command, and what it is asked for."""
-ROW = "row.json"
-RULES = ("rms_norm", "rotary", "attention")
+RULES = {"tensorrt": ("rms_norm", "rotary", "attention"), "onnxruntime": ("rms_norm", "rotary", "group_query_attention", "skip_rms_norm")}
+"""Target → the rules that are shown."""
 
 
 def main() -> None:
@@ -52,6 +52,7 @@ def main() -> None:
     parser.add_argument("--optimum", help="a Python with optimum-onnx")
     parser.add_argument("--genai", help="a Python with onnxruntime-genai")
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "foreign-graphs")
+    parser.add_argument("--target", default="tensorrt", choices=list(RULES))
     parser.add_argument("--tokens", type=int, default=2048)
     parser.add_argument("--only", nargs="+", default=list(EXPORTS), choices=list(EXPORTS))
     options = parser.parse_args()
@@ -62,10 +63,11 @@ def main() -> None:
             print(f"left out: {name} (no --{who})", file=sys.stderr)
             continue
         graph = export(options.folder / name, [pythons[who], *command.split()], details | {"checkpoint": str(options.checkpoint)})
-        row = {"graph": name} | measure(graph, options.checkpoint, options.tokens)
-        (graph.parent / ROW).write_text(json.dumps(row, indent=1) + "\n")
-        print(line(row), file=sys.stderr, flush=True)
-    print_table([json.loads(path.read_text()) for name in EXPORTS if (path := options.folder / name / ROW).is_file()])
+        row = {"graph": name} | measure(graph, options.checkpoint, options.tokens, options.target)
+        (graph.parent / f"{options.target}.json").write_text(json.dumps(row, indent=1) + "\n")
+        print(line(row, options.target), file=sys.stderr, flush=True)
+    files = [options.folder / name / f"{options.target}.json" for name in EXPORTS]
+    print_table([json.loads(path.read_text()) for path in files if path.is_file()], options.target)
 
 
 def export(out: Path, command: list[str], details: dict[str, str]) -> Path:
@@ -78,10 +80,10 @@ def export(out: Path, command: list[str], details: dict[str, str]) -> Path:
     return out / "model.onnx"
 
 
-def measure(graph: Path, checkpoint: Path, tokens: int) -> dict[str, Any]:
+def measure(graph: Path, checkpoint: Path, tokens: int, target: str) -> dict[str, Any]:
     """One row: the fusion, and the verdicts before and after."""
-    out = graph.parent / "fused" / "fused.onnx"
-    fused, seconds, peak_mb = cli("fuse", "--graph", graph, "--out", out)
+    out = graph.parent / target / "fused.onnx"
+    fused, seconds, peak_mb = cli("fuse", "--graph", graph, "--out", out, "--target", target)
     stages = [judge(path, checkpoint, tokens) for path in (graph, out) if path.is_file()]
     stored = sum(path.stat().st_size for path in graph.parent.iterdir() if path.name.startswith("model.onnx"))
     row = {
@@ -122,16 +124,26 @@ def difference(before: Path, after: Path, checkpoint: Path) -> float:
     return float(np.abs(new - old).max() / np.abs(old).max())
 
 
-def print_table(rows: list[dict[str, Any]]) -> None:
+def print_table(rows: list[dict[str, Any]], target: str) -> None:
     """The rows as a Markdown table."""
-    heads = ("graph", "opset", "nodes", *RULES, "noise ratio", "strict noise ratio", "max abs ÷ largest logit", "after against before", "mean KL")
+    heads = (
+        "graph",
+        "opset",
+        "nodes",
+        *RULES[target],
+        "noise ratio",
+        "strict noise ratio",
+        "max abs ÷ largest logit",
+        "after against before",
+        "mean KL",
+    )
     heads += ("scenarios", "verdict", "fuse: s", "peak MB", "file MB")
     print(f"| {' | '.join(heads)} |\n|{' --- |' * len(heads)}")
     for row in rows:
-        print(line(row))
+        print(line(row, target))
 
 
-def line(row: dict[str, Any]) -> str:
+def line(row: dict[str, Any], target: str) -> str:
     """One row; ``before → after`` where there is an after."""
     fuse, before, after = row["fuse"], row["before"], row["after"]
     rules = {rule["rule"]: f"{rule['fired']} of {rule['expected']}" for rule in fuse["rules"]}
@@ -140,7 +152,7 @@ def line(row: dict[str, Any]) -> str:
     scenarios = " → ".join(report["verdict"].split(": ")[1].split(" scenarios")[0] for report in (before, after) if report)
     nodes = f"{fuse['nodes_before']} → {fuse['nodes_after']}" if after else str(fuse["nodes_before"])
     cells = (
-        row["graph"], str(before["graph"]["opset"]), nodes, *(rules.get(rule, "fused already") for rule in RULES), *numbers,
+        row["graph"], str(before["graph"]["opset"]), nodes, *(rules.get(rule, "fused already") for rule in RULES[target]), *numbers,
         "–" if row["difference"] is None else f"{row['difference']:.1e}", pair(before, after, "mean_kl"), scenarios, " → ".join(verdicts),
         f"{row['fuse_s']:.1f}", f"{row['fuse_peak_mb']:.0f}", f"{row['stored_mb']:.0f}",
     )  # fmt: skip

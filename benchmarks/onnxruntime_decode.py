@@ -3,7 +3,8 @@
     python benchmarks/onnxruntime_decode.py [--folder DIR] [--environments DIR] [--processes 2] [--turns 4] [--only int4]
 
 Batch 1, 256 tokens of prefill, then 64 decode steps; keys and values are bound in place where the graph allows it, otherwise each step's outputs are
-bound as the next one's inputs. Ours come in both forms of `export --kv-cache`. Where a session's buffers come to lie moves decode by a quarter, and
+bound as the next one's inputs. Ours come in both forms of `export --kv-cache`, and
+what `fuse --graph --target onnxruntime` makes of optimum's. Where a session's buffers come to lie moves decode by a quarter, and
 whoever is loaded first or last is slow; so there are several processes, and each loads the graphs from another one on and lets them take turns.
 A graph's ratio is the median over the turns of its tokens/s ÷ those of the peer in the same turn; printed is the mean over the processes ± its
 standard error. The best peer is the one with the best mean ratio to the first peer.
@@ -24,7 +25,7 @@ from typing import Any
 
 import numpy as np
 import onnxruntime as ort
-from onnxruntime_peers import OURS, PEERS, make_ours, make_peer, write_checkpoint
+from onnxruntime_peers import OURS, PEERS, fuse_peer, make_ours, make_peer, write_checkpoint
 
 TOOLKIT = "this toolkit"
 PREFILL, DECODE, CAPACITY, WARM_STEPS = 256, 64, 384, 4
@@ -96,8 +97,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "onnxruntime-decode")
     parser.add_argument("--environments", type=Path, default=Path(tempfile.gettempdir()) / "peers")
-    parser.add_argument("--processes", type=int, default=2, help="so many for each place in the order of loading")
-    parser.add_argument("--turns", type=int, default=4)
+    parser.add_argument("--processes", type=_positive, default=2, help="so many for each place in the order of loading")
+    parser.add_argument("--turns", type=_positive, default=4)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--only", choices=list(OURS), help="one precision alone")
     options = parser.parse_args()
@@ -110,7 +111,15 @@ def main() -> None:
             graph = make_peer(name, checkpoint, options.folder, options.environments) if peer.precision == precision else None
             if graph is not None:
                 files[name] = (graph, peer.shares_cache)
+                if not peer.shares_cache:
+                    files[f"{TOOLKIT}, {name}"] = (fuse_peer(graph, options.folder / "fused-peer"), True)
         _print_table(precision, measure(files, options.threads, options.processes, options.turns))
+
+
+def _positive(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    return number
 
 
 def measure(files: dict[str, tuple[Path, bool]], threads: int, processes: int, turns: int) -> dict[str, Any]:

@@ -54,6 +54,12 @@ def make_ours(artifact: Path, kv_cache: str = "dynamic") -> dict[str, Path]:
     return {precision: artifact / f"{stage}.onnx" for precision, stage in OURS.items()}
 
 
+def fuse_peer(graph: Path, folder: Path) -> Path:
+    """A peer's graph in this toolkit's operators for ONNX Runtime."""
+    _cli(f"fuse --graph {graph} --out {folder / 'fused.onnx'} --target onnxruntime")
+    return folder / "fused.onnx"
+
+
 def write_checkpoint(artifact: Path, folder: Path) -> Path:
     """The artifact's weights as the one Hugging Face folder that peers read."""
     if not (folder / "model.safetensors").is_file():
@@ -61,7 +67,7 @@ def write_checkpoint(artifact: Path, folder: Path) -> Path:
         tensors = {}
         for file in sorted(artifact.glob("weights/*.safetensors")):
             if "onnxruntime" not in file.name:
-                tensors |= load_file(file)
+                tensors |= {name: tensor for name, tensor in load_file(file).items() if "rotary_emb" not in name}
         for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
             shutil.copy(artifact / name, folder)
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})

@@ -1,7 +1,7 @@
 """Which operators a graph computes each decoder layer with, and what lies outside the layers; layers that are alike are counted together.
 
 Where nodes name their module, that says the layer. Foreign graphs have no such names: there a layer reaches from the input of one attention's norm to
-that of the next, which is known where every norm is one node.
+that of the next, which is known where every norm is one node, be it one with the sum that it reads.
 """
 
 from __future__ import annotations
@@ -17,6 +17,9 @@ from artifact.layout import MODULE_KEY, layer_of
 
 UNKNOWN = "not known where a layer begins: no node names its module, and the norms are not one node each"
 SIZES = ("Shape", "Size")
+NORMS, SUMMED = ("RMSNormalization", "SkipSimplifiedLayerNormalization"), 3
+"""Norms, and the output of the second that is the sum it reads."""
+ATTENTIONS = ("Attention", "GroupQueryAttention")
 Operators = dict[str, int]
 
 
@@ -67,17 +70,23 @@ def _layers_of(model: ir.Model) -> tuple[dict[ir.Node, int], str | None]:
     return (_between(model, ends), "norms") if ends else ({}, None)
 
 
-def _layer_ends(model: ir.Model) -> list[ir.Value]:
-    """The hidden states between layers: what every second norm reads; none where norms are not two a layer and one at the end."""
-    read = [node.inputs[0] for node in model.graph if node.op_type == "RMSNormalization"]
-    n_layers = sum(node.op_type == "Attention" for node in model.graph)
-    hidden = [value for value in read[::2] if value is not None]
-    return hidden if n_layers and len(read) == 2 * n_layers + 1 and len(hidden) == n_layers + 1 else []
+def _layer_ends(model: ir.Model) -> list[tuple[ir.Value, ...]]:
+    """What lies between layers: what every second norm reads, or makes with it; none where norms are not two a layer and one at the end."""
+    norms = [node for node in model.graph if node.op_type in NORMS]
+    n_layers = sum(node.op_type in ATTENTIONS for node in model.graph)
+    hidden = [_between_layers(norm) for norm in norms[::2]]
+    return hidden if n_layers and len(norms) == 2 * n_layers + 1 and all(hidden) else []
 
 
-def _between(model: ir.Model, ends: list[ir.Value]) -> dict[ir.Node, int]:
+def _between_layers(norm: ir.Node) -> tuple[ir.Value, ...]:
+    """The hidden state that a norm reads; where one node computes both, that and what is normed."""
+    values = norm.inputs[:1] if len(norm.outputs) == 1 else (norm.outputs[0], norm.outputs[SUMMED])
+    return tuple(value for value in values if value is not None)
+
+
+def _between(model: ir.Model, ends: list[tuple[ir.Value, ...]]) -> dict[ir.Node, int]:
     """Nodes by the last of the hidden states that they depend on; what depends on none, on sizes alone, or on the last of all, is outside."""
-    level = {value: layer for layer, value in enumerate(ends)}
+    level = {value: layer for layer, values in enumerate(ends) for value in values}
     layers: dict[ir.Node, int] = {}
     for node in model.graph:
         found = max((level[value] for value in node.inputs if value is not None and value in level), default=None)

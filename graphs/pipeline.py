@@ -10,7 +10,7 @@ from typing import Any
 import onnx_ir as ir
 
 from artifact.config import LlamaConfig
-from artifact.errors import FusionError, UsageError
+from artifact.errors import FusionError
 from artifact.graph_file import load_graph
 from artifact.io_spec import KvCache
 from artifact.manifest import kv_cache_of, require_artifact
@@ -218,9 +218,7 @@ def _pipeline(target: str, kv_cache: KvCache, min_tensorrt: str | None) -> tuple
         form = " with a static cache" if kv_cache == "static" else ""
         raise FusionError(f"no fusions for target {target!r}{form}; there are: {', '.join(pipelines)}")
     if min_tensorrt is not None:
-        check_release(min_tensorrt)
-        if target != "tensorrt":
-            raise UsageError(f"--min-tensorrt is of --target tensorrt, not of {target}")
+        check_release(min_tensorrt, target)
         if kv_cache == "static" and not takes(min_tensorrt, CACHE_WRITER):
             first = LATER[CACHE_WRITER]
             raise FusionError(

@@ -89,14 +89,16 @@ def needed_release(nodes: Iterable[ir.Node]) -> Need:
     return Need(release, tuple(sorted(name for name, found in operators.items() if found == release)) if release != OLDEST else ())
 
 
-def check_release(release: str) -> None:
-    """Refuse a release that this table does not know.
+def check_release(release: str, target: str = "tensorrt") -> None:
+    """Refuse a release that this table does not know, or one for another target.
 
     Raises:
         UsageError: with those it knows.
     """
     if release not in RELEASES:
         raise UsageError(f"--min-tensorrt {release!r} is not a release that this version knows; it knows: {', '.join(RELEASES)}")
+    if target != "tensorrt":
+        raise UsageError(f"--min-tensorrt is of --target tensorrt, not of {target}")
 
 
 def takes(release: str, op_type: str) -> bool:

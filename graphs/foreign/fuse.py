@@ -16,7 +16,16 @@ from graphs.foreign.decoder import DecoderShape, fused_by_others, read_decoder
 from graphs.foreign.prepare import Interface, merge, prepare
 from graphs.foreign.save import save_graph
 from graphs.foreign.source import open_graph
-from graphs.fusions import accumulate, foreign_attention, foreign_rms_norm, foreign_rotary, foreign_shape
+from graphs.fusions import (
+    accumulate,
+    foreign_attention,
+    foreign_group_query_attention,
+    foreign_past_length,
+    foreign_rms_norm,
+    foreign_rotary,
+    foreign_shape,
+    skip_rms_norm,
+)
 from graphs.fusions._reading import through
 from graphs.lower import lower_to
 from graphs.passes import Fusion, run_passes
@@ -24,11 +33,10 @@ from graphs.report import Before, FusionReport, RuleReport, check_complete
 from graphs.rewriting import Refusal
 from graphs.tensorrt_releases import check_release
 
-TARGETS = ("tensorrt",)
 NOT_PACKED = "not packed: the weights of linears that read one input are stored apart here, and packing them would write them all anew"
 
 
-FUSIONS = (
+FORMS = (
     Fusion(
         "rms_norm",
         foreign_rms_norm,
@@ -54,9 +62,23 @@ FUSIONS = (
         makes="Attention",
     ),
     Fusion("constant_shape", foreign_shape, None, requires=(contract.HEADS_UNREPEATED,)),
-    Fusion("accumulate", accumulate, None, ensures=(contract.SUMS_IN_FLOAT32,)),
 )
-"""The rules of ``graphs.pipeline.TENSORRT`` in the spellings of other exporters; their values need not all be typed."""
+"""``graphs.pipeline.FORMS`` in the spellings of other exporters; their values need not all be typed."""
+
+PIPELINES = {
+    "tensorrt": ((*FORMS, Fusion("accumulate", accumulate, None, ensures=(contract.SUMS_IN_FLOAT32,))),),
+    "onnxruntime": (
+        FORMS,
+        (
+            Fusion("past_length", foreign_past_length, None),
+            Fusion("group_query_attention", foreign_group_query_attention, lambda shape: shape.num_hidden_layers),
+            Fusion("skip_rms_norm", skip_rms_norm, None, ensures=(contract.NORMS_IN_FLOAT32,)),
+        ),
+    ),
+}
+"""Target → lists of passes; between two of them equal computations become one, such as the masks of all layers."""
+PACKING = {"tensorrt": ("pack_qkv", "pack_gate_up"), "onnxruntime": ("pack_rotated_qkv", "pack_sliced_gate_up")}
+"""Target → the rules that pack three linears, and two, in our own graphs."""
 
 
 def fuse_graph(
@@ -80,10 +102,10 @@ def fuse_graph(
             or ``min_tensorrt`` can't take what it holds.
         UsageError: there is no such release.
     """
-    if target not in TARGETS:
-        raise FusionError(f"no fusions of foreign graphs for target {target!r}; there are: {', '.join(TARGETS)}")
+    if target not in PIPELINES:
+        raise FusionError(f"no fusions of foreign graphs for target {target!r}; there are: {', '.join(PIPELINES)}")
     if min_tensorrt is not None:
-        check_release(min_tensorrt)
+        check_release(min_tensorrt, target)
     model = open_graph(source)
     others, opset = fused_by_others(model), model.opset_imports.get("", model.opset_imports.get("ai.onnx"))
     if others:
@@ -106,11 +128,14 @@ def fuse_foreign(model: ir.Model, target: str, min_tensorrt: str | None, progres
     """
     before = Before.of(model)
     interface = Interface(model)
-    progress("reading the graph", 0, len(FUSIONS))
+    progress("reading the graph", 0, sum(map(len, PIPELINES[target])))
     prepare(model)
     shape = read_decoder(model)
-    rules = run_passes(model, FUSIONS, shape, progress=progress)
-    rules += [RuleReport(rule, 0, 0, refused) for rule, refused in _unpacked(model).items()]
+    rules: list[RuleReport] = []
+    for fusions in PIPELINES[target]:
+        rules += run_passes(model, fusions, shape, progress=progress)
+        merge(model)
+    rules += [RuleReport(rule, 0, 0, refused) for rule, refused in zip(PACKING[target], _unpacked(model), strict=True)]
     lowered = {} if min_tensorrt is None else lower_to(model, min_tensorrt)
     merge(model)
     interface.restore(model)
@@ -119,19 +144,19 @@ def fuse_foreign(model: ir.Model, target: str, min_tensorrt: str | None, progres
     return replace(before.report(model, target, rules), min_tensorrt=min_tensorrt, lowered=lowered), shape
 
 
-def _unpacked(model: ir.Model) -> dict[str, list[Refusal]]:
-    """The linears that read one input and stay apart, under the rule that packs them in our own graphs: three are q·k·v, two gate·up."""
+def _unpacked(model: ir.Model) -> tuple[list[Refusal], list[Refusal]]:
+    """The linears that read one input and stay apart: three are q·k·v, two gate·up."""
     readers: dict[ir.Value, list[ir.Node]] = {}
     for node in model.graph:
         read = through(node.inputs[0], "Cast") if node.op_type in ("MatMul", "Gemm") and node.inputs[0] is not None else None
         if read is not None and read.producer() is not None:
             readers.setdefault(read, []).append(node)
-    kinds: dict[str, list[Refusal]] = {"pack_qkv": [], "pack_gate_up": []}
-    for linears in readers.values():
-        rule = {3: "pack_qkv", 2: "pack_gate_up"}.get(len(linears))
-        if rule:
-            kinds[rule].append(Refusal(linears[0].name or linears[0].op_type, NOT_PACKED))
-    return kinds
+    three, two = ([linears[0] for linears in readers.values() if len(linears) == count] for count in (3, 2))
+    return _refused(three), _refused(two)
+
+
+def _refused(linears: list[ir.Node]) -> list[Refusal]:
+    return [Refusal(linear.name or linear.op_type, NOT_PACKED) for linear in linears]
 
 
 def _nothing_to_do(model: ir.Model, source: Path, target: str, reason: str) -> dict[str, Any]:

@@ -10,10 +10,17 @@ import onnx_ir as ir
 from graphs.fusions._contrib import CONTRIB, Recorder, place
 from graphs.fusions._packing import Projections, read_projections
 from graphs.fusions._reading import Refused, first, need, scaled
-from graphs.fusions._values import in_module, last_size, module_of, numbers, only_user, producer, rank
+from graphs.fusions._values import in_module, last_size, module_of, numbers, only_user, producer, rank, sizes, unreshaped
 from graphs.fusions.pack_qkv import PACKED_NAME
 
 HEADS_FIRST, LINEAR_RANK = (0, 2, 1, 3), 3
+TIME_AXIS = 2
+SIZE_STEP = 8
+"""Head sizes that the operator takes, where it does not rotate, are multiples of this."""
+MASK, PLAIN = 3, {"scale": 1.0}
+"""Input of Attention, and its attributes."""
+NO_TABLES = (None, None, None)
+"""In the places of cosine, sine and positions."""
 NOT_JOINED = "its result is not turned and reshaped to [B, S, H · D]"
 
 
@@ -24,6 +31,13 @@ class Heads:
     linear: ir.Value
     count: int
     rotation: ir.Node | None
+
+    def rotated(self, op: Recorder, module: str) -> ir.Value:
+        """The same rotation, of [B, S, n·D]."""
+        assert self.rotation is not None
+        pairs = self.rotation.attributes.get_int("interleaved", 0)
+        rotated = op.RotaryEmbedding(self.linear, *self.rotation.inputs[1:], interleaved=pairs, num_heads=self.count)
+        return in_module(rotated, module, self.linear.dtype, sizes(self.linear))
 
 
 @dataclass(frozen=True)
@@ -61,6 +75,25 @@ class Grouped:
         in_module(attended, module_of(self.joined))
         place(graph, last, op, list(zip((self.joined, self.key.present, self.value.present), (attended, *present), strict=True)))
 
+    def replace_masked(self, graph: ir.Graph, op: Recorder, bias: ir.Value, seqlens: ir.Value, total: ir.Value) -> None:
+        """The same, rotated in front of the node and masked by a bias [B, 1, S, T]; its lengths are those of the mask's columns."""
+        module = module_of(self.joined)
+        query, key = (heads.rotated(op, module) for heads in (self.query, self.key.heads))
+        self.replace(graph, op, (query, key, self.value.heads.linear, self.key.past, self.value.past, seqlens, total, *NO_TABLES, bias), do_rotary=0)
+
+
+def is_attention(node: ir.Node) -> bool:
+    """Every Attention of the standard domain."""
+    return node.op_type == "Attention" and node.domain == ""
+
+
+def read_mask_input(attention: ir.Node) -> ir.Value:
+    """The mask of an Attention that has no other attributes than scale = 1; raises Refused."""
+    mask = attention.inputs[MASK] if len(attention.inputs) > MASK else None
+    if mask is None or {name: attribute.value for name, attribute in attention.attributes.items()} != PLAIN:
+        raise Refused("it has no mask, or other attributes than scale = 1")
+    return mask
+
 
 def read_grouped(attention: ir.Node, read_cache: Callable[[str, ir.Value | None], Cached], size_step: int) -> Grouped:
     """What an Attention computes of which linears; ``read_cache`` reads its keys and its values. Raises Refused.
@@ -84,8 +117,8 @@ def read_grouped(attention: ir.Node, read_cache: Callable[[str, ir.Value | None]
 def read_heads(name: str, value: ir.Value) -> Heads:
     """The linear, its heads and their rotation behind a value [B, n, S, D]; raises Refused."""
     rotation = producer(value, "RotaryEmbedding")
-    if rotation is not None and any(rotation.attributes.get_int(attribute, 0) != 0 for attribute in ("interleaved", "rotary_embedding_dim")):
-        raise Refused(f"the {name} is rotated in interleaved pairs, or in part")
+    if rotation is not None and rotation.attributes.get_int("rotary_embedding_dim", 0) != 0:
+        raise Refused(f"the {name} is rotated in part")
     otherwise = f"the {name} is not a linear's output [B, S, heads · D] that is reshaped and turned to [B, heads, S, D]"
     turned = need(value if rotation is None else rotation.inputs[0], "Transpose", otherwise=otherwise)
     reshape = need(turned.inputs[0], "Reshape", otherwise=otherwise)
@@ -97,6 +130,18 @@ def read_heads(name: str, value: ir.Value) -> Heads:
             return Heads(linear, count, rotation)
         case shape:
             raise Refused(f"the {name} is reshaped to {shape}, not to [0, 0, heads, D]")
+
+
+def read_concatenated(name: str, value: ir.Value | None) -> Cached:
+    """Keys or values [B, K, T, D] that are the past's and the new ones behind them; raises Refused."""
+    otherwise = f"the {name} is not the past and the new ones behind it, joined on axis {TIME_AXIS}"
+    concat = need(unreshaped(value), "Concat", otherwise=otherwise)
+    if len(concat.inputs) != 2 or concat.attributes.get_int("axis") not in (TIME_AXIS, TIME_AXIS - len(HEADS_FIRST)):
+        raise Refused(otherwise)
+    past, new = concat.inputs
+    assert past is not None
+    assert new is not None
+    return Cached(read_heads(name, new), past, concat.outputs[0])
 
 
 def read_joined(attended: ir.Value) -> ir.Value:

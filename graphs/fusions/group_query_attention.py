@@ -22,15 +22,11 @@ import onnx_ir as ir
 
 from graphs.fusions._causal_mask import CausalMask, read_mask
 from graphs.fusions._contrib import BIAS, GROUPED, SEQLENS, TOTAL, Recorder
-from graphs.fusions._grouped_heads import Cached, Grouped, Heads, read_grouped, read_heads
-from graphs.fusions._reading import Refused, need, shape_of
-from graphs.fusions._values import in_module, module_of, sizes, unreshaped
+from graphs.fusions._grouped_heads import SIZE_STEP, Grouped, is_attention, read_concatenated, read_grouped, read_mask_input
+from graphs.fusions._reading import shape_of
+from graphs.fusions._values import in_module
 
-TIME_AXIS = 2
-SIZE_STEP = 8
-"""Head sizes that the operator takes are multiples of this."""
-MASK, PLAIN = 3, {"scale": 1.0}
-"""Input of Attention, and its attributes."""
+is_candidate = is_attention
 
 
 @dataclass(frozen=True)
@@ -41,45 +37,16 @@ class MaskedAttention:
     mask: CausalMask
 
 
-def is_candidate(node: ir.Node) -> bool:
-    """Every Attention of the standard domain."""
-    return node.op_type == "Attention" and node.domain == ""
-
-
 def read(node: ir.Node) -> MaskedAttention:
     """What an Attention and the nodes around it compute; raises Refused."""
-    mask = node.inputs[MASK] if len(node.inputs) > MASK else None
-    if mask is None or {name: attribute.value for name, attribute in node.attributes.items()} != PLAIN:
-        raise Refused("it has no mask, or other attributes than scale = 1")
-    return MaskedAttention(read_grouped(node, _cached, SIZE_STEP), read_mask(mask))
-
-
-def _cached(name: str, value: ir.Value | None) -> Cached:
-    otherwise = f"the {name} is not the past and the new ones behind it, joined on axis {TIME_AXIS}"
-    concat = need(unreshaped(value), "Concat", otherwise=otherwise)
-    if len(concat.inputs) != 2 or concat.attributes.get_int("axis") != TIME_AXIS:
-        raise Refused(otherwise)
-    past, new = concat.inputs
-    assert past is not None
-    assert new is not None
-    return Cached(read_heads(name, new), past, concat.outputs[0])
+    mask = read_mask_input(node)
+    return MaskedAttention(read_grouped(node, read_concatenated, SIZE_STEP), read_mask(mask))
 
 
 def rewrite(graph: ir.Graph, found: MaskedAttention) -> None:
     """One node in the place of the cache, the layout and the attention; what depends on no layer is made once."""
-    op, grouped = Recorder(), found.grouped
-    module = module_of(grouped.joined)
-    bias, seqlens, total = _shared(found.mask) or _make_shared(op, found)
-    query, key = (_rotated(op, heads, module) for heads in (grouped.query, grouped.key.heads))
-    operands = (query, key, grouped.value.heads.linear, grouped.key.past, grouped.value.past, seqlens, total, None, None, None, bias)
-    grouped.replace(graph, op, operands, do_rotary=0)
-
-
-def _rotated(op: Recorder, heads: Heads, module: str) -> ir.Value:
-    """The same rotation of [B, S, n·D]."""
-    assert heads.rotation is not None
-    rotated = op.RotaryEmbedding(heads.linear, *heads.rotation.inputs[1:], interleaved=0, num_heads=heads.count)
-    return in_module(rotated, module, heads.linear.dtype, sizes(heads.linear))
+    op = Recorder()
+    found.grouped.replace_masked(graph, op, *(_shared(found.mask) or _make_shared(op, found)))
 
 
 def _shared(mask: CausalMask) -> tuple[ir.Value, ...] | None:

@@ -23,7 +23,7 @@ import onnx_ir as ir
 
 from artifact.io_spec import KEY_VALUE_LENGTHS
 from graphs.fusions._contrib import GROUPED, SEQLENS, TOTAL, Recorder
-from graphs.fusions._grouped_heads import Cached, Grouped, read_grouped, read_heads, read_tables
+from graphs.fusions._grouped_heads import Cached, Grouped, is_attention, read_grouped, read_heads, read_tables
 from graphs.fusions._reading import Refused, need
 from graphs.fusions._values import in_module, unreshaped
 from graphs.fusions.static_attention import is_input, not_in_place
@@ -33,6 +33,7 @@ MASK, LENGTHS = 3, 6
 """Attributes of an Attention that masks by lengths alone, and inputs of it."""
 SIZE_STEP = 16
 """Head sizes that the operator takes are multiples of this where it rotates."""
+is_candidate = is_attention
 
 
 @dataclass(frozen=True)
@@ -44,11 +45,6 @@ class AttentionByLengths:
     lengths: ir.Value
 
 
-def is_candidate(node: ir.Node) -> bool:
-    """Every Attention of the standard domain."""
-    return node.op_type == "Attention" and node.domain == ""
-
-
 def read(node: ir.Node) -> AttentionByLengths:
     """What an Attention and the nodes around it compute; raises Refused."""
     lengths = node.inputs[LENGTHS] if len(node.inputs) > LENGTHS else None
@@ -57,8 +53,12 @@ def read(node: ir.Node) -> AttentionByLengths:
     if not is_input(lengths, KEY_VALUE_LENGTHS):
         raise Refused(f"its lengths are not the graph's {KEY_VALUE_LENGTHS}")
     grouped = read_grouped(node, _cached, SIZE_STEP)
-    assert grouped.query.rotation is not None
-    return AttentionByLengths(grouped, read_tables(grouped.query.rotation), lengths)
+    query, key = grouped.query.rotation, grouped.key.heads.rotation
+    assert query is not None
+    assert key is not None
+    if query.attributes.get_int("interleaved") or key.attributes.get_int("interleaved"):
+        raise Refused("the query or the key is rotated in interleaved pairs")
+    return AttentionByLengths(grouped, read_tables(query), lengths)
 
 
 def _cached(name: str, value: ir.Value | None) -> Cached:

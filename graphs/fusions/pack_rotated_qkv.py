@@ -61,17 +61,19 @@ def read(node: ir.Node) -> RotatedProjections:
         raise Refused("query and key are not rotated by the same tables and positions in front of it")
     if any(only_user(rotation.outputs[0], node.op_type) is not node for rotation in (query, key)):
         raise Refused("a rotated query or key is read elsewhere too")
-    rotation = _rotation(query, key)
+    heads = node.attributes["num_heads"].as_int(), node.attributes["kv_num_heads"].as_int()
+    if heads != tuple(rotation.attributes.get_int("num_heads") for rotation in (query, key)) or node.attributes.get_int("do_rotary"):
+        raise Refused("the attention has other heads than are rotated in front of it, or rotates them itself")
+    rotation = Rotation(*_tables(query, key), heads, module_of(query.outputs[0]))
     return RotatedProjections(node, rotation, read_qkv(query.inputs[0], key.inputs[0], node.inputs[2]))
 
 
-def _rotation(query: ir.Node, key: ir.Node) -> Rotation:
-    """How both are rotated: whole heads, in halves, by rows of a table."""
+def _tables(query: ir.Node, key: ir.Node) -> tuple[tuple[ir.Value, ir.Value], ir.Value]:
+    """What both are rotated by, whole heads, in halves: cos and sin, and the positions."""
     if any(rotation.attributes.get_int(name, 0) for rotation in (query, key) for name in ("interleaved", "rotary_embedding_dim")):
         raise Refused("the query or the key is rotated in interleaved pairs, or in part")
     cos, sin, positions = read_tables(query)
-    heads = query.attributes["num_heads"].as_int(), key.attributes["num_heads"].as_int()
-    return Rotation((cos, sin), positions, heads, module_of(query.outputs[0]))
+    return (cos, sin), positions
 
 
 def rewrite(graph: ir.Graph, found: RotatedProjections) -> None:

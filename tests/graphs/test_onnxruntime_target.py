@@ -14,14 +14,13 @@ import pytest
 
 from artifact import io_spec
 from artifact.config import LlamaConfig
-from artifact.errors import FusionError, ParityMismatch, QuantizationError
+from artifact.errors import ParityMismatch, QuantizationError
 from artifact.layout import MODULE_KEY, layer_of
 from artifact.manifest import read_manifest
 from artifact.steps import StepContext, run_step
 from commands import graphs
 from exporter.checkpoints import open_checkpoint
 from exporter.export import export_checkpoint
-from graphs.foreign.fuse import fuse_graph
 from graphs.partition import cut_layer, cut_shared, cut_tail, part_boundaries
 from validation.lone.report import validate_graph
 from validation.manner import Manner
@@ -111,13 +110,11 @@ def test_heads_that_the_operator_can_not_rotate_are_refused(tmp_path, make_check
     assert not (tmp_path / "artifact" / "fused-onnxruntime.onnx").exists()
 
 
-def test_scheme_that_a_target_has_not_is_refused(made, tmp_path):
+def test_scheme_that_a_target_has_not_is_refused(made):
     _, artifact, _ = made("grouped-tied-fp16")
     known = "tensorrt: int8, int8-smoothquant, int4; onnxruntime: int8, int4"
     with pytest.raises(QuantizationError, match=f"no scheme 'int8-smoothquant' for target 'onnxruntime'; there are: {known}"):
         graphs.quantize(artifact, scheme="int8-smoothquant", target="onnxruntime")
-    with pytest.raises(FusionError, match="no fusions of foreign graphs for target 'onnxruntime'"):
-        fuse_graph(artifact / "traced.onnx", tmp_path / "out.onnx", target="onnxruntime")
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -14,8 +14,8 @@ from artifact.io_spec import BATCH, CAPACITY
 from artifact.steps import StepContext
 from exporter.checkpoints import open_checkpoint
 from exporter.export import export_checkpoint
-from graphs.foreign.fuse import FUSIONS, fuse_graph
-from graphs.pipeline import TENSORRT
+from graphs import pipeline
+from graphs.foreign.fuse import PACKING, PIPELINES, fuse_graph
 from validation.node_runner import run_nodes
 from validation.strict import run_strict
 
@@ -199,12 +199,15 @@ def test_fusing_twice_writes_the_same_bytes(pinned, tmp_path) -> None:
 
 
 def test_unknown_target_is_refused(pinned, tmp_path) -> None:
-    with pytest.raises(FusionError, match="no fusions of foreign graphs for target 'openvino'; there are: tensorrt"):
+    with pytest.raises(FusionError, match="no fusions of foreign graphs for target 'openvino'; there are: tensorrt, onnxruntime"):
         fuse_graph(pinned("optimum-18"), tmp_path / "out.onnx", target="openvino")
 
 
-def test_rules_are_named_as_for_our_own_graphs() -> None:
-    assert {fusion.rule for fusion in FUSIONS} == {fusion.rule for fusion in TENSORRT if not fusion.needs_layout}
+@pytest.mark.parametrize("target", PIPELINES)
+def test_rules_are_named_as_for_our_own_graphs(target) -> None:
+    ours, theirs = pipeline.PIPELINES[target], [fusion for fusions in PIPELINES[target] for fusion in fusions]
+    assert {fusion.rule for fusion in theirs} - {"past_length"} == {fusion.rule for fusion in ours if not fusion.needs_layout}
+    assert set(PACKING[target]) == {fusion.rule for fusion in ours if fusion.needs_layout}
 
 
 @pytest.fixture(scope="module")

@@ -103,6 +103,15 @@ def test_fuses_to_one_node_and_keeps_the_numbers(graph, run, random, dtype, floa
         np.testing.assert_allclose(ours.astype(np.float32), theirs.astype(np.float32), rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.parametrize("changes", [{"form": "<interleaved=1>"}, {"form": ""}, {"axis": -2}], ids=["pairs", "halves by default", "axis from behind"])
+def test_keeps_the_rotation_and_reads_the_axis_from_either_end(graph, run, random, changes):
+    model, given = make(graph, **changes), single(feeds(random))
+    before = run(model, given)
+    assert apply_reader(model, group_query_attention).fired == 1
+    for ours, theirs in zip(run(model, given), before, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
 def test_what_all_layers_share_is_typed_and_adds_nothing_where_a_column_counts(graph):
     model = make(graph, "float16")
     apply_reader(model, group_query_attention)
@@ -197,6 +206,7 @@ def test_layers_share_what_depends_on_no_layer(graph):
     assert [first.inputs[index] for index in (5, 6, 10)] == [second.inputs[index] for index in (5, 6, 10)]
 
 
+NO_CACHE = "the {} is not the past and the new ones behind it, joined on axis 2"
 NOT_PLAIN = "it has no mask, or other attributes than scale = 1"
 NO_HEADS = "the query is not a linear's output [B, S, heads · D] that is reshaped and turned to [B, heads, S, D]"
 NOT_JOINED = "its result is not turned and reshaped to [B, S, H · D]"
@@ -206,10 +216,10 @@ REFUSED = {
     "causal": ({"attributes": "<scale=1.0, is_causal=1>"}, NOT_PLAIN),
     "no mask": ({"operands": "{n}Ku, {n}Vu"}, NOT_PLAIN),
     "an empty mask": ({"operands": "{n}Ku, {n}Vu, , {n}pk, {n}pv"}, NOT_PLAIN),
-    "interleaved": ({"form": "<interleaved=1>"}, "the query is rotated in interleaved pairs, or in part"),
-    "in part": ({"form": "<rotary_embedding_dim=4>"}, "the query is rotated in interleaved pairs, or in part"),
+    "in part": ({"form": "<rotary_embedding_dim=4>"}, "the query is rotated in part"),
     "other table": ({"ksin": "other"}, "query and key are rotated by different tables or positions"),
-    "other axis": ({"axis": 0}, "the key is not the past and the new ones behind it, joined on axis 2"),
+    "other axis": ({"axis": 0}, NO_CACHE.format("key")),
+    "the axis before it": ({"axis": -3}, NO_CACHE.format("key")),
     "turned otherwise": ({"turn": "[1,2,0,3]"}, NO_HEADS),
     "turned back otherwise": ({"turn_back": "[1,2,0,3]"}, NOT_JOINED),
     "later columns": ({"before": "Greater"}, "the mask is not: (column < row and the column holds a token) or column = row"),
@@ -271,7 +281,6 @@ def three_are_joined(values, _) -> None:
 
 
 ROTATED = "query and key are rotated, values are not: here it is otherwise"
-NO_CACHE = "the {} is not the past and the new ones behind it, joined on axis 2"
 HEADS = "the query is reshaped to {}, not to [0, 0, heads, D]"
 EDITS = {
     "the query is not rotated": (fed("aqs", 0, "aqt"), ROTATED),

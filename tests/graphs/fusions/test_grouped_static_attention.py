@@ -169,7 +169,7 @@ NO_CACHE = "the {} is no cache that TensorScatter writes into"
 NOT_IN_PLACE = "the cache is not written in place: it is no graph input, or the written one no graph output"
 NOT_LINEAR = "TensorScatter does not write into slots that follow each other (axis -2, mode linear)"
 NOT_FROM = "the cache is not written from cache_write_indices on"
-PART = "the {} is rotated in interleaved pairs, or in part"
+PAIRS = "the query or the key is rotated in interleaved pairs"
 OTHER_TABLES = "query and key are rotated by different tables or positions"
 ROTATED = "query and key are rotated, values are not: here it is otherwise"
 NO_TABLES = "query and key are not rotated by tables [positions, D/2] that are read by positions"
@@ -189,9 +189,9 @@ REFUSED = {
     "a ring of values": ({"vwrite": 'TensorScatter<axis=-2, mode="circular">'}, NOT_LINEAR),
     "the key from elsewhere on": ({"kfrom": "others"}, NOT_FROM),
     "the value from elsewhere on": ({"vfrom": "others"}, NOT_FROM),
-    "query in pairs": ({"form": "<interleaved=1>"}, PART.format("query")),
-    "key in pairs": ({"kform": "<interleaved=1>"}, PART.format("key")),
-    "in part": ({"form": "<rotary_embedding_dim=8>"}, PART.format("query")),
+    "query in pairs": ({"form": "<interleaved=1>"}, PAIRS),
+    "key in pairs": ({"kform": "<interleaved=1>"}, PAIRS),
+    "in part": ({"form": "<rotary_embedding_dim=8>"}, "the query is rotated in part"),
     "another cosine": ({"kcos": "other"}, OTHER_TABLES),
     "another sine": ({"ksin": "other"}, OTHER_TABLES),
     "other positions": ({"kp": "p2"}, OTHER_TABLES),

@@ -19,14 +19,15 @@ BODY = """
     qt = Transpose<perm={turn}>({q}) qm = MatMul(x, qt) {qb} qr = RotaryEmbedding<num_heads=4, {style}>(qo, cos, sin, p)
     kt = Transpose<perm=[1,0]>({k}) km = MatMul({kx}, kt) {kb} kr = RotaryEmbedding<num_heads=2, interleaved=0>(ko, cos, {ksin}, p)
     vt = Transpose<perm=[1,0]>({v}) vm = MatMul(x, vt) {vb}
-    y, pk2, pv2 = com.microsoft.GroupQueryAttention<num_heads=4, kv_num_heads=2, scale=0.3, do_rotary=0>(qr, kr, vo, pk, pv, lengths, total)"""
+    y, pk2, pv2 = com.microsoft.GroupQueryAttention<{heads}, scale=0.3, do_rotary={rotates}>(qr, kr, vo, pk, pv, lengths, total)"""
 NAMES = {part: f"{MODULE}.{part}_proj.weight" for part in WIDTHS}
 BIASES = {part: f"{MODULE}.{part}_proj.bias" for part in WIDTHS}
 
 
 def make(graph, random, biases="", order="qkv", gap=0, **changes) -> ir.Model:
     """``biases``: which of q, k, v have one; ``order``: how the weights lie in the file."""
-    fields = {"turn": "[1,0]", "style": "interleaved=0", "kx": "x", "ksin": "sin", **{part: part for part in WIDTHS}} | changes
+    fields = {"turn": "[1,0]", "style": "interleaved=0", "kx": "x", "ksin": "sin", "heads": "num_heads=4, kv_num_heads=2", "rotates": 0}
+    fields |= {part: part for part in WIDTHS} | changes
     fields |= {f"{part}b": f"{part}o = Add({part}m, {part}bias)" if part in biases else f"{part}o = Identity({part}m)" for part in WIDTHS}
     weights = {part: random(WIDTHS[part], E) for part in order} | {f"{part}bias": random(WIDTHS[part]) for part in order if part in biases}
     declared = ", ".join(f"float[{','.join(map(str, array.shape))}] {name}" for name, array in weights.items())
@@ -178,11 +179,15 @@ def test_layers_of_other_heads_or_positions_have_their_own(graph, random, other)
     assert [node.op_type for node in model.graph].count("Gather") == 4
 
 
+OTHER_HEADS = "the attention has other heads than are rotated in front of it, or rotates them itself"
 REFUSED = {
     "the query's weight": ({"turn": "[0,1]"}, "the query is not projected by a transposed weight [out, in]"),
     "another table": ({"ksin": "other"}, "query and key are not rotated by the same tables and positions in front of it"),
     "pairs": ({"style": "interleaved=1"}, "the query or the key is rotated in interleaved pairs, or in part"),
     "in part": ({"style": "interleaved=0, rotary_embedding_dim=4"}, "the query or the key is rotated in interleaved pairs, or in part"),
+    "other query heads": ({"heads": "num_heads=2, kv_num_heads=2"}, OTHER_HEADS),
+    "other key heads": ({"heads": "num_heads=4, kv_num_heads=1"}, OTHER_HEADS),
+    "rotated again": ({"rotates": 1}, OTHER_HEADS),
     "another input": ({"kx": "x2"}, "query, key and value are projected from different inputs"),
     "some biases": ({"biases": "qv"}, "some of query, key and value have a bias and some have none"),
     "apart": ({"gap": 4}, "a packed weight would be a copy"),

@@ -1,0 +1,153 @@
+"""Graphs of other exporters in ONNX Runtime's operators: what fires, that the numbers and the names stay, and a cache that is one buffer."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+
+from artifact.errors import ParityMismatch, UsageError
+from graphs.foreign.fuse import fuse_graph
+
+LAYERS = 2
+FLOAT32 = ["dynamo-18-eager-float32", "dynamo-18-sdpa-float32", "dynamo-23-sdpa-float32", "optimum-14", "optimum-18", "torchscript-4.36-float32"]
+FLOAT32 += ["pairs-18-float32"]
+FLOAT16 = ["dynamo-18-eager-float16", "torchscript-4.46-float16", "torchscript-4.30-float16", "pairs-18-repeated-float16"]
+SCENARIOS = ["prefill", "batch", "decode", "left-padded", "left-padded-decode"]
+SUMMED_IN_FLOAT32 = ["torchscript-4.30-float16", "torchscript-4.46-float16"]
+"""They add up the residual stream otherwise than in one sum of what a norm reads."""
+
+
+@pytest.fixture(scope="session")
+def fused_for_ort(tmp_path_factory):
+    """A pinned graph → (file, report); each is fused once."""
+    made = {}
+
+    def make(path):
+        if path not in made:
+            out = tmp_path_factory.mktemp(path.stem) / "fused.onnx"
+            made[path] = out, fuse_graph(path, out, target="onnxruntime")
+        return made[path]
+
+    return make
+
+
+@pytest.mark.parametrize("name", [*FLOAT32, *FLOAT16])
+def test_every_attention_and_every_sum_before_a_norm_is_fused(pinned, fused_for_ort, name) -> None:
+    out, report = fused_for_ort(pinned(name))
+    rules = {rule["rule"]: (rule["fired"], rule["expected"]) for rule in report["rules"]}
+    assert (report["passed"], report["target"], report["nothing_to_do"]) == (True, "onnxruntime", "")
+    assert rules["group_query_attention"] == (LAYERS, LAYERS)
+    assert rules["past_length"] == (1, 1)
+    assert rules["skip_rms_norm"] in [(2 * LAYERS, 2 * LAYERS)] + [(0, 0)] * (name in SUMMED_IN_FLOAT32)
+    assert [rule["rule"] for rule in report["rules"] if rule["refused"]] == ["pack_rotated_qkv", "pack_sliced_gate_up"]
+    graph = ir.load(out).graph
+    assert report["nodes_after"] == graph.num_nodes() < report["nodes_before"]
+    kinds = [node.op_type for node in graph]
+    assert [kinds.count(one) for one in ("GroupQueryAttention", "Attention", "Softmax")] == [LAYERS, 0, 0]
+    assert {node.domain for node in graph} == {"", "com.microsoft"}
+
+
+@pytest.mark.parametrize("name", FLOAT32)
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_numbers_stay(pinned, fused_for_ort, tools, name, scenario) -> None:
+    out, _ = fused_for_ort(pinned(name))
+    assert tools["worst_difference"](pinned(name), out, tools["scenarios"][scenario]) <= 1e-5
+
+
+@pytest.mark.parametrize("name", FLOAT16)
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_float16_numbers_stay_within_its_rounding(pinned, fused_for_ort, tools, name, scenario) -> None:
+    out, _ = fused_for_ort(pinned(name))
+    assert tools["worst_difference"](pinned(name), out, tools["scenarios"][scenario]) <= 2**-7
+
+
+def test_a_piece_of_a_prompt_over_a_past_is_for_a_batch_of_one(pinned, fused_for_ort, tools) -> None:
+    out, _ = fused_for_ort(pinned("optimum-18"))
+    chunk = tools["scenarios"]["chunk"]
+    assert tools["worst_difference"](pinned("optimum-18"), out, replace(chunk, batch=1)) <= 1e-5
+    with pytest.raises(Exception, match="batch_size must be 1 when sequence_length > 1 and past context is given"):
+        tools["worst_difference"](pinned("optimum-18"), out, chunk)
+
+
+@pytest.mark.parametrize("name", FLOAT32)
+def test_inputs_and_outputs_stay(pinned, fused_for_ort, tools, name) -> None:
+    out, _ = fused_for_ort(pinned(name))
+    assert tools["interface"](out) == tools["interface"](pinned(name))
+
+
+@pytest.mark.parametrize("name", ["optimum-18", "dynamo-18-sdpa-float32", "torchscript-4.36-float32"])
+def test_past_and_present_may_be_one_buffer(pinned, fused_for_ort, tools, name) -> None:
+    """A step of a left-padded batch in buffers of 40 rows, against the graph as it was."""
+    out, _ = fused_for_ort(pinned(name))
+    scenario = tools["scenarios"]["left-padded-decode"]
+    made = tools["feeds"](pinned(name), scenario)
+    before = ort.InferenceSession(pinned(name), providers=["CPUExecutionProvider"])
+    expected = before.run(None, made)
+    after = ort.InferenceSession(out, providers=["CPUExecutionProvider"])
+    binding, buffers = after.io_binding(), {}
+    binding.bind_output("logits")
+    pasts = [value.name for value in after.get_inputs() if value.name.startswith("past")]
+    for past, present in zip(pasts, [value.name for value in after.get_outputs()][1:], strict=True):
+        batch, heads, filled, size = made[past].shape
+        rows = np.zeros((batch, heads, 40, size), np.float32)
+        rows[:, :, :filled] = made[past]
+        buffers[past] = ort.OrtValue.ortvalue_from_numpy(rows)
+        binding.bind_ortvalue_input(past, buffers[past])
+        binding.bind_ortvalue_output(present, buffers[past])
+    for value in after.get_inputs():
+        if value.name not in buffers:
+            binding.bind_cpu_input(value.name, made[value.name])
+    after.run_with_iobinding(binding)
+    np.testing.assert_allclose(binding.copy_outputs_to_cpu()[0], expected[0], rtol=1e-4, atol=1e-5)
+    total = scenario.past + scenario.new
+    for past, present in zip(pasts, expected[1:], strict=True):
+        np.testing.assert_allclose(buffers[past].numpy()[:, :, :total], present, rtol=1e-4, atol=1e-5)
+        assert not buffers[past].numpy()[:, :, total:].any()
+
+
+REFUSED = {
+    "dynamo-18-bare": "the key is not the past and the new ones behind it, joined on axis 2",
+    "optimum-18-float16": "its result is not turned and reshaped to",
+}
+
+
+@pytest.mark.parametrize(("name", "reason"), REFUSED.items())
+def test_what_the_operator_can_not_hold_is_refused_and_nothing_is_written(pinned, tmp_path, name, reason) -> None:
+    with pytest.raises(ParityMismatch, match=f"fusion group_query_attention fired 0 times, expected {LAYERS}") as failure:
+        fuse_graph(pinned(name), tmp_path / "out.onnx", target="onnxruntime")
+    assert reason in str(failure.value)
+    assert list(tmp_path.iterdir()) == []
+    report = fuse_graph(pinned(name), tmp_path / "out.onnx", target="onnxruntime", allow_partial=True)
+    assert report["passed"] is False
+    assert (tmp_path / "out.onnx").is_file()
+
+
+def test_a_graph_that_was_fused_so_is_left_alone(pinned, fused_for_ort, tmp_path) -> None:
+    report = fuse_graph(fused_for_ort(pinned("optimum-18"))[0], tmp_path / "again.onnx", target="onnxruntime")
+    assert report["nothing_to_do"] == "attention is com.microsoft::GroupQueryAttention already: it was fused for another runtime"
+
+
+def test_a_graph_that_was_fused_for_tensorrt_is_taken_further(pinned, fused, tools, tmp_path) -> None:
+    report = fuse_graph(fused(pinned("optimum-18"))[0], tmp_path / "out.onnx", target="onnxruntime")
+    assert {rule["rule"]: rule["fired"] for rule in report["rules"]}["group_query_attention"] == LAYERS
+    assert tools["worst_difference"](pinned("optimum-18"), tmp_path / "out.onnx", tools["scenarios"]["left-padded"]) <= 1e-5
+
+
+def test_layers_are_those_between_norms_that_sum(pinned, fused_for_ort) -> None:
+    out, report = fused_for_ort(pinned("dynamo-18-sdpa-float32"))
+    found = report["layer_operators"]
+    assert found["known_by"] == "norms"
+    assert [group["layers"] for group in found["groups"]] == [[0], [1]]  # the first norm of all reads the embedding, and no sum
+    expected = {"MatMul": 7, "RotaryEmbedding": 2, "com.microsoft::GroupQueryAttention": 1, "com.microsoft::SkipSimplifiedLayerNormalization": 2}
+    for group in found["groups"]:
+        assert {name: group["operators"][name] for name in expected} == expected
+    assert sum(sum(group["operators"].values()) for group in found["groups"]) + sum(found["outside"].values()) == ir.load(out).graph.num_nodes()
+
+
+def test_a_release_of_tensorrt_is_refused(pinned, tmp_path) -> None:
+    with pytest.raises(UsageError, match="--min-tensorrt is of --target tensorrt, not of onnxruntime"):
+        fuse_graph(pinned("optimum-18"), tmp_path / "out.onnx", target="onnxruntime", min_tensorrt="10.0")
