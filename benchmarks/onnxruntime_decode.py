@@ -112,7 +112,7 @@ def main() -> None:
             if graph is not None:
                 files[name] = (graph, peer.shares_cache)
                 if not peer.shares_cache:
-                    files[f"{TOOLKIT}, {name}"] = (fuse_peer(graph, options.folder / "fused-peer"), True)
+                    files[f"{TOOLKIT}, {name}"] = (fuse_peer(graph), True)
         _print_table(precision, measure(files, options.threads, options.processes, options.turns))
 
 

@@ -54,10 +54,11 @@ def make_ours(artifact: Path, kv_cache: str = "dynamic") -> dict[str, Path]:
     return {precision: artifact / f"{stage}.onnx" for precision, stage in OURS.items()}
 
 
-def fuse_peer(graph: Path, folder: Path) -> Path:
-    """A peer's graph in this toolkit's operators for ONNX Runtime."""
-    _cli(f"fuse --graph {graph} --out {folder / 'fused.onnx'} --target onnxruntime")
-    return folder / "fused.onnx"
+def fuse_peer(graph: Path) -> Path:
+    """A peer's graph in this toolkit's operators for ONNX Runtime, in a folder beside it."""
+    out = graph.parent.with_name(f"{graph.parent.name}-fused") / "fused.onnx"
+    _cli(f"fuse --graph {graph} --out {out} --target onnxruntime")
+    return out
 
 
 def write_checkpoint(artifact: Path, folder: Path) -> Path:

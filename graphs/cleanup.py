@@ -38,3 +38,10 @@ def share_constants(graph: ir.Graph) -> None:
         kept = first.setdefault((tensor.dtype, tuple(tensor.shape), tensor.tobytes()), value)
         if kept is not value:
             ir.convenience.replace_all_uses_with(value, kept, replace_graph_outputs=True)
+
+
+def merge(model: ir.Model) -> None:
+    """Let equal constants and equal computations be one, and drop what leads nowhere."""
+    share_constants(model.graph)
+    common_passes.CommonSubexpressionEliminationPass()(model)
+    common_passes.RemoveUnusedNodesPass()(model)

@@ -11,12 +11,14 @@ from typing import Protocol, cast
 import onnx_ir as ir
 
 from artifact.progress import Progress, silent
+from graphs.cleanup import merge
 from graphs.contract import CONNECTED, Claim, check_claims
 from graphs.fusions._reading import Reader, apply_reader
 from graphs.report import RuleReport
 from graphs.rewriting import FusionResult, apply_fusion
 
 logger = logging.getLogger(__name__)
+GROUPED_NOTE = "ONNX Runtime takes several new tokens over a past in a batch of one alone, and a mask of as many columns as past and new tokens"
 NOT_PACKED = "not tried: the weights lie as the checkpoint stores them (--weights reference), and a packed weight would be a copy"
 
 
@@ -39,6 +41,9 @@ class Fusion:
         ensures: what holds after it.
         makes: operator of which a foreign graph may hold some already; they are not expected again, unless they are candidates.
         needs_layout: whether weights must lie as this toolkit stores them; with a checkpoint's own files it is not tried.
+        optional: whether a graph is whole without it: what is refused is said, and expected as often as it fired.
+        merged: whether equal computations must be one before it.
+        note: what whoever runs the graph must know where it fired.
     """
 
     rule: str
@@ -48,6 +53,9 @@ class Fusion:
     ensures: tuple[Claim, ...] = ()
     makes: str | None = None
     needs_layout: bool = False
+    optional: bool = False
+    merged: bool = False
+    note: str | None = None
 
     def expected(self, model: ir.Model, shape: ModelShape) -> int:
         """How often it must fire in this graph."""
@@ -91,9 +99,12 @@ def run_passes(
             continue
         if all(rule.passed for rule in rules):
             check_claims(fusion.requires, model, fusion.rule, "requires")
+        if fusion.merged:
+            merge(model)
         expected = fusion.expected(model, shape)
         result = fusion.apply(model)
-        rules.append(RuleReport(fusion.rule, result.fired, expected, result.refused))
+        expected = result.fired if fusion.optional else expected
+        rules.append(RuleReport(fusion.rule, result.fired, expected, result.refused, fusion.note if result.fired else None))
         if all(rule.passed for rule in rules):
             check_claims((CONNECTED, *fusion.ensures), model, fusion.rule, "ensures")
         logger.debug("%s fired %d times, %d expected, %d refused", fusion.rule, result.fired, expected, len(result.refused))

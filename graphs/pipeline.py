@@ -35,7 +35,7 @@ from graphs.fusions import (
     static_attention,
 )
 from graphs.lower import lower_to
-from graphs.passes import Fusion, run_passes
+from graphs.passes import GROUPED_NOTE, Fusion, run_passes
 from graphs.report import Before, FusionReport, check_complete
 from graphs.tensorrt_releases import LATER, check_release, takes
 
@@ -116,6 +116,7 @@ ONNXRUNTIME = (
         lambda shape: shape.num_hidden_layers,
         requires=(contract.TYPED, contract.SHAPES_CONSTANT, contract.ATTENTION_PLAIN),
         ensures=(contract.ROTATIONS_OF_HALVES,),
+        note=GROUPED_NOTE,
     ),
     _packing("pack_rotated_qkv", pack_rotated_qkv, ensures=(contract.SHAPES_CONSTANT,)),
     *ONNXRUNTIME_ENDS,
@@ -142,6 +143,7 @@ STATIC_ONNXRUNTIME = (
         lambda shape: shape.num_hidden_layers,
         requires=(contract.TYPED, contract.SHAPES_CONSTANT, contract.MASKED_BY_LENGTHS),
         ensures=(contract.TYPED, contract.SHAPES_CONSTANT),
+        note=GROUPED_NOTE,
     ),
     _packing("pack_grouped_qkv", pack_grouped_qkv),
     *ONNXRUNTIME_ENDS,

@@ -12,8 +12,9 @@ from onnx_ir.passes import common as common_passes
 from artifact.errors import FusionError
 from artifact.progress import Progress, silent
 from graphs import contract
+from graphs.cleanup import merge
 from graphs.foreign.decoder import DecoderShape, fused_by_others, read_decoder
-from graphs.foreign.prepare import Interface, merge, prepare
+from graphs.foreign.prepare import Interface, prepare
 from graphs.foreign.save import save_graph
 from graphs.foreign.source import open_graph
 from graphs.fusions import (
@@ -26,9 +27,10 @@ from graphs.fusions import (
     foreign_shape,
     skip_rms_norm,
 )
+from graphs.fusions._contrib import CONTRIB
 from graphs.fusions._reading import through
 from graphs.lower import lower_to
-from graphs.passes import Fusion, run_passes
+from graphs.passes import GROUPED_NOTE, Fusion, run_passes
 from graphs.report import Before, FusionReport, RuleReport, check_complete
 from graphs.rewriting import Refusal
 from graphs.tensorrt_releases import check_release
@@ -66,17 +68,14 @@ FORMS = (
 """``graphs.pipeline.FORMS`` in the spellings of other exporters; their values need not all be typed."""
 
 PIPELINES = {
-    "tensorrt": ((*FORMS, Fusion("accumulate", accumulate, None, ensures=(contract.SUMS_IN_FLOAT32,))),),
+    "tensorrt": (*FORMS, Fusion("accumulate", accumulate, None, ensures=(contract.SUMS_IN_FLOAT32,))),
     "onnxruntime": (
-        FORMS,
-        (
-            Fusion("past_length", foreign_past_length, None),
-            Fusion("group_query_attention", foreign_group_query_attention, lambda shape: shape.num_hidden_layers),
-            Fusion("skip_rms_norm", skip_rms_norm, None, ensures=(contract.NORMS_IN_FLOAT32,)),
-        ),
+        *FORMS,
+        Fusion("group_query_attention", foreign_group_query_attention, lambda shape: shape.num_hidden_layers, merged=True, note=GROUPED_NOTE),
+        Fusion("skip_rms_norm", skip_rms_norm, None, ensures=(contract.NORMS_IN_FLOAT32,), optional=True),
+        Fusion("past_length", foreign_past_length, None, optional=True),
     ),
 }
-"""Target → lists of passes; between two of them equal computations become one, such as the masks of all layers."""
 PACKING = {"tensorrt": ("pack_qkv", "pack_gate_up"), "onnxruntime": ("pack_rotated_qkv", "pack_sliced_gate_up")}
 """Target → the rules that pack three linears, and two, in our own graphs."""
 
@@ -100,7 +99,7 @@ def fuse_graph(
         ParityMismatch: a rule fired another number of times than the model's shape says, and ``allow_partial`` is not given; nothing is written.
         FusionError: the file can't be read, is no decoder, or has no form in opset 23; or there is no such target;
             or ``min_tensorrt`` can't take what it holds.
-        UsageError: there is no such release.
+        UsageError: there is no such release, or it is given for another target.
     """
     if target not in PIPELINES:
         raise FusionError(f"no fusions of foreign graphs for target {target!r}; there are: {', '.join(PIPELINES)}")
@@ -109,7 +108,8 @@ def fuse_graph(
     model = open_graph(source)
     others, opset = fused_by_others(model), model.opset_imports.get("", model.opset_imports.get("ai.onnx"))
     if others:
-        return _nothing_to_do(model, source, target, f"attention is {others} already: it was fused for another runtime")
+        whose = "ONNX Runtime" if others.startswith(CONTRIB) else "another runtime"
+        return _nothing_to_do(model, source, target, f"attention is {others} already: it was fused for {whose}")
     report, shape = fuse_foreign(model, target, min_tensorrt, progress)
     details = {"source": str(source), "opset_before": opset, "model": shape.as_json()}
     if not report.lowered and not any(rule.fired or rule.expected for rule in report.rules):
@@ -128,13 +128,10 @@ def fuse_foreign(model: ir.Model, target: str, min_tensorrt: str | None, progres
     """
     before = Before.of(model)
     interface = Interface(model)
-    progress("reading the graph", 0, sum(map(len, PIPELINES[target])))
+    progress("reading the graph", 0, len(PIPELINES[target]))
     prepare(model)
     shape = read_decoder(model)
-    rules: list[RuleReport] = []
-    for fusions in PIPELINES[target]:
-        rules += run_passes(model, fusions, shape, progress=progress)
-        merge(model)
+    rules = run_passes(model, PIPELINES[target], shape, progress=progress)
     rules += [RuleReport(rule, 0, 0, refused) for rule, refused in zip(PACKING[target], _unpacked(model), strict=True)]
     lowered = {} if min_tensorrt is None else lower_to(model, min_tensorrt)
     merge(model)

@@ -10,7 +10,7 @@ from onnx_ir.passes import common as common_passes
 from onnxscript import version_converter
 
 from artifact.errors import FusionError
-from graphs.cleanup import share_constants
+from graphs.cleanup import merge
 from graphs.foreign.measure import measure, name_axes
 from graphs.foreign.source import OPSET
 from graphs.fusions._rotary_tables import LARGEST_TABLE_BYTES
@@ -97,13 +97,6 @@ class _Heard(logging.Handler):
         message = record.getMessage()
         if message.startswith(("Skipping", "Failed")):
             self.failures.append(message if record.exc_info is None else f"{message}: {record.exc_info[1]}")
-
-
-def merge(model: ir.Model) -> None:
-    """Let equal constants and equal computations be one, and drop what leads nowhere."""
-    share_constants(model.graph)
-    common_passes.CommonSubexpressionEliminationPass()(model)
-    common_passes.RemoveUnusedNodesPass()(model)
 
 
 def share_tables(graph: ir.Graph) -> None:

@@ -1,7 +1,8 @@
-"""Whether a mask hides every key behind a query's own: computed at a few sizes, so that how it is put together need not be understood.
+"""Whether a mask hides every key behind a query's own: computed at two sizes, so that how it is put together need not be understood.
 
 An operator that is causal by itself may take a mask's place only where the mask is causal too. Exporters write that in dozens of ways (triangles,
-comparisons of ranges, sums of two masks), and all of them follow from the sizes of the inputs, the padding mask and the positions.
+comparisons of ranges, sums of two masks), and all of them follow from the sizes of the inputs, the padding mask and the positions; what depends on
+anything else is refused. This is a trial, not a proof: a mask that opens beyond a thousand columns alone would pass.
 """
 
 from __future__ import annotations
@@ -18,16 +19,24 @@ from graphs.fusions._reading import Refused, shape_of
 from graphs.fusions._rotary_tables import LARGEST_TABLE_BYTES
 
 Array = np.ndarray[Any, Any]
-SAMPLES: tuple[Mapping[str, int], ...] = tuple({BATCH: 2, SEQUENCE: new, PAST: past, TOTAL: past + new} for new, past in ((5, 0), (3, 4)))
+SAMPLES: tuple[Mapping[str, int], ...] = tuple({BATCH: 2, SEQUENCE: new, PAST: past, TOTAL: past + new} for new, past in ((700, 0), (67, 900)))
 """A prompt, and a piece of one over a past. In a step there is no key behind the query's own."""
+PADDED = 3
+"""Columns on the left that hold no tokens, in all rows of the batch but the first."""
+IDS_RANK, INTEGERS = 2, (ir.DataType.INT64, ir.DataType.INT32, ir.DataType.BOOL)
+"""Most axes, and the dtypes, of positions and padding masks."""
 
 
 def check_causal(mask: ir.Value) -> None:
-    """Raise Refused where a boolean mask [B, 1, S, T] lets query i of S see a key behind T − S + i, with tokens in all columns."""
+    """Raise Refused where a boolean mask [B, 1, S, T] lets query i of S see a key behind T − S + i, or depends on what is not known.
+
+    Rows of padding may see whatever they do: nothing reads them.
+    """
     for sample in SAMPLES:
         seen = _Sample(sample).value(mask)
-        own = np.arange(sample[SEQUENCE])[:, None] + sample[PAST]
-        if (seen & (np.arange(sample[TOTAL]) > own)).any():
+        columns, own = np.arange(sample[TOTAL]), np.arange(sample[SEQUENCE])[:, None] + sample[PAST]
+        later = np.broadcast_to(seen & (columns > own), (sample[BATCH], 1, len(own), len(columns)))
+        if later[0].any() or later[1:, :, own[:, 0] >= PADDED].any():
             raise Refused(f"the mask lets a query see keys behind its own: {sample[SEQUENCE]} new tokens over a past of {sample[PAST]}")
 
 
@@ -55,31 +64,35 @@ class _Sample:
         feeds = {str(one.name): self.value(one) for one in node.inputs if one is not None}
         assert node.graph is not None
         try:
-            outputs = ReferenceEvaluator(ir.to_proto(node), opsets={"": node.graph.opset_imports[""]}).run(None, feeds)
+            with np.errstate(all="ignore"):  # sums of two smallest numbers
+                outputs = ReferenceEvaluator(ir.to_proto(node), opsets={"": node.graph.opset_imports[""]}).run(None, feeds)
         except Exception as error:  # the evaluator's operators raise whatever numpy does
             raise Refused(f"the mask can't be computed: {node.op_type}: {error}") from error
         self._known |= dict(zip(node.outputs, map(np.asarray, outputs), strict=True))
 
     def _given(self, value: ir.Value) -> Array:
-        """Elements of a constant or of an input: tokens in every column, positions counted from the past on."""
+        """Elements of a constant or of an input: padding on the left but for the first row, positions counted from the past on."""
         tensor = value.const_value
         if tensor is not None:
             if tensor.nbytes > LARGEST_TABLE_BYTES:
                 raise Refused(f"the mask depends on {value.name}, {tensor.nbytes:,} bytes")
             return np.asarray(tensor.numpy())
-        shape, past, total = shape_of(value), self._sizes[PAST], self._sizes[TOTAL]
-        columns: Mapping[object, Array] = {TOTAL: np.ones(total), SEQUENCE: np.arange(past, total)}
-        if value.dtype not in INTEGERS or len(shape) > IDS_RANK or shape[-1] not in columns:
-            raise Refused(f"the mask depends on the input {value.name} {list(shape)}: which keys it hides is not known")
-        return np.broadcast_to(columns[shape[-1]], self._shape(value)).astype(value.dtype.numpy())
+        shape = shape_of(value)
+        if value.dtype in INTEGERS and 0 < len(shape) <= IDS_RANK:
+            if "position" in str(value.name).lower() and shape[-1] == SEQUENCE:
+                return self._typed(value, np.arange(self._sizes[PAST], self._sizes[TOTAL]))
+            if "mask" in str(value.name).lower() and shape[1:] == (TOTAL,):
+                rows = np.ones(self._shape(value), np.int64)
+                rows[1:, :PADDED] = 0
+                return self._typed(value, rows)
+        raise Refused(f"the mask depends on {value.name} {list(shape)}, neither a padding mask nor positions: which keys it hides is not known")
+
+    def _typed(self, value: ir.Value, elements: Array) -> Array:
+        assert value.dtype is not None
+        return np.broadcast_to(elements, self._shape(value)).astype(value.dtype.numpy())
 
     def _shape(self, value: ir.Value | None) -> tuple[int, ...]:
         """Sizes of a value, from their names where all have one."""
         assert value is not None
         found = [size if isinstance(size, int) else self._sizes.get(str(size)) for size in shape_of(value)]
         return tuple(size for size in found if size is not None) if found and None not in found else self.value(value).shape
-
-
-IDS_RANK = 2
-INTEGERS = (ir.DataType.INT64, ir.DataType.INT32, ir.DataType.BOOL)
-"""Most axes, and the dtypes, of token ids, positions and padding masks."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import count
 from typing import Any
 
 import onnx_ir as ir
@@ -29,11 +30,30 @@ def place(graph: ir.Graph, before: ir.Node, recorded: Recorder, replaced: Sequen
     """Insert recorded nodes, and let new values take over from old ones: uses, name, type, shape and place among the graph's outputs."""
     graph.opset_imports.setdefault(CONTRIB, CONTRIB_VERSION)
     for value in recorded.initializers:
-        if value.name not in graph.initializers:
-            graph.register_initializer(value)
+        _register(graph, value)
     graph.insert_before(before, recorded.nodes)
     for old, new in replaced:
         name, old.name = old.name, None
         new.name = name
         new.type, new.shape = old.type, old.shape
         ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
+
+
+def _register(graph: ir.Graph, value: ir.Value) -> None:
+    """Make a constant one of the graph's: of an equal one that has its name, users read that; beside another one it gets a name of its own."""
+    known = graph.initializers.get(str(value.name))
+    if known is not None and known is not value:
+        if _content(known) == _content(value):
+            ir.convenience.replace_all_uses_with(value, known)
+            return
+        name = next(name for index in count(2) if (name := f"{value.name}_{index}") not in graph.initializers)
+        value.name = name
+    graph.initializers[str(value.name)] = value
+
+
+def _content(value: ir.Value) -> tuple[object, ...]:
+    """What a constant holds; of what is stored outside the graph, where."""
+    tensor = value.const_value
+    assert tensor is not None
+    held = (tensor.location, tensor.offset) if isinstance(tensor, ir.ExternalTensor) else tensor.tobytes()
+    return tensor.dtype, tuple(tensor.shape), held

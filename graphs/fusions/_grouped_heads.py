@@ -10,7 +10,7 @@ import onnx_ir as ir
 from graphs.fusions._contrib import CONTRIB, Recorder, place
 from graphs.fusions._packing import Projections, read_projections
 from graphs.fusions._reading import Refused, first, need, scaled
-from graphs.fusions._values import in_module, last_size, module_of, numbers, only_user, producer, rank, sizes, unreshaped
+from graphs.fusions._values import Size, in_module, last_size, module_of, numbers, only_user, producer, rank, sizes, unreshaped
 from graphs.fusions.pack_qkv import PACKED_NAME
 
 HEADS_FIRST, LINEAR_RANK = (0, 2, 1, 3), 3
@@ -111,6 +111,9 @@ def read_grouped(attention: ir.Node, read_cache: Callable[[str, ir.Value | None]
     width = last_size(query.linear)
     if not isinstance(width, int) or width % (query.count * size_step):
         raise Refused(f"{query.count} heads in {width} columns are not of a multiple of {size_step} elements, as the operator needs")
+    widths = [last_size(one.heads.linear) for one in (key, value)]
+    if widths != [width // query.count * key.heads.count] * 2:
+        raise Refused(f"heads of unlike sizes: {query.count} query heads in {width} columns, {key.heads.count} others in {widths[0]} and {widths[1]}")
     return Grouped(query, key, value, scale, read_joined(attention.outputs[0]))
 
 
@@ -125,11 +128,20 @@ def read_heads(name: str, value: ir.Value) -> Heads:
     linear = first(reshape)
     if turned.attributes.get_ints("perm") != HEADS_FIRST or rank(linear) != LINEAR_RANK:
         raise Refused(otherwise)
-    match numbers(reshape.inputs[1]):
-        case (0, 0, int(count), _) if count > 0:
+    match kept_axes(reshape):
+        case (int(count), _) if count > 0:
             return Heads(linear, count, rotation)
-        case shape:
-            raise Refused(f"the {name} is reshaped to {shape}, not to [0, 0, heads, D]")
+    raise Refused(f"the {name} is reshaped to {numbers(reshape.inputs[1])}, not to [0, 0, heads, D]")
+
+
+def kept_axes(reshape: ir.Node) -> tuple[Size, ...] | None:
+    """What a Reshape makes of the axes behind [B, S], which stay as they are: by its shape, or by what was measured; None where they don't."""
+    match numbers(reshape.inputs[1]):
+        case (0, 0, *behind):
+            return tuple(map(int, behind))
+    before, after = sizes(reshape.inputs[0]), sizes(reshape.outputs[0])
+    is_kept = before is not None and after is not None and before[:2] == after[:2] and None not in before[:2]
+    return after[2:] if is_kept and after is not None else None
 
 
 def read_concatenated(name: str, value: ir.Value | None) -> Cached:
@@ -148,16 +160,17 @@ def read_joined(attended: ir.Value) -> ir.Value:
     """The [B, S, H·D] that an attention's [B, H, S, D] is turned and reshaped to; raises Refused."""
     turned = _only_user(attended, "Transpose")
     reshape = _only_user(turned.outputs[0], "Reshape")
-    match numbers(reshape.inputs[1]):
-        case (0, 0, _) if turned.attributes.get_ints("perm") == HEADS_FIRST:
-            return reshape.outputs[0]
-    raise Refused(NOT_JOINED)
+    joined = kept_axes(reshape)
+    if turned.attributes.get_ints("perm") != HEADS_FIRST or joined is None or len(joined) != 1:
+        raise Refused(NOT_JOINED)
+    return reshape.outputs[0]
 
 
 def _only_user(value: ir.Value, op_type: str) -> ir.Node:
     node = only_user(value, op_type)
     if node is None:
-        raise Refused(NOT_JOINED)
+        readers = ", ".join(use.node.op_type for use in value.uses())
+        raise Refused(f"{NOT_JOINED}, but read by {readers}")
     return node
 
 

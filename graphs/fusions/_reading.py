@@ -49,6 +49,7 @@ def apply_reader(model: ir.Model, reader: Reader) -> FusionResult:
             continue
         reader.rewrite(model.graph, found)
         fired += 1
+    model.graph.sort()
     common_passes.RemoveUnusedNodesPass()(model)
     return FusionResult(fired, refused)
 

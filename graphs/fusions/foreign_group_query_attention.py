@@ -5,7 +5,7 @@ Before:  what foreign_attention.py, foreign_rotary.py and foreign_shape.py leave
          present = Concat(past, k | v);  Attention(q, present_key, present_value, mask bool [B, 1, S, T], scale=1.0) ─ Transpose ─ Reshape
 After:   as group_query_attention.py; bias [B, 1, S, T] = 0 where the mask allows, else the smallest number, for all layers
 
-The operator is causal by itself, so a mask that is not is refused; whether it is, is tried (graphs/fusions/_causal_samples.py).
+The operator is causal by itself, so a mask that is not is refused; whether it is, is tried, not proven (graphs/fusions/_causal_samples.py).
 Source:  docs/adr/012
 """
 
@@ -22,6 +22,7 @@ from graphs.fusions._contrib import BIAS, GROUPED, SEQLENS, TOTAL, Recorder
 from graphs.fusions._grouped_heads import SIZE_STEP, TIME_AXIS, Grouped, is_attention, read_concatenated, read_grouped, read_mask_input
 from graphs.fusions._reading import Refused, shape_of
 from graphs.fusions._values import in_module
+from graphs.partition import upstream
 
 is_candidate = is_attention
 HEADS_RANK = 4
@@ -45,6 +46,8 @@ def read(node: ir.Node) -> MaskedAttention:
     grouped, shared = read_grouped(node, read_concatenated, SIZE_STEP), _shared(mask)
     if not shared:
         check_causal(mask)
+    if not {grouped.key.present, grouped.value.present}.isdisjoint(upstream([mask])):
+        raise Refused("the mask is computed from the keys or values that the operator itself joins")
     return MaskedAttention(grouped, mask, shared)
 
 

@@ -19,10 +19,12 @@ LAYER = """
     {n}K = Concat<axis=-2>({n}pk, {n}kr) {n}V = Concat<axis=2>({n}pv, {n}vt)
     {n}a = Attention{attributes}({n}qs, {n}K, {n}V{mask}) {n}at = Transpose<perm=[0,2,1,3]>({n}a) {n}y = Reshape({n}at, joined)"""
 MASK = """
-    sizeS = Shape<start=1>(ids) s = Squeeze(sizeS) sizeT = Shape<start=1>(m) t = Squeeze(sizeT) p = Sub(t, s)
-    columns = Range(zero, t, one) counted = Range(p, t, one) rows = Unsqueeze(counted, axis1) held = Unsqueeze(m, axes) real = Cast<to=9>(held)
-    before = {before}(columns, rows) seen = And(before, real) itself = Equal(columns, rows) mask = Or(seen, itself) number = Cast<to=1>(mask)"""
+    sizeS = Shape<start=1>(ids) s = Squeeze(sizeS) sizeT = {total} t = Squeeze(sizeT) p = Sub(t, s)
+    columns = Range(zero, t, one) counted = Range(p, t, one) rows = Unsqueeze(counted, axis1) held = Unsqueeze(attention_mask, axes)
+    real = Cast<to=9>(held) before = {before}(columns, rows) seen = And(before, real) itself = Equal(columns, rows)
+    mask = Or(seen, itself) number = Cast<to=1>(mask)"""
 DEFAULTS = {"form": "<interleaved=0>", "attributes": "<scale=1.0>", "mask": ", mask", "before": "LessOrEqual"}
+DEFAULTS |= {"total": "Shape<start=1>(attention_mask)", "heads": ""}
 SIZES = {"B": BATCH, "S": SEQUENCE, "P": PAST, "T": TOTAL}
 
 
@@ -32,7 +34,7 @@ def make(graph, random, dtype="float", layers="a", **changes) -> ir.Model:
     linears = {"q": H * D, "k": K * D, "v": K * D}
     inputs = [f"{dtype}[B,S,{width}] {n}{name}" for n in layers for name, width in linears.items()]
     inputs += [f"{dtype}[B,{K},P,{D}] {n}{name}" for n in layers for name in ("pk", "pv")]
-    inputs += [f"{dtype}[B,S,{D // 2}] cos", f"{dtype}[B,S,{D // 2}] sin", "int64[B,S] ids", "int64[B,T] m"]
+    inputs += [f"{dtype}[B,S,{D // 2}] cos", f"{dtype}[B,S,{D // 2}] sin", "int64[B,S] ids", "int64[B,T] attention_mask"]
     constants = {"qheads": [0, 0, H, D], "kheads": [0, 0, K, D], "joined": [0, 0, H * D], "axis1": [1], "axes": [1, 2], "zero": 0, "one": 1}
     arrays = {name: np.array(values, np.int64) for name, values in constants.items()}
     inputs += [f"int64[{array.size}] {name}" if array.shape else f"int64 {name}" for name, array in arrays.items()] + [f"{dtype} scale"]
@@ -60,7 +62,7 @@ def feeds(random, dtype=np.float32, layers="a", batch=1, new=S) -> dict[str, np.
     shapes = {"q": (batch, new, H * D), "k": (batch, new, K * D), "v": (batch, new, K * D), "pk": (batch, K, P, D), "pv": (batch, K, P, D)}
     made = {n + name: random(*shape, dtype=dtype) for n in layers for name, shape in shapes.items()}
     tables = {name: random(batch, new, D // 2, dtype=dtype) for name in ("cos", "sin")}
-    return made | tables | {"ids": np.zeros((batch, new), np.int64), "m": mask}
+    return made | tables | {"ids": np.zeros((batch, new), np.int64), "attention_mask": mask}
 
 
 def nodes(model: ir.Model, op_type: str) -> list[ir.Node]:
@@ -83,6 +85,48 @@ def test_fuses_to_one_node_and_keeps_the_numbers(graph, run, random, dtype, floa
     assert not {"Attention", "Concat", "Transpose", "Mul"} & {node.op_type for node in model.graph}
     for ours, theirs in zip(run(model, given), before, strict=True):
         np.testing.assert_allclose(ours.astype(np.float32), theirs.astype(np.float32), rtol=tolerance, atol=tolerance)
+
+
+FIXED = {"qheads": [1, -1, H, D], "kheads": [1, -1, K, D], "joined": [1, -1, H * D]}
+MEASURED = {
+    **{f"a{name}": [1, SEQUENCE, width] for name, width in {"q": H * D, "k": K * D, "v": K * D, "y": H * D}.items()},
+    **{f"a{name}": [1, SEQUENCE, heads, D] for name, heads in {"qh": H, "kh": K, "vh": K, "at": H}.items()},
+}
+
+
+def fixed_batch(graph, random, **shapes) -> ir.Model:
+    """A graph of one sequence, whose Reshapes say 1 where others keep what is there."""
+    model = make(graph, random)
+    for name, shape in FIXED.items():
+        model.graph.initializers[name].const_value = ir.tensor(np.array(shape, np.int64), name=name)
+    for value in (*model.graph.inputs, *(value for node in model.graph for value in node.outputs)):
+        if value.name in MEASURED:
+            value.shape = ir.Shape((MEASURED | shapes)[value.name])
+    return model
+
+
+def test_shapes_are_as_they_were_measured(graph, run, random):
+    model, given = fixed_batch(graph, random), feeds(random)
+    before = run(model, given)
+    assert apply_reader(model, foreign_group_query_attention).fired == 1
+    for ours, theirs in zip(run(model, given), before, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "shapes",
+    [{"aqh": [SEQUENCE, 1, H, D]}, {"aq": [1, None, H * D], "aqh": [1, None, H, D]}, {"aqh": [1, SEQUENCE, None, D]}, {"aqh": [1, SEQUENCE, H * D]}],
+    ids=["turned", "of unknown length", "of unknown heads", "of three axes"],
+)
+def test_refuses_heads_that_were_measured_otherwise(graph, random, shapes):
+    result = apply_reader(fixed_batch(graph, random, **shapes), foreign_group_query_attention)
+    assert [refusal.reason for refusal in result.refused] == [f"the query is reshaped to {(1, -1, H, D)}, not to [0, 0, heads, D]"]
+
+
+def test_refuses_a_result_that_was_measured_otherwise(graph, random):
+    for shapes in ({"ay": [1, SEQUENCE, H, D]}, {"ay": [SEQUENCE, 1, H * D]}):
+        result = apply_reader(fixed_batch(graph, random, **shapes), foreign_group_query_attention)
+        assert [refusal.reason for refusal in result.refused] == ["its result is not turned and reshaped to [B, S, H · D]"]
 
 
 def test_layers_share_the_bias_and_the_lengths(graph, run, random):
@@ -131,7 +175,7 @@ def test_lengths_are_those_of_the_masks_columns(graph, run, random):
 
 
 NOT_PLAIN = "it has no mask, or other attributes than scale = 1"
-LATER = "the mask lets a query see keys behind its own: 5 new tokens over a past of 0"
+LATER = "the mask lets a query see keys behind its own: 700 new tokens over a past of 0"
 REFUSED = {
     "no mask": ({"mask": ""}, NOT_PLAIN),
     "rescaled": ({"attributes": "<scale=0.5>"}, NOT_PLAIN),
@@ -146,6 +190,58 @@ REFUSED = {
 def test_refuses_with_a_reason(graph, random, changes, reason):
     result = apply_reader(make(graph, random, **changes), foreign_group_query_attention)
     assert (result.fired, [refusal.reason for refusal in result.refused]) == (0, [reason])
+
+
+def test_refuses_a_mask_that_is_sized_by_what_the_operator_makes(graph, random):
+    for name in ("aK", "aV"):
+        model = make(graph, random)
+        values = {value.name: value for node in model.graph for value in node.outputs}
+        values["sizeT"].producer().replace_input_with(0, values[name])
+        values["sizeT"].producer().attributes["start"] = ir.AttrInt64("start", 2)
+        values["sizeT"].producer().attributes["end"] = ir.AttrInt64("end", 3)
+        model.graph.sort()
+        result = apply_reader(model, foreign_group_query_attention)
+        assert [refusal.reason for refusal in result.refused] == ["the mask is computed from the keys or values that the operator itself joins"]
+
+
+def test_two_masks_have_a_bias_each(graph, run, random):
+    """As where every second layer attends to a window."""
+    model, given = make(graph, random, layers="ab"), feeds(random, layers="ab")
+    second = nodes(model, "Attention")[1]
+    values = {value.name: value for value in (*model.graph.initializers.values(), *(value for node in model.graph for value in node.outputs))}
+    near = ir.node("Greater", [values["columns"], ir.node("Sub", [values["rows"], values["one"]]).outputs[0]])
+    window = ir.node("And", [values["mask"], near.outputs[0]])
+    window.outputs[0].type, window.outputs[0].shape = values["mask"].type, values["mask"].shape
+    model.graph.insert_before(second, [near.inputs[1].producer(), near, window])
+    second.replace_input_with(3, window.outputs[0])
+    before = run(model, given)
+    assert apply_reader(model, foreign_group_query_attention).fired == 2
+    biases = [node.inputs[10] for node in nodes(model, "GroupQueryAttention")]
+    assert biases[0] is not biases[1]
+    assert [value.name for value in model.graph.initializers.values() if "smallest" in value.name] == ["GroupQueryAttention.smallest"]
+    for ours, theirs in zip(run(model, given), before, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_a_name_that_is_taken_is_not_taken_again(graph, run, random):
+    model, given = make(graph, random), feeds(random)
+    model.graph.initializers["scale"].name = "GroupQueryAttention.zero"
+    before = run(model, given)
+    assert apply_reader(model, foreign_group_query_attention).fired == 1
+    assert "GroupQueryAttention.zero_2" in model.graph.initializers
+    for ours, theirs in zip(run(model, given), before, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_whoever_else_reads_the_keys_stands_behind_the_node(graph, random):
+    model = make(graph, random)
+    keys = next(value for node in model.graph for value in node.outputs if value.name == "aK")
+    early = ir.node("Neg", [keys])
+    model.graph.insert_after(keys.producer(), early)
+    model.graph.outputs.append(early.outputs[0])
+    apply_reader(model, foreign_group_query_attention)
+    kinds = [node.op_type for node in model.graph]
+    assert kinds.index("Neg") > kinds.index("GroupQueryAttention")
 
 
 @pytest.mark.parametrize("shape", [["B", H, SEQUENCE, TOTAL], ["B", 1, 1, TOTAL], ["B", 1, SEQUENCE, 9], [SEQUENCE, TOTAL]], ids=str)

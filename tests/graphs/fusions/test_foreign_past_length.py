@@ -14,11 +14,11 @@ B, K, P, D, S = 2, 3, 4, 8, 5
 SHAPES = {"past": [BATCH, K, PAST, D], "ids": [BATCH, SEQUENCE], "positions": [BATCH, SEQUENCE], "m": [BATCH, TOTAL], "other": [PAST, D]}
 
 
-def make(graph, attributes: str = "", source: str = "past", **shapes) -> ir.Model:
+def make(graph, attributes: str = "", source: str = "past", other: str = "", **shapes) -> ir.Model:
     inputs = "float[B,K,P,D] past, int64[B,S] ids, int64[B,S] positions, int64[B,T] m, float[P,D] other"
-    model = graph(f"g ({inputs}) => (int64[N] sizes, float[B,K,P,D] kept) {{ kept = Neg(past) sizes = Shape{attributes}({source}) }}")
-    for value in (*model.graph.inputs, model.graph.outputs[1]):
-        value.shape = ir.Shape((SHAPES | shapes).get(value.name, SHAPES["past"]))
+    model = graph(f"g ({inputs}) => (int64[N] sizes) {{ {other} sizes = Shape{attributes}({source}) }}")
+    for value in model.graph.inputs:
+        value.shape = ir.Shape((SHAPES | shapes)[value.name])
     return model
 
 
@@ -37,7 +37,7 @@ def test_sizes_stay_and_no_longer_depend_on_the_buffer(graph, run, random, attri
     assert [node.op_type for node in model.graph].count("Concat") == (len(before) > 1)
     np.testing.assert_array_equal(run(model, feeds(random))[0], before)
     np.testing.assert_array_equal(run(model, feeds(random, past=P + 7))[0], before)
-    assert [value.name for value in model.graph.outputs] == ["sizes", "kept"]
+    assert [value.name for value in model.graph.outputs] == ["sizes"]
 
 
 NO_CANDIDATES = {
@@ -46,13 +46,9 @@ NO_CANDIDATES = {
     "the head size": {"attributes": "<start=3>"},
     "another input": {"source": "ids"},
     "an input of two axes": {"source": "other"},
-    "a computed value": {"source": "kept"},
+    "a computed value": {"source": "half", "other": "half = Cast<to=10>(m)"},
     "a buffer of fixed capacity": {"past": [BATCH, K, 64, D]},
     "the past on another axis": {"past": [BATCH, PAST, K, D]},
-    "no mask": {"m": [BATCH, 99]},
-    "a mask of four axes": {"m": [BATCH, 1, SEQUENCE, TOTAL]},
-    "a mask turned": {"m": [TOTAL, BATCH]},
-    "no tokens": {"ids": [BATCH, 1], "positions": [SEQUENCE]},
 }
 
 
@@ -61,7 +57,12 @@ def test_other_sizes_are_left_alone(graph, changes):
     assert not any(foreign_past_length.is_candidate(node) for node in make(graph, **changes).graph)
 
 
+UNCOUNTED = "no mask [B, T] and token ids [B, S] are fed to count the past by, so past and present can't be one buffer"
 REFUSED = {
+    "no mask": ({"m": [BATCH, 99]}, UNCOUNTED),
+    "a mask of four axes": ({"m": [BATCH, 1, SEQUENCE, TOTAL]}, UNCOUNTED),
+    "a mask turned": ({"m": [TOTAL, BATCH]}, UNCOUNTED),
+    "no tokens": ({"ids": [BATCH, 1], "positions": [SEQUENCE]}, UNCOUNTED),
     "heads of unknown number": ({"past": [BATCH, None, PAST, D]}, f"a past of None heads of {D} elements: not known how many"),
     "heads of unknown size": ({"past": [BATCH, K, PAST, None]}, f"a past of {K} heads of None elements: not known how many"),
 }
@@ -71,3 +72,19 @@ REFUSED = {
 def test_refuses_with_a_reason(graph, changes, reason):
     result = apply_reader(make(graph, **changes), foreign_past_length)
     assert (result.fired, [refusal.reason for refusal in result.refused]) == (0, [reason])
+
+
+READERS = {"Transpose": "y = Transpose(past)", "MultiHeadAttention": "y = com.microsoft.MultiHeadAttention<num_heads=1>(past)"}
+
+
+@pytest.mark.parametrize(("name", "reader"), (READERS | {"GroupQueryAttention": "y = GroupQueryAttention(past)"}).items())
+def test_other_readers_of_a_past_are_named_and_keep_its_length(graph, name, reader):
+    result = apply_reader(make(graph, other=reader), foreign_past_length)
+    reason = f"{name} reads the past, so past and present can't be one buffer"
+    assert (result.fired, [refusal.reason for refusal in result.refused]) == (0, [reason] * 2)
+
+
+def test_the_operator_that_shares_the_buffer_may_read_it(graph):
+    model = make(graph, other="y, k, v = com.microsoft.GroupQueryAttention<num_heads=3, kv_num_heads=3>(, , , past, past)")
+    assert [foreign_past_length.is_candidate(node) for node in model.graph] == [False, True]
+    assert apply_reader(model, foreign_past_length).fired == 1

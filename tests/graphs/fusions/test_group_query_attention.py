@@ -137,7 +137,10 @@ def test_one_key_head_and_a_cache_that_attention_reads_itself(graph):
     """Multi-query attention; and no Reshape between the cache and Attention, as where heads are not grouped."""
     model = make(graph, operands="{n}K, {n}V, mask")
     for name in ("kheads", "vheads"):
-        model.graph.initializers[name].const_value = ir.tensor(np.array([0, 0, 1, K * D]))
+        model.graph.initializers[name].const_value = ir.tensor(np.array([0, 0, 1, D]))
+    for value in model.graph.inputs:
+        if value.name in ("ak", "av"):
+            value.shape = ir.Shape(["B", "S", D])
     assert apply_reader(model, group_query_attention).fired == 1
     (node,) = [node for node in model.graph if node.op_type == "GroupQueryAttention"]
     assert (node.attributes["num_heads"].value, node.attributes["kv_num_heads"].value) == (H, 1)
@@ -282,6 +285,7 @@ def three_are_joined(values, _) -> None:
 
 ROTATED = "query and key are rotated, values are not: here it is otherwise"
 HEADS = "the query is reshaped to {}, not to [0, 0, heads, D]"
+UNLIKE = f"heads of unlike sizes: {H} query heads in {H * D} columns, {K} others in {{}} and {{}}"
 EDITS = {
     "the query is not rotated": (fed("aqs", 0, "aqt"), ROTATED),
     "the key is not rotated": (fed("aK", 1, "akt"), ROTATED),
@@ -297,15 +301,20 @@ EDITS = {
     "heads that do not divide": (shaped(qheads=[0, 0, 3, D]), "3 query heads can't share 2 key heads and 2 value heads"),
     "fewer value heads": (shaped(vheads=[0, 0, 1, 2 * D]), "4 query heads can't share 2 key heads and 1 value heads"),
     "heads of 12": (sized("aq", "B", "S", H * 12), "4 heads in 48 columns are not of a multiple of 8 elements, as the operator needs"),
+    "larger keys": (sized("ak", "B", "S", K * 16), UNLIKE.format(K * 16, K * D)),
+    "larger values": (
+        sized("av", "B", "S", K * 16),
+        UNLIKE.format(K * D, K * 16),
+    ),
     "heads of any size": (sized("aq", "B", "S", "N"), "4 heads in N columns are not of a multiple of 8 elements, as the operator needs"),
     "the key has no past": (fed("aKu", 0, "akr"), NO_CACHE.format("key")),
     "the value has no past": (fed("aVu", 0, "avt"), NO_CACHE.format("value")),
     "the value joins three": (three_are_joined, NO_CACHE.format("value")),
     "keys behind another Reshape": (shaped(same=[0, 0, -1, 0]), NO_CACHE.format("key")),
     "padding by row": (sized("tokens", "B", 1, "S", "T"), "which columns hold tokens is BOOL ('B', 1, 'S', 'T'), not bool [B, 1, 1, T]"),
-    "the result is read twice": (read_by("aa"), NOT_JOINED),
-    "the turned result is read twice": (read_by("aat"), NOT_JOINED),
-    "the result is not turned": (fed("ay", 0, "aa"), NOT_JOINED),
+    "the result is read twice": (read_by("aa"), f"{NOT_JOINED}, but read by Transpose, Identity"),
+    "the turned result is read twice": (read_by("aat"), f"{NOT_JOINED}, but read by Reshape, Identity"),
+    "the result is not turned": (fed("ay", 0, "aa"), f"{NOT_JOINED}, but read by Transpose, Reshape"),
     "the result keeps its heads": (shaped(joined=[0, 0, H, D]), NOT_JOINED),
     "the result joins heads and positions": (shaped(joined=[0, -1, D]), NOT_JOINED),
 }

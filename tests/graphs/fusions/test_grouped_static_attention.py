@@ -278,9 +278,9 @@ EDITS = {
     "fewer value heads": (shaped(vheads=[0, 0, 1, 2 * D]), "4 query heads can't share 2 key heads and 1 value heads"),
     "heads of 8": (sized("aq", "B", "S", H * 8), "4 heads in 32 columns are not of a multiple of 16 elements, as the operator needs"),
     "heads of any size": (sized("aq", "B", "S", "N"), "4 heads in N columns are not of a multiple of 16 elements, as the operator needs"),
-    "the result is read twice": (read_by("aa"), NOT_JOINED),
-    "the turned result is read twice": (read_by("aat"), NOT_JOINED),
-    "the result is not turned": (reads("ay", 0, "aa"), NOT_JOINED),
+    "the result is read twice": (read_by("aa"), f"{NOT_JOINED}, but read by Transpose, Identity"),
+    "the turned result is read twice": (read_by("aat"), f"{NOT_JOINED}, but read by Reshape, Identity"),
+    "the result is not turned": (reads("ay", 0, "aa"), f"{NOT_JOINED}, but read by Transpose, Reshape"),
     "the result keeps its heads": (shaped(joined=[0, 0, H, D]), NOT_JOINED),
 }
 
