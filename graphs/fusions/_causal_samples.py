@@ -35,8 +35,8 @@ def check_causal(mask: ir.Value) -> None:
     for sample in SAMPLES:
         seen = _Sample(sample).value(mask)
         columns, own = np.arange(sample[TOTAL]), np.arange(sample[SEQUENCE])[:, None] + sample[PAST]
-        later = np.broadcast_to(seen & (columns > own), (sample[BATCH], 1, len(own), len(columns)))
-        if later[0].any() or later[1:, :, own[:, 0] >= PADDED].any():
+        later = (seen & (columns > own)).reshape(-1, len(own), len(columns))
+        if later[0].any() or later[1:, own[:, 0] >= PADDED].any():
             raise Refused(f"the mask lets a query see keys behind its own: {sample[SEQUENCE]} new tokens over a past of {sample[PAST]}")
 
 

@@ -42,7 +42,7 @@ def place(graph: ir.Graph, before: ir.Node, recorded: Recorder, replaced: Sequen
 def _register(graph: ir.Graph, value: ir.Value) -> None:
     """Make a constant one of the graph's: of an equal one that has its name, users read that; beside another one it gets a name of its own."""
     known = graph.initializers.get(str(value.name))
-    if known is not None and known is not value:
+    if known is not None:
         if _content(known) == _content(value):
             ir.convenience.replace_all_uses_with(value, known)
             return

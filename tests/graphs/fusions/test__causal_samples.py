@@ -18,7 +18,7 @@ COUNTED = """
 INPUTS = (
     "int64[B,S] ids", "int64[B,T] attention_mask", "float[B,2,P,8] past", "int64[S] cache_position", "int32[B,S] position_ids",
     "bool[B,1,S,T] whole", "float[B,S] weighted", "int64[N] other", "float[N] odd", "int64[B,1,S] positions", "int64[B,S] token_type_ids",
-    "int64 window", "int64[B,T] prompt",
+    "int64 start_position", "float[B,T] float_mask", "int64[B,T] prompt", "int64[B,S] loss_mask", "int64[B,T] all_positions",
 )  # fmt: skip
 CONSTANTS = {
     "zero": 0,
@@ -29,6 +29,7 @@ CONSTANTS = {
     "sides": [1, 3],
     "second_axis": [2],
     "last": [3],
+    "three": 3,
     "first": [0],
     "front": [0, 1],
     "less": [[[[0]]], [[[1]]]],
@@ -93,7 +94,7 @@ REFUSED = {
     "an input of another kind": ("mask = Cast<to=9>(other)", f"the mask depends on other [None], {UNKNOWN}"),
     "positions of three axes": ("mask = Cast<to=9>(positions)", f"the mask depends on positions ['{BATCH}', 1, '{SEQUENCE}'], {UNKNOWN}"),
     "the size of such an input": ("size = Shape(odd) mask = Cast<to=9>(size)", f"the mask depends on odd [None], {UNKNOWN}"),
-    "an operator that fails": ("three = Concat<axis=0>(axis1, axes) mask = Reshape(columns, three)", "the mask can't be computed: Reshape: "),
+    "an operator that fails": ("parts = Concat<axis=0>(axis1, axes) mask = Reshape(columns, parts)", "the mask can't be computed: Reshape: "),
 }
 
 
@@ -123,11 +124,13 @@ def test_rows_of_padding_may_see_whatever_they_do(graph):
     check_causal(mask_of(graph, PADDED + body))
 
 
+WHOLE = (
+    "least = Cast<to=7>(real) some = ReduceMin<keepdims=1>(least, last) full = Cast<to=9>(some) padded = Not(full) seen = LessOrEqual(columns, row) "
+)
 OPENED = {
-    "where there is no padding": "none = Not(real) hidden = And(none, none) mask = Not(hidden)",
-    "where there is padding": """
-        least = Cast<to=7>(real) some = ReduceMin<keepdims=1>(least, last) full = Cast<to=9>(some) padded = Not(full)
-        seen = LessOrEqual(columns, row) mask = Or(seen, padded)""",
+    "where there is no padding": WHOLE + "mask = Or(seen, full)",
+    "where there is padding": WHOLE + "mask = Or(seen, padded)",
+    "to the first token behind padding": WHOLE + "it = Equal(row, three) opened = And(padded, it) mask = Or(seen, opened)",
 }
 
 
@@ -140,7 +143,10 @@ def test_rows_with_padding_and_without_are_both_tried(graph, body):
 OTHERS = {
     "types of tokens": "long = Cast<to=7>(token_type_ids) own = Unsqueeze(long, sides) mask = LessOrEqual(columns, own)",
     "another row for each column": "mask = Cast<to=9>(prompt)",
-    "one number": "mask = Cast<to=9>(window)",
+    "one number": "mask = Cast<to=9>(start_position)",
+    "a mask of numbers": "held = Unsqueeze(float_mask, axes) mask = Cast<to=9>(held)",
+    "a mask of the new tokens": "rows_of = Unsqueeze(loss_mask, sides) mask = Cast<to=9>(rows_of)",
+    "positions of all columns": "mask = Cast<to=9>(all_positions)",
 }
 
 
