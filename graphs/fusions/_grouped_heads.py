@@ -9,8 +9,8 @@ import onnx_ir as ir
 
 from graphs.fusions._contrib import CONTRIB, Recorder, place
 from graphs.fusions._packing import Projections, read_projections
-from graphs.fusions._reading import Refused, first, need, scaled
-from graphs.fusions._values import Size, in_module, last_size, module_of, numbers, only_user, producer, rank, sizes, unreshaped
+from graphs.fusions._reading import Refused, first, need, scaled, shape_of
+from graphs.fusions._values import Shape, in_module, last_size, module_of, numbers, only_user, producer, rank, sizes, unreshaped
 from graphs.fusions.pack_qkv import PACKED_NAME
 
 HEADS_FIRST, LINEAR_RANK = (0, 2, 1, 3), 3
@@ -134,14 +134,13 @@ def read_heads(name: str, value: ir.Value) -> Heads:
     raise Refused(f"the {name} is reshaped to {numbers(reshape.inputs[1])}, not to [0, 0, heads, D]")
 
 
-def kept_axes(reshape: ir.Node) -> tuple[Size, ...] | None:
-    """What a Reshape makes of the axes behind [B, S], which stay as they are: by its shape, or by what was measured; None where they don't."""
+def kept_axes(reshape: ir.Node) -> Shape:
+    """What a Reshape makes of the axes behind [B, S], by its shape or by what was measured; () where these two do not stay as they are."""
     match numbers(reshape.inputs[1]):
         case (0, 0, *behind):
             return tuple(map(int, behind))
-    before, after = sizes(reshape.inputs[0]), sizes(reshape.outputs[0])
-    is_kept = before is not None and after is not None and before[:2] == after[:2] and None not in before[:2]
-    return after[2:] if is_kept and after is not None else None
+    before, after = shape_of(first(reshape)), shape_of(reshape.outputs[0])
+    return after[2:] if before[:2] == after[:2] and None not in after[:2] else ()
 
 
 def read_concatenated(name: str, value: ir.Value | None) -> Cached:
@@ -160,8 +159,7 @@ def read_joined(attended: ir.Value) -> ir.Value:
     """The [B, S, H·D] that an attention's [B, H, S, D] is turned and reshaped to; raises Refused."""
     turned = _only_user(attended, "Transpose")
     reshape = _only_user(turned.outputs[0], "Reshape")
-    joined = kept_axes(reshape)
-    if turned.attributes.get_ints("perm") != HEADS_FIRST or joined is None or len(joined) != 1:
+    if turned.attributes.get_ints("perm") != HEADS_FIRST or len(kept_axes(reshape)) != 1:
         raise Refused(NOT_JOINED)
     return reshape.outputs[0]
 

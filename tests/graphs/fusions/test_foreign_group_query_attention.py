@@ -105,8 +105,9 @@ def fixed_batch(graph, random, **shapes) -> ir.Model:
     return model
 
 
-def test_shapes_are_as_they_were_measured(graph, run, random):
-    model, given = fixed_batch(graph, random), feeds(random)
+@pytest.mark.parametrize("width", [H * D, None])
+def test_shapes_are_as_they_were_measured(graph, run, random, width):
+    model, given = fixed_batch(graph, random, ay=[1, SEQUENCE, width]), feeds(random)
     before = run(model, given)
     assert apply_reader(model, foreign_group_query_attention).fired == 1
     for ours, theirs in zip(run(model, given), before, strict=True):
