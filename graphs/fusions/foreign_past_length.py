@@ -37,7 +37,7 @@ def is_candidate(node: ir.Node) -> bool:
     """Every node but an attention that reads a graph's input [B, K, P, D], or its length."""
     if _is_attention(node) or not any(value is not None and _is_past(value) for value in node.inputs):
         return False
-    return node.op_type != "Shape" or TIME_AXIS in range(N_AXES)[_axes(node)]
+    return TIME_AXIS in range(N_AXES)[_axes(node)]
 
 
 def _is_past(value: ir.Value) -> bool:
@@ -49,6 +49,7 @@ def _is_attention(node: ir.Node) -> bool:
 
 
 def _axes(node: ir.Node) -> slice:
+    """The axes of its input that a node reads: of a Shape maybe some."""
     return slice(node.attributes.get_int("start", 0), node.attributes.get_int("end", N_AXES))
 
 

@@ -17,8 +17,9 @@ SHAPES = {"past": [BATCH, K, PAST, D], "ids": [BATCH, SEQUENCE], "positions": [B
 def make(graph, attributes: str = "", source: str = "past", other: str = "", **shapes) -> ir.Model:
     inputs = "float[B,K,P,D] past, int64[B,S] ids, int64[B,S] positions, int64[B,T] m, float[P,D] other"
     model = graph(f"g ({inputs}) => (int64[N] sizes) {{ {other} sizes = Shape{attributes}({source}) }}")
-    for value in model.graph.inputs:
-        value.shape = ir.Shape((SHAPES | shapes)[value.name])
+    for value in (*model.graph.inputs, *(value for node in model.graph for value in node.outputs)):
+        if value.name in SHAPES | shapes:
+            value.shape = ir.Shape((SHAPES | shapes)[value.name])
     return model
 
 
@@ -46,7 +47,7 @@ NO_CANDIDATES = {
     "the head size": {"attributes": "<start=3>"},
     "another input": {"source": "ids"},
     "an input of two axes": {"source": "other"},
-    "a computed value": {"source": "half", "other": "half = Cast<to=10>(m)"},
+    "a computed value": {"source": "half", "other": "half = Cast<to=10>(m)", "half": SHAPES["past"]},
     "a buffer of fixed capacity": {"past": [BATCH, K, 64, D]},
     "the past on another axis": {"past": [BATCH, PAST, K, D]},
 }
@@ -74,10 +75,15 @@ def test_refuses_with_a_reason(graph, changes, reason):
     assert (result.fired, [refusal.reason for refusal in result.refused]) == (0, [reason])
 
 
-READERS = {"Transpose": "y = Transpose(past)", "MultiHeadAttention": "y = com.microsoft.MultiHeadAttention<num_heads=1>(past)"}
+READERS = {
+    "Transpose": "y = Transpose(past)",
+    "Mul": "y = Mul(past, other)",
+    "MultiHeadAttention": "y = com.microsoft.MultiHeadAttention<num_heads=1>(, past)",
+    "GroupQueryAttention": "y = GroupQueryAttention(past)",
+}
 
 
-@pytest.mark.parametrize(("name", "reader"), (READERS | {"GroupQueryAttention": "y = GroupQueryAttention(past)"}).items())
+@pytest.mark.parametrize(("name", "reader"), READERS.items())
 def test_other_readers_of_a_past_are_named_and_keep_its_length(graph, name, reader):
     result = apply_reader(make(graph, other=reader), foreign_past_length)
     reason = f"{name} reads the past, so past and present can't be one buffer"
