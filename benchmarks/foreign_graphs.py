@@ -126,18 +126,8 @@ def difference(before: Path, after: Path, checkpoint: Path) -> float:
 
 def print_table(rows: list[dict[str, Any]], target: str) -> None:
     """The rows as a Markdown table."""
-    heads = (
-        "graph",
-        "opset",
-        "nodes",
-        *RULES[target],
-        "noise ratio",
-        "strict noise ratio",
-        "max abs ÷ largest logit",
-        "after against before",
-        "mean KL",
-    )
-    heads += ("scenarios", "verdict", "fuse: s", "peak MB", "file MB")
+    heads = ("graph", "opset", "nodes", *RULES[target], "noise ratio", "strict noise ratio", "max abs ÷ largest logit")
+    heads += ("after against before", "mean KL", "scenarios", "verdict", "fuse: s", "peak MB", "file MB")
     print(f"| {' | '.join(heads)} |\n|{' --- |' * len(heads)}")
     for row in rows:
         print(line(row, target))

@@ -3,11 +3,10 @@
     python benchmarks/onnxruntime_decode.py [--folder DIR] [--environments DIR] [--processes 2] [--turns 4] [--only int4]
 
 Batch 1, 256 tokens of prefill, then 64 decode steps; keys and values are bound in place where the graph allows it, otherwise each step's outputs are
-bound as the next one's inputs. Ours come in both forms of `export --kv-cache`, and
-what `fuse --graph --target onnxruntime` makes of optimum's. Where a session's buffers come to lie moves decode by a quarter, and
-whoever is loaded first or last is slow; so there are several processes, and each loads the graphs from another one on and lets them take turns.
-A graph's ratio is the median over the turns of its tokens/s ÷ those of the peer in the same turn; printed is the mean over the processes ± its
-standard error. The best peer is the one with the best mean ratio to the first peer.
+bound as the next one's inputs. Ours come in both forms of `export --kv-cache`, and as what `fuse --graph --target onnxruntime` makes of optimum's.
+Where a session's buffers come to lie moves decode by a quarter, and whoever is loaded first or last is slow; so there are several processes, and each
+loads the graphs from another one on and lets them take turns. A graph's ratio is the median over the turns of its tokens/s ÷ those of the peer in the
+same turn; printed is the mean over the processes ± its standard error. The best peer is the one with the best mean ratio to the first peer.
 """
 
 from __future__ import annotations

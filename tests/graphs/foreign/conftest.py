@@ -39,15 +39,15 @@ SCENARIOS = {
 
 
 @pytest.fixture(scope="session")
-def fused(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], tuple[Path, dict[str, Any]]]:
-    """A pinned graph → (file, report); each is fused once."""
-    made: dict[Path, tuple[Path, dict[str, Any]]] = {}
+def fused(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Path, dict[str, Any]]]:
+    """A pinned graph and a target → (file, report); each is fused once."""
+    made: dict[tuple[Path, str], tuple[Path, dict[str, Any]]] = {}
 
-    def make(path: Path) -> tuple[Path, dict[str, Any]]:
-        if path not in made:
-            out = tmp_path_factory.mktemp(path.stem) / "fused.onnx"
-            made[path] = out, fuse_graph(path, out)
-        return made[path]
+    def make(path: Path, target: str = "tensorrt") -> tuple[Path, dict[str, Any]]:
+        if (path, target) not in made:
+            out = tmp_path_factory.mktemp(f"{path.stem}-{target}") / "fused.onnx"
+            made[path, target] = out, fuse_graph(path, out, target=target)
+        return made[path, target]
 
     return make
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import onnx
@@ -22,18 +23,10 @@ NO_SUMS = "torchscript-4.30-float16"
 """It casts what a norm reads, so that the norm reads no sum."""
 
 
-@pytest.fixture(scope="session")
-def fused_for_ort(tmp_path_factory):
-    """A pinned graph → (file, report); each is fused once."""
-    made = {}
-
-    def make(path):
-        if path not in made:
-            out = tmp_path_factory.mktemp(path.stem) / "fused.onnx"
-            made[path] = out, fuse_graph(path, out, target="onnxruntime")
-        return made[path]
-
-    return make
+@pytest.fixture
+def fused_for_ort(fused):
+    """A pinned graph → (file, report) for ONNX Runtime."""
+    return partial(fused, target="onnxruntime")
 
 
 @pytest.mark.parametrize("name", [*FLOAT32, *FLOAT16])
