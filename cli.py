@@ -136,6 +136,9 @@ TimingCacheOption = Annotated[
     str | None,
     typer.Option(help="Kernel times to use and add to; default: your own, by release and GPU; tensorrt alone.", metavar="FILE|none"),
 ]
+DecodeGemv = Annotated[
+    bool, typer.Option("--decode-gemv", help="Decode in 8 kernels a layer, not 10: for fp16, small models, few rows; tensorrt-rtx alone.")
+]
 MaxBatch = Annotated[int, typer.Option(min=1, help="Largest batch of the engine.")]
 Capacity = Annotated[
     str | None,
@@ -224,6 +227,7 @@ def run(
     optimization_level: OptimizationLevel = None,
     workspace: Workspace = None,
     timing_cache: TimingCacheOption = None,
+    decode_gemv: DecodeGemv = False,
     calibration: Calibration = None,
     calibration_tokens: CalibrationTokens = None,
     calibration_length: CalibrationLength = None,
@@ -244,7 +248,7 @@ def run(
     from engines.backends.flags import BuildFlags
     from exporter.checkpoints.request import CheckpointRequest
 
-    flags = BuildFlags(version_compatible, weight_streaming, strip_weights, optimization_level, bytes_of(workspace), timing_cache)
+    flags = BuildFlags(version_compatible, weight_streaming, strip_weights, optimization_level, bytes_of(workspace), timing_cache, decode_gemv)
     request = CheckpointRequest(checkpoint, size, revision, config, lora)
     options = command.RunOptions(
         ExportOptions(dtype.value, kv_cache.value, weights.value),
@@ -366,6 +370,7 @@ def build(
     optimization_level: OptimizationLevel = None,
     workspace: Workspace = None,
     timing_cache: TimingCacheOption = None,
+    decode_gemv: DecodeGemv = False,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
@@ -373,7 +378,7 @@ def build(
     from commands import buckets
     from engines.backends.flags import BuildFlags
 
-    flags = BuildFlags(version_compatible, weight_streaming, strip_weights, optimization_level, bytes_of(workspace), timing_cache)
+    flags = BuildFlags(version_compatible, weight_streaming, strip_weights, optimization_level, bytes_of(workspace), timing_cache, decode_gemv)
     options = _build_options(target, backend, max_batch, max_length, capacity, parts, max_memory, flags)
     with _Watched() as progress:
         outcome = buckets.build_all(artifact, precision.value, options, force=force, progress=progress)

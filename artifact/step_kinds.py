@@ -79,9 +79,12 @@ _QUANTISED = (
 _PARTED = ("commands/part_graphs.py", "graphs/diff.py", "graphs/partition.py", "graphs/parts.py")
 """What an engine graph is cut into parts by."""
 _RUN_ON_GPU = (
+    "engines/backends/flags.py",
     "engines/checks.py",
+    "engines/decode_gemv.py",
     "engines/device*.py",
     "engines/engine_graph.py",
+    "engines/graph_weights.py",
     "engines/plan*.py",
     "engines/runnable.py",
     "engines/runner.py",

@@ -29,6 +29,7 @@ from artifact.progress import silent
 from benchmarks.shapes import ROOT, config_of
 from engines.backends.protocol import BuildRequest, BuildResult
 from engines.backends.tensorrt_rtx import TensorRTRTX
+from engines.decode_gemv import SHORTEST_PREFILL
 from engines.engine_graph import write_engine_graph
 from engines.graph_weights import weights_bytes
 from engines.plan_layers import Launch, PlanReader, describe
@@ -38,7 +39,8 @@ from engines.targets import find_target
 from graphs.pipeline import fuse_model
 
 DOCUMENT = ROOT / "docs" / "kernels.md"
-FORMS = {"unfused": "traced", "fused": "unpacked", "fused and packed": "fused", "INT8, fused and packed": "int8"}
+PACKED, GEMV = "fused and packed", "the same with --decode-gemv"
+FORMS = {"unfused": "traced", "fused": "unpacked", PACKED: "fused", GEMV: "fused", "INT8, fused and packed": "int8"}
 """Form → the graph it is built from; ``unpacked`` is made here, by the same fusions without the two that pack."""
 MODELS = {"smollm2": "SmolLM2-135M (30 layers)", "7b": "7B widths (2 layers)", "70b": "70B widths (2 layers)"}
 VOCABULARY, MAX_BATCH, MAX_LENGTH = 4096, 4, 2048
@@ -52,6 +54,7 @@ vocabulary of {VOCABULARY:,}. A layer's kernels are those of the layer that most
 - *unfused*: `traced.onnx`
 - *fused*: the fusions without the two that pack q·k·v and gate·up
 - *fused and packed*: `fused.onnx`; INT8 is `int8.onnx`
+- *the same with --decode-gemv*: decode's q·k·v and down as sums of products (docs/adr/010)
 
 All are built as engine graphs, with one position a row before lm_head. Seconds and memory are those of one run on a shared machine of two cores."""
 COSTS = ["", "form", "network layers", "launches prefill / decode", "plan ÷ weights", "plan MB", "built in s", "CPU s", "anonymous memory MB"]
@@ -85,7 +88,7 @@ def main() -> None:
     for model in options.models:
         with tempfile.TemporaryDirectory(dir=options.folder) as scratch:
             artifact = make_artifact(model, Path(scratch))
-            measured[model] = {form: measure(artifact, stage) for form, stage in FORMS.items()}
+            measured[model] = {form: measure(artifact, stage, gemv=form == GEMV) for form, stage in FORMS.items()}
     options.out.write_text(document(measured), encoding="utf-8")
 
 
@@ -104,12 +107,13 @@ def make_artifact(model: str, scratch: Path) -> Path:
     return artifact
 
 
-def measure(artifact: Path, stage: str) -> Measured:
+def measure(artifact: Path, stage: str, *, gemv: bool) -> Measured:
     """Build one plan, read it, remove it."""
     config = LlamaConfig(**read_manifest(artifact)["model"]["config"])
     graph_file, plan = artifact / f"{stage}-engine.onnx", artifact / f"{stage}.plan"
-    write_engine_graph(artifact / f"{stage}.onnx", graph_file)
-    profiles = make_profiles(config, "fp16", max_batch=MAX_BATCH, max_length=MAX_LENGTH)
+    write_engine_graph(artifact / f"{stage}.onnx", graph_file, decode_gemv=gemv)
+    shortest = SHORTEST_PREFILL if gemv else 1
+    profiles = make_profiles(config, "fp16", max_batch=MAX_BATCH, max_length=MAX_LENGTH, shortest=shortest)
     before = children_cpu_s()
     built = TensorRTRTX().build(BuildRequest(graph_file, plan, find_target("a100"), tuple(profiles)), silent)
     cpu_s = children_cpu_s() - before
@@ -180,8 +184,8 @@ def cost_rows(measured: dict[str, dict[str, Measured]]) -> Iterator[list[str]]:
 def listings(measured: dict[str, dict[str, Measured]]) -> Iterator[str]:
     """Decode's and prefill's layer of the first model, unfused and as it is built."""
     model, forms = next(iter(measured.items()))
-    for form in ("unfused", "fused and packed"):
-        for profile in PROFILES:
+    for form, profiles in (("unfused", PROFILES), (PACKED, PROFILES), (GEMV, PROFILES[1:])):
+        for profile in profiles:
             kernels = forms[form].layer(profile)
             rows = [[str(number + 1), kernel["kind"], f"`{kernel['kernel']}`", *_details(kernel)] for number, kernel in enumerate(kernels)]
             yield f"{MODELS[model]}, {form}, {profile}:\n\n{table(['', 'kind', 'kernel', 'weight', 'writes'], rows)}"

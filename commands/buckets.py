@@ -91,7 +91,10 @@ def _check_disk(artifact: Path, precision: str, each: Mapping[Bucket, BuildOptio
 
     graph = require(artifact, f"{STAGES[precision]}.onnx")
     todo = [capacity for capacity, options in each.items() if force or why_to_build(artifact, precision, options)]
-    replaced = [capacity for capacity in todo if (artifact / engine_folder(find_target(each[capacity].target).name, precision, capacity)).is_dir()]
+    folders = {
+        capacity: engine_folder(find_target(one.target).name, precision, capacity, gemv=one.flags.decode_gemv) for capacity, one in each.items()
+    }
+    replaced = [capacity for capacity in todo if (artifact / folders[capacity]).is_dir()]
     at_once = len(todo) - len(replaced) + bool(replaced)
     needed = at_once * weights_bytes(ir.load(graph).graph) if todo else 0
     free = free_disk(artifact)

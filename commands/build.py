@@ -16,6 +16,7 @@ from commands.part_graphs import write_part_graphs
 from engines.backends.flags import BuildFlags
 from engines.build import STAGES, build_engine
 from engines.cache_form import longest
+from engines.decode_gemv import check_gemv
 from engines.engine_options import EngineOptions
 from engines.profiles import DEFAULT_BATCH
 from engines.targets import find_target
@@ -53,6 +54,8 @@ def build(artifact: Path, precision: str, options: BuildOptions, *, force: bool 
     """Build and audit the engine of one precision."""
     model = require_artifact(artifact, "build", weights=True)["model"]
     check_precision(model["dtype"], precision)
+    if options.flags.decode_gemv:
+        check_gemv(precision, options.parts)
     longest(kv_cache_of(model), LlamaConfig(**model["config"]), options.max_length, options.capacity)
     require(artifact, f"{STAGES[precision]}.onnx")
     planned = _plan_step(precision, options)
@@ -101,7 +104,7 @@ def _plan_step(precision: str, options: BuildOptions) -> _Planned:
     # another scheme's weights are none of this engine's business
     inputs = (f"{STAGES[precision]}.onnx", *WEIGHTS, f"weights/{precision}-layer-*.safetensors")
     capacity = f"{options.capacity}," if isinstance(options.capacity, Bucket) else options.capacity  # as it is asked for
-    step_id = engine_folder(target, precision, options.capacity).replace("engines/", "build-")
+    step_id = engine_folder(target, precision, options.capacity, gemv=options.flags.decode_gemv).replace("engines/", "build-")
     return _Planned(step_id, chosen, {**chosen, "capacity": capacity, **options.flags.recorded()}, inputs)
 
 

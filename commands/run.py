@@ -22,6 +22,7 @@ from commands.graphs import SCHEMES, fuse, quantize
 from commands.placement import PlacementOptions
 from commands.validate import ValidateOptions, validate
 from engines.build import choose_backend
+from engines.decode_gemv import check_gemv
 from exporter.checkpoints import CheckpointRequest, pin_request
 
 
@@ -72,6 +73,8 @@ def run(
     wanted = tuple(dict.fromkeys(precisions)) or (exported.dtype,)
     for precision in wanted:
         check_precision(exported.dtype, precision)
+        if built.flags.decode_gemv:
+            check_gemv(precision, built.parts)
     request = pin_request(request, progress=progress)
     checkpoint, artifact = resolve(request, out, exported, force=force, progress=progress)
     check_lengths(built, exported.kv_cache, checkpoint.config)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from artifact.config import LlamaConfig
-from artifact.engine_names import built_from, is_engine, stage_of
+from artifact.engine_names import built_from, has_gemv, is_engine, stage_of, whole_graph
 from artifact.errors import EngineError, UsageError
 from artifact.io_spec import BATCH, TOTAL, KvCache
 from artifact.manifest import kv_cache_of, read_manifest
@@ -112,7 +112,7 @@ def open_session(artifact: Path, stage: str, device: str, *, batch: int, length:
         yield Opened(runner, "onnxruntime-cpu", "cpu", graph.name)
         return
     gpu = devices.read_device()
-    plan, backend, skipped = open_plan(artifact, stage_of(stage), gpu, Wanted(batch, length, capacity))
+    plan, backend, skipped = open_plan(artifact, stage, gpu, Wanted(batch, length, capacity))
     with PlanSession(plan, config, dtype, batch=batch, length=length) as session:
         yield Opened(PlanDecoder(session, plan), backend, gpu.name, plan.name, plan.precision, card_of(gpu), skipped)
 
@@ -138,6 +138,12 @@ class Wanted:
 def open_plan(artifact: Path, stage: str, gpu: devices.Device, wanted: Wanted) -> tuple[Plan | PlanChain, str, tuple[str, ...]]:
     """The smallest engine of a stage that holds what is wanted and is for this machine.
 
+    Args:
+        artifact: the folder.
+        stage: ``fused``, or ``fused-engine-gemv`` for that form alone.
+        gpu: this machine's.
+        wanted: what it must hold.
+
     Returns:
         The engine; its runtime with the version; why each that would have come before it is for another machine.
 
@@ -145,7 +151,7 @@ def open_plan(artifact: Path, stage: str, gpu: devices.Device, wanted: Wanted) -
         EngineError: there is none, with the reason of each that there is; or the one that was found is not what was built.
         ArtifactError: it is stale, or was changed.
     """
-    engines = [plans for plans in whole_engines(engine_entries(artifact)) if built_from(plans[0]["graph"]) == stage]
+    engines = [plans for plans in whole_engines(engine_entries(artifact)) if is_of(plans[0]["graph"], stage)]
     skipped: list[str] = []
     for plans in sorted(engines, key=lambda plans: wanted.order(plans[0])):
         if elsewhere := next((reason for plan in plans for reason in made_for_another(plan, gpu)), None):
@@ -157,3 +163,8 @@ def open_plan(artifact: Path, stage: str, gpu: devices.Device, wanted: Wanted) -
         return open_engine(artifact, plans, gpu), f"{plans[0]['backend']} {plans[0]['tensorrt_version']}", tuple(skipped)
     why = "; ".join(skipped) or f"{artifact} has no plan of {stage}"
     raise EngineError(why, hint=f"python cli.py build {artifact} --precision PRECISION --target GPU; `doctor` says which targets run here")
+
+
+def is_of(graph: str, stage: str) -> bool:
+    """Whether a plan's graph was made from a stage, and in the form that the stage's name asks for."""
+    return built_from(graph) == stage_of(stage) and (not has_gemv(stage) or has_gemv(whole_graph(graph).removesuffix(".onnx")))

@@ -24,6 +24,7 @@ from engines.backends.tensorrt import TensorRT
 from engines.backends.tensorrt_rtx import TensorRTRTX
 from engines.build_cost import Graph, build_cost
 from engines.checks import all_passed
+from engines.decode_gemv import SHORTEST_PREFILL
 from engines.device_fit import gpus_needed, load_of
 from engines.engine_entry import EngineModel, engine_entry, parts_of, same_split
 from engines.engine_graph import write_engine_graph
@@ -64,9 +65,9 @@ def build_engine(step: StepContext, options: EngineOptions, write_parts: WritePa
         ArtifactError: the stage is not there.
     """
     stage, backend, gpu = _stage(options.precision), choose_backend(options.backend, options.flags), find_target(options.target)
-    folder = engine_folder(gpu.name, options.precision, options.capacity)
+    folder = engine_folder(gpu.name, options.precision, options.capacity, gemv=options.flags.decode_gemv)
     model = _model(step, stage, options, gpu)
-    whole = _engine_graph(step, stage, options.capacity)
+    whole = _engine_graph(step, stage, options)
     model = replace(model, cut=_cut(step, whole, model, folder))
     graphs = _part_graphs(step, whole, model, write_parts)
     _check_disk(step, model, graphs, folder)
@@ -90,7 +91,8 @@ def _cut(step: StepContext, graph: Path, model: EngineModel, folder: str) -> Par
     """How many plans, and why; as an interrupted build has begun, where that still fits."""
     options, config = model.options, model.config
     gpus = gpus_needed(config, model.load, model.target)
-    limits = Limits.of(options.parts, options.max_memory, gpus=gpus, target=model.target.name)
+    parts = 1 if options.flags.decode_gemv else options.parts
+    limits = Limits.of(parts, options.max_memory, gpus=gpus, target=model.target.name)
     nodes = ir.load(graph).graph
     packed, static = not _is_unpacked(nodes), model.kv_cache == "static"
     scale = weights_bytes(nodes) / weight_sizes(config, options.precision).total
@@ -161,21 +163,23 @@ def _entry(step: StepContext, plan_name: str, built: Mapping[str, Any]) -> dict[
 
 def _profiles(model: EngineModel, part: int) -> list[Profile]:
     bounds = {"max_batch": model.load.batch, "max_length": model.load.length}
-    return make_profiles(model.config, model.dtype, model.kv_cache, **bounds, layers=model.cut.layers[part])
+    shortest = SHORTEST_PREFILL if model.options.flags.decode_gemv else 1
+    return make_profiles(model.config, model.dtype, model.kv_cache, **bounds, layers=model.cut.layers[part], shortest=shortest)
 
 
 def _graph(file: Path, model: EngineModel, part: int) -> Graph:
     """What a graph's build depends on."""
     graph, (first, last), precision = ir.load(file).graph, model.cut.layers[part], model.options.precision
     static = model.kv_cache == "static"
-    return Graph(weights_bytes(graph), last - first + 1, precision, turned_bytes(graph), not _is_unpacked(graph), static)
+    packed = not _is_unpacked(graph)
+    return Graph(weights_bytes(graph), last - first + 1, precision, turned_bytes(graph), packed, static, model.options.flags.decode_gemv)
 
 
-def _engine_graph(step: StepContext, stage: str, capacity: int | None) -> Path:
+def _engine_graph(step: StepContext, stage: str, options: EngineOptions) -> Path:
     """Write the graph that is built, or cut."""
-    source, name = require(step.artifact, f"{stage}.onnx"), engine_graph(stage, capacity)
+    source, name = require(step.artifact, f"{stage}.onnx"), engine_graph(stage, options.capacity, gemv=options.flags.decode_gemv)
     with step.write(name) as graph_file:
-        write_engine_graph(source, graph_file, capacity=capacity)
+        write_engine_graph(source, graph_file, capacity=options.capacity, decode_gemv=options.flags.decode_gemv)
     return step.artifact / name
 
 

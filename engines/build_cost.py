@@ -36,6 +36,8 @@ PARENT_BYTES = 130 * MEGABYTE
 UNPACKED = 1.75
 ADDED_STATIC_TEXT = 330_000
 """What a static cache adds to each layer's text (docs/adr/009)."""
+ADDED_GEMV = Fit(0, 2_900_000), Fit(0, 190_000)
+"""What ``--decode-gemv`` adds to memory and plan."""
 SECONDS, SECONDS_A_LAYER, BYTES_A_SECOND = 5.0, 0.27, 300e6
 """13 s for SmolLM2 and 58 s for 7B FP16 and 13B INT8, on two cores that do nothing else."""
 
@@ -51,6 +53,7 @@ class Graph:
         turned_bytes: of the weights, levels that lie as [out, in].
         packed: q·k·v and gate·up are one linear each.
         static: the cache is written in place.
+        gemv: decode multiplies by a vector.
     """
 
     weights_bytes: int
@@ -59,6 +62,7 @@ class Graph:
     turned_bytes: int = 0
     packed: bool = True
     static: bool = False
+    gemv: bool = False
 
 
 @dataclass(frozen=True)
@@ -88,4 +92,6 @@ def build_cost(graph: Graph) -> BuildCost:
     text = graph.static * ADDED_STATIC_TEXT * graph.layers
     seconds = SECONDS + SECONDS_A_LAYER * graph.layers + weights / BYTES_A_SECOND
     memory = MEMORY.at(weights, graph.layers) + int(TURNED.get(graph.precision, 1.0) * graph.turned_bytes)
+    if graph.gemv:
+        memory, text = memory + ADDED_GEMV[0].at(0, graph.layers), text + ADDED_GEMV[1].at(0, graph.layers)
     return BuildCost(memory, PLAN[quantized].at(weights, graph.layers) + text, round(seconds, 1))

@@ -9,7 +9,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from artifact.config import LlamaConfig
-from engines.layer_checks import ATTENTION_KERNELS, BLOCK_LIMITS, LIMITS, STATIC_LIMITS, UNPACKED_LIMITS, LayerLimit
+from engines.layer_checks import (
+    ATTENTION_KERNELS,
+    BLOCK_LIMITS,
+    GEMV_LIMITS,
+    GEMV_STATIC_LIMITS,
+    LIMITS,
+    STATIC_LIMITS,
+    UNPACKED_LIMITS,
+    LayerLimit,
+)
 
 QUANTIZED_BITS = {"int8": 8, "int4": 4}
 """Type of a quantised weight → its bits."""
@@ -21,6 +30,9 @@ LAYER_TEXT = 400_000
 """What TensorRT-RTX 1.7.1 adds in text (programs and CUDA source) for each layer, whatever the width."""
 STATIC_LAYER_TEXT = 800_000
 """The same with a static cache: the kernels that write it are stored for every layer, in both profiles (docs/adr/009)."""
+
+GEMV_LAYER_TEXT = 200_000
+"""What ``build --decode-gemv`` adds: the kernel that rotates and writes the cache is stored for every layer (docs/adr/010)."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +83,9 @@ ROUNDED = {"kernels_per_layer": (1, "int8 by int8: decode rounds attention's res
 """What rounding inputs adds to decode; prefill's copy of attention's result does it on its way (docs/adr/015)."""
 
 
-def form_limits(config: LlamaConfig, *, static: bool, packed: bool, lowered: bool, precision: str, integer: bool = False) -> FormLimits:
+def form_limits(
+    config: LlamaConfig, *, static: bool, packed: bool, lowered: bool, precision: str, integer: bool = False, gemv: bool = False
+) -> FormLimits:
     """The limits of a form.
 
     Args:
@@ -81,8 +95,9 @@ def form_limits(config: LlamaConfig, *, static: bool, packed: bool, lowered: boo
         lowered: whether Attention was written in older operators.
         precision: of the engine.
         integer: whether inputs of linears are rounded to int8 too.
+        gemv: whether decode multiplies by a vector.
     """
-    limits = _form_limits(config, static=static, packed=packed, lowered=lowered, precision=precision)
+    limits = _form_limits(config, static=static, packed=packed, lowered=lowered, precision=precision, gemv=gemv)
     return replace(limits, layer=tuple(_raised(limit, ROUNDED) for limit in limits.layer)) if integer else limits
 
 
@@ -102,15 +117,16 @@ def part_limits(limits: FormLimits, *, begins: bool, ends: bool) -> FormLimits:
     return replace(limits, layer=tuple(layers))
 
 
-def _form_limits(config: LlamaConfig, *, static: bool, packed: bool, lowered: bool, precision: str) -> FormLimits:
+def _form_limits(config: LlamaConfig, *, static: bool, packed: bool, lowered: bool, precision: str, gemv: bool) -> FormLimits:
+    more = GEMV_LAYER_TEXT if gemv else 0
     if static:
-        return FormLimits(STATIC_LIMITS, ATTENTION_KERNELS, STATIC_LAYER_TEXT)
-    limits = UNPACKED_LIMITS if not packed else PACKED_LIMITS.get(precision, LIMITS)
+        return FormLimits(GEMV_STATIC_LIMITS if gemv else STATIC_LIMITS, ATTENTION_KERNELS, STATIC_LAYER_TEXT + more)
+    limits = UNPACKED_LIMITS if not packed else GEMV_LIMITS if gemv else PACKED_LIMITS.get(precision, LIMITS)
     if not lowered:
-        return FormLimits(limits, ATTENTION_KERNELS, LAYER_TEXT)
+        return FormLimits(limits, ATTENTION_KERNELS, LAYER_TEXT + more)
     grouped = config.num_key_value_heads < config.num_attention_heads
     form = MULTI_HEAD if not grouped else GROUPED_INT8 if precision in QUANTIZED_TYPES else GROUPED
-    return FormLimits(tuple(_raised(limit, form.decode) for limit in limits), form.attention, form.layer_text, form.written_out)
+    return FormLimits(tuple(_raised(limit, form.decode) for limit in limits), form.attention, form.layer_text + more, form.written_out)
 
 
 def _raised(limit: LayerLimit, decode: Mapping[str, tuple[int, str]]) -> LayerLimit:

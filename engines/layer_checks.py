@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from engines.checks import Check, check, first
 from engines.graph_weights import Weight
@@ -99,6 +99,20 @@ STATIC_LIMITS = (
     *LIMITS[2:],
 )
 """The same for a static cache, whose kernels write slots in the place of joining tensors (docs/adr/009)."""
+
+
+GEMV_LIMITS = (
+    _kernels(
+        11,
+        8,
+        "as usual in prefill; in decode q·k·v and down take in the norm's last step and SiLU · up, and one kernel rotates and writes the cache",
+    ),
+    *LIMITS[1:],
+)
+"""The same for a graph whose decode multiplies by a vector (``build --decode-gemv``; docs/adr/010)."""
+
+GEMV_STATIC_LIMITS = (replace(GEMV_LIMITS[0], limits={"prefill": 12, "decode": 8}), *STATIC_LIMITS[1:])
+"""And with a static cache."""
 
 
 def layer_checks(launches: Sequence[Launch], profile: str, *, gated: bool, limits: Sequence[LayerLimit] = LIMITS) -> list[Check]:

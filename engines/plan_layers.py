@@ -28,6 +28,7 @@ from engines.plan_shapes import Dimension, Sizes
 
 MOVES = frozenset(("Move", "Resh", "Tran", "Slic", "Spli", "Conc", "Repl"))
 ROTATION = frozenset(("Mul", "Sub", "Add", "Conc"))
+NORMALIZATION = "RMSNormalization"
 _OPERATION = re.compile(r"[A-Z][a-z0-9]*")
 _NUMBERED = re.compile(r"(?:^|[./_])(?:layers|h|blocks)[./_](\d+)(?=[./_]|$)")
 
@@ -122,8 +123,14 @@ class PlanReader:
         return "mha" not in kernel.name and {self._operator[label] for label in kernel.layers if label in self._operator} == {"Attention"}
 
     def _layer_of(self, kernel: Kernel, before: int | None) -> int | None:
-        """Where most of its nodes are; of two such places the one behind."""
+        """Where its norm is, or else most of its nodes; of two such places the one behind.
+
+        What a layer ends with goes with the next one's norm: of a residual sum and the mean of its squares, in one kernel, more may be the sum's.
+        """
         known = [label for label in kernel.layers if label in self._place]
+        norms = [label for label in known if self._operator.get(label) == NORMALIZATION]
+        if norms and "Mean" in _operations(kernel.name):
+            known = norms
         if not known:
             return before
         votes = Counter(self._layer[label] for label in known)
@@ -207,8 +214,8 @@ def _arithmetic(operations: Sequence[str], nodes: set[str]) -> str:
 
 
 def _is_dot_product(operations: Sequence[str], nodes: set[str]) -> bool:
-    """A MatMul by one row is a sum of products, in a kernel of the compiler's own; a soft-max sums too, of exponentials."""
-    return bool(nodes & {"MatMul", "Gemm"}) and "Sum" in operations and "Exp" not in operations
+    """A MatMul by one row is a sum of products, in a kernel of the compiler's own, or as the graph has it; a soft-max sums too, of exponentials."""
+    return bool(nodes & {"MatMul", "Gemm", "ReduceSum"}) and "Sum" in operations and "Exp" not in operations
 
 
 def _operations(name: str) -> list[str]:

@@ -50,7 +50,14 @@ def default_length(config: LlamaConfig) -> int:
 
 
 def make_profiles(
-    config: LlamaConfig, dtype: Dtype, kv_cache: KvCache = "dynamic", *, max_batch: int, max_length: int, layers: tuple[int, int] | None = None
+    config: LlamaConfig,
+    dtype: Dtype,
+    kv_cache: KvCache = "dynamic",
+    *,
+    max_batch: int,
+    max_length: int,
+    layers: tuple[int, int] | None = None,
+    shortest: int = 1,
 ) -> list[Profile]:
     """The prefill and the decode profile of an engine graph, or of a part of one.
 
@@ -61,28 +68,29 @@ def make_profiles(
         max_batch: rows, ≥ 1.
         layers: first and last of a part; None is the whole.
         max_length: tokens in prompt and answer together, 2 to the model's positions; of a static cache its capacity.
+        shortest: new tokens that prefill takes at least; one of 1 token is decode's too.
 
     Raises:
         EngineError: a bound that the model can't serve.
     """
     option = "--max-length" if kv_cache == "dynamic" else "--capacity"
     _check_bounds(config, max_batch, max_length, option)
-    axes = _dynamic_axes(max_length) if kv_cache == "dynamic" else _static_axes(max_length)
+    axes = _dynamic_axes(max_length, shortest) if kv_cache == "dynamic" else _static_axes(max_length, shortest)
     inputs = part_inputs(config, dtype, kv_cache, layers or (0, config.num_hidden_layers - 1))
     return [_profile(name, {BATCH: (1, 1, max_batch), **ranges}, inputs) for name, ranges in axes.items()]
 
 
-def _dynamic_axes(max_length: int) -> dict[str, dict[str, Range]]:
+def _dynamic_axes(max_length: int, shortest: int) -> dict[str, dict[str, Range]]:
     prompt, cached = min(TYPICAL_LENGTH, max_length), min(TYPICAL_LENGTH, max_length - 1)
     return {
-        "prefill": {SEQUENCE: (1, prompt, max_length), PAST: (0, 0, max_length - 1), TOTAL: (1, prompt, max_length)},
+        "prefill": {SEQUENCE: (shortest, prompt, max_length), PAST: (0, 0, max_length - 1), TOTAL: (shortest, prompt, max_length)},
         "decode": {SEQUENCE: (1, 1, 1), PAST: (0, cached, max_length - 1), TOTAL: (1, cached + 1, max_length)},
     }
 
 
-def _static_axes(capacity: int) -> dict[str, dict[str, Range]]:
+def _static_axes(capacity: int, shortest: int) -> dict[str, dict[str, Range]]:
     fixed: dict[str, Range] = {CAPACITY: (capacity, capacity, capacity)}
-    return {"prefill": {SEQUENCE: (1, min(TYPICAL_LENGTH, capacity), capacity), **fixed}, "decode": {SEQUENCE: (1, 1, 1), **fixed}}
+    return {"prefill": {SEQUENCE: (shortest, min(TYPICAL_LENGTH, capacity), capacity), **fixed}, "decode": {SEQUENCE: (1, 1, 1), **fixed}}
 
 
 def _check_bounds(config: LlamaConfig, max_batch: int, length: int, option: str) -> None:

@@ -1,7 +1,6 @@
 """The one table of limits: what each kind of stage must hold, and why just that. Nothing about limits stands anywhere else.
 
-What is judged by kept predictions alone has a row more in kept/limits.py, and what is held against a number that was asked for has that. A measured
-value is in the report whether it passes or not; here only the gate.
+Kept predictions have a row more in kept/limits.py, a number that was asked for its own. What is measured is in the report, passed or not.
 """
 
 from __future__ import annotations
@@ -12,17 +11,16 @@ from math import isfinite
 from operator import eq, le, lt
 from typing import Any, Literal
 
-from artifact.engine_names import is_engine, stage_of
+from artifact.engine_names import has_gemv, is_engine, stage_of
 from artifact.errors import ValidationError
 from artifact.io_spec import Dtype, KvCache
 from graphs.quantize.placement import ROOM, gate_of
 
 Kind = Literal[
-    "float32", "float16", "int8", "int8-onnxruntime", "int8-smoothquant", "int4", "engine", "plan", "plan-int8", "plan-int8-smoothquant", "plan-int4",
-    "plan-fp32", "reference", "oracle",
+    "float32", "float16", "int8", "int8-onnxruntime", "int8-smoothquant", "int4", "engine", "engine-gemv",
+    "plan", "plan-int8", "plan-int8-smoothquant", "plan-int4", "plan-fp32", "reference", "oracle",
 ]  # fmt: skip
 COMPARE: Mapping[str, Callable[[float, float], bool]] = {"<=": le, "<": lt, "==": eq}
-ENGINE = "-engine"
 FLOAT_STAGES = ("traced", "fused", "fused-onnxruntime")
 STAGE_ORDER = (*FLOAT_STAGES, "int8", "int8-smoothquant", "int4", "int8-onnxruntime", "int4-onnxruntime")
 FOR_ONNXRUNTIME = "-onnxruntime"
@@ -63,6 +61,7 @@ CONSISTENT = (
 )
 ROUNDED_SPREAD = f"{SPREAD}; logits themselves are not compared: where inputs are rounded, a difference of 1e-7 can be a whole level"
 FEW_POSITIONS = "few positions a call: an H100 measures 1.14 with products summed in float32, 2.45 in float16 (its prefills: 1.06 to 1.4, 2.0 to 4.2)"
+GEMV = "mean error of its few positions ÷ its stage's there: decode adds up in another order, so each rounds to float16 by itself"
 REFERENCE = "nats, transformers' float16 against the reference: above it the reference is not the model that transformers computes"
 
 LIMITS = (
@@ -106,6 +105,8 @@ LIMITS = (
     Limit("int4", "range_peak", "<", 1.0, RANGE),
     Limit("engine", "engine_difference", "<=", 2**-9, "largest difference from its stage ÷ its largest logit: one float16 rounding each"),
     Limit("engine", "engine_structure", "==", 0, "outputs, nodes and weights that differ from its stage with the last position gathered"),
+    Limit("engine-gemv", "engine_noise_ratio", "<=", 2.0, GEMV),
+    Limit("engine-gemv", "engine_structure", "==", 0, "the same, with decode's second form of q·k·v and down besides"),
     Limit("plan", "decode_noise_ratio", "<=", 1.25, "the main sequence decoded on the GPU: what strict mode allows each operation rounded by itself"),
     Limit("plan", "noise_ratio", "<=", 2.0, FEW_POSITIONS),
     Limit("plan", "mean_kl", "<=", 1e-3, "nats, every token of the text decoded on the GPU; float16 graphs measure 1e-5 to 2e-5"),
@@ -128,7 +129,7 @@ NO_FLOOR = (
 )
 """What a float16 stage must hold instead where the checkpoint overflows in float16 and has no floor."""
 STRAY = "caches with a slot that no call wrote and that has changed, or with padding that is not finite: 0 · NaN would poison real tokens"
-_WITH_CACHES: tuple[Kind, ...] = ("float32", "float16", "int8", "int8-onnxruntime", "int8-smoothquant", "int4", "engine", *PLAN_KINDS.values())
+_WITH_CACHES = tuple(dict.fromkeys(row.kind for row in LIMITS if row.kind not in ("reference", "oracle")))
 STATIC = tuple(Limit(kind, "stray_slots", "==", 0, STRAY) for kind in _WITH_CACHES)
 """What a stage with a static cache must hold besides; the next, one that is run layer by layer; the last, one that was narrowed to the node."""
 STREAMED = tuple(Limit(kind, "joined_cuts", "==", 0, "outputs, nodes, weights' places: the cuts that ran are the graph") for kind in _WITH_CACHES)
@@ -150,7 +151,7 @@ def kind_of(stage: str, dtype: Dtype) -> Kind | None:
     if stage_of(stage) not in STAGE_ORDER:
         return None
     if is_engine(stage):
-        return "engine"
+        return "engine-gemv" if has_gemv(stage) else "engine"
     if stage in FLOAT_STAGES:
         return "float16" if dtype == "fp16" else "float32"
     return stage if stage == "int8-onnxruntime" else stage.removesuffix(FOR_ONNXRUNTIME)  # type: ignore[return-value]
@@ -217,9 +218,8 @@ def judge(row: Limit, value: float | None, *, where: str | None = None, missing:
     """
     finite = value is not None and isfinite(value)
     passed = COMPARE[row.comparison](value, row.limit) if value is not None and finite else (None if value is None else False)
-    reason = row.reason if finite else f"the value is not finite; {row.reason}"
-    if value is None:
-        reason = f"not judged: {missing or 'not measured'}"
+    unjudged = f"not judged: {missing or 'not measured'}"
+    reason = unjudged if value is None else row.reason if finite else f"the value is not finite; {row.reason}"
     return {
         "check": row.check,
         "value": value if finite else None,

@@ -11,11 +11,12 @@ from artifact.errors import EngineError
 LEVELS = range(6)
 """TensorRT's builder optimization levels; its default is 3."""
 NO_CACHE = "none"
+DECODE_GEMV = "--decode-gemv"
 
 
 @dataclass(frozen=True)
 class BuildFlags:
-    """Options of enterprise TensorRT; at its default each asks for nothing.
+    """Options that not every backend has; at its default each asks for nothing. All but the last are enterprise TensorRT's.
 
     Attributes:
         version_compatible: the plan carries a lean runtime, and runs on later releases too.
@@ -24,6 +25,7 @@ class BuildFlags:
         optimization_level: 0 to 5: how long the builder looks for faster kernels.
         workspace_bytes: the most device memory that a kernel may use for itself.
         timing_cache: file of measured kernel times; None is the user's own, by release and GPU; ``none`` keeps none.
+        decode_gemv: decode multiplies by a vector, in fewer kernels (``engines/decode_gemv.py``): TensorRT-RTX's, since it was read from its plans.
 
     Raises:
         EngineError: a level or a size that TensorRT does not have.
@@ -35,6 +37,7 @@ class BuildFlags:
     optimization_level: int | None = None
     workspace_bytes: int | None = None
     timing_cache: str | None = None
+    decode_gemv: bool = False
 
     def __post_init__(self) -> None:
         if self.optimization_level is not None and self.optimization_level not in LEVELS:
@@ -68,5 +71,6 @@ OPTIONS = {
     "optimization_level": "--optimization-level",
     "workspace_bytes": "--workspace",
     "timing_cache": "--timing-cache",
+    "decode_gemv": DECODE_GEMV,
 }
 """Field → the option that sets it."""

@@ -18,7 +18,7 @@ from artifact.errors import EngineError
 from artifact.io_spec import CAPACITY
 from artifact.progress import Progress
 from artifact.user_cache import cache_folder
-from engines.backends.flags import NO_CACHE, BuildFlags
+from engines.backends.flags import DECODE_GEMV, NO_CACHE, BuildFlags
 from engines.backends.protocol import AuditRequest, BuildRequest, BuildResult
 from engines.backends.worker import MEGABYTE, USE_RTX, run_worker
 from engines.device import Device, find_device
@@ -61,8 +61,8 @@ class TensorRT:
         return import_version()[0]
 
     def lacks(self, flags: BuildFlags) -> list[str]:
-        """Nothing."""
-        return []
+        """What was only read from plans of TensorRT-RTX."""
+        return [DECODE_GEMV] if flags.decode_gemv else []
 
     def build(self, request: BuildRequest, progress: Progress) -> BuildResult:
         """Build in a worker process (``tensorrt_worker``), streamed to ``request.plan``.

@@ -9,7 +9,7 @@ from typing import Any
 
 from artifact.progress import Progress
 from engines.audit import audit_plan
-from engines.backends.flags import BuildFlags
+from engines.backends.flags import DECODE_GEMV, BuildFlags
 from engines.backends.protocol import AuditRequest, BuildRequest, BuildResult
 from engines.backends.worker import MEGABYTE, USE_RTX, run_worker
 
@@ -38,8 +38,8 @@ class TensorRTRTX:
         return metadata.version(NEEDED["tensorrt_rtx"])
 
     def lacks(self, flags: BuildFlags) -> list[str]:
-        """All of them: without a driver most fail or do nothing (docs/adr/007), and the rest change no plan that was measured."""
-        return flags.asked()
+        """All of enterprise TensorRT's: without a driver most fail or do nothing (docs/adr/007), and the rest change no plan that was measured."""
+        return [option for option in flags.asked() if option != DECODE_GEMV]
 
     def build(self, request: BuildRequest, progress: Progress) -> BuildResult:
         """Build in a worker process (``tensorrt_rtx_worker``), streamed to ``request.plan``."""

@@ -23,6 +23,7 @@ from artifact.progress import Progress
 from artifact.steps import StepContext
 from commands.part_graphs import write_part_graphs
 from commands.summary import summarize
+from engines.backends.flags import BuildFlags
 from engines.backends.protocol import BuildRequest, BuildResult
 from engines.backends.tensorrt_rtx import TensorRTRTX
 from engines.build import build_engine, choose_backend
@@ -61,6 +62,22 @@ def test_build_engine_writes_graph_plan_and_record(make_stage: Make, tmp_path: P
     layers = next(sheet for sheet in summarize("build", report) if sheet.columns[:2] == ("profile", "where"))
     assert layers.rows[2][:3] == ("decode", "layer 0", "9")
     assert ("gemm int8" if precision == "int8" else "gemm half") in layers.rows[2][3]
+
+
+def test_an_engine_whose_decode_multiplies_by_a_vector_stands_beside_the_usual_one(make_stage: Make, tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx-cu12 is not installed")
+    step = artifact_of(make_stage, tmp_path, "fp16")
+    options = EngineOptions(precision="fp16", target="a100", max_batch=2, flags=BuildFlags(decode_gemv=True))
+    (engine,) = build_engine(step, options, write_part_graphs)["engines"]
+    assert list(step.outputs) == [
+        "fused-engine-gemv.onnx",
+        "engines/a100-80gb-fp16-gemv/part-00.plan",
+        "engines/a100-80gb-fp16-gemv/build.json",
+    ]
+    assert engine["audit"]["passed"] is True
+    assert (engine["flags"]["decode_gemv"], engine["graph"]) == (True, "fused-engine-gemv.onnx")
+    assert [engine["profiles"][name]["sequence_length"] for name in ("prefill", "decode")] == [(2, 256, 256), (1, 1, 1)]
+    assert "one new token is decode's" in engine["notes"][0]
 
 
 def test_int8_for_one_row_is_built_for_two_and_says_so(make_stage: Make, tmp_path: Path) -> None:
@@ -230,6 +247,12 @@ def test_a_build_that_broke_off_goes_on_with_the_parts_that_are_missing(make_sta
 def test_memory_that_was_asked_for_cuts_the_model(make_stage: Make, tmp_path: Path) -> None:
     with pytest.raises(EngineError, match=r"the largest of 3 parts needs about 0\.4 GB of memory, more than --max-memory 0\.1 GB"):
         build_engine(parts_artifact(make_stage, tmp_path), EngineOptions(precision="fp16", target="a100", max_memory=10**8), write_part_graphs)
+
+
+def test_an_engine_whose_decode_multiplies_by_a_vector_is_not_cut(make_stage: Make, tmp_path: Path) -> None:
+    options = EngineOptions(precision="fp16", target="a100", max_memory=10**8, flags=BuildFlags(decode_gemv=True))
+    with pytest.raises(EngineError, match=r"the build needs about 0\.5 GB of memory, more than --max-memory 0\.1 GB"):
+        build_engine(parts_artifact(make_stage, tmp_path), options, write_part_graphs)
 
 
 def test_another_split_leaves_the_graphs_of_an_engine_alone(make_stage: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

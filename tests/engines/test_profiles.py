@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -52,6 +53,15 @@ def test_optimum_is_a_shape_that_can_occur(max_length: int) -> None:
         assert sizes["total_sequence_length"] == sizes["past_sequence_length"] + sizes["sequence_length"]
         assert all(low <= best <= high for low, best, high in profile.axes.values())
         assert profile.axes["total_sequence_length"][2] == max_length
+
+
+@pytest.mark.parametrize(("kv_cache", "masks"), [("dynamic", ("total_sequence_length",)), ("static", ())])
+def test_prefill_may_begin_at_two_tokens_and_decode_has_one(kv_cache: Any, masks: tuple[str, ...]) -> None:
+    usual = make_profiles(CONFIG, "fp16", kv_cache, max_batch=4, max_length=64)
+    prefill, decode = make_profiles(CONFIG, "fp16", kv_cache, max_batch=4, max_length=64, shortest=2)
+    assert decode == usual[1]
+    assert dict(prefill.axes) == dict(usual[0].axes) | {axis: (2, 64, 64) for axis in ("sequence_length", *masks)}
+    assert prefill.shapes["input_ids"] == ((1, 2), (1, 64), (4, 64))
 
 
 @pytest.mark.parametrize(("options", "words"), [((0, 16), "--max-batch"), ((1, 1), "between 2 and"), ((1, 1025), "1024 positions, got 1025")])

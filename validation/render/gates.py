@@ -37,7 +37,7 @@ class Metric:
 
 METRICS = (
     Metric("max_abs", "Max abs", ("max_abs", "max_abs_relative", "engine_difference"), "largest |logit − reference| of all scenarios"),
-    Metric("mean_abs", "Mean abs", ("mean_abs", "scenario_spread"), "mean |logit − reference| of the worst scenario"),
+    Metric("mean_abs", "Mean abs", ("mean_abs", "scenario_spread", "engine_noise_ratio"), "mean |logit − reference| of the worst scenario"),
     Metric("noise_ratio", "Noise ratio", ("noise_ratio",), "mean abs ÷ the floor"),
     Metric("part_noise_ratio", "Worst part", ("part_noise_ratio", "self_consistency"), "noise ratio of one row's prompt, chunk or steps alone"),
     Metric(
@@ -61,6 +61,7 @@ METRICS = (
 GATE_WORDS = {
     "max_abs_relative": "relative",
     "engine_difference": "stage",
+    "engine_noise_ratio": "stage",
     "scenario_spread": "spread",
     "self_consistency": "itself",
     "strict_nonfinite": "not finite",

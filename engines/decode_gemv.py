@@ -1,0 +1,138 @@
+"""Decode as a matrix by a vector, for fewer kernels a layer: q·k·v and down get a second form, which each profile keeps or drops.
+
+Before:  x [B, S, E] ─ MatMul(Cast(Transpose(W))) ─ y [B, S, N]
+After:   x ─ Split([n, S − n], axis=1) ┬ [B, n, E] ─ Unsqueeze ─ Mul(Cast(W · one)) ─ ReduceSum ┬ Concat(axis=1) ─ y
+                                       └ [B, S − n, E] ─ MatMul(Cast(Transpose(W))) ────────────┘     n = 1 // S
+
+n is 1 for one new token and 0 for more. TensorRT-RTX works it out for each profile, where decode has S = 1 and prefill begins at S = 2, and drops the
+empty branch: prefill runs what it ran, and decode's sum of products is a kernel of the compiler's own making, which takes in what stands before it:
+the norm's last step, SiLU · up, and the rotations behind q·k·v (10 kernels a layer → 8, docs/adr/010). Products and sums are float32, as in a GEMM.
+``one`` is 1, computed from the token ids: a constant weight would be stored a second time, in float32. Weights are the same bytes.
+
+Each of the N sums computes the norm or SiLU · up of all E inputs again, and rows read the weight in turn. So this is for small models and few rows.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from artifact.errors import EngineError
+from artifact.io_spec import INPUT_IDS
+from engines.backends.flags import DECODE_GEMV
+from engines.graph_weights import node_label
+
+QKV, DOWN = "qkv_", "down_"
+"""In the names of the weights; gate·up and o stay GEMMs, since another form of them saves no kernel."""
+SUFFIX = ".gemv"
+"""Behind the name of a linear, in the names of what is added for it."""
+SHORTEST_PREFILL = 2
+"""Tokens: one token is decode's."""
+_LEAST = np.iinfo(np.int64).min
+
+
+def check_gemv(precision: str, parts: int | None) -> None:
+    """Refuse it where it can't be, or was not tried.
+
+    Args:
+        precision: of the engine.
+        parts: plans that were asked for.
+
+    Raises:
+        EngineError: not float16, or several parts.
+    """
+    if precision != "fp16":
+        reason = "nothing is fused in its graph" if precision == "fp32" else "the kernel of a sum of products does not read quantised weights"
+        raise EngineError(f"{DECODE_GEMV} is for fp16 engines, not {precision}: {reason}", hint=f"build {precision} without {DECODE_GEMV}")
+    if parts not in (None, 1):
+        raise EngineError(f"{DECODE_GEMV} is for an engine in one plan, got --parts {parts}", hint=f"leave out --parts, or {DECODE_GEMV}")
+
+
+def add_gemv(graph: ir.Graph, name: str) -> None:
+    """Give q·k·v and down of every layer the second form, in place.
+
+    Args:
+        graph: an engine graph in float16, with q·k·v packed.
+        name: for messages.
+
+    Raises:
+        EngineError: there are no such linears.
+    """
+    stored = {node: weight for node in graph if node.op_type == "MatMul" and (weight := _stored(node)) is not None}
+    linears = {node: weight for node, weight in stored.items() if QKV in str(weight.name) or DOWN in str(weight.name)}
+    if not any(QKV in str(weight.name) for weight in linears.values()):
+        raise EngineError(
+            f"{name}: {DECODE_GEMV} needs query, key and value in one linear, and weights in float16",
+            hint="export with --weights copy into another folder, and fuse",
+        )
+    shared = _Shared(graph)
+    for linear, weight in linears.items():
+        _add(graph, linear, weight, shared)
+
+
+class _Shared:
+    """What all linears read: the sizes [n, S − n], 1 in float16, and axes."""
+
+    def __init__(self, graph: ir.Graph) -> None:
+        ids = next(value for value in graph.inputs if value.name == INPUT_IDS)
+        first, self.third, self.last = (_constant(graph, f"gemv_{label}", number) for label, number in (("first", 0), ("third", 2), ("last", -1)))
+        length = _node("Shape", [ids], "gemv_length", start=1, end=2)
+        count = _node("Div", [_constant(graph, "gemv_1", 1), length.outputs[0]], "gemv_count")
+        rest = _node("Sub", [length.outputs[0], count.outputs[0]], "gemv_rest")
+        sizes = _node("Concat", [count.outputs[0], rest.outputs[0]], "gemv_sizes", axis=0)
+        row = _node("Gather", [ids, first], "gemv_row", axis=0)
+        token = _node("Gather", [row.outputs[0], first], "gemv_token", axis=1)
+        always = _node("GreaterOrEqual", [token.outputs[0], _constant(graph, "gemv_least", _LEAST)], "gemv_always")
+        one = _node("Cast", [always.outputs[0]], "gemv_one", to=ir.DataType.FLOAT16)
+        graph.insert_before(graph[0], [length, count, rest, sizes, row, token, always, one])
+        self.sizes, self.one = sizes.outputs[0], one.outputs[0]
+
+
+def _add(graph: ir.Graph, linear: ir.Node, stored: ir.Value, shared: _Shared) -> None:
+    """The second form of one linear; its MatMul keeps its name and its weight."""
+    x, y, label = linear.inputs[0], linear.outputs[0], node_label(linear)
+    assert x is not None
+    split = ir.node("Split", [x, shared.sizes], {"axis": 1}, num_outputs=2, name=f"{label}_split{SUFFIX}")
+    vector, rows = split.outputs
+    column = _node("Unsqueeze", [vector, shared.third], f"{label}_unsqueeze{SUFFIX}")
+    weight = _node("Mul", [stored, shared.one], f"{label}_weight{SUFFIX}")
+    float32 = _node("Cast", [weight.outputs[0]], f"{label}_cast{SUFFIX}", to=ir.DataType.FLOAT)
+    products = _node("Mul", [column.outputs[0], float32.outputs[0]], f"{label}_mul{SUFFIX}")
+    sums = _node("ReduceSum", [products.outputs[0], shared.last], f"{label}_sum{SUFFIX}", keepdims=0)
+    joined = _node("Concat", [sums.outputs[0], y], f"{label}_concat{SUFFIX}", axis=1)
+    joined.outputs[0].type, joined.outputs[0].shape = y.type, y.shape
+    y.replace_all_uses_with(joined.outputs[0])
+    joined.replace_input_with(1, y)
+    y.shape = None
+    linear.replace_input_with(0, rows)
+    before, behind = [split, column, weight, float32, products, sums], [joined]
+    for node in [*before, *behind]:
+        node.metadata_props.update(linear.metadata_props)
+    graph.insert_before(linear, before)
+    graph.insert_after(linear, behind)
+
+
+def _stored(linear: ir.Node) -> ir.Value | None:
+    """The weight [N, E] in float16 that a linear multiplies by, transposed and cast; None where it is something else."""
+    value = linear.inputs[1]
+    for operator in ("Cast", "Transpose"):
+        node = value.producer() if value is not None else None
+        if node is None or node.op_type != operator:
+            return None
+        value = node.inputs[0]
+    return value if value is not None and value.is_initializer() and value.dtype == ir.DataType.FLOAT16 else None
+
+
+def _node(operator: str, inputs: list[ir.Value], name: str, **attributes: int) -> ir.Node:
+    """A node whose result bears its name."""
+    node = ir.node(operator, inputs, attributes, name=name)
+    node.outputs[0].name = name
+    return node
+
+
+def _constant(graph: ir.Graph, name: str, number: int) -> ir.Value:
+    """A vector of one int64."""
+    tensor = ir.tensor(np.array([number], np.int64), name=name)
+    value = ir.Value(name=name, const_value=tensor, type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape([1]))
+    graph.initializers[name] = value
+    return value
