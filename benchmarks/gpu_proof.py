@@ -19,7 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from artifact.engine_names import engine_graph, has_gemv, stage_of
 from benchmarks.shapes import ROOT
+from engines.backends.flags import DECODE_GEMV
+from engines.backends.tensorrt_rtx import TensorRTRTX
 from engines.build import STAGES
 from engines.cards import card_of
 from engines.device import Device, find_device
@@ -27,6 +30,8 @@ from engines.device import Device, find_device
 Report = dict[str, Any]
 Cli = Callable[[Sequence[str]], "Ran"]
 BATCHES = (1, 4)
+GEMV_PRECISION = "fp16"
+"""What is also built with decode as a matrix by a vector: whether that is faster, and for how many rows, no machine without a GPU can say."""
 COLUMNS = ("backend", "precision", "batch", "prefill tokens/s", "of the bound", "decode tokens/s", "of the bound", "tokens as the graph's")
 
 
@@ -73,15 +78,19 @@ def prove(proof: Proof) -> list[Ran]:
 def _prove_backend(proof: Proof, backend: str) -> Iterator[Ran]:
     artifact = str(proof.out / backend)
     precisions = [word for precision in proof.precisions for word in ("--precision", precision)]
-    options = ["--backend", backend, "--target", proof.target, "--max-batch", str(max(BATCHES)), "--out", artifact]
-    built = proof.cli(["run", "--checkpoint", proof.checkpoint, *precisions, *options])
+    options = ["--backend", backend, "--target", proof.target, "--max-batch", str(max(BATCHES))]
+    built = proof.cli(["run", "--checkpoint", proof.checkpoint, *precisions, *options, "--out", artifact])
     yield built
     if built.report is None:
         return
+    stages = [STAGES[precision] for precision in proof.precisions]
+    if backend == TensorRTRTX.name and STAGES[GEMV_PRECISION] in stages:
+        yield proof.cli(["build", artifact, "--precision", GEMV_PRECISION, *options, DECODE_GEMV])
+        stages.append(engine_graph(STAGES[GEMV_PRECISION], gemv=True).removesuffix(".onnx"))
     yield proof.cli(["validate", artifact, "--device", "cuda"])
-    for precision in proof.precisions:
+    for stage in stages:
         for batch in BATCHES:
-            yield proof.cli(["bench", artifact, "--stage", STAGES[precision], "--device", "cuda", "--batch", str(batch)])
+            yield proof.cli(["bench", artifact, "--stage", stage, "--device", "cuda", "--batch", str(batch)])
 
 
 def exit_code(commands: Sequence[Ran]) -> int:
@@ -120,7 +129,7 @@ def _figures(ran: Ran) -> list[str]:
     report = ran.report or {}
     bounds, tokens = report["roofline"] or {}, report["tokens"] or {}
     shares = [f"{bounds[key]:.0%}" if bounds.get(key) else "–" for key in ("prefill_share", "decode_share")]
-    precision = next(name for name, stage in STAGES.items() if stage == report["stage"])
+    precision = next(name for name, stage in STAGES.items() if stage == stage_of(report["stage"])) + f" {DECODE_GEMV}" * has_gemv(report["stage"])
     same = f"{tokens['equal']} of {tokens['checked']}" if tokens else "–"
     prefill, decode = (f"{report[f'{kind}_tokens_per_s']:,.0f}" for kind in ("prefill", "decode"))
     return [report["backend"], precision, str(report["batch"]), prefill, shares[0], decode, shares[1], same]
