@@ -85,6 +85,7 @@ _RUN_ON_GPU = (
     "engines/device*.py",
     "engines/engine_graph.py",
     "engines/graph_weights.py",
+    "engines/one_position.py",
     "engines/plan*.py",
     "engines/runnable.py",
     "engines/runner.py",
@@ -94,7 +95,11 @@ _RUN_ON_GPU = (
 
 STEPS: Mapping[str, Step] = {
     "export": Step((), ("exporter/**/*.py", *SHARED), ("torch", "onnx", "onnx-ir", "onnxscript", "gguf", "safetensors", "tokenizers")),
-    "fuse": Step(("traced.onnx",), ("graphs/fusions/*.py", "graphs/lowering/*.py", "graphs/*.py", *SHARED), ("onnx-ir", "onnxscript")),
+    "fuse": Step(
+        ("traced.onnx",),
+        ("graphs/fusions/*.py", "graphs/lowering/*.py", "graphs/*.py", "engines/one_position.py", *SHARED),
+        ("onnx-ir", "onnxscript"),
+    ),
     "calibrate": Step(
         (CHECKSUMS, "config.json", "tokenizer.json"),
         (*_MEASURED, *SHARED),
@@ -104,7 +109,7 @@ STEPS: Mapping[str, Step] = {
     "sensitivity": Step((CHECKSUMS, "config.json", "tokenizer.json"), (*_MEASURED, *_QUANTISED, *SHARED), ("torch", "numpy", "tokenizers")),
     "quantize": Step(
         (CHECKSUMS, GIVEN_FILE),
-        (*_QUANTISED, *_MEASURED, "validation/texts/default.txt", *SHARED),
+        (*_QUANTISED, *_MEASURED, "engines/one_position.py", "validation/texts/default.txt", *SHARED),
         ("onnx-ir", "numpy", "torch", "tokenizers", "safetensors"),
     ),
     "build": Step((), ("engines/**/*.py", *_PARTED, *SHARED), ("onnx-ir", "polygraphy", "tensorrt-rtx-cu12", "tensorrt")),

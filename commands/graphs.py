@@ -21,6 +21,7 @@ from artifact.weight_files import check_weight_files
 from commands.calibrate import TAKEN, CalibrationOptions, calibrate, why_plain
 from commands.placement import OpenModel, PlacementOptions, check_placeable, decide, measured_text, score
 from commands.placement_model import Model, smooth
+from engines.one_position import write_one_position
 from engines.placement_costs import placement_costs
 from engines.preflight import check_memory, check_step
 from engines.step_costs import fuse_cost, quantize_cost
@@ -52,7 +53,8 @@ def fuse(
         from graphs.pipeline import fuse_artifact
 
         check_memory(fuse_cost(LlamaConfig(**read_manifest(step.artifact)["model"]["config"])), step.artifact)
-        return fuse_artifact(step, target=target, allow_partial=allow_partial, min_tensorrt=min_tensorrt)
+        report = fuse_artifact(step, target=target, allow_partial=allow_partial, min_tensorrt=min_tensorrt)
+        return report if target == "tensorrt" else report | write_one_position(step, "fused-onnxruntime")
 
     options = {"target": target, "allow_partial": allow_partial, "min_tensorrt": min_tensorrt}
     return run_step(artifact, _step_id("fuse", target), options, work, force=force, progress=progress)
@@ -84,10 +86,7 @@ def quantize(
     recalibrate: bool | None = None,
     progress: Progress = silent,
 ) -> Outcome:
-    """Quantise the target's fused graph, calibrated where it can be; writes `<scheme>.onnx` or `<scheme>-onnxruntime.onnx`.
-
-    What can't be quantised is refused before anything is measured. ``recalibrate`` says whether calibration is done anew; None as ``force``.
-    """
+    """Quantise the target's fused graph; what can't be is refused before anything is measured. ``recalibrate``: calibrate anew; None as ``force``."""
     require_artifact(artifact, "quantize", weights=True)
     if scheme not in SCHEMES.get(target, ()):
         known = "; ".join(f"{name}: {', '.join(schemes)}" for name, schemes in SCHEMES.items())
@@ -226,7 +225,8 @@ def _writer(scheme: str, target: str, *, given: bool) -> Write:
     if target == "onnxruntime":
         from graphs.quantize.blocks import quantize_blocks
 
-        return lambda step, statistics, kept, found: quantize_blocks(step, scheme, statistics)
+        graph = f"{scheme}-onnxruntime"
+        return lambda step, statistics, kept, found: quantize_blocks(step, scheme, statistics) | write_one_position(step, graph)
     if scheme == "int8-smoothquant" and given:
         from graphs.quantize.given_islands import quantize_given_islands
 
@@ -240,7 +240,6 @@ def _writer(scheme: str, target: str, *, given: bool) -> Write:
 
         return lambda step, statistics, kept, found: quantize_int4(step, statistics)
     from graphs.quantize.int8 import quantize_int8
-    from graphs.quantize.int8_smoothquant import quantize_int8_smoothquant
 
     return lambda step, statistics, kept, found: quantize_int8(step, statistics, kept)
 

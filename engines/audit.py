@@ -16,11 +16,12 @@ from engines.form_limits import LAYER_TEXT, QUANTIZED_BITS, QUANTIZED_TYPES, For
 from engines.graph_weights import Weight, find_biases, find_weights, weights_bytes
 from engines.kernel_source import read_kernel_sources, source_bytes
 from engines.layer_checks import ATTENTION_KERNELS, attention_check, integers_check, layer_checks, logits_check, quantized_check
+from engines.one_position import is_static
 from engines.plan_layers import Launch, PlanReader, describe
 from engines.plan_memory import read_activation_bytes
 from engines.plan_program import Constant, Program, read_programs
 from engines.plan_sums import REASON, float16_sums
-from engines.static_checks import is_static, static_checks
+from engines.static_checks import static_checks
 from engines.weight_search import Copies, count_copies
 
 BYTES_PER_WEIGHT = {

@@ -21,10 +21,11 @@ from engines.checks import Check, all_passed, check, first
 from engines.graph_weights import find_weights, weights_bytes
 from engines.inspected_plan import read_layers
 from engines.layer_checks import LIMITS, STATIC_LIMITS, attention_check, layer_checks
+from engines.one_position import is_static
 from engines.plan_kinds import GEMM, PRODUCT
 from engines.plan_layers import Launch, PlanReader, describe
 from engines.profiles import Profile
-from engines.static_checks import IN_PLACE, is_static
+from engines.static_checks import IN_PLACE
 
 UNREAD = "of unknown type"
 """In the place of a weight's type, where the inspector does not say which constant a kernel reads."""

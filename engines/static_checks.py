@@ -8,19 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import onnx_ir as ir
-
-from artifact.io_spec import CACHE_KINDS, CACHE_WRITE_INDICES, KEY_VALUE_LENGTHS, present_name
+from artifact.io_spec import CACHE_KINDS, KEY_VALUE_LENGTHS, present_name
 from engines.checks import Check, check
 from engines.plan_program import Program, interface_name
 
 LENGTHS_READ = f"{KEY_VALUE_LENGTHS} is an input of the profile: without it attention sees the wrong slots"
 IN_PLACE = "a cache is read and written at one address: past and present are one buffer"
-
-
-def is_static(graph: ir.Graph) -> bool:
-    """Whether a graph has a static cache."""
-    return any(value.name == CACHE_WRITE_INDICES for value in graph.inputs)
 
 
 def static_checks(programs: Sequence[Program], profiles: Sequence[str], layers: Sequence[int]) -> list[Check]:

@@ -15,7 +15,8 @@ import pytest
 from artifact.errors import EngineError
 from artifact.io_spec import graph_inputs
 from artifact.layout import MODULE_KEY
-from engines.engine_graph import gather_last_position, write_engine_graph
+from engines.engine_graph import write_engine_graph
+from engines.one_position import gather_last_position
 from graphs.diff import compare_graphs
 
 Make = Callable[..., Any]

@@ -21,7 +21,7 @@ from artifact.hashing import sha256_of
 from artifact.layout import MODULE_KEY
 from artifact.manifest import fingerprint, read_manifest, write_manifest
 from artifact.steps import StepContext, run_step
-from engines.engine_graph import gather_last_position
+from engines.one_position import gather_last_position
 from engines.profiles import make_profiles
 from exporter.checkpoints import Checkpoint, open_checkpoint
 from exporter.export import export_checkpoint

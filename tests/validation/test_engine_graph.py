@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from engines.engine_graph import gather_last_position
+from engines.one_position import gather_last_position
 from validation.engine_graph import structural_difference
 
 pytestmark = pytest.mark.parity

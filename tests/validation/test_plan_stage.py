@@ -18,7 +18,8 @@ from artifact.progress import silent
 from artifact.steps import StepContext
 from engines.build import STAGES
 from engines.device import Device
-from engines.engine_graph import fix_capacity, gather_last_position
+from engines.engine_graph import fix_capacity
+from engines.one_position import gather_last_position
 from engines.plan import Plan
 from engines.profiles import make_profiles
 from exporter.checkpoints import Checkpoint

@@ -15,7 +15,8 @@ import pytest
 from artifact import io_spec
 from artifact.config import LlamaConfig
 from artifact.errors import ValidationError
-from engines.engine_graph import fix_capacity, gather_last_position
+from engines.engine_graph import fix_capacity
+from engines.one_position import gather_last_position
 from exporter.checkpoints import Checkpoint
 from validation.calls import Turn, right_padded
 from validation.graph_runner import GraphRunner, call_feeds

@@ -18,7 +18,8 @@ from artifact.io_spec import Dtype, KvCache
 from artifact.layout import MODULE_KEY
 from artifact.steps import StepContext, run_step
 from commands import graphs
-from engines.engine_graph import fix_capacity, gather_last_position
+from engines.engine_graph import fix_capacity
+from engines.one_position import gather_last_position
 from exporter.checkpoints import Checkpoint
 from exporter.export import export_checkpoint
 from graphs.quantize.int8_smoothquant import quantize_int8_smoothquant
