@@ -3,7 +3,8 @@
     python benchmarks/onnxruntime_decode.py [--folder DIR] [--environments DIR] [--processes 2] [--turns 4] [--only int4]
 
 Batch 1, 256 tokens of prefill, then 64 decode steps; keys and values are bound in place where the graph allows it, otherwise each step's outputs are
-bound as the next one's inputs. Ours come in both forms of `export --kv-cache`, and as what `fuse --graph --target onnxruntime` makes of optimum's.
+bound as the next one's inputs. Ours come in both forms of `export --kv-cache`, with logits of all positions and of one, and as what
+`fuse --graph --target onnxruntime` makes of optimum's; of the peers' onnxruntime-genai has that option too.
 Where a session's buffers come to lie moves decode by a quarter, and whoever is loaded first or last is slow; so there are several processes, and each
 loads the graphs from another one on and lets them take turns. A graph's ratio is the median over the turns of its tokens/s ÷ those of the peer in the
 same turn; printed is the mean over the processes ± its standard error. The best peer is the one with the best mean ratio to the first peer.
@@ -24,7 +25,7 @@ from typing import Any
 
 import numpy as np
 import onnxruntime as ort
-from onnxruntime_peers import OURS, PEERS, fuse_peer, make_ours, make_peer, write_checkpoint
+from onnxruntime_peers import ONE, OURS, PEERS, fuse_peer, make_ours, make_peer, write_checkpoint
 
 TOOLKIT = "this toolkit"
 PREFILL, DECODE, CAPACITY, WARM_STEPS = 256, 64, 384, 4
@@ -64,6 +65,7 @@ class Decoder:
             "position_ids": np.arange(self._total - new, self._total)[None],
             "cache_write_indices": np.array([self._total - new]),
             "key_value_lengths": np.array([self._total]),
+            "last_token_indices": np.array([new - 1]),
         }
         for name in given.keys() & self._inputs.keys():
             self._binding.bind_cpu_input(name, given[name])
@@ -105,7 +107,10 @@ def main() -> None:
     checkpoint = write_checkpoint(options.folder / "artifact", options.folder / "checkpoint")
     print(f"ONNX Runtime {ort.__version__}, {options.threads} threads, load {os.getloadavg()[0]:.1f}, {options.turns} turns a process")
     for precision in [options.only] if options.only else OURS:
-        files = {f"{TOOLKIT}, {form} cache": (graphs[precision], True) for form, graphs in ours.items()}
+        files = {}
+        for form, graphs in ours.items():
+            whole, one = graphs[precision]
+            files |= {f"{TOOLKIT}, {form} cache": (whole, True), f"{TOOLKIT}, {form} cache, {ONE}": (one, True)}
         for name, peer in PEERS.items():
             graph = make_peer(name, checkpoint, options.folder, options.environments) if peer.precision == precision else None
             if graph is not None:
@@ -149,13 +154,13 @@ def _ratio(turns: dict[str, Any], name: str, to: str, kind: int) -> tuple[float,
 
 def _print_table(precision: str, turns: dict[str, Any]) -> None:
     peers = [name for name in turns if not name.startswith(TOOLKIT)]
-    print(f"\n{precision:28} {'prefill':>8} {'best':>7} {'decode':>8} {'best':>7}   ratio to the best peer: prefill, decode")
+    print(f"\n{precision:42} {'prefill':>8} {'best':>7} {'decode':>8} {'best':>7}   ratio to the best peer: prefill, decode")
     best = [max(peers, key=lambda name: _ratio(turns, name, peers[0], kind)[0]) for kind in (0, 1)] if peers else []
     for name, turn in turns.items():
         flat = turn.reshape(-1, 2)
         middle, top = np.median(flat, axis=0), flat.max(axis=0)
         ratios = ", ".join("{:.3f} ± {:.3f}".format(*_ratio(turns, name, to, kind)) for kind, to in enumerate(best))
-        print(f"{name:28} {middle[0]:8.0f} {top[0]:7.0f} {middle[1]:8.1f} {top[1]:7.1f}   {ratios}", flush=True)
+        print(f"{name:42} {middle[0]:8.0f} {top[0]:7.0f} {middle[1]:8.1f} {top[1]:7.1f}   {ratios}", flush=True)
 
 
 if __name__ == "__main__":

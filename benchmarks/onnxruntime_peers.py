@@ -11,6 +11,7 @@ from pathlib import Path
 from safetensors.numpy import load_file, save_file
 from shapes import ROOT
 
+ONE = "one position"
 GENAI = ("torch", "onnxruntime-genai==0.18.0", "mobius-onnx==0.1.0", "onnxruntime", "transformers", "onnx", "onnx-ir")
 OPTIMUM = ("torch", "optimum-onnx==0.1.0", "onnxruntime", "onnx")
 
@@ -33,10 +34,12 @@ class Peer:
 
 
 BUILDER = "-m onnxruntime_genai.models.builder -i {source} -o {out} -e cpu -c {out}-cache -p "
+PRUNED = " --extra_options prune_lm_head=true"
+"""The builder's option for logits of one position a row."""
+BITS = {"float32": "fp32", "int8": "int8", "int4": "int4"}
 PEERS = {
-    "onnxruntime-genai fp32": Peer("float32", GENAI, BUILDER + "fp32"),
-    "onnxruntime-genai int8": Peer("int8", GENAI, BUILDER + "int8"),
-    "onnxruntime-genai int4": Peer("int4", GENAI, BUILDER + "int4"),
+    **{f"onnxruntime-genai {bits}": Peer(precision, GENAI, BUILDER + bits) for precision, bits in BITS.items()},
+    **{f"onnxruntime-genai {bits}, {ONE}": Peer(precision, GENAI, BUILDER + bits + PRUNED) for precision, bits in BITS.items()},
     "mobius fp32": Peer("float32", GENAI, "-m mobius build --model {source} {out} --dtype f32 --ep cpu"),
     "optimum-onnx fp32": Peer(
         "float32", OPTIMUM, "-m optimum.commands.optimum_cli export onnx -m {source} --task text-generation-with-past {out}", shares_cache=False
@@ -45,13 +48,13 @@ PEERS = {
 OURS = {"float32": "fused-onnxruntime", "int8": "int8-onnxruntime", "int4": "int4-onnxruntime"}
 
 
-def make_ours(artifact: Path, kv_cache: str = "dynamic") -> dict[str, Path]:
-    """Precision → our graph; a second call does only what has changed."""
+def make_ours(artifact: Path, kv_cache: str = "dynamic") -> dict[str, tuple[Path, Path]]:
+    """Precision → our graph, and the one that gives logits of one position a row; a second call does only what has changed."""
     steps = ("fuse {artifact}", "quantize {artifact} --scheme int8", "quantize {artifact} --scheme int4")
     _cli(f"export --checkpoint demo --dtype fp32 --kv-cache {kv_cache} --out {artifact}")
     for step in steps:
         _cli(step.format(artifact=artifact) + " --target onnxruntime")
-    return {precision: artifact / f"{stage}.onnx" for precision, stage in OURS.items()}
+    return {precision: (artifact / f"{stage}.onnx", artifact / f"{stage}-engine.onnx") for precision, stage in OURS.items()}
 
 
 def fuse_peer(graph: Path) -> Path:
@@ -77,7 +80,7 @@ def write_checkpoint(artifact: Path, folder: Path) -> Path:
 
 def make_peer(name: str, checkpoint: Path, folder: Path, environments: Path) -> Path | None:
     """A peer's graph; None, with the reason printed, where its tool can't be installed or fails."""
-    peer, out = PEERS[name], folder / name.replace(" ", "-")
+    peer, out = PEERS[name], folder / name.replace(",", "").replace(" ", "-")
     if (out / "model.onnx").is_file():
         return out / "model.onnx"
     try:

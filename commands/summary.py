@@ -50,8 +50,15 @@ def _fuse(report: Report) -> Iterable[Sheet]:
     name = report.get("out", "fused-onnxruntime.onnx" if report["target"] == "onnxruntime" else "fused.onnx")
     yield Sheet(f"{name}: {report['nodes_before']} → {report['nodes_after']} nodes", ("rule", "fired", "refused", "reason"), rows)
     yield from (Sheet(line) for line in report["layer_operators"]["lines"])
+    yield from _one_position(report)
     lowered = ", ".join(f"{operator} {count}" for operator, count in report["lowered"].items())
     yield Sheet(report["needs_tensorrt"]["words"] + (f"; written in older operators: {lowered}" if lowered else ""))
+
+
+def _one_position(report: Report) -> Iterable[Sheet]:
+    """The graph that stands beside one for ONNX Runtime."""
+    if "one_position" in report:
+        yield Sheet(f"{report['one_position']}: the same with logits of one position a row, to generate with")
 
 
 def _first_refusal(rule: Report) -> tuple[str, str]:
@@ -70,6 +77,7 @@ def _quantize(report: Report) -> Iterable[Sheet]:
         chosen, plain = (report["output_error"][name]["mean_rms"] for name in ("chosen", "plain"))
         yield Sheet(f"mean error of a linear's output: {chosen:.3%}, plain rounding's {plain:.3%}")
     yield from (Sheet(f"{count} linears: blocks of {size}") for size, count in report.get("blocks", {}).items())
+    yield from _one_position(report)
     if "placement" in report:
         yield Sheet(_placement(report["placement"]))
     if "w8a8" in report:

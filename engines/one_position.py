@@ -13,7 +13,7 @@ and the last norm compute one position too: with S of many tokens that is most o
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,8 +28,11 @@ from artifact.steps import StepContext, require
 LAST = "last_position"
 HIDDEN = "last_hidden_state"
 LINEARS = ("MatMul", "MatMulNBits")
-BY_POSITION = frozenset(("Add", "Mul", "Sigmoid", "Cast", "RMSNormalization", "SimplifiedLayerNormalization", "SkipSimplifiedLayerNormalization"))
-"""Operators that compute every position of [B, S, …] by itself, besides linears and a Split behind axis 1: norms are over the last axis."""
+NORMS = ("RMSNormalization", "SimplifiedLayerNormalization", "SkipSimplifiedLayerNormalization")
+BY_POSITION = frozenset(("Add", "Mul", "Sigmoid", "Cast", "Split", *NORMS))
+"""Operators that compute every position of [B, S, E] by itself where their axis, if they have one, is the last; besides linears."""
+AXES = {"Split": 0}
+"""Operator → the axis that it has unsaid, where that is not the last."""
 
 
 def write_one_position(step: StepContext, stage: str) -> dict[str, Any]:
@@ -91,25 +94,25 @@ def is_static(graph: ir.Graph) -> bool:
 
 def _by_position(graph: ir.Graph, last: Collection[ir.Node]) -> list[ir.Node]:
     """The nodes that only give to ``last``, directly or not, and compute each position by itself."""
-    length = next(value.shape[1] for value in graph.inputs if value.name == INPUT_IDS and value.shape is not None)
+    rows = next(list(value.shape)[:2] for value in graph.inputs if value.name == INPUT_IDS and value.shape is not None)
     found = dict.fromkeys(last)
     for node in reversed(list(graph)):
         readers = [user for output in node.outputs for user in output.consumers()]
-        if node not in found and readers and all(user in found for user in readers) and _keeps_positions(node, length):
+        if node not in found and readers and all(user in found for user in readers) and _keeps_positions(node, rows):
             found[node] = None
     return [node for node in found if node not in last]
 
 
-def _keeps_positions(node: ir.Node, length: int | ir.SymbolicDim) -> bool:
+def _keeps_positions(node: ir.Node, rows: Sequence[int | ir.SymbolicDim]) -> bool:
     """Whether a node computes each position of S by itself, all that it reads and gives being [B, S, …], or weights."""
     if any(output.is_graph_output() for output in node.outputs):
         return False
     of_positions = [value for value in node.inputs if value is not None and not _is_weight(value)]
-    if not all(_has_positions(value, length) for value in (*of_positions, *(output for output in node.outputs if output.uses()))):
+    if not all(_has_positions(value, rows) for value in (*of_positions, *(output for output in node.outputs if output.uses()))):
         return False
     if node.op_type in LINEARS:
         return of_positions == [node.inputs[0]]
-    return node.op_type in BY_POSITION or (node.op_type == "Split" and node.attributes.get_int("axis", 0) in (-1, 2))
+    return node.op_type in BY_POSITION and node.attributes.get_int("axis", AXES.get(node.op_type, -1)) in (-1, 2)
 
 
 def _is_weight(value: ir.Value) -> bool:
@@ -118,8 +121,8 @@ def _is_weight(value: ir.Value) -> bool:
     return value.const_value is not None if node is None else all(_is_weight(source) for source in node.inputs if source is not None)
 
 
-def _has_positions(value: ir.Value, length: int | ir.SymbolicDim) -> bool:
-    return value.shape is not None and value.shape.rank() == 3 and value.shape[1] == length
+def _has_positions(value: ir.Value, rows: Sequence[int | ir.SymbolicDim]) -> bool:
+    return value.shape is not None and value.shape.rank() == 3 and list(value.shape)[:2] == rows
 
 
 def _entering(nodes: Collection[ir.Node]) -> Iterator[ir.Value]:

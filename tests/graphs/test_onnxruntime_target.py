@@ -51,6 +51,7 @@ ROTATION = {"dynamic": Counter({"Reshape": 2, "RotaryEmbedding": 1}), "static": 
 SHARED_CHOICES = {"dynamic": 3, "static": 0}
 """Where: the bias, and cosines and sines by head."""
 BIASES = Counter({"Add": 4})
+STAGES = ("fused-onnxruntime", "int8-onnxruntime", "int4-onnxruntime")
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +94,21 @@ def test_every_rule_fires_and_every_layer_has_the_form(made, variant):
     assert sum(node.op_type == "Where" for node in graph) == SHARED_CHOICES[kv_cache]
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("stage", STAGES)
+def test_beside_each_stage_is_its_graph_of_one_position(made, variant, stage):
+    """Of the last layer only attention reads and gives every position; the residual is gathered with its result."""
+    _, artifact, report = made(variant)
+    assert report["one_position"] == "fused-onnxruntime-engine.onnx"
+    graph = ir.load(artifact / f"{stage}-engine.onnx").graph
+    gathered = [node.inputs[0].producer().op_type for node in graph if node.name.startswith("last_position") and "Gather" in node.op_type]
+    assert sorted(gathered) == ["GroupQueryAttention", "SkipSimplifiedLayerNormalization"]
+    assert str(graph.outputs[0].shape) == "[batch_size,1,64]"
+    assert ("last_token_indices" in {value.name for value in graph.inputs}) is ("static" in variant)
+    report = read_manifest(artifact)["steps"][f"quantize-{stage}" if stage != STAGES[0] else "fuse-onnxruntime"]
+    assert f"{stage}-engine.onnx" in report["outputs"]
+
+
 def test_steps_of_both_targets_stand_beside_each_other(made):
     _, artifact, _ = made("grouped-tied-fp16")
     graphs.fuse(artifact)
@@ -122,7 +138,7 @@ def test_validate_measures_and_passes_every_stage(made, variant):
     checkpoint, artifact, _ = made(variant)
     report = validate_artifact(StepContext(artifact), checkpoint=checkpoint, stages=None, text=None, tokens=None)
     stages = {stage["stage"]: stage for stage in report["stages"]}
-    assert list(stages) == ["traced", "fused-onnxruntime", "int8-onnxruntime", "int4-onnxruntime"]
+    assert list(stages) == ["traced", *(name for stage in STAGES for name in (stage, f"{stage}-engine"))]
     failed = [(name, check["check"], check["value"]) for name, stage in stages.items() for check in stage["checks"] if check["passed"] is False]
     assert failed == []
     assert stages["fused-onnxruntime"]["passed"] is True
