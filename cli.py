@@ -137,7 +137,7 @@ TimingCacheOption = Annotated[
     typer.Option(help="Kernel times to use and add to; default: your own, by release and GPU; tensorrt alone.", metavar="FILE|none"),
 ]
 DecodeGemv = Annotated[
-    bool, typer.Option("--decode-gemv", help="Decode in 8 kernels a layer, not 10: for fp16, small models, few rows; tensorrt-rtx alone.")
+    bool, typer.Option("--decode-gemv", help="Decode in 8 kernels a layer, not 9 or 10: for fp16, small models, few rows; tensorrt-rtx alone.")
 ]
 MaxBatch = Annotated[int, typer.Option(min=1, help="Largest batch of the engine.")]
 Capacity = Annotated[

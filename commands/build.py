@@ -55,7 +55,7 @@ def build(artifact: Path, precision: str, options: BuildOptions, *, force: bool 
     model = require_artifact(artifact, "build", weights=True)["model"]
     check_precision(model["dtype"], precision)
     if options.flags.decode_gemv:
-        check_gemv(precision, options.parts)
+        check_gemv(precision, options.parts, packed=model.get("weights") != "reference")
     longest(kv_cache_of(model), LlamaConfig(**model["config"]), options.max_length, options.capacity)
     require(artifact, f"{STAGES[precision]}.onnx")
     planned = _plan_step(precision, options)

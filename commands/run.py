@@ -74,7 +74,7 @@ def run(
     for precision in wanted:
         check_precision(exported.dtype, precision)
         if built.flags.decode_gemv:
-            check_gemv(precision, built.parts)
+            check_gemv(precision, built.parts, packed=exported.weights != "reference")
     request = pin_request(request, progress=progress)
     checkpoint, artifact = resolve(request, out, exported, force=force, progress=progress)
     check_lengths(built, exported.kv_cache, checkpoint.config)

@@ -125,14 +125,17 @@ class Wanted:
     length: int
     capacity: int | None = None
 
-    def order(self, entry: Mapping[str, Any]) -> tuple[bool, int]:
-        """Plans that hold it first, the smallest first; of those that don't, the largest first, because its refusal says how far it reaches."""
+    def order(self, entry: Mapping[str, Any]) -> tuple[bool, bool, int]:
+        """Plans that hold it first; of them the usual form of decode, and the smallest.
+
+        Of those that don't the largest comes first, because its refusal says how far it reaches.
+        """
         ranges = entry["profiles"]["prefill"]
         slots = int(entry.get("capacity") or 0)
         room = slots or ranges[TOTAL][2]
         meant = self.capacity in (None, slots) if slots else True
         fits = meant and ranges[BATCH][2] >= self.batch and room >= self.length
-        return not fits, slots if fits else -slots
+        return not fits, has_gemv(_graph_name(entry["graph"])), slots if fits else -slots
 
 
 def open_plan(artifact: Path, stage: str, gpu: devices.Device, wanted: Wanted) -> tuple[Plan | PlanChain, str, tuple[str, ...]]:
@@ -166,5 +169,10 @@ def open_plan(artifact: Path, stage: str, gpu: devices.Device, wanted: Wanted) -
 
 
 def is_of(graph: str, stage: str) -> bool:
-    """Whether a plan's graph was made from a stage, and in the form that the stage's name asks for."""
-    return built_from(graph) == stage_of(stage) and (not has_gemv(stage) or has_gemv(whole_graph(graph).removesuffix(".onnx")))
+    """Whether a plan's graph was made from a stage; an engine graph's name also says which form of decode is meant."""
+    return built_from(graph) == stage_of(stage) and (not is_engine(stage) or has_gemv(stage) == has_gemv(_graph_name(graph)))
+
+
+def _graph_name(graph: str) -> str:
+    """Name of the whole graph of a plan or its part."""
+    return whole_graph(graph).removesuffix(".onnx")

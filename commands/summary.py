@@ -58,7 +58,8 @@ def _fuse(report: Report) -> Iterable[Sheet]:
 def _one_position(report: Report) -> Iterable[Sheet]:
     """The graph that stands beside one for ONNX Runtime."""
     if "one_position" in report:
-        yield Sheet(f"{report['one_position']}: the same with logits of one position a row, to generate with")
+        made = report["one_position"]
+        yield Sheet(f"{made['file']}: the same with logits of one position a row, to generate with; gathered: {', '.join(made['gathered'])}")
 
 
 def _first_refusal(rule: Report) -> tuple[str, str]:

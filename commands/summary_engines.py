@@ -14,7 +14,7 @@ def engine_sheets(engines: list[Report]) -> Iterable[Sheet]:
     columns = ("engine", "plan", "built in", "memory at most", "bytes/weight", "audit")
     rows = tuple(
         (
-            f"{engine['target']} {engine['precision']}{_part(engine)}",
+            f"{engine['target']} {engine['precision']}{_form(engine)}{_part(engine)}",
             megabytes(engine["bytes"]),
             f"{engine['build_s']:.1f} s",
             f"{engine['peak_anonymous_mb']:,} MB",
@@ -33,6 +33,11 @@ def engine_sheets(engines: list[Report]) -> Iterable[Sheet]:
         yield from _unread(engine)
         if engine["part"] == 0:
             yield from device_sheets(engine["device"])
+
+
+def _form(engine: Report) -> str:
+    """Of two engines of one precision, which."""
+    return " gemv" if (engine.get("flags") or {}).get("decode_gemv") else ""
 
 
 def _unread(engine: Report) -> Iterable[Sheet]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from artifact.config import LlamaConfig
-from artifact.engine_names import is_engine, stage_of
+from artifact.engine_names import has_gemv, is_engine, stage_of
 from artifact.errors import CheckpointError, UsageError, ValidationError
 from artifact.hashing import sha256_of
 from artifact.manifest import require_artifact
@@ -15,6 +15,7 @@ from artifact.progress import Progress, silent
 from artifact.steps import Outcome, Report, StepContext, run_step
 from commands.against import TRANSFORMERS, Against
 from engines.closer_cost import closer_memory
+from engines.decode_gemv import products_bytes
 from engines.preflight import check_memory
 from engines.step_cost import StepCost
 from engines.step_costs import validate_cost
@@ -111,7 +112,7 @@ def validate(artifact: Path, options: ValidateOptions, *, force: bool = True, pr
         from validation.besides import Besides
         from validation.parity import validate_artifact
 
-        check_memory(_cost(LlamaConfig(**model["config"]), options), artifact)
+        check_memory(_cost(LlamaConfig(**model["config"]), options, artifact), artifact)
         checkpoint = _reopen(options.checkpoint, model, progress)
         stages = list(options.stages) or None
         asked: dict[str, Any] = {
@@ -145,12 +146,14 @@ def validate_file(graph: Path, options: ValidateOptions, *, out: Path | None = N
     return validate_graph(graph, checkpoint, out=out, text=options.texts or None, tokens=options.tokens, besides=besides, progress=progress)
 
 
-def _cost(config: LlamaConfig, options: ValidateOptions) -> StepCost:
-    """What is asked for, looked at closer or not."""
+def _cost(config: LlamaConfig, options: ValidateOptions, artifact: Path) -> StepCost:
+    """What is asked for, looked at closer or not; with the products of a decode that multiplies by a vector, which a CPU holds whole."""
     from validation.residency import choose_residency
 
     closer = closer_memory(config, edges=options.edges) if options.bisect or options.edges else 0
-    return validate_cost(config, whole=not choose_residency(config, options.streamed).streamed, closer=closer)
+    cost = validate_cost(config, whole=not choose_residency(config, options.streamed).streamed, closer=closer)
+    gemv = any(has_gemv(graph.stem) for graph in artifact.glob("*.onnx"))
+    return replace(cost, memory_bytes=cost.memory_bytes + products_bytes(config)) if gemv else cost
 
 
 def _check_besides(options: ValidateOptions) -> None:
@@ -188,12 +191,12 @@ def _open_baseline(path: Path | None, model: Report) -> Baseline | None:
 
 
 def _check_bisect(options: ValidateOptions) -> None:
-    """Refuse to look closer at engine graphs alone: their layers are their stage's."""
+    """Refuse to look closer at engine graphs alone: they are held against their stages, whose layers are looked at."""
     asked = next((f"--{name}" for name in ("bisect", "edges") if getattr(options, name)), None)
     if asked and options.stages and all(map(is_engine, options.stages)):
         named = ", ".join(options.stages)
         hint = f"--stage {stage_of(options.stages[0])} {asked}"
-        raise UsageError(f"{asked} looks at a stage's layers, and {named} has those of its stage: there is nothing of its own to look at", hint=hint)
+        raise UsageError(f"{asked} looks at a stage's layers; {named} is held against its stage as a whole, and not looked at", hint=hint)
 
 
 def _check_texts(texts: tuple[Path, ...]) -> None:

@@ -15,7 +15,7 @@ from engines.checks import Check, check, first
 from engines.form_limits import LAYER_TEXT, QUANTIZED_BITS, QUANTIZED_TYPES, FormLimits, form_limits, part_limits
 from engines.graph_weights import Weight, find_biases, find_weights, weights_bytes
 from engines.kernel_source import read_kernel_sources, source_bytes
-from engines.layer_checks import ATTENTION_KERNELS, attention_check, integers_check, layer_checks, logits_check, quantized_check
+from engines.layer_checks import ATTENTION_KERNELS, attention_check, integers_check, layer_checks, logits_check, quantized_check, sums_check
 from engines.one_position import is_static
 from engines.plan_layers import Launch, PlanReader, describe
 from engines.plan_memory import read_activation_bytes
@@ -80,6 +80,8 @@ def audit_plan(
         checks.append(check("bytes_per_weight", per_weight, limit, "<=", reason, where=worst))
     half, where = float16_sums(plan, [label for weight in weights if not weight.integer for label in weight.linears])
     checks.append(check("float16_sums", half, 0 if gated else None, "==", REASON, where=where))
+    if form["gemv"]:
+        checks.append(sums_check(launches["decode"], graph))
     if static:
         checks += static_checks(programs, profiles, reader.layers)
     checks.append(_constant_bytes(programs, weights_bytes(graph), gated))

@@ -18,7 +18,7 @@ from artifact.errors import EngineError
 from artifact.manifest import Manifest, kv_cache_of, read_manifest
 from artifact.steps import StepContext, require
 from engines.audit import APART
-from engines.backends.flags import BuildFlags
+from engines.backends.flags import DECODE_GEMV, BuildFlags
 from engines.backends.protocol import AuditRequest, Backend, BuildRequest
 from engines.backends.tensorrt import TensorRT
 from engines.backends.tensorrt_rtx import TensorRTRTX
@@ -67,6 +67,9 @@ def build_engine(step: StepContext, options: EngineOptions, write_parts: WritePa
     stage, backend, gpu = _stage(options.precision), choose_backend(options.backend, options.flags), find_target(options.target)
     folder = engine_folder(gpu.name, options.precision, options.capacity, gemv=options.flags.decode_gemv)
     model = _model(step, stage, options, gpu)
+    if options.flags.decode_gemv and model.lowered:
+        words = f"{DECODE_GEMV} was not tried with attention in operators of TensorRT {model.lowering['min_tensorrt']}"
+        raise EngineError(words, hint="python cli.py fuse ART --force, without --min-tensorrt")
     whole = _engine_graph(step, stage, options)
     model = replace(model, cut=_cut(step, whole, model, folder))
     graphs = _part_graphs(step, whole, model, write_parts)
@@ -91,14 +94,17 @@ def _cut(step: StepContext, graph: Path, model: EngineModel, folder: str) -> Par
     """How many plans, and why; as an interrupted build has begun, where that still fits."""
     options, config = model.options, model.config
     gpus = gpus_needed(config, model.load, model.target)
-    parts = 1 if options.flags.decode_gemv else options.parts
-    limits = Limits.of(parts, options.max_memory, gpus=gpus, target=model.target.name)
+    gemv = options.flags.decode_gemv
+    limits = Limits.of(options.parts, options.max_memory, gpus=gpus, target=model.target.name)
     nodes = ir.load(graph).graph
     packed, static = not _is_unpacked(nodes), model.kv_cache == "static"
     scale = weights_bytes(nodes) / weight_sizes(config, options.precision).total
     journal = step.journal.files if step.journal is not None else {}
     begun = same_split([entry[BUILT] for file, entry in journal.items() if file.startswith(folder) and BUILT in entry])
-    return plan_parts(config, options.precision, limits, packed=packed, static=static, begun=begun, scale=scale)
+    cut = plan_parts(config, options.precision, limits, packed=packed, static=static, gemv=gemv, begun=begun, scale=scale)
+    if gemv and len(cut.layers) > 1:
+        raise EngineError(f"{DECODE_GEMV} is for an engine in one plan, and this one takes {cut.reason}", hint=f"leave out {DECODE_GEMV}")
+    return cut
 
 
 def _is_unpacked(graph: ir.Graph) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from engines.form_limits import QUANTIZED_TYPES
+from engines.form_limits import GEMV_LAYER_TEXT, QUANTIZED_TYPES
 
 MEGABYTE = 10**6
 
@@ -36,8 +36,8 @@ PARENT_BYTES = 130 * MEGABYTE
 UNPACKED = 1.75
 ADDED_STATIC_TEXT = 330_000
 """What a static cache adds to each layer's text (docs/adr/009)."""
-ADDED_GEMV = Fit(0, 2_900_000), Fit(0, 190_000)
-"""What ``--decode-gemv`` adds to memory and plan."""
+ADDED_GEMV_MEMORY = 2_900_000
+"""What ``--decode-gemv`` adds a layer; to the plan it adds ``GEMV_LAYER_TEXT``."""
 SECONDS, SECONDS_A_LAYER, BYTES_A_SECOND = 5.0, 0.27, 300e6
 """13 s for SmolLM2 and 58 s for 7B FP16 and 13B INT8, on two cores that do nothing else."""
 
@@ -93,5 +93,5 @@ def build_cost(graph: Graph) -> BuildCost:
     seconds = SECONDS + SECONDS_A_LAYER * graph.layers + weights / BYTES_A_SECOND
     memory = MEMORY.at(weights, graph.layers) + int(TURNED.get(graph.precision, 1.0) * graph.turned_bytes)
     if graph.gemv:
-        memory, text = memory + ADDED_GEMV[0].at(0, graph.layers), text + ADDED_GEMV[1].at(0, graph.layers)
+        memory, text = memory + ADDED_GEMV_MEMORY * graph.layers, text + GEMV_LAYER_TEXT * graph.layers
     return BuildCost(memory, PLAN[quantized].at(weights, graph.layers) + text, round(seconds, 1))

@@ -17,13 +17,15 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from artifact.config import LlamaConfig
 from artifact.errors import EngineError
 from artifact.io_spec import INPUT_IDS
 from engines.backends.flags import DECODE_GEMV
-from engines.graph_weights import node_label
+from engines.graph_weights import layers_in, node_label
 
 QKV, DOWN = "qkv_", "down_"
 """In the names of the weights; gate·up and o stay GEMMs, since another form of them saves no kernel."""
+COPY_HINT = "export with --weights copy into another folder"
 SUFFIX = ".gemv"
 """Behind the name of a linear, in the names of what is added for it."""
 SHORTEST_PREFILL = 2
@@ -31,21 +33,30 @@ SHORTEST_PREFILL = 2
 _LEAST = np.iinfo(np.int64).min
 
 
-def check_gemv(precision: str, parts: int | None) -> None:
+def check_gemv(precision: str, parts: int | None, *, packed: bool) -> None:
     """Refuse it where it can't be, or was not tried.
 
     Args:
         precision: of the engine.
         parts: plans that were asked for.
+        packed: whether the artifact's weights are laid out to be packed.
 
     Raises:
-        EngineError: not float16, or several parts.
+        EngineError: not float16, several parts, or weights as somebody else stored them.
     """
+    if not packed:
+        raise EngineError(f"{DECODE_GEMV} needs query, key and value in one linear; --weights reference leaves them apart", hint=COPY_HINT)
     if precision != "fp16":
         reason = "nothing is fused in its graph" if precision == "fp32" else "the kernel of a sum of products does not read quantised weights"
         raise EngineError(f"{DECODE_GEMV} is for fp16 engines, not {precision}: {reason}", hint=f"build {precision} without {DECODE_GEMV}")
     if parts not in (None, 1):
         raise EngineError(f"{DECODE_GEMV} is for an engine in one plan, got --parts {parts}", hint=f"leave out --parts, or {DECODE_GEMV}")
+
+
+def products_bytes(config: LlamaConfig) -> int:
+    """What a step of two rows holds at once where nothing is fused, in float32: a linear's products [B, 1, N, E], and its weight in both dtypes."""
+    qkv = (config.num_attention_heads + 2 * config.num_key_value_heads) * config.head_dim * config.hidden_size
+    return (2 * 4 + 4 + 2) * max(qkv, config.intermediate_size * config.hidden_size)
 
 
 def add_gemv(graph: ir.Graph, name: str) -> None:
@@ -56,15 +67,17 @@ def add_gemv(graph: ir.Graph, name: str) -> None:
         name: for messages.
 
     Raises:
-        EngineError: there are no such linears.
+        EngineError: a layer has not one of each.
     """
     stored = {node: weight for node in graph if node.op_type == "MatMul" and (weight := _stored(node)) is not None}
     linears = {node: weight for node, weight in stored.items() if QKV in str(weight.name) or DOWN in str(weight.name)}
-    if not any(QKV in str(weight.name) for weight in linears.values()):
-        raise EngineError(
-            f"{name}: {DECODE_GEMV} needs query, key and value in one linear, and weights in float16",
-            hint="export with --weights copy into another folder, and fuse",
-        )
+    layers = len(layers_in(graph))
+    for kind, what in ((QKV, "query, key and value in one"), (DOWN, "down_proj as one")):
+        if (found := sum(kind in str(weight.name) for weight in linears.values())) != layers:
+            raise EngineError(
+                f"{name}: {DECODE_GEMV} needs {what} linear by a float16 weight in each of {layers} layers, found {found}",
+                hint=f"{COPY_HINT}, and fuse",
+            )
     shared = _Shared(graph)
     for linear, weight in linears.items():
         _add(graph, linear, weight, shared)

@@ -95,7 +95,7 @@ def form_limits(
         lowered: whether Attention was written in older operators.
         precision: of the engine.
         integer: whether inputs of linears are rounded to int8 too.
-        gemv: whether decode multiplies by a vector.
+        gemv: whether decode multiplies by a vector; such a graph is packed, and never lowered.
     """
     limits = _form_limits(config, static=static, packed=packed, lowered=lowered, precision=precision, gemv=gemv)
     return replace(limits, layer=tuple(_raised(limit, ROUNDED) for limit in limits.layer)) if integer else limits
@@ -126,7 +126,7 @@ def _form_limits(config: LlamaConfig, *, static: bool, packed: bool, lowered: bo
         return FormLimits(limits, ATTENTION_KERNELS, LAYER_TEXT + more)
     grouped = config.num_key_value_heads < config.num_attention_heads
     form = MULTI_HEAD if not grouped else GROUPED_INT8 if precision in QUANTIZED_TYPES else GROUPED
-    return FormLimits(tuple(_raised(limit, form.decode) for limit in limits), form.attention, form.layer_text + more, form.written_out)
+    return FormLimits(tuple(_raised(limit, form.decode) for limit in limits), form.attention, form.layer_text, form.written_out)
 
 
 def _raised(limit: LayerLimit, decode: Mapping[str, tuple[int, str]]) -> LayerLimit:

@@ -10,10 +10,14 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import onnx_ir as ir
+
 from engines.checks import Check, check, first
-from engines.graph_weights import Weight
-from engines.plan_kinds import ATTENTION, CAST, COPIED, COPY, REPEATED
-from engines.plan_layers import Launch, layers_of
+from engines.decode_gemv import SUFFIX
+from engines.graph_weights import Weight, node_label
+from engines.plan_kinds import ATTENTION, CAST, COPIED, COPY, GEMM, REPEATED
+from engines.plan_layers import LIBRARY, Launch, layers_of
+from engines.plan_program import Kernel
 
 ATTENTION_KERNELS = {"prefill": "_gemm_mha_v2", "decode": "_gemv_mha_v1"}
 """Profile → the kernel that fused attention must be: tiles over a prompt, one query row a step in decode."""
@@ -157,6 +161,20 @@ def integers_check(launches: Sequence[Launch], weights: Sequence[Weight], profil
     reason = "a GEMM of int8 by int8 with float32 results for every linear whose input is rounded, and for no other"
     value = len(found) if found <= wanted else len(found | wanted)
     return check(f"integer_gemms_{profile}", value, len(wanted), "==", reason, where=first(sorted(found ^ wanted)))
+
+
+def sums_check(launches: Sequence[Launch], graph: ir.Graph) -> Check:
+    """How many sums of products decode adds up in float32: all that the graph has (``build --decode-gemv``); no GEMM's line says it of them."""
+    wanted = {node_label(node) for node in graph if node.op_type == "ReduceSum" and node_label(node).endswith(SUFFIX)}
+    adding = [launch.kernel for launch in launches if launch.kind == GEMM and launch.kernel.name != LIBRARY]
+    found = {label for kernel in adding if _gives_float32(kernel) for label in kernel.layers if label in wanted}
+    reason = "a kernel that adds up products in float32 for every linear whose decode multiplies by a vector"
+    return check("float32_sums_decode", len(found), len(wanted), "==", reason, where=first(sorted(wanted - found)))
+
+
+def _gives_float32(kernel: Kernel) -> bool:
+    """Whether all that a kernel writes is float32, but for single numbers."""
+    return {tensor.dtype for tensor in kernel.writes if any(size != 1 for size in tensor.dims)} == {"float"}
 
 
 def quantized_check(launches: Sequence[Launch], weights: Sequence[Weight], profile: str, dtype: str = "int8", *, written_out: int = 0) -> Check:

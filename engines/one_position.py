@@ -13,7 +13,7 @@ and the last norm compute one position too: with S of many tokens that is most o
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from artifact.engine_names import engine_graph
 from artifact.errors import EngineError
 from artifact.graph_file import load_graph
 from artifact.io_spec import BATCH, CACHE_WRITE_INDICES, INPUT_IDS, KEY_VALUE_LENGTHS, LAST_TOKEN_INDICES, LOGITS
-from artifact.steps import StepContext, require
+from artifact.steps import StepContext
 
 LAST = "last_position"
 HIDDEN = "last_hidden_state"
@@ -39,29 +39,32 @@ def write_one_position(step: StepContext, stage: str) -> dict[str, Any]:
     """Beside a stage for ONNX Runtime, which no `build` follows, write its graph with one position a row, gathered early: what runs a prompt.
 
     Args:
-        step: the artifact.
+        step: the artifact; this very step has written the stage.
         stage: ``fused-onnxruntime``; a static cache keeps its symbolic capacity.
 
     Returns:
-        ``one_position``: the file, `fused-onnxruntime-engine.onnx`.
+        ``one_position``: {file, gathered}: `fused-onnxruntime-engine.onnx`, and the values of which one position goes on.
 
     Raises:
         EngineError: not a decoder graph whose ``logits`` come from one product over [B, S, E].
     """
-    model, name = load_graph(require(step.artifact, f"{stage}.onnx")), engine_graph(stage)
-    gather_last_position(model.graph, f"{stage}.onnx", early=True)
+    model, name = load_graph(step.artifact / f"{stage}.onnx"), engine_graph(stage)
+    gathered = gather_last_position(model.graph, f"{stage}.onnx", early=True)
     with step.write(name) as out:
         ir.save(model, out)
-    return {"one_position": name}
+    return {"one_position": {"file": name, "gathered": gathered}}
 
 
-def gather_last_position(graph: ir.Graph, name: str, *, early: bool = False) -> None:
+def gather_last_position(graph: ir.Graph, name: str, *, early: bool = False) -> list[str]:
     """Gather one position a row of lm_head's input, in place.
 
     Args:
         graph: a decoder's.
         name: for messages.
         early: where positions stop being mixed, and not just before lm_head.
+
+    Returns:
+        Names of the values of which it is taken.
 
     Raises:
         EngineError: ``logits`` do not come from one product of lm_head over [B, S, E].
@@ -78,13 +81,14 @@ def gather_last_position(graph: ir.Graph, name: str, *, early: bool = False) -> 
     behind = dict.fromkeys([reader, *path])
     if early:
         behind |= dict.fromkeys(_by_position(graph, behind))
-    entering = list(_entering(behind)) if early else [hidden]
+    entering = _entering(graph, behind) if early else [hidden]
     index = _given_index(graph, hidden, next(node for node in graph if node in behind)) if is_static(graph) else _constant(graph, LAST, -1)
     for number, value in enumerate(entering):
         _gather(graph, value, index, behind, f"_{number}" if number else "")
     for node in behind:
         for output in node.outputs:
             output.shape = _one_position(output.shape)
+    return [str(value.name) for value in entering]
 
 
 def is_static(graph: ir.Graph) -> bool:
@@ -125,10 +129,10 @@ def _has_positions(value: ir.Value, rows: Sequence[int | ir.SymbolicDim]) -> boo
     return value.shape is not None and value.shape.rank() == 3 and list(value.shape)[:2] == rows
 
 
-def _entering(nodes: Collection[ir.Node]) -> Iterator[ir.Value]:
-    """What nodes read that none of them makes, but for weights; each once, in the order of the graph."""
-    values = [value for node in nodes for value in node.inputs if value is not None and not _is_weight(value) and value.producer() not in nodes]
-    yield from sorted(dict.fromkeys(values), key=lambda value: str(value.name))
+def _entering(graph: ir.Graph, nodes: Collection[ir.Node]) -> list[ir.Value]:
+    """What nodes read that none of them makes, but for weights; each once, in the order in which they are read."""
+    read = (value for node in graph if node in nodes for value in node.inputs if value is not None)
+    return list(dict.fromkeys(value for value in read if not _is_weight(value) and value.producer() not in nodes))
 
 
 def _gather(graph: ir.Graph, value: ir.Value, index: ir.Value, behind: Collection[ir.Node], suffix: str) -> None:

@@ -57,6 +57,7 @@ def plan_parts(
     *,
     packed: bool = True,
     static: bool = False,
+    gemv: bool = False,
     begun: tuple[Layers, ...] = (),
     scale: float = 1.0,
 ) -> PartPlan:
@@ -66,7 +67,7 @@ def plan_parts(
         config: of the model.
         precision: of the engine.
         limits: what each part must fit.
-        packed, static: form of the graph.
+        packed, static, gemv: form of the graph.
         scale: weights of the graph at hand ÷ those that its precision comes to: above 1 where linears are kept out of it.
         begun: the parts of a build that was interrupted; taken again where they fit.
 
@@ -77,7 +78,7 @@ def plan_parts(
 
     def memory(part: Layers) -> int:
         graph = part_graph(sizes, part, precision, packed=packed, static=static, tied=config.tie_word_embeddings)
-        return build_cost(replace(graph, weights_bytes=int(scale * graph.weights_bytes))).memory_bytes
+        return build_cost(replace(graph, weights_bytes=int(scale * graph.weights_bytes), gemv=gemv)).memory_bytes
 
     if limits.parts is not None:
         if not 1 <= limits.parts <= layers:

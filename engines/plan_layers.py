@@ -29,6 +29,8 @@ from engines.plan_shapes import Dimension, Sizes
 MOVES = frozenset(("Move", "Resh", "Tran", "Slic", "Spli", "Conc", "Repl"))
 ROTATION = frozenset(("Mul", "Sub", "Add", "Conc"))
 NORMALIZATION = "RMSNormalization"
+LIBRARY = "fully_connected"
+"""A GEMM of TensorRT's library, not a kernel of the compiler's own making."""
 _OPERATION = re.compile(r"[A-Z][a-z0-9]*")
 _NUMBERED = re.compile(r"(?:^|[./_])(?:layers|h|blocks)[./_](\d+)(?=[./_]|$)")
 
@@ -170,7 +172,7 @@ class PlanReader:
         operations, nodes = _operations(kernel.name), {self._operator[label] for label in kernel.layers if label in self._operator}
         if "mha" in kernel.name:
             return ATTENTION, None
-        if kernel.name == "fully_connected" or "Fc" in operations or _is_dot_product(operations, nodes):
+        if kernel.name == LIBRARY or "Fc" in operations or _is_dot_product(operations, nodes):
             weight = max((constant for constant in kernel.constants), key=lambda constant: constant.size_bytes, default=None)
             return (PRODUCT, None) if weight is None or weight.size_bytes <= SCALAR_BYTES else (GEMM, weight.dtype)
         if any(role in self._presents.values() for role in writes) or "TensorScatter" in nodes:

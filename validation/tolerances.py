@@ -106,7 +106,7 @@ LIMITS = (
     Limit("engine", "engine_difference", "<=", 2**-9, "largest difference from its stage ÷ its largest logit: one float16 rounding each"),
     Limit("engine", "engine_structure", "==", 0, "outputs, nodes and weights that differ from its stage with the last position gathered"),
     Limit("engine-gemv", "engine_noise_ratio", "<=", 2.0, GEMV),
-    Limit("engine-gemv", "engine_structure", "==", 0, "the same, with decode's second form of q·k·v and down besides"),
+    Limit("engine-gemv", "engine_structure", "==", 0, "differences from its stage with the last position gathered and decode's second form added"),
     Limit("plan", "decode_noise_ratio", "<=", 1.25, "the main sequence decoded on the GPU: what strict mode allows each operation rounded by itself"),
     Limit("plan", "noise_ratio", "<=", 2.0, FEW_POSITIONS),
     Limit("plan", "mean_kl", "<=", 1e-3, "nats, every token of the text decoded on the GPU; float16 graphs measure 1e-5 to 2e-5"),

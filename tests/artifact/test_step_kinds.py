@@ -36,7 +36,11 @@ def reached(*roots: str) -> set[Path]:
 
 @pytest.mark.parametrize(
     ("step", "roots"),
-    [("build", ("engines/build.py", "commands/part_graphs.py")), ("fuse", ("graphs/pipeline.py",))],
+    [
+        ("build", ("engines/build.py", "commands/part_graphs.py")),
+        ("fuse", ("graphs/pipeline.py", "engines/one_position.py")),
+        ("quantize", ("graphs/quantize/blocks.py", "engines/one_position.py")),
+    ],
 )
 def test_every_file_that_a_step_runs_is_among_its_rules(step: str, roots: tuple[str, ...]) -> None:
     files = {file.as_posix() for file in reached(*roots) if file.name != "__init__.py"}

@@ -135,6 +135,7 @@ def test_moved_and_changed_checkpoints_are_noticed(first: tuple[Path, dict[str, 
         (("--kv-cache", "static"), 1, "a static cache needs --capacity"),
         (("--kv-cache", "static", "--max-length", "64"), 1, "--max-length is for a dynamic cache"),
         (("--capacity", "64"), 1, "--capacity is for a static cache"),
+        (("--decode-gemv", "--weights", "reference"), 1, "--weights reference leaves them apart"),
         (("--decode-gemv", "--precision", "fp16", "--precision", "int8"), 1, "--decode-gemv is for fp16 engines, not int8"),
     ],
 )

@@ -18,7 +18,7 @@ from artifact.hashing import sha256_of
 from artifact.io_spec import present_layer
 from artifact.journal import Journal
 from artifact.layout import MODULE_KEY
-from artifact.manifest import write_manifest
+from artifact.manifest import read_manifest, write_manifest
 from artifact.progress import Progress
 from artifact.steps import StepContext
 from commands.part_graphs import write_part_graphs
@@ -251,8 +251,23 @@ def test_memory_that_was_asked_for_cuts_the_model(make_stage: Make, tmp_path: Pa
 
 def test_an_engine_whose_decode_multiplies_by_a_vector_is_not_cut(make_stage: Make, tmp_path: Path) -> None:
     options = EngineOptions(precision="fp16", target="a100", max_memory=10**8, flags=BuildFlags(decode_gemv=True))
-    with pytest.raises(EngineError, match=r"the build needs about 0\.5 GB of memory, more than --max-memory 0\.1 GB"):
+    with pytest.raises(EngineError, match=r"of 3 parts needs about 0\.4 GB of memory, more than --max-memory 0\.1 GB"):
         build_engine(parts_artifact(make_stage, tmp_path), options, write_part_graphs)
+    options = replace(options, max_memory=470 * 10**6)
+    with pytest.raises(EngineError, match="--decode-gemv is for an engine in one plan, and this one takes") as error:
+        build_engine(parts_artifact(make_stage, tmp_path / "more"), options, write_part_graphs)
+    assert error.value.hint == "leave out --decode-gemv"
+
+
+def test_lowered_attention_and_a_decode_that_multiplies_by_a_vector_were_not_tried(make_stage: Make, tmp_path: Path) -> None:
+    step = artifact_of(make_stage, tmp_path, "fp16")
+    manifest = read_manifest(tmp_path)
+    manifest["steps"]["fuse"] = {"report": {"min_tensorrt": "10.0", "lowered": {"Attention": 1}}, "outputs": {}, "inputs": {}, "options": {}}
+    write_manifest(tmp_path, manifest)
+    options = EngineOptions(precision="fp16", target="a100", flags=BuildFlags(decode_gemv=True))
+    with pytest.raises(EngineError, match=r"was not tried with attention in operators of TensorRT 10\.0"):
+        build_engine(step, options, write_part_graphs)
+    assert not list(tmp_path.glob("*-engine*.onnx"))
 
 
 def test_another_split_leaves_the_graphs_of_an_engine_alone(make_stage: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

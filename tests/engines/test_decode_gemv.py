@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from engines.backends.flags import DECODE_GEMV, BuildFlags
 from engines.backends.protocol import BuildRequest
 from engines.backends.tensorrt import TensorRT
 from engines.backends.tensorrt_rtx import TensorRTRTX
-from engines.decode_gemv import SHORTEST_PREFILL, SUFFIX, check_gemv
+from engines.decode_gemv import SHORTEST_PREFILL, SUFFIX, check_gemv, products_bytes
 from engines.engine_graph import write_engine_graph
 from engines.graph_weights import find_weights, weights_bytes
 from engines.profiles import make_profiles
@@ -105,23 +106,51 @@ def test_only_the_whole_result_keeps_its_shape(make_stage: Make, tmp_path: Path)
 
 def test_a_graph_without_packed_float16_weights_is_refused(make_stage: Make, tmp_path: Path) -> None:
     stage = make_stage(tmp_path, 1, "int8")
-    with pytest.raises(EngineError, match=r"int8\.onnx: --decode-gemv needs query, key and value in one linear"):
+    with pytest.raises(
+        EngineError, match=r"int8\.onnx: --decode-gemv needs query, key and value in one linear by a float16 weight"
+    ):
         write_engine_graph(stage.path, tmp_path / "out.onnx", decode_gemv=True)
     assert not (tmp_path / "out.onnx").exists()
 
 
+@pytest.mark.parametrize("linear", ["qkv", "down"])
+def test_a_layer_that_would_be_left_out_is_refused(make_stage: Make, tmp_path: Path, linear: str) -> None:
+    """Another node between the weight and its product hides it."""
+    stage = make_stage(tmp_path, 2, "fp16")
+    model = ir.load(stage.path)
+    product = next(node for node in model.graph if node.name == f"node_l1_{linear}")
+    between = ir.node("Identity", [product.inputs[1]], name="between")
+    between.outputs[0].dtype = ir.DataType.FLOAT
+    model.graph.insert_before(product, [between])
+    product.replace_input_with(1, between.outputs[0])
+    ir.save(model, stage.path)
+    with pytest.raises(EngineError, match="in each of 2 layers, found 1"):
+        gemv_graph(stage)
+
+
 @pytest.mark.parametrize(
-    ("precision", "parts", "words"),
-    [("int8", None, "not int8: the kernel of a sum"), ("fp32", 1, "not fp32: nothing is fused"), ("fp16", 2, "got --parts 2")],
+    ("precision", "parts", "packed", "words"),
+    [
+        ("int8", None, True, "not int8: the kernel of a sum"),
+        ("fp32", 1, True, "not fp32: nothing is fused"),
+        ("fp16", 2, True, "got --parts 2"),
+        ("fp16", 1, False, "--weights reference leaves them apart"),
+    ],
 )
-def test_what_it_is_not_for_is_refused(precision: str, parts: int | None, words: str) -> None:
+def test_what_it_is_not_for_is_refused(precision: str, parts: int | None, packed: bool, words: str) -> None:
     with pytest.raises(EngineError, match=words):
-        check_gemv(precision, parts)
+        check_gemv(precision, parts, packed=packed)
 
 
 def test_an_fp16_engine_in_one_plan_may_have_it() -> None:
     for parts in (None, 1):
-        check_gemv("fp16", parts)
+        check_gemv("fp16", parts, packed=True)
+
+
+def test_a_cpu_holds_the_products_of_the_larger_linear(make_stage: Make, tmp_path: Path) -> None:
+    config = make_stage(tmp_path, 1, "fp16").config
+    assert products_bytes(config) == (2 * 4 + 4 + 2) * 512 * 256  # q·k·v; down has 384 · 256
+    assert products_bytes(replace(config, intermediate_size=1024)) == (2 * 4 + 4 + 2) * 1024 * 256
 
 
 def test_it_is_tensorrt_rtx_s_alone() -> None:
@@ -191,6 +220,29 @@ def test_a_weight_that_is_folded_to_float32_is_found(make_stage: Make, tmp_path:
             model.graph.remove(node, safe=True)
     ir.save(model, graph)
     assert failures(audit(stage, build(stage, graph), graph))["constant_bytes_per_weight_byte"] > 1.5
+
+
+def test_sums_in_float16_are_found(make_stage: Make, tmp_path: Path) -> None:
+    """No GEMM's line says it of them, and prefill's would hide it; a CPU adds up in float32 whatever the graph says."""
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx-cu12 is not installed")
+    stage = make_stage(tmp_path, 1, "fp16")
+    graph = gemv_graph(stage)
+    model = ir.load(graph)
+    for node in list(model.graph):
+        name, half = str(node.name), ir.DataType.FLOAT16
+        if name.endswith((f"qkv_cast{SUFFIX}", f"qkv_mul{SUFFIX}", f"qkv_sum{SUFFIX}")):
+            node.outputs[0].dtype = half
+        if name.endswith(f"qkv_cast{SUFFIX}"):
+            node.attributes["to"] = ir.AttrInt64("to", int(half))
+        for kind, position in (("unsqueeze", 0), ("concat", 0)):
+            if name.endswith(f"qkv_{kind}{SUFFIX}"):
+                cast = ir.node("Cast", [node.inputs[position]], {"to": int(half if kind == "unsqueeze" else ir.DataType.FLOAT)}, name=f"{name}.cast")
+                model.graph.insert_before(node, [cast])
+                node.replace_input_with(position, cast.outputs[0])
+        if name.endswith(f"qkv_unsqueeze{SUFFIX}"):
+            node.outputs[0].dtype = half
+    ir.save(model, graph)
+    assert failures(audit(stage, build(stage, graph), graph)) == {"float32_sums_decode": 1}
 
 
 def test_with_one_new_token_in_prefill_nothing_can_be_dropped(make_stage: Make, tmp_path: Path) -> None:

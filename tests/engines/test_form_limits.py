@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from artifact.config import LlamaConfig
-from engines.form_limits import LAYER_TEXT, STATIC_LAYER_TEXT, form_limits
-from engines.layer_checks import ATTENTION_KERNELS, LIMITS, STATIC_LIMITS, UNPACKED_LIMITS
+from engines.form_limits import GEMV_LAYER_TEXT, LAYER_TEXT, STATIC_LAYER_TEXT, form_limits
+from engines.layer_checks import ATTENTION_KERNELS, GEMV_LIMITS, GEMV_STATIC_LIMITS, LIMITS, STATIC_LIMITS, UNPACKED_LIMITS
 
 GROUPED = LlamaConfig(
     hidden_size=256,
@@ -33,8 +33,10 @@ MULTI_HEAD = replace(GROUPED, num_key_value_heads=4)
         ({"static": False, "packed": True}, LIMITS, LAYER_TEXT),
         ({"static": False, "packed": False}, UNPACKED_LIMITS, LAYER_TEXT),
         ({"static": True, "packed": True}, STATIC_LIMITS, STATIC_LAYER_TEXT),
+        ({"static": False, "packed": True, "gemv": True}, GEMV_LIMITS, LAYER_TEXT + GEMV_LAYER_TEXT),
+        ({"static": True, "packed": True, "gemv": True}, GEMV_STATIC_LIMITS, STATIC_LAYER_TEXT + GEMV_LAYER_TEXT),
     ],
-    ids=["packed", "unpacked", "static"],
+    ids=["packed", "unpacked", "static", "gemv", "static gemv"],
 )
 def test_attention_of_one_node_is_held_to_its_cache_and_packing(config, form, layer, text) -> None:
     for quantized in (False, True):

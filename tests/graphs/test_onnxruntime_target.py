@@ -99,7 +99,8 @@ def test_every_rule_fires_and_every_layer_has_the_form(made, variant):
 def test_beside_each_stage_is_its_graph_of_one_position(made, variant, stage):
     """Of the last layer only attention reads and gives every position; the residual is gathered with its result."""
     _, artifact, report = made(variant)
-    assert report["one_position"] == "fused-onnxruntime-engine.onnx"
+    assert report["one_position"]["file"] == "fused-onnxruntime-engine.onnx"
+    assert [name.rsplit(".", 2)[-2] for name in report["one_position"]["gathered"]] == ["GroupQueryAttention", "SkipSimplifiedLayerNormalization"]
     graph = ir.load(artifact / f"{stage}-engine.onnx").graph
     gathered = [node.inputs[0].producer().op_type for node in graph if node.name.startswith("last_position") and "Gather" in node.op_type]
     assert sorted(gathered) == ["GroupQueryAttention", "SkipSimplifiedLayerNormalization"]
@@ -107,6 +108,17 @@ def test_beside_each_stage_is_its_graph_of_one_position(made, variant, stage):
     assert ("last_token_indices" in {value.name for value in graph.inputs}) is ("static" in variant)
     report = read_manifest(artifact)["steps"][f"quantize-{stage}" if stage != STAGES[0] else "fuse-onnxruntime"]
     assert f"{stage}-engine.onnx" in report["outputs"]
+
+
+def test_what_is_made_again_takes_its_graph_of_one_position_along(tmp_path, make_checkpoint):
+    """The stage that the step has just written is read, not the one that the manifest still knows."""
+    artifact = tmp_path / "artifact"
+    for layers in (1, 2):
+        checkpoint = open_checkpoint(str(make_checkpoint(tmp_path / f"checkpoint-{layers}", num_hidden_layers=layers)))
+        run_step(artifact, "export", {"layers": layers}, lambda step, source=checkpoint: export_checkpoint(step, source, dtype="fp32"))
+        assert graphs.fuse(artifact, target="onnxruntime").reason
+        assert graphs.quantize(artifact, scheme="int8", target="onnxruntime").reason
+    assert graphs.fuse(artifact, target="onnxruntime").up_to_date
 
 
 def test_steps_of_both_targets_stand_beside_each_other(made):

@@ -74,7 +74,7 @@ def pair_verdict(checks: list[Report]) -> bool | None:
 def compare_layers(theirs: Side, ours: Side, oracle: GraphOracle, progress: Progress) -> Report:
     """The report's ``layers`` of a pair: difference of every layer fed the same; or ``missing``, why not."""
     if theirs.one_position or ours.one_position:
-        return {"missing": "an engine graph has its stage's layers"}
+        return {"missing": "an engine graph is held against its stage as a whole; layers are compared between stages"}
     try:
         return layer_differences(theirs.graph, ours.graph, oracle.scenarios[0].rows[0], progress).as_report()
     except FusionError as error:

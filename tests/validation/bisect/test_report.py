@@ -78,7 +78,7 @@ def test_markdown_html_junit_and_terminal_name_it(damaged: tuple[Path, Any]) -> 
 def test_bad_use_is_one_clear_error(stages: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="and has no node to narrow to nor profiles"):
         validate_file(tmp_path / "any.onnx", ValidateOptions(checkpoint="demo", bisect=True))
-    with pytest.raises(UsageError, match="fused-engine has those of its stage: there is nothing of its own to look at") as raised:
+    with pytest.raises(UsageError, match="fused-engine is held against its stage as a whole, and not looked at") as raised:
         validate(stages, ValidateOptions(stages=("fused-engine",), bisect=True))
     assert raised.value.hint == "--stage fused --bisect"
     with pytest.raises(UsageError, match="--edges looks at a stage's layers"):
