@@ -106,9 +106,7 @@ def test_only_the_whole_result_keeps_its_shape(make_stage: Make, tmp_path: Path)
 
 def test_a_graph_without_packed_float16_weights_is_refused(make_stage: Make, tmp_path: Path) -> None:
     stage = make_stage(tmp_path, 1, "int8")
-    with pytest.raises(
-        EngineError, match=r"int8\.onnx: --decode-gemv needs query, key and value in one linear by a float16 weight"
-    ):
+    with pytest.raises(EngineError, match=r"int8\.onnx: --decode-gemv needs query, key and value in one linear by a float16 weight"):
         write_engine_graph(stage.path, tmp_path / "out.onnx", decode_gemv=True)
     assert not (tmp_path / "out.onnx").exists()
 
