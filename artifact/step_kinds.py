@@ -144,6 +144,8 @@ MADE_BY = {
     **{f"{one}.onnx": _QUANTIZE + one for one in ("int8", "int8-smoothquant", "int4")},
     "fused-onnxruntime-engine.onnx": "python cli.py fuse {artifact} --target onnxruntime",
     "fused-engine-gemv.onnx": "python cli.py build {artifact} --decode-gemv",
+    **{f"{one}-engine.onnx": f"python cli.py build {{artifact}} --precision {one}" for one in ("int8", "int8-smoothquant", "int4")},
+    **{f"{stage}-engine.onnx": f"python cli.py build {{artifact}} --precision {one}" for stage, one in (("fused", "fp16"), ("traced", "fp32"))},
     **{f"{one}-onnxruntime{end}.onnx": f"{_QUANTIZE}{one} --target onnxruntime" for one in ("int8", "int4") for end in ("", "-engine")},
     CALIBRATION: "python cli.py quantize {artifact}",
     **{calibration_file(one): _QUANTIZE + one for one in STATIC},

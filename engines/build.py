@@ -69,9 +69,9 @@ def build_engine(step: StepContext, options: EngineOptions, write_parts: WritePa
     model = _model(step, stage, options, gpu)
     if options.flags.decode_gemv and model.lowered:
         words = f"{DECODE_GEMV} was not tried with attention in operators of TensorRT {model.lowering['min_tensorrt']}"
-        raise EngineError(words, hint="python cli.py fuse ART --force, without --min-tensorrt")
+        raise EngineError(words, hint=f"python cli.py fuse {step.artifact} --force, without --min-tensorrt")
+    model = replace(model, cut=_cut(step, require(step.artifact, f"{stage}.onnx"), model, folder))
     whole = _engine_graph(step, stage, options)
-    model = replace(model, cut=_cut(step, whole, model, folder))
     graphs = _part_graphs(step, whole, model, write_parts)
     _check_disk(step, model, graphs, folder)
     engines = [_build_part(step, model, backend, part, graph, plan_file(folder, part)) for part, graph in enumerate(graphs)]

@@ -67,14 +67,14 @@ def make_profiles(
         kv_cache: its form.
         max_batch: rows, ≥ 1.
         layers: first and last of a part; None is the whole.
-        max_length: tokens in prompt and answer together, 2 to the model's positions; of a static cache its capacity.
+        max_length: tokens in prompt and answer together, ``shortest`` + 1 to the model's positions; of a static cache its capacity.
         shortest: new tokens that prefill takes at least; one of 1 token is decode's too.
 
     Raises:
         EngineError: a bound that the model can't serve.
     """
     option = "--max-length" if kv_cache == "dynamic" else "--capacity"
-    _check_bounds(config, max_batch, max_length, option)
+    _check_bounds(config, max_batch, max_length, option, least=shortest + 1)
     axes = _dynamic_axes(max_length, shortest) if kv_cache == "dynamic" else _static_axes(max_length, shortest)
     inputs = part_inputs(config, dtype, kv_cache, layers or (0, config.num_hidden_layers - 1))
     return [_profile(name, {BATCH: (1, 1, max_batch), **ranges}, inputs) for name, ranges in axes.items()]
@@ -93,13 +93,13 @@ def _static_axes(capacity: int, shortest: int) -> dict[str, dict[str, Range]]:
     return {"prefill": {SEQUENCE: (shortest, min(TYPICAL_LENGTH, capacity), capacity), **fixed}, "decode": {SEQUENCE: (1, 1, 1), **fixed}}
 
 
-def _check_bounds(config: LlamaConfig, max_batch: int, length: int, option: str) -> None:
+def _check_bounds(config: LlamaConfig, max_batch: int, length: int, option: str, *, least: int) -> None:
     positions = config.max_position_embeddings
     if max_batch < 1:
         raise EngineError(f"--max-batch must be at least 1, got {max_batch}")
-    if not 2 <= length <= positions:
+    if not least <= length <= positions:
         hint = f"{option} {default_length(config)}"
-        raise EngineError(f"{option} must be between 2 and the model's {positions} positions, got {length}", hint=hint)
+        raise EngineError(f"{option} must be between {least} and the model's {positions} positions, got {length}", hint=hint)
 
 
 def _profile(name: str, axes: Mapping[str, Range], inputs: Sequence[GraphValue]) -> Profile:

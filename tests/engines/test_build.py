@@ -257,6 +257,7 @@ def test_an_engine_whose_decode_multiplies_by_a_vector_is_not_cut(make_stage: Ma
     with pytest.raises(EngineError, match="--decode-gemv is for an engine in one plan, and this one takes") as error:
         build_engine(parts_artifact(make_stage, tmp_path / "more"), options, write_part_graphs)
     assert error.value.hint == "leave out --decode-gemv"
+    assert not list((tmp_path / "more").glob("*engine*"))
 
 
 def test_lowered_attention_and_a_decode_that_multiplies_by_a_vector_were_not_tried(make_stage: Make, tmp_path: Path) -> None:

@@ -55,6 +55,11 @@ def test_optimum_is_a_shape_that_can_occur(max_length: int) -> None:
         assert profile.axes["total_sequence_length"][2] == max_length
 
 
+def test_a_prefill_that_begins_at_two_tokens_has_more_than_one_length() -> None:
+    with pytest.raises(EngineError, match="--max-length must be between 3 and"):
+        make_profiles(CONFIG, "fp16", max_batch=4, max_length=2, shortest=2)
+
+
 @pytest.mark.parametrize(("kv_cache", "masks"), [("dynamic", ("total_sequence_length",)), ("static", ())])
 def test_prefill_may_begin_at_two_tokens_and_decode_has_one(kv_cache: Any, masks: tuple[str, ...]) -> None:
     usual = make_profiles(CONFIG, "fp16", kv_cache, max_batch=4, max_length=64)
