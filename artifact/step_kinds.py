@@ -138,15 +138,16 @@ STEPS: Mapping[str, Step] = {
 """Step name → what it depends on. A step id is a name, or a name and a variant: `quantize-int8`, `fuse-onnxruntime`, `build-a100-80gb-fp16`."""
 
 _QUANTIZE = "python cli.py quantize {artifact} --scheme "
+_BUILT_AS = {"fused": "fp16", "traced": "fp32"} | {one: one for one in ("int8", "int8-smoothquant", "int4")}
+_WHOLE_OR_ONE = ("", "-engine")
 MADE_BY = {
     **dict.fromkeys(("traced.onnx", CHECKSUMS), "python cli.py export --checkpoint SRC --out {artifact}"),
-    **{"fused.onnx": "python cli.py fuse {artifact}", "fused-onnxruntime.onnx": "python cli.py fuse {artifact} --target onnxruntime"},
+    "fused.onnx": "python cli.py fuse {artifact}",
+    **{f"fused-onnxruntime{end}.onnx": "python cli.py fuse {artifact} --target onnxruntime" for end in _WHOLE_OR_ONE},
     **{f"{one}.onnx": _QUANTIZE + one for one in ("int8", "int8-smoothquant", "int4")},
-    "fused-onnxruntime-engine.onnx": "python cli.py fuse {artifact} --target onnxruntime",
+    **{f"{one}-onnxruntime{end}.onnx": f"{_QUANTIZE}{one} --target onnxruntime" for one in ("int8", "int4") for end in _WHOLE_OR_ONE},
+    **{f"{stage}-engine.onnx": f"python cli.py build {{artifact}} --precision {one}" for stage, one in _BUILT_AS.items()},
     "fused-engine-gemv.onnx": "python cli.py build {artifact} --decode-gemv",
-    **{f"{one}-engine.onnx": f"python cli.py build {{artifact}} --precision {one}" for one in ("int8", "int8-smoothquant", "int4")},
-    **{f"{stage}-engine.onnx": f"python cli.py build {{artifact}} --precision {one}" for stage, one in (("fused", "fp16"), ("traced", "fp32"))},
-    **{f"{one}-onnxruntime{end}.onnx": f"{_QUANTIZE}{one} --target onnxruntime" for one in ("int8", "int4") for end in ("", "-engine")},
     CALIBRATION: "python cli.py quantize {artifact}",
     **{calibration_file(one): _QUANTIZE + one for one in STATIC},
     "smoothing-int8-smoothquant.npz": f"{_QUANTIZE}int8-smoothquant",

@@ -29,7 +29,6 @@ from artifact.progress import silent
 from benchmarks.shapes import ROOT, config_of
 from engines.backends.protocol import BuildRequest, BuildResult
 from engines.backends.tensorrt_rtx import TensorRTRTX
-from engines.decode_gemv import SHORTEST_PREFILL
 from engines.engine_graph import write_engine_graph
 from engines.graph_weights import weights_bytes
 from engines.plan_layers import Launch, PlanReader, describe
@@ -112,8 +111,7 @@ def measure(artifact: Path, stage: str, *, gemv: bool) -> Measured:
     config = LlamaConfig(**read_manifest(artifact)["model"]["config"])
     graph_file, plan = artifact / f"{stage}-engine.onnx", artifact / f"{stage}.plan"
     write_engine_graph(artifact / f"{stage}.onnx", graph_file, decode_gemv=gemv)
-    shortest = SHORTEST_PREFILL if gemv else 1
-    profiles = make_profiles(config, "fp16", max_batch=MAX_BATCH, max_length=MAX_LENGTH, shortest=shortest)
+    profiles = make_profiles(config, "fp16", max_batch=MAX_BATCH, max_length=MAX_LENGTH, gemv=gemv)
     before = children_cpu_s()
     built = TensorRTRTX().build(BuildRequest(graph_file, plan, find_target("a100"), tuple(profiles)), silent)
     cpu_s = children_cpu_s() - before

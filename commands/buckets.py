@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from artifact.config import LlamaConfig
-from artifact.engine_names import Bucket, engine_folder
+from artifact.engine_names import Bucket
 from artifact.errors import EngineError, UsageError
 from artifact.manifest import kv_cache_of, require_artifact
 from artifact.progress import Progress, silent
@@ -17,7 +17,6 @@ from commands.build import BuildOptions, build, why_to_build
 from engines.build import STAGES
 from engines.cache_form import longest
 from engines.checks import all_passed
-from engines.targets import find_target
 
 PARTS = ("parts", "parts_reason")
 """What a report says of one engine's split."""
@@ -91,10 +90,7 @@ def _check_disk(artifact: Path, precision: str, each: Mapping[Bucket, BuildOptio
 
     graph = require(artifact, f"{STAGES[precision]}.onnx")
     todo = [capacity for capacity, options in each.items() if force or why_to_build(artifact, precision, options)]
-    folders = {
-        capacity: engine_folder(find_target(one.target).name, precision, capacity, gemv=one.flags.decode_gemv) for capacity, one in each.items()
-    }
-    replaced = [capacity for capacity in todo if (artifact / folders[capacity]).is_dir()]
+    replaced = [capacity for capacity in todo if (artifact / each[capacity].folder(precision)).is_dir()]
     at_once = len(todo) - len(replaced) + bool(replaced)
     needed = at_once * weights_bytes(ir.load(graph).graph) if todo else 0
     free = free_disk(artifact)

@@ -49,6 +49,10 @@ class BuildOptions:
     max_memory: int | None = None
     parts: int | None = None
 
+    def folder(self, precision: str) -> str:
+        """Where an engine of these options goes, in the artifact."""
+        return engine_folder(find_target(self.target).name, precision, self.capacity, gemv=self.flags.decode_gemv)
+
 
 def build(artifact: Path, precision: str, options: BuildOptions, *, force: bool = False, progress: Progress = silent) -> Outcome:
     """Build and audit the engine of one precision."""
@@ -104,7 +108,7 @@ def _plan_step(precision: str, options: BuildOptions) -> _Planned:
     # another scheme's weights are none of this engine's business
     inputs = (f"{STAGES[precision]}.onnx", *WEIGHTS, f"weights/{precision}-layer-*.safetensors")
     capacity = f"{options.capacity}," if isinstance(options.capacity, Bucket) else options.capacity  # as it is asked for
-    step_id = engine_folder(target, precision, options.capacity, gemv=options.flags.decode_gemv).replace("engines/", "build-")
+    step_id = options.folder(precision).replace("engines/", "build-")
     return _Planned(step_id, chosen, {**chosen, "capacity": capacity, **options.flags.recorded()}, inputs)
 
 

@@ -24,7 +24,6 @@ from engines.backends.tensorrt import TensorRT
 from engines.backends.tensorrt_rtx import TensorRTRTX
 from engines.build_cost import Graph, build_cost
 from engines.checks import all_passed
-from engines.decode_gemv import SHORTEST_PREFILL
 from engines.device_fit import gpus_needed, load_of
 from engines.engine_entry import EngineModel, engine_entry, parts_of, same_split
 from engines.engine_graph import write_engine_graph
@@ -169,8 +168,8 @@ def _entry(step: StepContext, plan_name: str, built: Mapping[str, Any]) -> dict[
 
 def _profiles(model: EngineModel, part: int) -> list[Profile]:
     bounds = {"max_batch": model.load.batch, "max_length": model.load.length}
-    shortest = SHORTEST_PREFILL if model.options.flags.decode_gemv else 1
-    return make_profiles(model.config, model.dtype, model.kv_cache, **bounds, layers=model.cut.layers[part], shortest=shortest)
+    layers, gemv = model.cut.layers[part], model.options.flags.decode_gemv
+    return make_profiles(model.config, model.dtype, model.kv_cache, **bounds, layers=layers, gemv=gemv)
 
 
 def _graph(file: Path, model: EngineModel, part: int) -> Graph:

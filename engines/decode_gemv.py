@@ -22,14 +22,13 @@ from artifact.errors import EngineError
 from artifact.io_spec import INPUT_IDS
 from engines.backends.flags import DECODE_GEMV
 from engines.graph_weights import layers_in, node_label
+from engines.one_position import constant
 
 QKV, DOWN = "qkv_", "down_"
 """In the names of the weights; gate·up and o stay GEMMs, since another form of them saves no kernel."""
 COPY_HINT = "export with --weights copy into another folder"
 SUFFIX = ".gemv"
 """Behind the name of a linear, in the names of what is added for it."""
-SHORTEST_PREFILL = 2
-"""Tokens: one token is decode's."""
 _LEAST = np.iinfo(np.int64).min
 
 
@@ -88,14 +87,14 @@ class _Shared:
 
     def __init__(self, graph: ir.Graph) -> None:
         ids = next(value for value in graph.inputs if value.name == INPUT_IDS)
-        first, self.third, self.last = (_constant(graph, f"gemv_{label}", number) for label, number in (("first", 0), ("third", 2), ("last", -1)))
+        first, self.third, self.last = (constant(graph, f"gemv_{label}", number) for label, number in (("first", 0), ("third", 2), ("last", -1)))
         length = _node("Shape", [ids], "gemv_length", start=1, end=2)
-        count = _node("Div", [_constant(graph, "gemv_1", 1), length.outputs[0]], "gemv_count")
+        count = _node("Div", [constant(graph, "gemv_1", 1), length.outputs[0]], "gemv_count")
         rest = _node("Sub", [length.outputs[0], count.outputs[0]], "gemv_rest")
         sizes = _node("Concat", [count.outputs[0], rest.outputs[0]], "gemv_sizes", axis=0)
         row = _node("Gather", [ids, first], "gemv_row", axis=0)
         token = _node("Gather", [row.outputs[0], first], "gemv_token", axis=1)
-        always = _node("GreaterOrEqual", [token.outputs[0], _constant(graph, "gemv_least", _LEAST)], "gemv_always")
+        always = _node("GreaterOrEqual", [token.outputs[0], constant(graph, "gemv_least", _LEAST)], "gemv_always")
         one = _node("Cast", [always.outputs[0]], "gemv_one", to=ir.DataType.FLOAT16)
         graph.insert_before(graph[0], [length, count, rest, sizes, row, token, always, one])
         self.sizes, self.one = sizes.outputs[0], one.outputs[0]
@@ -141,11 +140,3 @@ def _node(operator: str, inputs: list[ir.Value], name: str, **attributes: int) -
     node = ir.node(operator, inputs, attributes, name=name)
     node.outputs[0].name = name
     return node
-
-
-def _constant(graph: ir.Graph, name: str, number: int) -> ir.Value:
-    """A vector of one int64."""
-    tensor = ir.tensor(np.array([number], np.int64), name=name)
-    value = ir.Value(name=name, const_value=tensor, type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape([1]))
-    graph.initializers[name] = value
-    return value

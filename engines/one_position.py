@@ -82,7 +82,7 @@ def gather_last_position(graph: ir.Graph, name: str, *, early: bool = False) -> 
     if early:
         behind |= dict.fromkeys(_by_position(graph, behind))
     entering = _entering(graph, behind) if early else [hidden]
-    index = _given_index(graph, hidden, next(node for node in graph if node in behind)) if is_static(graph) else _constant(graph, LAST, -1)
+    index = _given_index(graph, hidden, next(node for node in graph if node in behind)) if is_static(graph) else constant(graph, LAST, -1)
     for number, value in enumerate(entering):
         _gather(graph, value, index, behind, f"_{number}" if number else "")
     for node in behind:
@@ -155,14 +155,15 @@ def _given_index(graph: ir.Graph, hidden: ir.Value, before: ir.Node) -> ir.Value
     index = ir.Value(name=LAST_TOKEN_INDICES, type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape([batch]))
     names = [value.name for value in graph.inputs]
     graph.inputs.insert(names.index(KEY_VALUE_LENGTHS) + 1, index)
-    axes = _constant(graph, f"{LAST}_axes", 1, 2)
+    axes = constant(graph, f"{LAST}_axes", 1, 2)
     unsqueeze = ir.node("Unsqueeze", [index, axes], name=f"{LAST}_indices", metadata_props=dict(before.metadata_props))
     unsqueeze.outputs[0].type, unsqueeze.outputs[0].shape = index.type, ir.Shape([batch, 1, 1])
     graph.insert_before(before, [unsqueeze])
     return unsqueeze.outputs[0]
 
 
-def _constant(graph: ir.Graph, name: str, *numbers: int) -> ir.Value:
+def constant(graph: ir.Graph, name: str, *numbers: int) -> ir.Value:
+    """A vector of int64 that becomes one of the graph's."""
     tensor = ir.tensor(np.array(numbers, np.int64), name=name)
     value = ir.Value(name=name, const_value=tensor, type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape([len(numbers)]))
     graph.initializers[name] = value

@@ -26,6 +26,9 @@ LEAST_ROWS = {"int8": 2, "int8-smoothquant": 2, "int4": 2}
 in a kernel that can't read INT8 or INT4: each step writes every weight out as float16 first
 (INT8: 8 such kernels in 2 layers of 7B widths; none with 2 rows)."""
 
+SHORTEST_PREFILL = 2
+"""New tokens where decode multiplies by a vector: only then does TensorRT-RTX know in each profile which form of a linear is meant."""
+
 Range = tuple[int, int, int]
 Shape = tuple[int, ...]
 
@@ -57,7 +60,7 @@ def make_profiles(
     max_batch: int,
     max_length: int,
     layers: tuple[int, int] | None = None,
-    shortest: int = 1,
+    gemv: bool = False,
 ) -> list[Profile]:
     """The prefill and the decode profile of an engine graph, or of a part of one.
 
@@ -67,12 +70,13 @@ def make_profiles(
         kv_cache: its form.
         max_batch: rows, ≥ 1.
         layers: first and last of a part; None is the whole.
-        max_length: tokens in prompt and answer together, ``shortest`` + 1 to the model's positions; of a static cache its capacity.
-        shortest: new tokens that prefill takes at least; one of 1 token is decode's too.
+        max_length: tokens in prompt and answer together, 2 to the model's positions, 3 with ``gemv``; of a static cache its capacity.
+        gemv: decode multiplies by a vector, and prefill begins behind it (``decode_gemv``); else one token is either's.
 
     Raises:
         EngineError: a bound that the model can't serve.
     """
+    shortest = SHORTEST_PREFILL if gemv else 1
     option = "--max-length" if kv_cache == "dynamic" else "--capacity"
     _check_bounds(config, max_batch, max_length, option, least=shortest + 1)
     axes = _dynamic_axes(max_length, shortest) if kv_cache == "dynamic" else _static_axes(max_length, shortest)

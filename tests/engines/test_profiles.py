@@ -57,13 +57,13 @@ def test_optimum_is_a_shape_that_can_occur(max_length: int) -> None:
 
 def test_a_prefill_that_begins_at_two_tokens_has_more_than_one_length() -> None:
     with pytest.raises(EngineError, match="--max-length must be between 3 and"):
-        make_profiles(CONFIG, "fp16", max_batch=4, max_length=2, shortest=2)
+        make_profiles(CONFIG, "fp16", max_batch=4, max_length=2, gemv=True)
 
 
 @pytest.mark.parametrize(("kv_cache", "masks"), [("dynamic", ("total_sequence_length",)), ("static", ())])
 def test_prefill_may_begin_at_two_tokens_and_decode_has_one(kv_cache: Any, masks: tuple[str, ...]) -> None:
     usual = make_profiles(CONFIG, "fp16", kv_cache, max_batch=4, max_length=64)
-    prefill, decode = make_profiles(CONFIG, "fp16", kv_cache, max_batch=4, max_length=64, shortest=2)
+    prefill, decode = make_profiles(CONFIG, "fp16", kv_cache, max_batch=4, max_length=64, gemv=True)
     assert decode == usual[1]
     assert dict(prefill.axes) == dict(usual[0].axes) | {axis: (2, 64, 64) for axis in ("sequence_length", *masks)}
     assert prefill.shapes["input_ids"] == ((1, 2), (1, 64), (4, 64))
