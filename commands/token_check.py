@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import islice
 from typing import Any
 
@@ -11,8 +11,8 @@ import numpy as np
 from artifact.config import LlamaConfig
 from artifact.layout import parameter_count
 from artifact.room import free_memory, gigabytes
-from validation.calls import FORMS, Ids, Turn
-from validation.greedy import Decoder, greedy
+from validation.calls import Ids
+from validation.greedy import Decoder, greedy, next_logits
 from validation.row_result import Array
 
 Report = dict[str, Any]
@@ -51,7 +51,10 @@ def check_tokens(plan: Decoder, graph: Decoder, prompts: Sequence[Sequence[int]]
     chosen = [ids.copy() for ids in islice(greedy(plan, prompts, positions), count)]
     decisive: list[Report] = []
     equal = 0
-    for position, (ids, logits) in enumerate(zip(chosen, _judged(graph, prompts, chosen, positions), strict=True)):
+    following: list[Ids] = []
+    for position, (ids, given) in enumerate(zip(chosen, next_logits(graph, prompts, following, positions), strict=False)):  # it never ends
+        following[:] = [ids]
+        logits = given.astype(np.float32)
         best, rows = logits.argmax(axis=-1), np.arange(len(prompts))
         margins = _margins(logits, best, ids)
         equal += int((best == ids).sum())
@@ -73,19 +76,3 @@ def _margins(logits: Array, best: Ids, ids: Ids) -> Array:
 
 def _finite(margin: float) -> float | None:
     return round(float(margin), 4) if np.isfinite(margin) else None
-
-
-def _judged(graph: Decoder, prompts: Sequence[Sequence[int]], chosen: Sequence[Ids], positions: int) -> Iterator[Array]:
-    """The graph's logits [B, V] where each token was chosen."""
-    cache = graph.new_cache(len(prompts), positions)
-    for call in FORMS[graph.kv_cache].calls(_turns(prompts, chosen)):
-        logits, *cache = graph.call(call, cache)
-        columns = np.minimum(call.last, logits.shape[1] - 1)
-        yield logits[np.arange(len(prompts)), columns].astype(np.float32)
-
-
-def _turns(prompts: Sequence[Sequence[int]], chosen: Sequence[Ids]) -> Iterator[Turn]:
-    """The prompts, then the tokens that were chosen, without the last, which nothing follows."""
-    yield Turn(tuple(np.asarray(prompt, np.int64) for prompt in prompts), (0,) * len(prompts))
-    for step, ids in enumerate(chosen[:-1]):
-        yield Turn(tuple(ids[:, None]), tuple(len(prompt) + step for prompt in prompts))

@@ -47,13 +47,30 @@ def greedy(runner: Decoder, prompts: Sequence[Sequence[int]], capacity: int = 0)
     Raises:
         ValidationError: ONNX Runtime stopped, or the static cache is full.
     """
-    cache = runner.new_cache(len(prompts), capacity)
     chosen: list[Ids] = []
+    for logits in next_logits(runner, prompts, chosen, capacity):
+        chosen[:] = [logits.argmax(axis=-1)]
+        yield chosen[0]
+
+
+def next_logits(runner: Decoder, prompts: Sequence[Sequence[int]], chosen: list[Ids], capacity: int = 0) -> Iterator[Array]:
+    """The same where the caller chooses, so that several decoders can be given one history.
+
+    Args:
+        runner, prompts, capacity: as in ``greedy``.
+        chosen: its one entry [B] is what the rows go on with; the caller puts it there before asking for more.
+
+    Yields:
+        [B, V], logits of every row's next token, the graph's dtype.
+
+    Raises:
+        ValidationError: as ``greedy``.
+    """
+    cache = runner.new_cache(len(prompts), capacity)
     for call in FORMS[runner.kv_cache].calls(_turns(prompts, chosen)):
         logits, *cache = runner.call(call, cache)
         columns = np.minimum(call.last, logits.shape[1] - 1)  # an engine graph has one
-        chosen[:] = [logits[np.arange(len(prompts)), columns].argmax(axis=-1)]
-        yield chosen[0]
+        yield logits[np.arange(len(prompts)), columns]
 
 
 def _turns(prompts: Sequence[Sequence[int]], chosen: list[Ids]) -> Iterator[Turn]:

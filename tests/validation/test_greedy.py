@@ -12,6 +12,7 @@ import pytest
 from artifact.errors import ValidationError
 from artifact.io_spec import KvCache
 from artifact.steps import run_step
+from benchmarks.static_equals_dynamic import NoSpareSlots, side_by_side
 from exporter.checkpoints import open_checkpoint
 from exporter.export import export_checkpoint
 from graphs.pipeline import fuse_artifact
@@ -66,6 +67,13 @@ def test_each_row_of_a_batch_is_what_it_is_alone_and_without_a_cache(runners: Ru
     for column, prompt in zip(batch.T, PROMPTS, strict=True):
         assert column.tolist() == decode(runners["fused", "static"], [prompt], 32)[:, 0].tolist()
         assert column.tolist() == list(islice(without_cache(runners["traced", "dynamic"], prompt), 32))
+
+
+@pytest.mark.parametrize("stage", ["traced", "fused"])
+@pytest.mark.parametrize("prompt", PROMPTS, ids=len)
+def test_a_static_cache_without_spare_slots_gives_the_bits_of_a_dynamic_one(stage: str, prompt: list[int], runners: Runners) -> None:
+    for dynamic, static in side_by_side(runners[stage, "dynamic"], NoSpareSlots(runners[stage, "static"]), [prompt], 32):
+        np.testing.assert_array_equal(static, dynamic)
 
 
 def test_a_full_cache_is_an_error_and_not_another_token(runners: Runners) -> None:
