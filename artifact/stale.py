@@ -13,8 +13,8 @@ from artifact.manifest import Manifest
 
 DONE_BY = {"calibrate": "quantize", "smoothing": "quantize", "sensitivity": "quantize"}
 """Step → the command that does it, where it is no command itself."""
-NO_FLAGS = ("sha256",)
-"""Recorded options that no command takes."""
+NO_FLAGS = ("sha256", "text", "baseline")
+"""Recorded options that no command takes: a hash stands for what was given."""
 
 
 @dataclass(frozen=True)
@@ -59,10 +59,20 @@ def stale_maker(artifact: Path, manifest: Manifest, file: str) -> Stale | None:
 
 def command_of(artifact: Path, step_id: str, options: Mapping[str, Any]) -> str:
     """The command that does a recorded step again: its options are those of the command line."""
-    given = {key: value for key, value in options.items() if value not in (None, False) and key not in NO_FLAGS}
-    flags = [word for key, value in given.items() for word in (f"--{key.replace('_', '-')}", str(value))]
+    flags = [word for key, value in options.items() if key not in NO_FLAGS for word in _flag(f"--{key.replace('_', '-')}", value)]
     kind = step_id.split("-", maxsplit=1)[0]
-    return shlex.join(["python", "cli.py", DONE_BY.get(kind, kind), str(artifact), *(word for word in flags if word != "True")])
+    return shlex.join(["python", "cli.py", DONE_BY.get(kind, kind), str(artifact), *flags])
+
+
+def _flag(flag: str, value: Any) -> list[str]:
+    """``--max-batch 4``; ``--force`` where it is on; ``--stage fused --stage int8``, recorded as stages; nothing of another step's options."""
+    if value in (None, False) or isinstance(value, Mapping):
+        return []
+    if value is True:
+        return [flag]
+    if isinstance(value, list | tuple):
+        return [word for one in value for word in (flag.removesuffix("s"), str(one))]
+    return [flag, str(value)]
 
 
 def hashes_of(step: Mapping[str, Any]) -> dict[str, str]:

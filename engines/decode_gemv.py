@@ -7,7 +7,8 @@ After:   x ─ Split([n, S − n], axis=1) ┬ [B, n, E] ─ Unsqueeze ─ Mul(C
 n is 1 for one new token and 0 for more. TensorRT-RTX works it out for each profile, where decode has S = 1 and prefill begins at S = 2, and drops the
 empty branch: prefill runs what it ran, and decode's sum of products is a kernel of the compiler's own making, which takes in what stands before it:
 the norm's last step, SiLU · up, and the rotations behind q·k·v (10 kernels a layer → 8, docs/adr/010). Products and sums are float32, as in a GEMM.
-``one`` is 1, computed from the token ids: a constant weight would be stored a second time, in float32. Weights are the same bytes.
+``one`` is 1, computed from the token ids: a constant weight would be stored a second time, in float32. Weights are the same bytes. It is a reduction,
+so that a kernel of its own computes it once a step: what can be fused would be computed again for each product (docs/gpu-results.md).
 
 Each of the N sums computes the norm or SiLU · up of all E inputs again, and rows read the weight in turn. So this is for small models and few rows.
 """
@@ -87,16 +88,15 @@ class _Shared:
 
     def __init__(self, graph: ir.Graph) -> None:
         ids = next(value for value in graph.inputs if value.name == INPUT_IDS)
-        first, self.third, self.last = (constant(graph, f"gemv_{label}", number) for label, number in (("first", 0), ("third", 2), ("last", -1)))
+        self.third, self.last = (constant(graph, f"gemv_{label}", number) for label, number in (("third", 2), ("last", -1)))
         length = _node("Shape", [ids], "gemv_length", start=1, end=2)
         count = _node("Div", [constant(graph, "gemv_1", 1), length.outputs[0]], "gemv_count")
         rest = _node("Sub", [length.outputs[0], count.outputs[0]], "gemv_rest")
         sizes = _node("Concat", [count.outputs[0], rest.outputs[0]], "gemv_sizes", axis=0)
-        row = _node("Gather", [ids, first], "gemv_row", axis=0)
-        token = _node("Gather", [row.outputs[0], first], "gemv_token", axis=1)
-        always = _node("GreaterOrEqual", [token.outputs[0], constant(graph, "gemv_least", _LEAST)], "gemv_always")
-        one = _node("Cast", [always.outputs[0]], "gemv_one", to=ir.DataType.FLOAT16)
-        graph.insert_before(graph[0], [length, count, rest, sizes, row, token, always, one])
+        always = _node("Greater", [ids, constant(graph, "gemv_least", _LEAST)], "gemv_always")
+        ones = _node("Cast", [always.outputs[0]], "gemv_ones", to=ir.DataType.FLOAT16)
+        one = _node("ReduceMax", [ones.outputs[0]], "gemv_one", keepdims=0)
+        graph.insert_before(graph[0], [length, count, rest, sizes, always, ones, one])
         self.sizes, self.one = sizes.outputs[0], one.outputs[0]
 
 

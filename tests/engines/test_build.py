@@ -75,6 +75,7 @@ def test_an_engine_whose_decode_multiplies_by_a_vector_stands_beside_the_usual_o
         "engines/a100-80gb-fp16-gemv/build.json",
     ]
     assert engine["audit"]["passed"] is True
+    assert [name for name in engine["kernels_by_profile"]["decode"] if "Gtr" in name] == ["__myl_GtrCastMaxr"]  # not again for each product
     assert (engine["flags"]["decode_gemv"], engine["graph"]) == (True, "fused-engine-gemv.onnx")
     assert [engine["profiles"][name]["sequence_length"] for name in ("prefill", "decode")] == [(2, 256, 256), (1, 1, 1)]
     assert "one new token is decode's" in engine["notes"][0]

@@ -146,6 +146,12 @@ def test_verify_says_how_a_stale_step_is_redone(artifact: Path) -> None:
             "python cli.py build ART --precision int8 --target a100-80gb --max-batch 4",
         ),
         ("fuse", {"target": "tensorrt", "allow_partial": True}, "python cli.py fuse ART --target tensorrt --allow-partial"),
+        (
+            "validate",
+            {"stages": ["fused", "int8"], "text": ["0a1b"], "tokens": None, "checkpoint": {"checkpoint": "demo"}, "device": "cpu", "baseline": "2c3d"},
+            "python cli.py validate ART --stage fused --stage int8 --device cpu",
+        ),
+        ("validate", {"stages": [], "text": [], "device": "cuda", "streamed": True}, "python cli.py validate ART --device cuda --streamed"),
     ],
 )
 def test_command_of_a_step_carries_its_options(step: str, options: dict[str, Any], command: str) -> None:
