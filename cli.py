@@ -137,7 +137,11 @@ TimingCacheOption = Annotated[
     typer.Option(help="Kernel times to use and add to; default: your own, by release and GPU; tensorrt alone.", metavar="FILE|none"),
 ]
 DecodeGemv = Annotated[
-    bool, typer.Option("--decode-gemv", help="Decode in 8 kernels a layer, not 9 or 10: for fp16, small models, few rows; tensorrt-rtx alone.")
+    bool | None,
+    typer.Option(
+        "--decode-gemv/--no-decode-gemv",
+        help="Decode in 8 kernels a layer, not 9 or 10; fp16 by tensorrt-rtx alone. Default: where it is faster, small models and few rows.",
+    ),
 ]
 MaxBatch = Annotated[int, typer.Option(min=1, help="Largest batch of the engine.")]
 Capacity = Annotated[
@@ -227,7 +231,7 @@ def run(
     optimization_level: OptimizationLevel = None,
     workspace: Workspace = None,
     timing_cache: TimingCacheOption = None,
-    decode_gemv: DecodeGemv = False,
+    decode_gemv: DecodeGemv = None,
     calibration: Calibration = None,
     calibration_tokens: CalibrationTokens = None,
     calibration_length: CalibrationLength = None,
@@ -370,7 +374,7 @@ def build(
     optimization_level: OptimizationLevel = None,
     workspace: Workspace = None,
     timing_cache: TimingCacheOption = None,
-    decode_gemv: DecodeGemv = False,
+    decode_gemv: DecodeGemv = None,
     force: Force = False,
     as_json: Json = False,
 ) -> None:

@@ -1,15 +1,13 @@
-"""What an engine's graph and folder are called: by stage, by the form of its decode, and where a static cache is built in several sizes by the size.
+"""What an engine's graph and folder are called: by stage, and where a static cache is built in several sizes by the size.
 
-``fused-engine.onnx`` and ``engines/a100-80gb-fp16/``; of a bucket ``fused-engine-c1024.onnx`` and ``engines/a100-80gb-fp16-c1024/``; where decode
-multiplies by a vector ``fused-engine-gemv.onnx`` and ``engines/a100-80gb-fp16-gemv/``.
+``fused-engine.onnx`` and ``engines/a100-80gb-fp16/``; of a bucket ``fused-engine-c1024.onnx`` and ``engines/a100-80gb-fp16-c1024/``.
 """
 
 from __future__ import annotations
 
 import re
 
-GEMV = "-gemv"
-_ENGINE = re.compile(rf"(?P<stage>.+)-engine(?P<gemv>{GEMV})?(?:-c(?P<capacity>\d+))?")
+_ENGINE = re.compile(r"(?P<stage>.+)-engine(?:-c(?P<capacity>\d+))?")
 _PART = re.compile(r"-layers-\d+-\d+$")
 
 
@@ -17,9 +15,9 @@ class Bucket(int):
     """A static cache's capacity that is one of several, and so stands in the names of its engine."""
 
 
-def engine_graph(stage: str, capacity: int | None = None, *, gemv: bool = False) -> str:
+def engine_graph(stage: str, capacity: int | None = None) -> str:
     """File of the graph that is built from a stage."""
-    return f"{stage}-engine{_suffix(capacity, gemv)}.onnx"
+    return f"{stage}-engine{_suffix(capacity)}.onnx"
 
 
 def part_graph_name(graph: str, layers: tuple[int, int]) -> str:
@@ -38,9 +36,9 @@ def is_part(name: str) -> bool:
     return _PART.search(name) is not None and is_engine(_PART.sub("", name))
 
 
-def engine_folder(target: str, precision: str, capacity: int | None = None, *, gemv: bool = False) -> str:
+def engine_folder(target: str, precision: str, capacity: int | None = None) -> str:
     """Folder of an engine, in the artifact."""
-    return f"engines/{target}-{precision}{_suffix(capacity, gemv)}"
+    return f"engines/{target}-{precision}{_suffix(capacity)}"
 
 
 def is_engine(name: str) -> bool:
@@ -70,11 +68,5 @@ def bucket_of(name: str) -> int:
     return int(match["capacity"] or 0) if match else 0
 
 
-def has_gemv(name: str) -> bool:
-    """Whether a graph (its name without ``.onnx``) is an engine's whose decode multiplies by a vector."""
-    match = _ENGINE.fullmatch(name)
-    return match is not None and match["gemv"] is not None
-
-
-def _suffix(capacity: int | None, gemv: bool) -> str:
-    return GEMV * gemv + (f"-c{int(capacity)}" if isinstance(capacity, Bucket) else "")
+def _suffix(capacity: int | None) -> str:
+    return f"-c{int(capacity)}" if isinstance(capacity, Bucket) else ""

@@ -19,9 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from artifact.engine_names import engine_graph, has_gemv, stage_of
+from artifact.engine_names import stage_of
 from benchmarks.shapes import ROOT
-from engines.backends.flags import DECODE_GEMV
+from engines.backends.flags import BuildFlags
 from engines.backends.tensorrt_rtx import TensorRTRTX
 from engines.build import STAGES
 from engines.cards import card_of
@@ -30,8 +30,8 @@ from engines.device import Device, find_device
 Report = dict[str, Any]
 Cli = Callable[[Sequence[str]], "Ran"]
 BATCHES = (1, 4)
-GEMV_PRECISION = "fp16"
-"""What is also built with decode as a matrix by a vector: whether that is faster, and for how many rows, no machine without a GPU can say."""
+FORMED = "fp16"
+"""What is also built in the other form of decode: which is faster, and for how many rows, no machine without a GPU can say."""
 COLUMNS = ("backend", "precision", "batch", "prefill tokens/s", "of the bound", "decode tokens/s", "of the bound", "tokens as the graph's")
 
 
@@ -83,14 +83,19 @@ def _prove_backend(proof: Proof, backend: str) -> Iterator[Ran]:
     yield built
     if built.report is None:
         return
-    stages = [STAGES[precision] for precision in proof.precisions]
-    if backend == TensorRTRTX.name and STAGES[GEMV_PRECISION] in stages:
-        yield proof.cli(["build", artifact, "--precision", GEMV_PRECISION, *options, DECODE_GEMV])
-        stages.append(engine_graph(STAGES[GEMV_PRECISION], gemv=True).removesuffix(".onnx"))
     yield proof.cli(["validate", artifact, "--device", "cuda"])
-    for stage in stages:
-        for batch in BATCHES:
-            yield proof.cli(["bench", artifact, "--stage", stage, "--device", "cuda", "--batch", str(batch)])
+    for precision in proof.precisions:
+        yield from _time(proof, artifact, STAGES[precision])
+    if backend == TensorRTRTX.name and FORMED in proof.precisions:
+        usual = built.report[f"build-{FORMED}"]["engines"][0]["flags"]["decode_gemv"]
+        yield proof.cli(["build", artifact, "--precision", FORMED, *options, *BuildFlags(decode_gemv=not usual).asked()])
+        yield proof.cli(["validate", artifact, "--stage", STAGES[FORMED], "--device", "cuda"])
+        yield from _time(proof, artifact, STAGES[FORMED])
+
+
+def _time(proof: Proof, artifact: str, stage: str) -> Iterator[Ran]:
+    for batch in BATCHES:
+        yield proof.cli(["bench", artifact, "--stage", stage, "--device", "cuda", "--batch", str(batch)])
 
 
 def exit_code(commands: Sequence[Ran]) -> int:
@@ -110,7 +115,7 @@ def _not_run(ran: Ran) -> list[str]:
 
 def describe(gpu: str, versions: Report, commands: Sequence[Ran]) -> str:
     """``proof.md``."""
-    rows = [" | ".join(_figures(ran)) for ran in commands if ran.arguments[0] == "bench" and ran.report]
+    rows = [" | ".join(_figures(ran, form)) for form, ran in _with_forms(commands) if ran.arguments[0] == "bench" and ran.report]
     judged = [(ran.arguments[1], ran.report) for ran in commands if ran.arguments[0] == "validate" and ran.report]
     verdicts = [f"- `{artifact}`: {report['verdict']}; {report['headline']}" for artifact, report in judged]
     failed = [f"- `{' '.join(ran.arguments)}`: exit code {ran.code}; {ran.error or 'no word on stderr'}" for ran in commands if ran.code]
@@ -125,11 +130,20 @@ def describe(gpu: str, versions: Report, commands: Sequence[Ran]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _figures(ran: Ran) -> list[str]:
+def _with_forms(commands: Sequence[Ran]) -> Iterator[tuple[str, Ran]]:
+    """Each command, with the form of decode that the build before it asked for; empty where that was left to it."""
+    form = ""
+    for ran in commands:
+        if ran.arguments[0] in ("run", "build"):
+            form = ran.arguments[-1] if ran.arguments[0] == "build" else ""
+        yield form, ran
+
+
+def _figures(ran: Ran, form: str) -> list[str]:
     report = ran.report or {}
     bounds, tokens = report["roofline"] or {}, report["tokens"] or {}
     shares = [f"{bounds[key]:.0%}" if bounds.get(key) else "–" for key in ("prefill_share", "decode_share")]
-    precision = next(name for name, stage in STAGES.items() if stage == stage_of(report["stage"])) + f" {DECODE_GEMV}" * has_gemv(report["stage"])
+    precision = f"{next(name for name, stage in STAGES.items() if stage == stage_of(report['stage']))} {form}".strip()
     same = f"{tokens['equal']} of {tokens['checked']}" if tokens else "–"
     prefill, decode = (f"{report[f'{kind}_tokens_per_s']:,.0f}" for kind in ("prefill", "decode"))
     return [report["backend"], precision, str(report["batch"]), prefill, shares[0], decode, shares[1], same]

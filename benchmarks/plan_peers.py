@@ -28,6 +28,9 @@ from benchmarks.plan_kernels import children_cpu_s
 from benchmarks.shapes import ROOT
 from engines.backends.protocol import BuildRequest, BuildResult
 from engines.backends.tensorrt_rtx import TensorRTRTX
+from engines.decode_form import suits
+from engines.decode_gemv import has_gemv
+from engines.device_fit import load_of
 from engines.engine_graph import write_engine_graph
 from engines.graph_weights import weights_bytes
 from engines.plan_program import Program, read_programs
@@ -79,7 +82,8 @@ def main() -> None:
         for command in (["export", "--checkpoint", "demo", "--out", str(artifact)], ["fuse", str(artifact)]):
             run([*CLI, *command])
         config = LlamaConfig(**read_manifest(artifact)["model"]["config"])
-        write_engine_graph(artifact / "fused.onnx", artifact / "fused-engine.onnx")
+        gemv = suits(config, load_of(config, "fp16", "dynamic", max_batch=MAX_BATCH, max_length=MAX_LENGTH), packed=True)
+        write_engine_graph(artifact / "fused.onnx", artifact / "fused-engine.onnx", decode_gemv=gemv)
         weights = weights_bytes(ir.load(artifact / "fused-engine.onnx").graph)
         graphs = peer_graphs(artifact, config, options.exports or Path(scratch) / "exports", options.python)
         rows = {"this toolkit": measure(artifact / "fused-engine.onnx", config, weights, Path(scratch))}
@@ -125,7 +129,7 @@ def write_checkpoint(artifact: Path, config: LlamaConfig, folder: Path) -> None:
 def measure(graph: Path, config: LlamaConfig, weights: int, scratch: Path) -> Row | str:
     """Build and read one plan; why it can't be built."""
     plan = scratch / "peer.plan"
-    profiles = make_profiles(config, "fp16", max_batch=MAX_BATCH, max_length=MAX_LENGTH)
+    profiles = make_profiles(config, "fp16", max_batch=MAX_BATCH, max_length=MAX_LENGTH, gemv=has_gemv(ir.load(graph).graph))
     before = children_cpu_s()
     try:
         built = TensorRTRTX().build(BuildRequest(graph, plan, find_target("a100"), tuple(profiles)), silent)

@@ -51,7 +51,7 @@ class BuildOptions:
 
     def folder(self, precision: str) -> str:
         """Where an engine of these options goes, in the artifact."""
-        return engine_folder(find_target(self.target).name, precision, self.capacity, gemv=self.flags.decode_gemv)
+        return engine_folder(find_target(self.target).name, precision, self.capacity)
 
 
 def build(artifact: Path, precision: str, options: BuildOptions, *, force: bool = False, progress: Progress = silent) -> Outcome:

@@ -24,12 +24,13 @@ from engines.backends.tensorrt import TensorRT
 from engines.backends.tensorrt_rtx import TensorRTRTX
 from engines.build_cost import Graph, build_cost
 from engines.checks import all_passed
+from engines.decode_form import suits
 from engines.device_fit import gpus_needed, load_of
 from engines.engine_entry import EngineModel, engine_entry, parts_of, same_split
 from engines.engine_graph import write_engine_graph
 from engines.engine_options import EngineOptions
 from engines.graph_weights import turned_bytes, weights_bytes
-from engines.part_plan import Limits, PartPlan, plan_parts
+from engines.part_plan import Limits, PartPlan, plan_parts, plan_usual
 from engines.preflight import check_build, check_disk
 from engines.profiles import Profile, make_profiles
 from engines.targets import Target, find_target
@@ -64,13 +65,13 @@ def build_engine(step: StepContext, options: EngineOptions, write_parts: WritePa
         ArtifactError: the stage is not there.
     """
     stage, backend, gpu = _stage(options.precision), choose_backend(options.backend, options.flags), find_target(options.target)
-    folder = engine_folder(gpu.name, options.precision, options.capacity, gemv=options.flags.decode_gemv)
+    folder = engine_folder(gpu.name, options.precision, options.capacity)
     model = _model(step, stage, options, gpu)
     if options.flags.decode_gemv and model.lowered:
         words = f"{DECODE_GEMV} was not tried with attention in operators of TensorRT {model.lowering['min_tensorrt']}"
         raise EngineError(words, hint=f"python cli.py fuse {step.artifact} --force, without --min-tensorrt")
-    model = replace(model, cut=_cut(step, require(step.artifact, f"{stage}.onnx"), model, folder))
-    whole = _engine_graph(step, stage, options)
+    model = _settled(step, ir.load(require(step.artifact, f"{stage}.onnx")).graph, model, backend, folder)
+    whole = _engine_graph(step, stage, model.options)
     graphs = _part_graphs(step, whole, model, write_parts)
     _check_disk(step, model, graphs, folder)
     engines = [_build_part(step, model, backend, part, graph, plan_file(folder, part)) for part, graph in enumerate(graphs)]
@@ -89,21 +90,31 @@ def _model(step: StepContext, stage: str, options: EngineOptions, gpu: Target) -
     return model
 
 
-def _cut(step: StepContext, graph: Path, model: EngineModel, folder: str) -> PartPlan:
-    """How many plans, and why; as an interrupted build has begun, where that still fits."""
-    options, config = model.options, model.config
+def _settled(step: StepContext, stage: ir.Graph, model: EngineModel, backend: Backend, folder: str) -> EngineModel:
+    """The engine with decode in the form that was asked for or suits it, and cut into its parts, as an interrupted build has begun where that fits.
+
+    Raises:
+        EngineError: a form was asked for that several plans can't have.
+    """
+    options, config, asked = model.options, model.config, model.options.flags.decode_gemv
+    packed = not _is_unpacked(stage)
     gpus = gpus_needed(config, model.load, model.target)
-    gemv = options.flags.decode_gemv
     limits = Limits.of(options.parts, options.max_memory, gpus=gpus, target=model.target.name)
-    nodes = ir.load(graph).graph
-    packed, static = not _is_unpacked(nodes), model.kv_cache == "static"
-    scale = weights_bytes(nodes) / weight_sizes(config, options.precision).total
     journal = step.journal.files if step.journal is not None else {}
-    begun = same_split([entry[BUILT] for file, entry in journal.items() if file.startswith(folder) and BUILT in entry])
-    cut = plan_parts(config, options.precision, limits, packed=packed, static=static, gemv=gemv, begun=begun, scale=scale)
+    form: dict[str, Any] = {
+        "packed": packed,
+        "static": model.kv_cache == "static",
+        "begun": same_split([entry[BUILT] for file, entry in journal.items() if file.startswith(folder) and BUILT in entry]),
+        "scale": weights_bytes(stage) / weight_sizes(config, options.precision).total,
+    }
+    if asked is None:
+        gemv = not backend.lacks(BuildFlags(decode_gemv=True)) and suits(config, model.load, packed=packed, lowered=model.lowered)
+        cut, gemv = plan_usual(config, options.precision, limits, gemv=gemv, **form)
+    else:
+        cut, gemv = plan_parts(config, options.precision, limits, gemv=asked, **form), asked
     if gemv and len(cut.layers) > 1:
         raise EngineError(f"{DECODE_GEMV} is for an engine in one plan, and this one takes {cut.reason}", hint=f"leave out {DECODE_GEMV}")
-    return cut
+    return replace(model, options=replace(options, flags=replace(options.flags, decode_gemv=gemv)), cut=cut)
 
 
 def _is_unpacked(graph: ir.Graph) -> bool:
@@ -168,7 +179,7 @@ def _entry(step: StepContext, plan_name: str, built: Mapping[str, Any]) -> dict[
 
 def _profiles(model: EngineModel, part: int) -> list[Profile]:
     bounds = {"max_batch": model.load.batch, "max_length": model.load.length}
-    layers, gemv = model.cut.layers[part], model.options.flags.decode_gemv
+    layers, gemv = model.cut.layers[part], bool(model.options.flags.decode_gemv)
     return make_profiles(model.config, model.dtype, model.kv_cache, **bounds, layers=layers, gemv=gemv)
 
 
@@ -177,14 +188,14 @@ def _graph(file: Path, model: EngineModel, part: int) -> Graph:
     graph, (first, last), precision = ir.load(file).graph, model.cut.layers[part], model.options.precision
     static = model.kv_cache == "static"
     packed = not _is_unpacked(graph)
-    return Graph(weights_bytes(graph), last - first + 1, precision, turned_bytes(graph), packed, static, model.options.flags.decode_gemv)
+    return Graph(weights_bytes(graph), last - first + 1, precision, turned_bytes(graph), packed, static, bool(model.options.flags.decode_gemv))
 
 
 def _engine_graph(step: StepContext, stage: str, options: EngineOptions) -> Path:
     """Write the graph that is built, or cut."""
-    source, name = require(step.artifact, f"{stage}.onnx"), engine_graph(stage, options.capacity, gemv=options.flags.decode_gemv)
+    source, name = require(step.artifact, f"{stage}.onnx"), engine_graph(stage, options.capacity)
     with step.write(name) as graph_file:
-        write_engine_graph(source, graph_file, capacity=options.capacity, decode_gemv=options.flags.decode_gemv)
+        write_engine_graph(source, graph_file, capacity=options.capacity, decode_gemv=bool(options.flags.decode_gemv))
     return step.artifact / name
 
 

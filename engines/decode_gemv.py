@@ -10,10 +10,13 @@ the norm's last step, SiLU · up, and the rotations behind q·k·v (10 kernels a
 ``one`` is 1, computed from the token ids: a constant weight would be stored a second time, in float32. Weights are the same bytes. It is a reduction,
 so that a kernel of its own computes it once a step: what can be fused would be computed again for each product (docs/gpu-results.md).
 
-Each of the N sums computes the norm or SiLU · up of all E inputs again, and rows read the weight in turn. So this is for small models and few rows.
+Each of the N sums computes the norm or SiLU · up of all E inputs again, and rows read the weight in turn. So this is for small models and few rows:
+it is the usual form of those for which it was measured to be faster (``decode_form``).
 """
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
@@ -51,6 +54,16 @@ def check_gemv(precision: str, parts: int | None, *, packed: bool) -> None:
         raise EngineError(f"{DECODE_GEMV} is for fp16 engines, not {precision}: {reason}", hint=f"build {precision} without {DECODE_GEMV}")
     if parts not in (None, 1):
         raise EngineError(f"{DECODE_GEMV} is for an engine in one plan, got --parts {parts}", hint=f"leave out --parts, or {DECODE_GEMV}")
+
+
+def has_gemv(graph: ir.Graph) -> bool:
+    """Whether a graph is an engine's whose decode multiplies by a vector."""
+    return any(str(node.name).endswith(SUFFIX) for node in graph)
+
+
+def file_has_gemv(graph: Path) -> bool:
+    """The same of a graph's file."""
+    return has_gemv(ir.load(graph).graph)
 
 
 def products_bytes(config: LlamaConfig) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from artifact.config import LlamaConfig
@@ -11,8 +11,9 @@ from artifact.io_spec import KvCache
 from artifact.layout import parameter_count
 from artifact.room import gigabytes
 from engines.build_cost import BuildCost, build_cost
+from engines.decode_form import suits
 from engines.device_fit import Load, fit
-from engines.part_plan import Limits, PartPlan, part_graph, plan_parts
+from engines.part_plan import Limits, PartPlan, part_graph, plan_usual
 from engines.profiles import TYPICAL_LENGTH, default_length
 from engines.roofline import DECODE_SHARE, PREFILL_SHARE, compare, roofline
 from engines.step_cost import Rates, StepCost
@@ -171,9 +172,10 @@ def _compared(config: LlamaConfig, precision: str, target: Target, prompt: int, 
 def _parts(question: Question, machine: Machine, gpus: int | None) -> tuple[PartPlan, str]:
     """The cut that fits, and no words; or one part a layer, and why even that does not."""
     limits = Limits.of(None, question.max_memory, gpus=gpus, target=question.target.name, free=machine.memory_bytes)
-    static = question.load.kv_cache == "static"
+    form = {"packed": question.packed, "static": question.load.kv_cache == "static"}
     try:
-        return plan_parts(question.config, question.load.precision, limits, packed=question.packed, static=static), ""
+        gemv = suits(question.config, question.load, packed=question.packed)
+        return plan_usual(question.config, question.load.precision, limits, gemv=gemv, **form)[0], ""
     except EngineError as error:
         count = question.config.num_hidden_layers
         return PartPlan(tuple((layer, layer) for layer in range(count)), "no cut fits"), f"build: {error}"
@@ -182,8 +184,9 @@ def _parts(question: Question, machine: Machine, gpus: int | None) -> tuple[Part
 def _plans(question: Question, cut: PartPlan) -> tuple[BuildCost, ...]:
     config, precision = question.config, question.load.precision
     sizes, static = weight_sizes(config, precision), question.load.kv_cache == "static"
+    gemv = len(cut.layers) == 1 and suits(config, question.load, packed=question.packed)
     graphs = [part_graph(sizes, part, precision, packed=question.packed, static=static, tied=config.tie_word_embeddings) for part in cut.layers]
-    return tuple(map(build_cost, graphs))
+    return tuple(build_cost(replace(graph, gemv=gemv)) for graph in graphs)
 
 
 def _lacks(steps: list[StepCost], machine: Machine) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from artifact.config import LlamaConfig
 from artifact.errors import EngineError
@@ -97,6 +98,21 @@ def plan_parts(
             return PartPlan(cut, _reason(count, whole, limits))
     _check(max(map(memory, split(sizes, layers, tied=config.tie_word_embeddings))), limits, layers)
     raise AssertionError("unreachable: the last check refuses")
+
+
+def plan_usual(config: LlamaConfig, precision: str, limits: Limits, *, gemv: bool, **form: Any) -> tuple[PartPlan, bool]:
+    """The cut of an engine, and whether its decode multiplies by a vector: not where that was to be and it takes several plans.
+
+    Args:
+        config, precision, limits: as ``plan_parts``.
+        gemv: whether it is to be.
+        form: what else ``plan_parts`` takes.
+
+    Raises:
+        EngineError: as ``plan_parts``.
+    """
+    cut = plan_parts(config, precision, limits, gemv=gemv, **form)
+    return (cut, gemv) if not gemv or len(cut.layers) == 1 else (plan_parts(config, precision, limits, **form), False)
 
 
 def part_graph(sizes: WeightSizes, part: Layers, precision: str, *, packed: bool, static: bool, tied: bool) -> Graph:

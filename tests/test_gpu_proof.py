@@ -41,27 +41,28 @@ def test_each_backend_is_built_validated_and_timed_on_an_artifact_of_its_own(tmp
     assert exit_code(commands) == 1
 
 
-def test_tensorrt_rtx_is_timed_with_both_forms_of_decode(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("usual", "other"), [(True, "--no-decode-gemv"), (False, "--decode-gemv")])
+def test_tensorrt_rtx_is_timed_with_both_forms_of_decode(tmp_path: Path, usual: bool, other: str) -> None:
     given: list[Sequence[str]] = []
-    prove(
-        Proof(
-            "demo",
-            tmp_path,
-            "a100-80gb",
-            ("int8", "fp16"),
-            ("tensorrt-rtx",),
-            lambda arguments: given.append(arguments) or ran(*arguments, report=VALID),
-        )
-    )
-    assert [one[0] for one in given] == ["run", "build", "validate", *["bench"] * 3 * len(BATCHES)]
-    assert list(given[1]) == ["build", str(tmp_path / "tensorrt-rtx"), "--precision", "fp16", *given[0][7:13], "--decode-gemv"]
+    report = {**VALID, "build-fp16": {"engines": [{"flags": {"decode_gemv": usual}}]}}
+
+    def cli(arguments: Sequence[str]) -> Ran:
+        given.append(arguments)
+        return ran(*arguments, report=report)
+
+    prove(Proof("demo", tmp_path, "a100-80gb", ("int8", "fp16"), ("tensorrt-rtx",), cli))
+    timed = ["bench"] * len(BATCHES)
+    assert [one[0] for one in given] == ["run", "validate", *timed, *timed, "build", "validate", *timed]
+    assert list(given[6]) == ["build", str(tmp_path / "tensorrt-rtx"), "--precision", "fp16", *given[0][7:13], other]
     assert list(given[0][7:13]) == ["--backend", "tensorrt-rtx", "--target", "a100-80gb", "--max-batch", "4"]
-    assert [one[3] for one in given if one[0] == "bench"][::2] == ["int8", "fused", "fused-engine-gemv"]
+    assert list(given[7][2:]) == ["--stage", "fused", "--device", "cuda"]
+    assert [one[3] for one in given if one[0] == "bench"][::2] == ["int8", "fused", "fused"]
 
 
-def test_the_form_of_decode_stands_beside_the_precision() -> None:
-    commands = [ran("bench", "proof/tensorrt-rtx", report={**BENCH, "stage": "fused-engine-gemv"})]
-    assert "| fp16 --decode-gemv | 4 |" in describe("NVIDIA A100-SXM4-80GB", {}, commands)
+def test_the_form_of_decode_that_was_asked_for_stands_beside_the_precision() -> None:
+    timed = ran("bench", "proof/tensorrt-rtx", report={**BENCH, "stage": "fused"})
+    text = describe("NVIDIA A100-SXM4-80GB", {}, [ran("run", "--out", "proof"), timed, ran("build", "--no-decode-gemv"), timed])
+    assert [line.split(" | ")[1] for line in text.splitlines() if line.startswith("| tensorrt")] == ["fp16", "fp16 --no-decode-gemv"]
 
 
 @pytest.mark.parametrize(

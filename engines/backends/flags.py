@@ -26,6 +26,7 @@ class BuildFlags:
         workspace_bytes: the most device memory that a kernel may use for itself.
         timing_cache: file of measured kernel times; None is the user's own, by release and GPU; ``none`` keeps none.
         decode_gemv: decode multiplies by a vector, in fewer kernels (``engines/decode_gemv.py``): TensorRT-RTX's, since it was read from its plans.
+            None: where it was measured to be faster.
 
     Raises:
         EngineError: a level or a size that TensorRT does not have.
@@ -37,7 +38,7 @@ class BuildFlags:
     optimization_level: int | None = None
     workspace_bytes: int | None = None
     timing_cache: str | None = None
-    decode_gemv: bool = False
+    decode_gemv: bool | None = None
 
     def __post_init__(self) -> None:
         if self.optimization_level is not None and self.optimization_level not in LEVELS:
@@ -49,12 +50,13 @@ class BuildFlags:
 
     def asked(self) -> list[str]:
         """The options that are not at their default."""
-        return [OPTIONS[name] for name in self._given()]
+        return [_option(name, value) for name, value in self._given().items()]
 
     def recorded(self) -> dict[str, Any]:
         """Option → value as the command line takes it, of those that are not at their default: what decides a plan, as the manifest keeps it."""
         units = {"workspace_bytes": 1e9}
-        return {OPTIONS[name].strip("-").replace("-", "_"): value / units[name] if name in units else value for name, value in self._given().items()}
+        given = {name: value / units[name] if name in units else value for name, value in self._given().items()}
+        return {_option(name, value).strip("-").replace("-", "_"): True if value is False else value for name, value in given.items()}
 
     def _given(self) -> dict[str, Any]:
         return {one.name: getattr(self, one.name) for one in fields(self) if getattr(self, one.name) != one.default}
@@ -74,3 +76,8 @@ OPTIONS = {
     "decode_gemv": DECODE_GEMV,
 }
 """Field → the option that sets it."""
+
+
+def _option(name: str, value: Any) -> str:
+    """``--decode-gemv``; ``--no-decode-gemv`` where it is turned off."""
+    return OPTIONS[name].replace("--", "--no-", 1) if value is False else OPTIONS[name]

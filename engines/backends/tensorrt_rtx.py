@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from importlib import metadata
 from importlib.util import find_spec
 from typing import Any
 
 from artifact.progress import Progress
 from engines.audit import audit_plan
-from engines.backends.flags import DECODE_GEMV, BuildFlags
+from engines.backends.flags import BuildFlags
 from engines.backends.protocol import AuditRequest, BuildRequest, BuildResult
 from engines.backends.worker import MEGABYTE, USE_RTX, run_worker
 
@@ -39,7 +40,7 @@ class TensorRTRTX:
 
     def lacks(self, flags: BuildFlags) -> list[str]:
         """All of enterprise TensorRT's: without a driver most fail or do nothing (docs/adr/007), and the rest change no plan that was measured."""
-        return [option for option in flags.asked() if option != DECODE_GEMV]
+        return replace(flags, decode_gemv=None).asked()
 
     def build(self, request: BuildRequest, progress: Progress) -> BuildResult:
         """Build in a worker process (``tensorrt_rtx_worker``), streamed to ``request.plan``."""

@@ -27,6 +27,7 @@ from engines.backends.flags import BuildFlags
 from engines.backends.protocol import BuildRequest, BuildResult
 from engines.backends.tensorrt_rtx import TensorRTRTX
 from engines.build import build_engine, choose_backend
+from engines.decode_gemv import file_has_gemv
 from engines.engine_options import EngineOptions
 
 Make = Callable[..., Any]
@@ -60,25 +61,25 @@ def test_build_engine_writes_graph_plan_and_record(make_stage: Make, tmp_path: P
     assert {"Building engine", "auditing the plan"} <= set(told)
     assert engine["network_layers"] > 50
     layers = next(sheet for sheet in summarize("build", report) if sheet.columns[:2] == ("profile", "where"))
-    assert layers.rows[2][:3] == ("decode", "layer 0", "9")
+    assert layers.rows[2][:3] == ("decode", "layer 0", "9" if precision == "int8" else "8")
     assert ("gemm int8" if precision == "int8" else "gemm half") in layers.rows[2][3]
 
 
-def test_an_engine_whose_decode_multiplies_by_a_vector_stands_beside_the_usual_one(make_stage: Make, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("asked", "max_batch", "gemv"), [(None, 2, True), (None, 5, False), (True, 5, True), (False, 2, False)])
+def test_decode_multiplies_by_a_vector_where_that_is_faster_or_asked_for(
+    make_stage: Make, tmp_path: Path, asked: bool | None, max_batch: int, gemv: bool
+) -> None:
     pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx-cu12 is not installed")
     step = artifact_of(make_stage, tmp_path, "fp16")
-    options = EngineOptions(precision="fp16", target="a100", max_batch=2, flags=BuildFlags(decode_gemv=True))
+    options = EngineOptions(precision="fp16", target="a100", max_batch=max_batch, flags=BuildFlags(decode_gemv=asked))
     (engine,) = build_engine(step, options, write_part_graphs)["engines"]
-    assert list(step.outputs) == [
-        "fused-engine-gemv.onnx",
-        "engines/a100-80gb-fp16-gemv/part-00.plan",
-        "engines/a100-80gb-fp16-gemv/build.json",
-    ]
     assert engine["audit"]["passed"] is True
-    assert [name for name in engine["kernels_by_profile"]["decode"] if "Gtr" in name] == ["__myl_GtrCastMaxr"]  # not again for each product
-    assert (engine["flags"]["decode_gemv"], engine["graph"]) == (True, "fused-engine-gemv.onnx")
-    assert [engine["profiles"][name]["sequence_length"] for name in ("prefill", "decode")] == [(2, 256, 256), (1, 1, 1)]
-    assert "one new token is decode's" in engine["notes"][0]
+    once = ["__myl_GtrCastMaxr"] if gemv else []  # not again for each product
+    assert [name for name in engine["kernels_by_profile"]["decode"] if "Gtr" in name] == once
+    assert (engine["flags"]["decode_gemv"], engine["graph"]) == (gemv, "fused-engine.onnx")
+    assert file_has_gemv(tmp_path / engine["graph"]) is gemv
+    assert [engine["profiles"][name]["sequence_length"][0] for name in ("prefill", "decode")] == [2 if gemv else 1, 1]
+    assert [note.split(":")[0] for note in engine["notes"]] == ["decode multiplies by a vector (--no-decode-gemv"] * gemv
 
 
 def test_int8_for_one_row_is_built_for_two_and_says_so(make_stage: Make, tmp_path: Path) -> None:
@@ -259,6 +260,13 @@ def test_an_engine_whose_decode_multiplies_by_a_vector_is_not_cut(make_stage: Ma
         build_engine(parts_artifact(make_stage, tmp_path / "more"), options, write_part_graphs)
     assert error.value.hint == "leave out --decode-gemv"
     assert not list((tmp_path / "more").glob("*engine*"))
+
+
+def test_where_it_would_take_several_plans_decode_keeps_its_gemm(make_stage: Make, tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx-cu12 is not installed")
+    options = EngineOptions(precision="fp16", target="a100", max_batch=2, max_memory=470 * 10**6)
+    report = build_engine(parts_artifact(make_stage, tmp_path), options, write_part_graphs)
+    assert [engine["flags"]["decode_gemv"] for engine in report["engines"]] == [False]
 
 
 def test_lowered_attention_and_a_decode_that_multiplies_by_a_vector_were_not_tried(make_stage: Make, tmp_path: Path) -> None:

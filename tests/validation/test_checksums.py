@@ -148,7 +148,14 @@ def test_verify_says_how_a_stale_step_is_redone(artifact: Path) -> None:
         ("fuse", {"target": "tensorrt", "allow_partial": True}, "python cli.py fuse ART --target tensorrt --allow-partial"),
         (
             "validate",
-            {"stages": ["fused", "int8"], "text": ["0a1b"], "tokens": None, "checkpoint": {"checkpoint": "demo"}, "device": "cpu", "baseline": "2c3d"},
+            {
+                "stages": ["fused", "int8"],
+                "text": ["0a1b"],
+                "tokens": None,
+                "checkpoint": {"checkpoint": "demo"},
+                "device": "cpu",
+                "baseline": "2c3d",
+            },
             "python cli.py validate ART --stage fused --stage int8 --device cpu",
         ),
         ("validate", {"stages": [], "text": [], "device": "cuda", "streamed": True}, "python cli.py validate ART --device cuda --streamed"),
