@@ -12,6 +12,7 @@ from typing import Any
 from polygraphy.exception import PolygraphyException
 
 from artifact.errors import EngineError
+from engines.backends.allocator import give_back
 from engines.backends.flavour import trt
 
 Severity = trt.ILogger.Severity
@@ -49,7 +50,7 @@ class Logger(trt.ILogger):  # type: ignore[misc]
 
 
 class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
-    """TensorRT's progress, bridged: the outermost phase and its steps."""
+    """TensorRT's progress, bridged: the outermost phase and its steps. What a phase has freed goes back before the next one allocates."""
 
     def __init__(self) -> None:
         trt.IProgressMonitor.__init__(self)
@@ -67,6 +68,7 @@ class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
 
     def phase_finish(self, phase_name: str) -> None:
         """Called by TensorRT."""
+        give_back()
         steps = self._steps.pop(phase_name)
         send(progress=[phase_name, steps, steps])
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from artifact.progress import Progress
 from engines.audit import audit_plan
+from engines.backends.allocator import environment
 from engines.backends.flags import BuildFlags
 from engines.backends.protocol import AuditRequest, BuildRequest, BuildResult
 from engines.backends.worker import MEGABYTE, USE_RTX, run_worker
@@ -17,7 +18,7 @@ from engines.backends.worker import MEGABYTE, USE_RTX, run_worker
 NEEDED = {"tensorrt_rtx": "tensorrt-rtx-cu12", "polygraphy": "polygraphy"}
 """Module → the distribution that brings it."""
 ENVIRONMENT = {USE_RTX: "1", "MALLOC_MMAP_THRESHOLD_": "131072"}
-"""Of the worker. The fixed threshold keeps weights out of malloc's heap, which does not shrink: 22 layers, 1.2 GB: 2.6 GB at the peak, else 3.1."""
+"""Of the worker, beside its allocator's. Glibc's malloc gives a piece above a fixed threshold back as soon as it is freed: weights, above all."""
 
 
 class TensorRTRTX:
@@ -51,10 +52,11 @@ class TensorRTRTX:
             "profiles": [dict(profile.shapes) for profile in request.profiles],
         }
         start = time.perf_counter()
-        result, peak = run_worker("engines.backends.tensorrt_rtx_worker", message, ENVIRONMENT, progress)
+        result, peak = run_worker("engines.backends.tensorrt_rtx_worker", message, ENVIRONMENT | environment(), progress)
         seconds = time.perf_counter() - start
         memory = (peak.resident // MEGABYTE, peak.anonymous // MEGABYTE)
-        return BuildResult(round(seconds, 2), *memory, result["version"], result["network_layers"], result["static_cache"])
+        compiler = {"allocator": result["allocator"]}
+        return BuildResult(round(seconds, 2), *memory, result["version"], result["network_layers"], result["static_cache"], compiler)
 
     def audit(self, request: AuditRequest, result: BuildResult) -> dict[str, Any]:
         """Read from the plan's bytes."""

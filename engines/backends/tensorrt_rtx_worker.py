@@ -10,6 +10,7 @@ from typing import Any
 
 from polygraphy.backend.tensorrt_rtx import CreateConfigRTX
 
+from engines.backends.allocator import allocator
 from engines.backends.bridge import Logger, Monitor, answer, write_plan
 from engines.backends.flavour import trt
 from engines.backends.network import parse, prepare, to_profiles
@@ -19,7 +20,7 @@ def build(request: dict[str, Any]) -> dict[str, Any]:
     """Build and stream one plan.
 
     Returns:
-        ``version``; ``network_layers``, as parsed; ``static_cache``, as ``static_network.prepare_static`` counts it.
+        ``version``; ``allocator``; ``network_layers``, as parsed; ``static_cache``, as ``static_network.prepare_static`` counts it.
 
     Raises:
         EngineError: the graph doesn't parse or can't be prepared, the configuration is refused, the disk is full, or TensorRT fails.
@@ -40,7 +41,7 @@ def build(request: dict[str, Any]) -> dict[str, Any]:
     config.clear_flag(trt.BuilderFlag.TF32)  # on by default, and CreateConfigRTX leaves it on
     write_plan(builder, network, config, plan, logger, graph)
     del parser, monitor
-    return {"version": trt.__version__, "network_layers": layers, "static_cache": found}
+    return {"version": trt.__version__, "allocator": allocator(), "network_layers": layers, "static_cache": found}
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from artifact.progress import Progress
 from artifact.steps import StepContext
 from commands.part_graphs import write_part_graphs
 from commands.summary import summarize
+from engines.backends.allocator import mimalloc
 from engines.backends.flags import BuildFlags
 from engines.backends.protocol import BuildRequest, BuildResult
 from engines.backends.tensorrt_rtx import TensorRTRTX
@@ -60,6 +61,7 @@ def test_build_engine_writes_graph_plan_and_record(make_stage: Make, tmp_path: P
     assert engine["peak_anonymous_mb"] < engine["peak_rss_mb"] < 2000
     assert {"Building engine", "auditing the plan"} <= set(told)
     assert engine["network_layers"] > 50
+    assert engine["allocator"].startswith("the system's" if mimalloc() is None else "mimalloc ")
     layers = next(sheet for sheet in summarize("build", report) if sheet.columns[:2] == ("profile", "where"))
     assert layers.rows[2][:3] == ("decode", "layer 0", "9" if precision == "int8" else "8")
     assert ("gemm int8" if precision == "int8" else "gemm half") in layers.rows[2][3]
