@@ -53,7 +53,7 @@ vocabulary of {VOCABULARY:,}. A layer's kernels are those of the layer that most
 - *unfused*: `traced.onnx`
 - *fused*: the fusions without the two that pack q·k·v and gate·up
 - *fused and packed*: `fused.onnx`; INT8 is `int8.onnx`
-- *the same with --decode-gemv*: decode's q·k·v and down as sums of products (docs/adr/010)
+- *the same with --decode-gemv*: decode's q·k·v and down as sums of products (docs/adr/010); what `build` makes by itself up to 2,048 wide and 4 rows
 
 All are built as engine graphs, with one position a row before lm_head. Seconds and memory are those of one run on a shared machine of two cores."""
 COSTS = ["", "form", "network layers", "launches prefill / decode", "plan ÷ weights", "plan MB", "built in s", "CPU s", "anonymous memory MB"]
