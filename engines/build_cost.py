@@ -26,7 +26,7 @@ class Fit:
         return self.base + self.layer * layers + int(self.weight * weights_bytes)
 
 
-MEMORY = Fit(304 * MEGABYTE, 10_200_000)
+MEMORY = Fit(336 * MEGABYTE, 2_000_000)
 PLAN = {False: Fit(2_990_000, 373_000), True: Fit(2_440_000, 975_000)}
 """By whether weights are quantised: a plan is its weights and text, which depends on the layers and not on their width."""
 TURNED = {"int4": 1.4, "int8-smoothquant": 1.0}
@@ -36,7 +36,7 @@ PARENT_BYTES = 130 * MEGABYTE
 UNPACKED = 1.75
 ADDED_STATIC_TEXT = 330_000
 """What a static cache adds to each layer's text (docs/adr/009)."""
-ADDED_GEMV_MEMORY = 2_900_000
+ADDED_GEMV_MEMORY = 550_000
 """What ``--decode-gemv`` adds a layer; to the plan it adds ``GEMV_LAYER_TEXT``."""
 SECONDS, SECONDS_A_LAYER, BYTES_A_SECOND = 5.0, 0.27, 300e6
 """13 s for SmolLM2 and 58 s for 7B FP16 and 13B INT8, on two cores that do nothing else."""
