@@ -220,12 +220,13 @@ def test_names_a_kernel_that_is_stored_for_every_layer(built: Built) -> None:
     assert where.endswith(" 2 times")
 
 
-@pytest.mark.parametrize("layers", [1, 2])
-@pytest.mark.parametrize(("ratio", "passed"), [(PLAN_LIMIT - 0.001, True), (PLAN_LIMIT + 0.001, False)])
-def test_whole_plan_is_gated_where_its_text_fits(tmp_path: Path, ratio: float, passed: bool, layers: int) -> None:
-    weights = round((PLAN_TEXT + LAYER_TEXT) / (PLAN_LIMIT - 1)) + 1  # the text of one layer fits, that of two does not
+@pytest.mark.parametrize(("layers", "limit"), [(1, PLAN_LIMIT), (2, PLAN_LIMIT), (3, 1.0656), (12, None)])
+def test_whole_plan_is_gated_by_the_text_that_such_a_plan_holds(tmp_path: Path, layers: int, limit: float | None) -> None:
+    weights = round((PLAN_TEXT + 2 * LAYER_TEXT) / (PLAN_LIMIT - 1)) + 1  # the text of two layers fits
     plan = tmp_path / "part-00.plan"
-    with plan.open("wb") as file:
-        file.truncate(round(weights * ratio))
-    assert plan_bytes(plan, weights, layers, gated=True)["passed"] is (passed if layers == 1 else None)
-    assert plan_bytes(plan, weights, layers, gated=False)["passed"] is None
+    for ratio, passed in (((limit or 1) - 0.001, True), ((limit or 1) + 0.001, False)):
+        with plan.open("wb") as file:
+            file.truncate(round(weights * ratio))
+        found = plan_bytes(plan, weights, layers, gated=True)
+        assert (found["limit"], found["passed"]) == (limit, passed if limit else None)
+        assert plan_bytes(plan, weights, layers, gated=False)["passed"] is None

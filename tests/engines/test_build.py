@@ -28,8 +28,10 @@ from engines.backends.flags import BuildFlags
 from engines.backends.protocol import BuildRequest, BuildResult
 from engines.backends.tensorrt_rtx import TensorRTRTX
 from engines.build import build_engine, choose_backend
+from engines.build_cost import ADDED_GEMV_MEMORY, Graph, build_cost
 from engines.decode_gemv import file_has_gemv
 from engines.engine_options import EngineOptions
+from engines.graph_weights import weights_bytes
 
 Make = Callable[..., Any]
 
@@ -266,8 +268,10 @@ def test_an_engine_whose_decode_multiplies_by_a_vector_is_not_cut(make_stage: Ma
 
 def test_where_it_would_take_several_plans_decode_keeps_its_gemm(make_stage: Make, tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx-cu12 is not installed")
-    options = EngineOptions(precision="fp16", target="a100", max_batch=2, max_memory=470 * 10**6)
-    report = build_engine(parts_artifact(make_stage, tmp_path), options, write_part_graphs)
+    step = parts_artifact(make_stage, tmp_path)
+    usual = build_cost(Graph(weights_bytes(ir.load(tmp_path / "fused.onnx").graph), 3, "fp16")).memory_bytes
+    options = EngineOptions(precision="fp16", target="a100", max_batch=2, max_memory=usual + ADDED_GEMV_MEMORY)
+    report = build_engine(step, options, write_part_graphs)
     assert [engine["flags"]["decode_gemv"] for engine in report["engines"]] == [False]
 
 
