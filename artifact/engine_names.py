@@ -1,13 +1,15 @@
 """What an engine's graph and folder are called: by stage, and where a static cache is built in several sizes by the size.
 
-``fused-engine.onnx`` and ``engines/a100-80gb-fp16/``; of a bucket ``fused-engine-c1024.onnx`` and ``engines/a100-80gb-fp16-c1024/``.
+``fused-engine.onnx`` and ``engines/a100-80gb-fp16/``; of a bucket ``fused-engine-c1024.onnx`` and ``engines/a100-80gb-fp16-c1024/``. A graph whose
+decode multiplies by a vector says so, ``fused-engine-gemv.onnx``: engines of either form may stand in one artifact, for GPUs that differ.
 """
 
 from __future__ import annotations
 
 import re
 
-_ENGINE = re.compile(r"(?P<stage>.+)-engine(?:-c(?P<capacity>\d+))?")
+GEMV = "-gemv"
+_ENGINE = re.compile(rf"(?P<stage>.+)-engine(?P<gemv>{GEMV})?(?:-c(?P<capacity>\d+))?")
 _PART = re.compile(r"-layers-\d+-\d+$")
 
 
@@ -15,9 +17,9 @@ class Bucket(int):
     """A static cache's capacity that is one of several, and so stands in the names of its engine."""
 
 
-def engine_graph(stage: str, capacity: int | None = None) -> str:
+def engine_graph(stage: str, capacity: int | None = None, *, gemv: bool = False) -> str:
     """File of the graph that is built from a stage."""
-    return f"{stage}-engine{_suffix(capacity)}.onnx"
+    return f"{stage}-engine{GEMV * gemv}{_suffix(capacity)}.onnx"
 
 
 def part_graph_name(graph: str, layers: tuple[int, int]) -> str:
@@ -66,6 +68,12 @@ def bucket_of(name: str) -> int:
     """Capacity of a bucket's graph; 0 of any other."""
     match = _ENGINE.fullmatch(name)
     return int(match["capacity"] or 0) if match else 0
+
+
+def has_gemv(name: str) -> bool:
+    """Whether a graph (its name without ``.onnx``) is an engine's whose decode multiplies by a vector."""
+    match = _ENGINE.fullmatch(name)
+    return match is not None and match["gemv"] is not None
 
 
 def _suffix(capacity: int | None) -> str:

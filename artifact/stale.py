@@ -66,7 +66,7 @@ def command_of(artifact: Path, step_id: str, options: Mapping[str, Any]) -> str:
 
 def _flag(flag: str, value: Any) -> list[str]:
     """``--max-batch 4``; ``--force`` where it is on; ``--stage fused --stage int8``, recorded as stages; nothing of another step's options."""
-    if value in (None, False) or isinstance(value, Mapping):
+    if value is None or value is False or isinstance(value, Mapping):
         return []
     if value is True:
         return [flag]

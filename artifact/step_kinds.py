@@ -147,6 +147,7 @@ MADE_BY = {
     **{f"{one}.onnx": _QUANTIZE + one for one in ("int8", "int8-smoothquant", "int4")},
     **{f"{one}-onnxruntime{end}.onnx": f"{_QUANTIZE}{one} --target onnxruntime" for one in ("int8", "int4") for end in _WHOLE_OR_ONE},
     **{f"{stage}-engine.onnx": f"python cli.py build {{artifact}} --precision {one}" for stage, one in _BUILT_AS.items()},
+    "fused-engine-gemv.onnx": "python cli.py build {artifact} --decode-gemv",
     CALIBRATION: "python cli.py quantize {artifact}",
     **{calibration_file(one): _QUANTIZE + one for one in STATIC},
     "smoothing-int8-smoothquant.npz": f"{_QUANTIZE}int8-smoothquant",

@@ -19,9 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from artifact.engine_names import stage_of
+from artifact.engine_names import has_gemv, stage_of, whole_graph
 from benchmarks.shapes import ROOT
-from engines.backends.flags import BuildFlags
+from engines.backends.flags import DECODE_GEMV, BuildFlags
 from engines.backends.tensorrt_rtx import TensorRTRTX
 from engines.build import STAGES
 from engines.cards import card_of
@@ -85,12 +85,20 @@ def _prove_backend(proof: Proof, backend: str) -> Iterator[Ran]:
         return
     yield proof.cli(["validate", artifact, "--device", "cuda"])
     for precision in proof.precisions:
-        yield from _time(proof, artifact, STAGES[precision])
-    if backend == TensorRTRTX.name and FORMED in proof.precisions:
-        usual = built.report[f"build-{FORMED}"]["engines"][0]["flags"]["decode_gemv"]
-        yield proof.cli(["build", artifact, "--precision", FORMED, *options, *BuildFlags(decode_gemv=not usual).asked()])
+        yield from _time(proof, artifact, _graph(built.report, precision))
+    if backend != TensorRTRTX.name or FORMED not in proof.precisions:
+        return
+    usual = has_gemv(_graph(built.report, FORMED))
+    again = proof.cli(["build", artifact, "--precision", FORMED, *options, *BuildFlags(decode_gemv=not usual).asked()])
+    yield again
+    if again.report is not None:
         yield proof.cli(["validate", artifact, "--stage", STAGES[FORMED], "--device", "cuda"])
-        yield from _time(proof, artifact, STAGES[FORMED])
+        yield from _time(proof, artifact, _graph({f"build-{FORMED}": again.report}, FORMED))
+
+
+def _graph(report: Report, precision: str) -> str:
+    """The engine graph of a precision, by what its build reported; as a stage it asks for the plan that was built from it."""
+    return whole_graph(report[f"build-{precision}"]["engines"][0]["graph"]).removesuffix(".onnx")
 
 
 def _time(proof: Proof, artifact: str, stage: str) -> Iterator[Ran]:
@@ -115,7 +123,7 @@ def _not_run(ran: Ran) -> list[str]:
 
 def describe(gpu: str, versions: Report, commands: Sequence[Ran]) -> str:
     """``proof.md``."""
-    rows = [" | ".join(_figures(ran, form)) for form, ran in _with_forms(commands) if ran.arguments[0] == "bench" and ran.report]
+    rows = [" | ".join(_figures(ran)) for ran in commands if ran.arguments[0] == "bench" and ran.report]
     judged = [(ran.arguments[1], ran.report) for ran in commands if ran.arguments[0] == "validate" and ran.report]
     verdicts = [f"- `{artifact}`: {report['verdict']}; {report['headline']}" for artifact, report in judged]
     failed = [f"- `{' '.join(ran.arguments)}`: exit code {ran.code}; {ran.error or 'no word on stderr'}" for ran in commands if ran.code]
@@ -130,20 +138,11 @@ def describe(gpu: str, versions: Report, commands: Sequence[Ran]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _with_forms(commands: Sequence[Ran]) -> Iterator[tuple[str, Ran]]:
-    """Each command, with the form of decode that the build before it asked for; empty where that was left to it."""
-    form = ""
-    for ran in commands:
-        if ran.arguments[0] in ("run", "build"):
-            form = ran.arguments[-1] if ran.arguments[0] == "build" else ""
-        yield form, ran
-
-
-def _figures(ran: Ran, form: str) -> list[str]:
+def _figures(ran: Ran) -> list[str]:
     report = ran.report or {}
     bounds, tokens = report["roofline"] or {}, report["tokens"] or {}
     shares = [f"{bounds[key]:.0%}" if bounds.get(key) else "–" for key in ("prefill_share", "decode_share")]
-    precision = f"{next(name for name, stage in STAGES.items() if stage == stage_of(report['stage']))} {form}".strip()
+    precision = next(name for name, stage in STAGES.items() if stage == stage_of(report["stage"])) + f" {DECODE_GEMV}" * has_gemv(report["stage"])
     same = f"{tokens['equal']} of {tokens['checked']}" if tokens else "–"
     prefill, decode = (f"{report[f'{kind}_tokens_per_s']:,.0f}" for kind in ("prefill", "decode"))
     return [report["backend"], precision, str(report["batch"]), prefill, shares[0], decode, shares[1], same]

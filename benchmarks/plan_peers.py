@@ -82,7 +82,8 @@ def main() -> None:
         for command in (["export", "--checkpoint", "demo", "--out", str(artifact)], ["fuse", str(artifact)]):
             run([*CLI, *command])
         config = LlamaConfig(**read_manifest(artifact)["model"]["config"])
-        gemv = suits(config, load_of(config, "fp16", "dynamic", max_batch=MAX_BATCH, max_length=MAX_LENGTH), packed=True)
+        load = load_of(config, "fp16", "dynamic", max_batch=MAX_BATCH, max_length=MAX_LENGTH)
+        gemv = suits(config, load, find_target("a100"), packed=True)
         write_engine_graph(artifact / "fused.onnx", artifact / "fused-engine.onnx", decode_gemv=gemv)
         weights = weights_bytes(ir.load(artifact / "fused-engine.onnx").graph)
         graphs = peer_graphs(artifact, config, options.exports or Path(scratch) / "exports", options.python)

@@ -22,6 +22,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -111,7 +112,12 @@ def _parted(step: int, theirs_BV: Array, ours_BV: Array) -> Iterator[Parting]:
         first, second = int(theirs.argmax()), int(ours.argmax())
         if first != second or not np.isfinite([theirs[first], ours[second]]).all():  # the best of what is no number is no number
             gaps = float(theirs[first]) - float(theirs[second]), float(ours[second]) - float(ours[first])
-            yield Parting(row, step, (first, second), gaps, float(np.spacing(np.abs(max(theirs[first], ours[second])))))
+            yield Parting(row, step, (first, second), gaps, _ulp(theirs[first], ours[second]))
+
+
+def _ulp(*best: Any) -> float:
+    """The least distance to a neighbour of either: below a power of two numbers lie half as far apart as above it."""
+    return min(float(one) - float(np.nextafter(one, -np.inf, dtype=one.dtype)) for one in best)
 
 
 def side_by_side(dynamic: Decoder, static: Decoder, prompts: Sequence[Sequence[int]], steps: int) -> Iterator[tuple[Array, Array]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +96,7 @@ class _Planned:
 
 def _plan_step(precision: str, options: BuildOptions) -> _Planned:
     target = find_target(options.target).name
+    flags = options.flags if precision == "fp16" else replace(options.flags, decode_gemv=None)  # a form that no other precision has
     chosen: dict[str, Any] = {
         "precision": precision,
         "target": target,
@@ -109,7 +110,7 @@ def _plan_step(precision: str, options: BuildOptions) -> _Planned:
     inputs = (f"{STAGES[precision]}.onnx", *WEIGHTS, f"weights/{precision}-layer-*.safetensors")
     capacity = f"{options.capacity}," if isinstance(options.capacity, Bucket) else options.capacity  # as it is asked for
     step_id = options.folder(precision).replace("engines/", "build-")
-    return _Planned(step_id, chosen, {**chosen, "capacity": capacity, **options.flags.recorded()}, inputs)
+    return _Planned(step_id, chosen, {**chosen, "capacity": capacity, **flags.recorded()}, inputs)
 
 
 def check_precision(dtype: str, precision: str) -> None:

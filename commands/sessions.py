@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from artifact.config import LlamaConfig
-from artifact.engine_names import built_from, is_engine, stage_of
+from artifact.engine_names import built_from, has_gemv, is_engine, stage_of, whole_graph
 from artifact.errors import EngineError, UsageError
 from artifact.io_spec import BATCH, TOTAL, KvCache
 from artifact.manifest import kv_cache_of, read_manifest
@@ -125,14 +125,17 @@ class Wanted:
     length: int
     capacity: int | None = None
 
-    def order(self, entry: Mapping[str, Any]) -> tuple[bool, int]:
-        """Plans that hold it first, the smallest of them; of those that don't the largest, because its refusal says how far it reaches."""
+    def order(self, entry: Mapping[str, Any]) -> tuple[bool, bool, int]:
+        """Plans that hold it first; of them the usual form of decode, and the smallest.
+
+        Of those that don't the largest comes first, because its refusal says how far it reaches.
+        """
         ranges = entry["profiles"]["prefill"]
         slots = int(entry.get("capacity") or 0)
         room = slots or ranges[TOTAL][2]
         meant = self.capacity in (None, slots) if slots else True
         fits = meant and ranges[BATCH][2] >= self.batch and room >= self.length
-        return not fits, slots if fits else -slots
+        return not fits, has_gemv(_graph_name(entry["graph"])), slots if fits else -slots
 
 
 def open_plan(artifact: Path, stage: str, gpu: devices.Device, wanted: Wanted) -> tuple[Plan | PlanChain, str, tuple[str, ...]]:
@@ -140,7 +143,7 @@ def open_plan(artifact: Path, stage: str, gpu: devices.Device, wanted: Wanted) -
 
     Args:
         artifact: the folder.
-        stage: ``fused``, or its engine graph.
+        stage: ``fused``, or ``fused-engine-gemv`` for that form alone.
         gpu: this machine's.
         wanted: what it must hold.
 
@@ -151,7 +154,7 @@ def open_plan(artifact: Path, stage: str, gpu: devices.Device, wanted: Wanted) -
         EngineError: there is none, with the reason of each that there is; or the one that was found is not what was built.
         ArtifactError: it is stale, or was changed.
     """
-    engines = [plans for plans in whole_engines(engine_entries(artifact)) if built_from(plans[0]["graph"]) == stage_of(stage)]
+    engines = [plans for plans in whole_engines(engine_entries(artifact)) if is_of(plans[0]["graph"], stage)]
     skipped: list[str] = []
     for plans in sorted(engines, key=lambda plans: wanted.order(plans[0])):
         if elsewhere := next((reason for plan in plans for reason in made_for_another(plan, gpu)), None):
@@ -163,3 +166,13 @@ def open_plan(artifact: Path, stage: str, gpu: devices.Device, wanted: Wanted) -
         return open_engine(artifact, plans, gpu), f"{plans[0]['backend']} {plans[0]['tensorrt_version']}", tuple(skipped)
     why = "; ".join(skipped) or f"{artifact} has no plan of {stage}"
     raise EngineError(why, hint=f"python cli.py build {artifact} --precision PRECISION --target GPU; `doctor` says which targets run here")
+
+
+def is_of(graph: str, stage: str) -> bool:
+    """Whether a plan's graph was made from a stage; an engine graph's name also says which form of decode is meant."""
+    return built_from(graph) == stage_of(stage) and (not is_engine(stage) or has_gemv(stage) == has_gemv(_graph_name(graph)))
+
+
+def _graph_name(graph: str) -> str:
+    """Name of the whole graph of a plan or its part."""
+    return whole_graph(graph).removesuffix(".onnx")

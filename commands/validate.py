@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from artifact.config import LlamaConfig
-from artifact.engine_names import is_engine, stage_of
+from artifact.engine_names import has_gemv, is_engine, stage_of
 from artifact.errors import CheckpointError, UsageError, ValidationError
 from artifact.hashing import sha256_of
 from artifact.manifest import require_artifact
@@ -15,7 +15,7 @@ from artifact.progress import Progress, silent
 from artifact.steps import Outcome, Report, StepContext, run_step
 from commands.against import TRANSFORMERS, Against
 from engines.closer_cost import closer_memory
-from engines.decode_gemv import file_has_gemv, products_bytes
+from engines.decode_gemv import products_bytes
 from engines.preflight import check_memory
 from engines.step_cost import StepCost
 from engines.step_costs import validate_cost
@@ -152,7 +152,7 @@ def _cost(config: LlamaConfig, options: ValidateOptions, artifact: Path) -> Step
 
     closer = closer_memory(config, edges=options.edges) if options.bisect or options.edges else 0
     cost = validate_cost(config, whole=not choose_residency(config, options.streamed).streamed, closer=closer)
-    gemv = any(map(file_has_gemv, artifact.glob("*-engine*.onnx")))
+    gemv = any(has_gemv(graph.stem) for graph in artifact.glob("*.onnx"))
     return replace(cost, memory_bytes=cost.memory_bytes + products_bytes(config)) if gemv else cost
 
 

@@ -91,7 +91,7 @@ def _model(step: StepContext, stage: str, options: EngineOptions, gpu: Target) -
 
 
 def _settled(step: StepContext, stage: ir.Graph, model: EngineModel, backend: Backend, folder: str) -> EngineModel:
-    """The engine with decode in the form that was asked for or suits it, and cut into its parts, as an interrupted build has begun where that fits.
+    """The engine with decode in the form that was asked for or suits it, and its parts, cut as an interrupted build has begun where that fits.
 
     Raises:
         EngineError: a form was asked for that several plans can't have.
@@ -108,7 +108,7 @@ def _settled(step: StepContext, stage: ir.Graph, model: EngineModel, backend: Ba
         "scale": weights_bytes(stage) / weight_sizes(config, options.precision).total,
     }
     if asked is None:
-        gemv = not backend.lacks(BuildFlags(decode_gemv=True)) and suits(config, model.load, packed=packed, lowered=model.lowered)
+        gemv = not backend.lacks(BuildFlags(decode_gemv=True)) and suits(config, model.load, model.target, packed=packed, lowered=model.lowered)
         cut, gemv = plan_usual(config, options.precision, limits, gemv=gemv, **form)
     else:
         cut, gemv = plan_parts(config, options.precision, limits, gemv=asked, **form), asked
@@ -192,11 +192,13 @@ def _graph(file: Path, model: EngineModel, part: int) -> Graph:
 
 
 def _engine_graph(step: StepContext, stage: str, options: EngineOptions) -> Path:
-    """Write the graph that is built, or cut."""
-    source, name = require(step.artifact, f"{stage}.onnx"), engine_graph(stage, options.capacity)
-    with step.write(name) as graph_file:
-        write_engine_graph(source, graph_file, capacity=options.capacity, decode_gemv=bool(options.flags.decode_gemv))
-    return step.artifact / name
+    """Write the graph that is built, or cut; where decode has a second form in it, beside the one without, which any compiler takes."""
+    source = require(step.artifact, f"{stage}.onnx")
+    names = [engine_graph(stage, options.capacity, gemv=gemv) for gemv in (False, True)[: 1 + bool(options.flags.decode_gemv)]]
+    for gemv, name in enumerate(names):
+        with step.write(name) as graph_file:
+            write_engine_graph(source, graph_file, capacity=options.capacity, decode_gemv=bool(gemv))
+    return step.artifact / names[-1]
 
 
 def _lowering(manifest: Manifest, stage: str) -> dict[str, Any]:

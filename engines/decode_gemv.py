@@ -16,8 +16,6 @@ it is the usual form of those for which it was measured to be faster (``decode_f
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import onnx_ir as ir
 
@@ -59,11 +57,6 @@ def check_gemv(precision: str, parts: int | None, *, packed: bool) -> None:
 def has_gemv(graph: ir.Graph) -> bool:
     """Whether a graph is an engine's whose decode multiplies by a vector."""
     return any(str(node.name).endswith(SUFFIX) for node in graph)
-
-
-def file_has_gemv(graph: Path) -> bool:
-    """The same of a graph's file."""
-    return has_gemv(ir.load(graph).graph)
 
 
 def products_bytes(config: LlamaConfig) -> int:

@@ -106,7 +106,7 @@ def _notes(model: EngineModel, backend: str) -> list[str]:
     rows = f"the profiles admit {admitted} rows: with 1, {measured} every {precision} weight out at each step"
     release = model.lowering["min_tensorrt"]
     attention = f"attention is in operators of TensorRT {release} (fuse --min-tensorrt), for which the audit has limits of its own"
-    gemv = "decode multiplies by a vector (--no-decode-gemv: not): one new token is decode's, and prefill takes two at least"
+    gemv = "decode multiplies by a vector (--no-decode-gemv turns it off): one new token is decode's, and prefill takes two at least"
     return [rows] * (admitted > model.options.max_batch) + [attention] * model.lowered + [gemv] * bool(model.options.flags.decode_gemv)
 
 

@@ -1,6 +1,6 @@
 """The graph that is built: a stage with one position a row before lm_head; a static cache's capacity is a number.
 
-Nothing else changes unless it is asked for (``decode_gemv``), and external data stays where it is.
+Nothing else changes but decode's second form, where the engine has one (``decode_gemv``), and external data stays where it is.
 """
 
 from __future__ import annotations

@@ -86,8 +86,8 @@ def estimate(question: Question, machine: Machine) -> dict[str, Any]:
     config, load = question.config, question.load
     check_blocks(config, load.precision)
     device = device_report(config, load, question.target)
-    cut, refused = _parts(question, machine, device["fit"]["gpus"])
-    steps = step_costs(config, _work(question, machine, cut), machine.rates)
+    cut, gemv, refused = _parts(question, machine, device["fit"]["gpus"])
+    steps = step_costs(config, _work(question, machine, cut, gemv=gemv), machine.rates)
     lacks = [*([refused] if refused else []), *_lacks(steps, machine)]
     return {
         "parameters": parameter_count(config),
@@ -110,14 +110,14 @@ def estimate(question: Question, machine: Machine) -> dict[str, Any]:
     }
 
 
-def _work(question: Question, machine: Machine, cut: PartPlan) -> Work:
+def _work(question: Question, machine: Machine, cut: PartPlan, *, gemv: bool) -> Work:
     """What the steps have to do."""
     return Work(
         question.load.precision,
         question.load.kv_cache,
         calibrated=question.calibrated,
         packed=question.packed,
-        plans=_plans(question, cut),
+        plans=_plans(question, cut, gemv=gemv),
         download_bytes=question.download_bytes,
         done=question.done,
         free_bytes=machine.memory_bytes,
@@ -169,22 +169,21 @@ def _compared(config: LlamaConfig, precision: str, target: Target, prompt: int, 
         return {"precision": precision, "decode": None, "prefill": None, "why": str(error)}
 
 
-def _parts(question: Question, machine: Machine, gpus: int | None) -> tuple[PartPlan, str]:
-    """The cut that fits, and no words; or one part a layer, and why even that does not."""
+def _parts(question: Question, machine: Machine, gpus: int | None) -> tuple[PartPlan, bool, str]:
+    """The cut that fits, the form of its decode, and no words; or one part a layer, and why even that does not."""
     limits = Limits.of(None, question.max_memory, gpus=gpus, target=question.target.name, free=machine.memory_bytes)
     form = {"packed": question.packed, "static": question.load.kv_cache == "static"}
+    gemv = suits(question.config, question.load, question.target, packed=question.packed)
     try:
-        gemv = suits(question.config, question.load, packed=question.packed)
-        return plan_usual(question.config, question.load.precision, limits, gemv=gemv, **form)[0], ""
+        return *plan_usual(question.config, question.load.precision, limits, gemv=gemv, **form), ""
     except EngineError as error:
         count = question.config.num_hidden_layers
-        return PartPlan(tuple((layer, layer) for layer in range(count)), "no cut fits"), f"build: {error}"
+        return PartPlan(tuple((layer, layer) for layer in range(count)), "no cut fits"), False, f"build: {error}"
 
 
-def _plans(question: Question, cut: PartPlan) -> tuple[BuildCost, ...]:
+def _plans(question: Question, cut: PartPlan, *, gemv: bool) -> tuple[BuildCost, ...]:
     config, precision = question.config, question.load.precision
     sizes, static = weight_sizes(config, precision), question.load.kv_cache == "static"
-    gemv = len(cut.layers) == 1 and suits(config, question.load, packed=question.packed)
     graphs = [part_graph(sizes, part, precision, packed=question.packed, static=static, tied=config.tie_word_embeddings) for part in cut.layers]
     return tuple(build_cost(replace(graph, gemv=gemv)) for graph in graphs)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -101,7 +102,7 @@ def plan_parts(
 
 
 def plan_usual(config: LlamaConfig, precision: str, limits: Limits, *, gemv: bool, **form: Any) -> tuple[PartPlan, bool]:
-    """The cut of an engine, and whether its decode multiplies by a vector: not where that was to be and it takes several plans.
+    """The cut of an engine, and whether its decode multiplies by a vector: not where that was to be and does not fit one plan.
 
     Args:
         config, precision, limits: as ``plan_parts``.
@@ -111,8 +112,10 @@ def plan_usual(config: LlamaConfig, precision: str, limits: Limits, *, gemv: boo
     Raises:
         EngineError: as ``plan_parts``.
     """
-    cut = plan_parts(config, precision, limits, gemv=gemv, **form)
-    return (cut, gemv) if not gemv or len(cut.layers) == 1 else (plan_parts(config, precision, limits, **form), False)
+    with suppress(EngineError):  # what has room for no such plan may have it for the other
+        if gemv and len((cut := plan_parts(config, precision, limits, gemv=True, **form)).layers) == 1:
+            return cut, True
+    return plan_parts(config, precision, limits, **form), False
 
 
 def part_graph(sizes: WeightSizes, part: Layers, precision: str, *, packed: bool, static: bool, tied: bool) -> Graph:

@@ -18,7 +18,10 @@ BENCH = {
     "stage": "int8", "backend": "tensorrt 11.1.0.106", "batch": 4, "prefill_tokens_per_s": 152000.4, "decode_tokens_per_s": 541.2,
     "roofline": {"prefill_share": 0.61, "decode_share": 0.7}, "tokens": {"equal": 63, "checked": 64},
 }  # fmt: skip
+GRAPHS = {"fp16": "fused-engine-gemv.onnx", "int8": "int8-engine.onnx"}
 VALID: dict[str, Any] = {"verdict": "passed: 7 of 7 stages ran", "headline": "structure and quality proven", "not_run": []}
+
+BUILT = VALID | {f"build-{precision}": {"engines": [{"graph": graph}]} for precision, graph in GRAPHS.items()}
 
 
 def ran(*arguments: str, code: int = 0, report: dict[str, Any] | None = None, error: str = "") -> Ran:
@@ -31,38 +34,50 @@ def test_each_backend_is_built_validated_and_timed_on_an_artifact_of_its_own(tmp
     def cli(arguments: Sequence[str]) -> Ran:
         given.append(arguments)
         missing = "tensorrt-rtx" in arguments
-        return ran(*arguments, code=int(missing), report=None if missing else VALID)
+        return ran(*arguments, code=int(missing), report=None if missing else BUILT)
 
     commands = prove(Proof("demo", tmp_path, "a100-80gb", ("fp16", "int8"), ("tensorrt", "tensorrt-rtx"), cli))
     assert [one[0] for one in given] == ["run", "validate", *["bench"] * 2 * len(BATCHES), "run"]
     assert list(given[0][:3]) == ["run", "--checkpoint", "demo"]
     assert {given[0][-1], given[-1][-1]} == {str(tmp_path / "tensorrt"), str(tmp_path / "tensorrt-rtx")}
-    assert [one[3] for one in given if one[0] == "bench"] == ["fused", "fused", "int8", "int8"]
+    assert [one[3] for one in given if one[0] == "bench"] == ["fused-engine-gemv"] * 2 + ["int8-engine"] * 2
     assert exit_code(commands) == 1
 
 
-@pytest.mark.parametrize(("usual", "other"), [(True, "--no-decode-gemv"), (False, "--decode-gemv")])
-def test_tensorrt_rtx_is_timed_with_both_forms_of_decode(tmp_path: Path, usual: bool, other: str) -> None:
+@pytest.mark.parametrize(
+    ("usual", "other", "option"),
+    [("fused-engine-gemv", "fused-engine", "--no-decode-gemv"), ("fused-engine", "fused-engine-gemv", "--decode-gemv")],
+)
+def test_tensorrt_rtx_is_timed_with_both_forms_of_decode(tmp_path: Path, usual: str, other: str, option: str) -> None:
     given: list[Sequence[str]] = []
-    report = {**VALID, "build-fp16": {"engines": [{"flags": {"decode_gemv": usual}}]}}
 
     def cli(arguments: Sequence[str]) -> Ran:
         given.append(arguments)
-        return ran(*arguments, report=report)
+        engines = {"engines": [{"graph": f"{other if arguments[0] == 'build' else usual}.onnx"}]}
+        return ran(*arguments, report={**BUILT, **engines, "build-fp16": engines})
 
     prove(Proof("demo", tmp_path, "a100-80gb", ("int8", "fp16"), ("tensorrt-rtx",), cli))
     timed = ["bench"] * len(BATCHES)
     assert [one[0] for one in given] == ["run", "validate", *timed, *timed, "build", "validate", *timed]
-    assert list(given[6]) == ["build", str(tmp_path / "tensorrt-rtx"), "--precision", "fp16", *given[0][7:13], other]
+    assert list(given[6]) == ["build", str(tmp_path / "tensorrt-rtx"), "--precision", "fp16", *given[0][7:13], option]
     assert list(given[0][7:13]) == ["--backend", "tensorrt-rtx", "--target", "a100-80gb", "--max-batch", "4"]
     assert list(given[7][2:]) == ["--stage", "fused", "--device", "cuda"]
-    assert [one[3] for one in given if one[0] == "bench"][::2] == ["int8", "fused", "fused"]
+    assert [one[3] for one in given if one[0] == "bench"][::2] == ["int8-engine", usual, other]
 
 
-def test_the_form_of_decode_that_was_asked_for_stands_beside_the_precision() -> None:
-    timed = ran("bench", "proof/tensorrt-rtx", report={**BENCH, "stage": "fused"})
-    text = describe("NVIDIA A100-SXM4-80GB", {}, [ran("run", "--out", "proof"), timed, ran("build", "--no-decode-gemv"), timed])
-    assert [line.split(" | ")[1] for line in text.splitlines() if line.startswith("| tensorrt")] == ["fp16", "fp16 --no-decode-gemv"]
+def test_a_form_that_could_not_be_built_is_not_timed(tmp_path: Path) -> None:
+    def cli(arguments: Sequence[str]) -> Ran:
+        refused = arguments[0] == "build"
+        return ran(*arguments, code=int(refused), report=None if refused else BUILT)
+
+    commands = prove(Proof("demo", tmp_path, "a100-80gb", ("fp16",), ("tensorrt-rtx",), cli))
+    assert [one.arguments[0] for one in commands] == ["run", "validate", *["bench"] * len(BATCHES), "build"]
+    assert exit_code(commands) == 1
+
+
+def test_the_form_of_decode_stands_beside_the_precision() -> None:
+    commands = [ran("bench", "proof/tensorrt-rtx", report={**BENCH, "stage": "fused-engine-gemv"})]
+    assert "| fp16 --decode-gemv | 4 |" in describe("NVIDIA A100-SXM4-80GB", {}, commands)
 
 
 @pytest.mark.parametrize(

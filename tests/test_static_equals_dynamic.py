@@ -44,6 +44,8 @@ def parted(dynamic: Scripted, static: Scripted, prompts: list[list[int]] | None 
         ([39.0, 39.0 + ULP], [39.0 + 2 * ULP, 39.0], False),
         ([-39.0, -39.0 + ULP], [-39.0, -39.0], True),
         ([31.0, 31.0 + ULP], [31.0, 31.0], False),
+        ([32.0 - ULP, 32.0], [32.0, 32.0], False),
+        ([32.0 - ULP / 2, 32.0], [32.0, 32.0], True),
     ],
 )
 def test_a_tie_is_between_equal_or_neighbouring_numbers_in_both_forms(theirs: list[float], ours: list[float], tie: bool) -> None:

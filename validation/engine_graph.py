@@ -15,10 +15,10 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from artifact.engine_names import stage_of
+from artifact.engine_names import has_gemv, stage_of
 from artifact.errors import ToolkitError
 from artifact.progress import Progress
-from engines.decode_gemv import add_gemv, file_has_gemv, has_gemv
+from engines.decode_gemv import add_gemv
 from engines.one_position import gather_last_position
 from graphs.diff import compare_graphs, moved_weights
 from validation import metrics, tolerances
@@ -61,8 +61,9 @@ def measure_engine_graph(oracle: Oracle, stage: str, expected: LastRows | None, 
     except ToolkitError as error:
         checks.append(tolerances.failed_to_run(str(error)))
     kind = tolerances.entry_kind(stage, oracle.dtype)
-    judged_by = judging_kind(oracle, stage)
+    judged_by = tolerances.kind_of(stage, oracle.dtype)
     assert kind is not None, stage
+    assert judged_by is not None, stage
     rows = tolerances.limits_of(judged_by, kv_cache=oracle.kv_cache, streamed=oracle.residency.streamed)
     found = measured.numbers | numbers
     checks += [
@@ -70,13 +71,6 @@ def measure_engine_graph(oracle: Oracle, stage: str, expected: LastRows | None, 
     ]
     entry = stage_entry(stage, kind, measured, checks, time.perf_counter() - start)
     return entry | {"engine_difference": numbers.get("engine_difference")}
-
-
-def judging_kind(oracle: Oracle, stage: str) -> tolerances.Kind:
-    """Which rows judge a stage; of an engine graph those of the form of its decode."""
-    kind = tolerances.kind_of(stage, oracle.dtype)
-    assert kind is not None, stage
-    return "engine-gemv" if kind == "engine" and file_has_gemv(oracle.artifact / f"{stage}.onnx") else kind
 
 
 def structural_difference(engine: Path, base: Path) -> list[str]:
@@ -90,7 +84,7 @@ def structural_difference(engine: Path, base: Path) -> list[str]:
     """
     expected, actual = ir.load(base), ir.load(engine)
     gather_last_position(expected.graph, base.name, early=base.stem.endswith(tolerances.FOR_ONNXRUNTIME))
-    if has_gemv(actual.graph):
+    if has_gemv(engine.stem):
         add_gemv(expected.graph, base.name)
     difference = compare_graphs(expected, actual)
     outputs = [f"output {name}" for name in difference.outputs]

@@ -6,18 +6,19 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from artifact.engine_names import is_engine
-from artifact.io_spec import KvCache
+from artifact.io_spec import Dtype, KvCache
 from validation import tolerances
 
 
 def table(
-    stages: Mapping[str, tolerances.Kind], *, has_floor: bool, kv_cache: KvCache = "dynamic", streamed: bool = False, asked_for: Sequence[str] = ()
+    stages: list[str], dtype: Dtype, *, has_floor: bool, kv_cache: KvCache = "dynamic", streamed: bool = False, asked_for: Sequence[str] = ()
 ) -> list[dict[str, Any]]:
-    """The rows that judge some stages, each by its kind, for the report."""
+    """The rows that judge some stages, for the report."""
+    kinds = {stage: kind for stage in stages if (kind := tolerances.kind_of(stage, dtype)) is not None}
     asked: dict[str, Any] = {"has_floor": has_floor, "kv_cache": kv_cache, "streamed": streamed}
-    limits = {stage: tolerances.limits_of(kind, **asked) for stage, kind in stages.items()}
+    limits = {stage: tolerances.limits_of(kind, **asked) for stage, kind in kinds.items()}
     for stage in (stage for stage in limits if not is_engine(stage)):
-        limits[stage] += [tolerances.asked_limit(stages[stage], check) for check in asked_for]
+        limits[stage] += [tolerances.asked_limit(kinds[stage], check) for check in asked_for]
     return [row for stage, found in limits.items() for row in rows(stage, found)]
 
 

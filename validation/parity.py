@@ -25,7 +25,6 @@ from validation.bisect.edge_report import measure_edges
 from validation.bisect.report import bisect_stages
 from validation.checksums import verify_checksums
 from validation.drift import drift_words
-from validation.engine_graph import judging_kind
 from validation.engines import engine_entries, split_engines
 from validation.error_budget import error_budgets
 from validation.finite import without_nonfinite
@@ -142,7 +141,7 @@ def _limits(oracle: Oracle, stages: list[str], plans: list[dict[str, Any]], mann
     """The rows that judge what was run: stages and plans."""
     asked_for = [*([tolerances.EDGES] if manner.edges else []), *([tolerances.NARROWED] if manner.bisect else [])]
     asked: dict[str, Any] = {"kv_cache": oracle.kv_cache, "streamed": oracle.residency.streamed, "asked_for": asked_for}
-    rows = limit_rows.table({stage: judging_kind(oracle, stage) for stage in stages}, has_floor=oracle.floor.mean_abs is not None, **asked)
+    rows = limit_rows.table(stages, oracle.dtype, has_floor=oracle.floor.mean_abs is not None, **asked)
     return [*rows, *(row for plan in plans for row in limit_rows.plan_rows(plan, kv_cache=oracle.kv_cache))]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from artifact.engine_names import bucket_of, is_engine, is_part, stage_of
+from artifact.engine_names import bucket_of, has_gemv, is_engine, is_part, stage_of
 from artifact.errors import UsageError, ValidationError
 from artifact.io_spec import Dtype
 from artifact.step_kinds import MADE_BY
@@ -36,9 +36,9 @@ def choose_stages(artifact: Path, wanted: list[str] | None, dtype: Dtype) -> tup
     return sorted(set(chosen), key=_place), sorted(left_out, key=lambda entry: entry["stage"])
 
 
-def _place(stage: str) -> tuple[int, bool, int]:
-    """By stage; each before its engine graphs, and these by capacity."""
-    return tolerances.STAGE_ORDER.index(stage_of(stage)), is_engine(stage), bucket_of(stage)
+def _place(stage: str) -> tuple[int, bool, bool, int]:
+    """By stage; each before its engine graphs, and these by the form of decode, then by capacity."""
+    return tolerances.STAGE_ORDER.index(stage_of(stage)), is_engine(stage), has_gemv(stage), bucket_of(stage)
 
 
 def _unmeasurable(stage: str, there: list[str], dtype: Dtype) -> str | None:

@@ -11,7 +11,7 @@ from math import isfinite
 from operator import eq, le, lt
 from typing import Any, Literal
 
-from artifact.engine_names import is_engine, stage_of
+from artifact.engine_names import has_gemv, is_engine, stage_of
 from artifact.errors import ValidationError
 from artifact.io_spec import Dtype, KvCache
 from graphs.quantize.placement import ROOM, gate_of
@@ -151,7 +151,7 @@ def kind_of(stage: str, dtype: Dtype) -> Kind | None:
     if stage_of(stage) not in STAGE_ORDER:
         return None
     if is_engine(stage):
-        return "engine"
+        return "engine-gemv" if has_gemv(stage) else "engine"
     if stage in FLOAT_STAGES:
         return "float16" if dtype == "fp16" else "float32"
     return stage if stage == "int8-onnxruntime" else stage.removesuffix(FOR_ONNXRUNTIME)  # type: ignore[return-value]

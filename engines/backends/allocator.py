@@ -18,6 +18,8 @@ from typing import Any
 DISTRIBUTION = "cmeel-mimalloc"
 LIBRARY = "libmimalloc.so"
 PRELOAD = "LD_PRELOAD"
+SEPARATORS = " :"
+"""What ld.so parts names of libraries at; they can't be quoted."""
 SYSTEM = "the system's"
 _VERSION = "mi_version"
 _COLLECT: dict[str, Callable[[Any], Any]] = {"mi_collect": lambda collect: collect(True), "malloc_trim": lambda trim: trim(0)}
@@ -37,9 +39,14 @@ def mimalloc() -> Path | None:
 
 
 def environment() -> dict[str, str]:
-    """Variables that put a process under mimalloc, before whatever else is preloaded; none where it is not installed."""
+    """Variables that put a process under mimalloc; none where it is not installed, where something else is preloaded, or where ld.so can't name it.
+
+    A preload of somebody's own, an allocator or a sanitizer, may have to be the first and the only one.
+    """
     library = mimalloc()
-    return {} if library is None else {PRELOAD: ":".join(filter(None, (str(library), os.environ.get(PRELOAD))))}
+    if library is None or os.environ.get(PRELOAD) or set(str(library)) & set(SEPARATORS):
+        return {}
+    return {PRELOAD: str(library)}
 
 
 def allocator() -> str:

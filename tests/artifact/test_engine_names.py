@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from artifact.engine_names import Bucket, bucket_of, built_from, engine_folder, engine_graph, is_engine, is_part, part_graph_name, stage_of
+from artifact.engine_names import Bucket, bucket_of, built_from, engine_folder, engine_graph, has_gemv, is_engine, is_part, part_graph_name, stage_of
 
 
 @pytest.mark.parametrize(
@@ -27,6 +27,16 @@ def test_one_capacity_stands_in_no_name_and_one_of_several_does() -> None:
     assert engine_folder("l4", "fp16", Bucket(512)) == "engines/l4-fp16-c512"
     assert json.dumps({"capacity": Bucket(512)}) == '{"capacity": 512}'
     assert f"{Bucket(512)}" == "512"
+
+
+@pytest.mark.parametrize(("capacity", "suffix", "bucket"), [(None, "", 0), (512, "", 0), (Bucket(512), "-c512", 512)])
+def test_the_form_of_decode_stands_in_the_graphs_name(capacity: int | None, suffix: str, bucket: int) -> None:
+    graph = engine_graph("fused", capacity, gemv=True)
+    assert graph == f"fused-engine-gemv{suffix}.onnx"
+    name = graph.removesuffix(".onnx")
+    assert (has_gemv(name), is_engine(name), stage_of(name), bucket_of(name), built_from(graph)) == (True, True, "fused", bucket, "fused")
+    assert not has_gemv(engine_graph("fused", capacity).removesuffix(".onnx"))
+    assert not has_gemv("fused-gemv")
 
 
 @pytest.mark.parametrize(("graph", "stage"), [("fused-engine.onnx", "fused"), ("int8-engine-c512.onnx", "int8")])

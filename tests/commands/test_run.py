@@ -56,7 +56,7 @@ def test_run_makes_everything_the_contract_names(first: tuple[Path, dict[str, An
     names += ["reports/parity.html", "reports/parity.xml", "engines/a100-80gb-fp16/build.json", "engines/a100-80gb-int8/part-00.plan"]
     assert [name for name in names if not (out / name).is_file()] == []
     validate = report["validate"]
-    assert [stage["stage"] for stage in validate["stages"]] == ["traced", "fused", "fused-engine", "int8", "int8-engine"]
+    assert [stage["stage"] for stage in validate["stages"]] == ["traced", "fused", "fused-engine", "fused-engine-gemv", "int8", "int8-engine"]
     keys = "backend max_abs mean_abs noise_ratio strict_noise_ratio worst_local_ratio range_peak mean_kl top1_agreement perplexity checks".split()
     assert all(stage.keys() >= set(keys) for stage in validate["stages"])
     assert {entry["stage"] for entry in validate["not_run"]} == {"engine a100-80gb-fp16", "engine a100-80gb-int8"}

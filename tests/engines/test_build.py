@@ -29,7 +29,7 @@ from engines.backends.protocol import BuildRequest, BuildResult
 from engines.backends.tensorrt_rtx import TensorRTRTX
 from engines.build import build_engine, choose_backend
 from engines.build_cost import ADDED_GEMV_MEMORY, Graph, build_cost
-from engines.decode_gemv import file_has_gemv
+from engines.decode_gemv import has_gemv
 from engines.engine_options import EngineOptions
 from engines.graph_weights import weights_bytes
 
@@ -54,7 +54,8 @@ def test_build_engine_writes_graph_plan_and_record(make_stage: Make, tmp_path: P
     (engine,) = report["engines"]
     plan = tmp_path / engine["file"]
     assert engine["file"] == f"engines/a100-80gb-{precision}/part-00.plan"
-    assert list(step.outputs) == [f"{stage}-engine.onnx", engine["file"], f"engines/a100-80gb-{precision}/build.json"]
+    graphs = [f"{stage}-engine.onnx", *(["fused-engine-gemv.onnx"] if precision == "fp16" else [])]
+    assert list(step.outputs) == [*graphs, engine["file"], f"engines/a100-80gb-{precision}/build.json"]
     assert json.loads((plan.parent / "build.json").read_text()) == json.loads(json.dumps(report))
     assert report["passed"] is True
     assert (engine["bytes"], engine["plan_sha256"]) == (plan.stat().st_size, sha256_of(plan))
@@ -80,10 +81,14 @@ def test_decode_multiplies_by_a_vector_where_that_is_faster_or_asked_for(
     assert engine["audit"]["passed"] is True
     once = ["__myl_GtrCastMaxr"] if gemv else []  # not again for each product
     assert [name for name in engine["kernels_by_profile"]["decode"] if "Gtr" in name] == once
-    assert (engine["flags"]["decode_gemv"], engine["graph"]) == (gemv, "fused-engine.onnx")
-    assert file_has_gemv(tmp_path / engine["graph"]) is gemv
+    graph = f"fused-engine{'-gemv' * gemv}.onnx"
+    graphs = ["fused-engine.onnx", graph][: 1 + gemv]
+    assert list(step.outputs) == [*graphs, "engines/a100-80gb-fp16/part-00.plan", "engines/a100-80gb-fp16/build.json"]
+    assert not has_gemv(ir.load(tmp_path / "fused-engine.onnx").graph)
+    assert (engine["flags"]["decode_gemv"], engine["graph"]) == (gemv, graph)
+    assert has_gemv(ir.load(tmp_path / graph).graph) is gemv
     assert [engine["profiles"][name]["sequence_length"][0] for name in ("prefill", "decode")] == [2 if gemv else 1, 1]
-    assert [note.split(":")[0] for note in engine["notes"]] == ["decode multiplies by a vector (--no-decode-gemv"] * gemv
+    assert [note.split(" (")[0] for note in engine["notes"]] == ["decode multiplies by a vector"] * gemv
 
 
 def test_int8_for_one_row_is_built_for_two_and_says_so(make_stage: Make, tmp_path: Path) -> None:
@@ -302,3 +307,13 @@ def test_another_split_leaves_the_graphs_of_an_engine_alone(make_stage: Make, tm
         now = {file.name: sha256_of(file) for file in tmp_path.glob("fused-engine-layers-*.onnx")}
         assert now.items() > kept.items()
         kept = now
+
+
+def test_engines_of_both_forms_stand_in_one_artifact(make_stage: Make, tmp_path: Path) -> None:
+    """Another GPU, other rows: each engine's graph stays the one that it was built from."""
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx-cu12 is not installed")
+    step = artifact_of(make_stage, tmp_path, "fp16")
+    options = EngineOptions(precision="fp16", target="a100", max_batch=2)
+    first, second = (build_engine(step, one, write_part_graphs)["engines"][0] for one in (options, replace(options, target="a10")))
+    assert (first["graph"], second["graph"]) == ("fused-engine-gemv.onnx", "fused-engine.onnx")
+    assert [one["graph_sha256"] for one in (first, second)] == [sha256_of(tmp_path / one["graph"]) for one in (first, second)]

@@ -11,6 +11,7 @@ from artifact.config import LlamaConfig
 from engines.decode_form import MOST_ROWS, WIDEST, suits
 from engines.device_fit import Load
 from engines.profiles import SHORTEST_PREFILL
+from engines.targets import find_target
 
 CONFIG = LlamaConfig(
     hidden_size=WIDEST,
@@ -29,8 +30,9 @@ LOAD = Load("fp16", MOST_ROWS, 2048)
 
 
 def test_it_suits_up_to_what_was_measured() -> None:
-    assert suits(CONFIG, LOAD, packed=True)
-    assert suits(CONFIG, replace(LOAD, batch=1, length=SHORTEST_PREFILL + 1), packed=True)
+    for target in ("a100-40gb", "a100-80gb-pcie"):
+        assert suits(CONFIG, LOAD, find_target(target), packed=True)
+    assert suits(CONFIG, replace(LOAD, batch=1, length=SHORTEST_PREFILL + 1), find_target("a100"), packed=True)
 
 
 @pytest.mark.parametrize(
@@ -47,4 +49,9 @@ def test_it_suits_up_to_what_was_measured() -> None:
     ],
 )
 def test_and_not_where_it_was_not_faster_or_can_not_be(config: dict[str, Any], load: dict[str, Any], form: dict[str, Any]) -> None:
-    assert not suits(replace(CONFIG, **config), replace(LOAD, **load), **{"packed": True, **form})
+    assert not suits(replace(CONFIG, **config), replace(LOAD, **load), find_target("a100"), **{"packed": True, **form})
+
+
+@pytest.mark.parametrize("target", ["a10", "a30", "l4", "rtx-5090"])
+def test_nor_for_a_card_with_another_cache(target: str) -> None:
+    assert not suits(CONFIG, LOAD, find_target(target), packed=True)

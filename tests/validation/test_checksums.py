@@ -140,6 +140,7 @@ def test_verify_says_how_a_stale_step_is_redone(artifact: Path) -> None:
     ("step", "options", "command"),
     [
         ("quantize-int8", {"scheme": "int8"}, "python cli.py quantize ART --scheme int8"),
+        ("build-l4-fp16", {"optimization_level": 0, "no_decode_gemv": True}, "python cli.py build ART --optimization-level 0 --no-decode-gemv"),
         (
             "build-a100-80gb-int8",
             {"precision": "int8", "target": "a100-80gb", "max_batch": 4, "max_length": None},

@@ -57,9 +57,17 @@ def test_a_worker_gets_the_installed_mimalloc(installed: Path, monkeypatch: pyte
 
 
 @LINUX
-def test_keeps_what_is_preloaded_already(installed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_leaves_alone_what_is_preloaded_already(installed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(allocator.PRELOAD, "/lib/theirs.so")
-    assert allocator.environment() == {"LD_PRELOAD": f"{installed}:/lib/theirs.so"}
+    assert allocator.environment() == {}
+
+
+@LINUX
+@pytest.mark.parametrize("folder", ["my venv", "a:b"])
+def test_a_path_that_is_two_names_to_the_loader_is_not_given(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(allocator.PRELOAD, raising=False)
+    monkeypatch.setattr(allocator, "mimalloc", lambda: Path("/opt") / folder / allocator.LIBRARY)
+    assert allocator.environment() == {}
 
 
 @LINUX
