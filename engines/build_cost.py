@@ -37,7 +37,7 @@ UNPACKED = 1.75
 ADDED_STATIC_TEXT = 330_000
 """What a static cache adds to each layer's text (docs/adr/009)."""
 ADDED_GEMV_MEMORY = 550_000
-"""What ``--decode-gemv`` adds a layer; to the plan it adds ``GEMV_LAYER_TEXT``."""
+"""What a decode that multiplies by a vector adds a layer; to the plan it adds ``GEMV_LAYER_TEXT``."""
 SECONDS, SECONDS_A_LAYER, BYTES_A_SECOND = 5.0, 0.27, 300e6
 """13 s for SmolLM2 and 58 s for 7B FP16 and 13B INT8, on two cores that do nothing else."""
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from artifact.config import LlamaConfig
 from artifact.io_spec import Dtype, KvCache, part_inputs, part_outputs
+from engines.backends.allocator import DISTRIBUTION, SYSTEM
 from engines.backends.flags import BuildFlags
 from engines.backends.protocol import BuildResult
 from engines.backends.tensorrt_rtx import TensorRTRTX
@@ -28,7 +29,7 @@ class EngineModel:
         config, dtype, kv_cache: of the model.
         load: rows and length that the profiles admit.
         target: the GPU.
-        options: as asked for.
+        options: as asked for, the form of decode as it was settled.
         lowering: ``min_tensorrt`` and ``lowered``, as fuse recorded them.
         cut: the layers of each part.
     """
@@ -83,7 +84,7 @@ def engine_entry(model: EngineModel, part: int, backend: str, profiles: Sequence
         "max_length": load.length,
         **cache_entry(model.kv_cache, model.config, dtype, load.batch, load.length, result.static_cache),
         "device": device_report(model.config, load, model.target),
-        "notes": _notes(model, backend),
+        "notes": _notes(model, backend, result),
     }
 
 
@@ -99,7 +100,7 @@ def same_split(entries: Sequence[Mapping[str, Any]]) -> tuple[Layers, ...]:
     return splits.pop() if len(splits) == 1 else ()
 
 
-def _notes(model: EngineModel, backend: str) -> list[str]:
+def _notes(model: EngineModel, backend: str, result: BuildResult) -> list[str]:
     """What is otherwise than asked, or than usual."""
     precision, admitted = model.options.precision, model.load.batch
     measured = "TensorRT-RTX would write" if backend == TensorRTRTX.name else f"TensorRT-RTX, which {backend} was not measured against, writes"
@@ -107,7 +108,9 @@ def _notes(model: EngineModel, backend: str) -> list[str]:
     release = model.lowering["min_tensorrt"]
     attention = f"attention is in operators of TensorRT {release} (fuse --min-tensorrt), for which the audit has limits of its own"
     gemv = "decode multiplies by a vector (--no-decode-gemv turns it off): one new token is decode's, and prefill takes two at least"
-    return [rows] * (admitted > model.options.max_batch) + [attention] * model.lowered + [gemv] * bool(model.options.flags.decode_gemv)
+    slow = f"built under the system's allocator, which takes half as long again: pip install {DISTRIBUTION}"
+    said = {rows: admitted > model.options.max_batch, attention: model.lowered, gemv: model.options.flags.decode_gemv}
+    return [note for note, holds in (said | {slow: result.compiler.get("allocator") == SYSTEM}).items() if holds]
 
 
 def _compiler(result: BuildResult, gpu: Target, flags: BuildFlags) -> dict[str, Any]:

@@ -32,7 +32,7 @@ STATIC_LAYER_TEXT = 800_000
 """The same with a static cache: the kernels that write it are stored for every layer, in both profiles (docs/adr/009)."""
 
 GEMV_LAYER_TEXT = 200_000
-"""What ``build --decode-gemv`` adds: the kernel that rotates and writes the cache is stored for every layer (docs/adr/010)."""
+"""What a decode that multiplies by a vector adds: the kernel that rotates and writes the cache is stored for every layer (docs/adr/010)."""
 
 
 @dataclass(frozen=True)

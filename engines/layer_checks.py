@@ -113,7 +113,7 @@ GEMV_LIMITS = (
     ),
     *LIMITS[1:],
 )
-"""The same for a graph whose decode multiplies by a vector (``build --decode-gemv``; docs/adr/010)."""
+"""The same for a graph whose decode multiplies by a vector (``decode_gemv``; docs/adr/010)."""
 
 GEMV_STATIC_LIMITS = (replace(GEMV_LIMITS[0], limits={"prefill": 12, "decode": 8}), *STATIC_LIMITS[1:])
 """And with a static cache."""
@@ -164,7 +164,7 @@ def integers_check(launches: Sequence[Launch], weights: Sequence[Weight], profil
 
 
 def sums_check(launches: Sequence[Launch], graph: ir.Graph) -> Check:
-    """How many sums of products decode adds up in float32: all that the graph has (``build --decode-gemv``); no GEMM's line says it of them."""
+    """How many sums of products decode adds up in float32: all that the graph has (``decode_gemv``); no GEMM's line says it of them."""
     wanted = {node_label(node) for node in graph if node.op_type == "ReduceSum" and node_label(node).endswith(SUFFIX)}
     adding = [launch.kernel for launch in launches if launch.kind == GEMM and launch.kernel.name != LIBRARY]
     found = {label for kernel in adding if _gives_float32(kernel) for label in kernel.layers if label in wanted}

@@ -50,7 +50,7 @@ class Logger(trt.ILogger):  # type: ignore[misc]
 
 
 class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
-    """TensorRT's progress, bridged: the outermost phase and its steps. What a phase has freed goes back before the next one allocates."""
+    """TensorRT's progress, bridged: each phase and its steps. What a phase has freed goes back before the next one allocates."""
 
     def __init__(self) -> None:
         trt.IProgressMonitor.__init__(self)

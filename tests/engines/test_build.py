@@ -23,6 +23,7 @@ from artifact.progress import Progress
 from artifact.steps import StepContext
 from commands.part_graphs import write_part_graphs
 from commands.summary import summarize
+from engines.backends import allocator
 from engines.backends.allocator import mimalloc
 from engines.backends.flags import BuildFlags
 from engines.backends.protocol import BuildRequest, BuildResult
@@ -317,3 +318,12 @@ def test_engines_of_both_forms_stand_in_one_artifact(make_stage: Make, tmp_path:
     first, second = (build_engine(step, one, write_part_graphs)["engines"][0] for one in (options, replace(options, target="a10")))
     assert (first["graph"], second["graph"]) == ("fused-engine-gemv.onnx", "fused-engine.onnx")
     assert [one["graph_sha256"] for one in (first, second)] == [sha256_of(tmp_path / one["graph"]) for one in (first, second)]
+
+
+def test_a_build_without_mimalloc_says_so(make_stage: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx-cu12 is not installed")
+    monkeypatch.setattr(allocator, "mimalloc", lambda: None)
+    step = artifact_of(make_stage, tmp_path, "int8")
+    (engine,) = build_engine(step, EngineOptions(precision="int8", target="a100", max_batch=2), write_part_graphs)["engines"]
+    assert engine["allocator"] == allocator.SYSTEM
+    assert engine["notes"] == ["built under the system's allocator, which takes half as long again: pip install cmeel-mimalloc"]
