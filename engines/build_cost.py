@@ -36,6 +36,8 @@ PARENT_BYTES = 130 * MEGABYTE
 UNPACKED = 1.75
 ADDED_STATIC_TEXT = 330_000
 """What a static cache adds to each layer's text (docs/adr/009)."""
+ADDED_QUANTIZED_MEMORY = 1_000_000
+"""What quantised weights add a layer."""
 ADDED_GEMV_MEMORY = 550_000
 """What a decode that multiplies by a vector adds a layer; to the plan it adds ``GEMV_LAYER_TEXT``."""
 SECONDS, SECONDS_A_LAYER, BYTES_A_SECOND = 5.0, 0.27, 300e6
@@ -91,7 +93,8 @@ def build_cost(graph: Graph) -> BuildCost:
     weights = int(factor * graph.weights_bytes)
     text = graph.static * ADDED_STATIC_TEXT * graph.layers
     seconds = SECONDS + SECONDS_A_LAYER * graph.layers + weights / BYTES_A_SECOND
-    memory = MEMORY.at(weights, graph.layers) + int(TURNED.get(graph.precision, 1.0) * graph.turned_bytes)
+    added = quantized * ADDED_QUANTIZED_MEMORY * graph.layers
+    memory = MEMORY.at(weights, graph.layers) + added + int(TURNED.get(graph.precision, 1.0) * graph.turned_bytes)
     if graph.gemv:
         memory, text = memory + ADDED_GEMV_MEMORY * graph.layers, text + GEMV_LAYER_TEXT * graph.layers
     return BuildCost(memory, PLAN[quantized].at(weights, graph.layers) + text, round(seconds, 1))
