@@ -42,7 +42,7 @@ def main() -> None:
         ("second run, s", again, 10),
         *((f"{precision} plan built in, s", engine["build_s"], 20) for precision, engine in engines.items()),
         ("fp16 plan's constants ÷ the graph's", checks["constant_bytes_per_weight_byte"], 1.06),
-        ("fp16 plan ÷ the graph's constants", checks["plan_bytes_per_weight_byte"], 1.06),
+        ("fp16 plan ÷ the graph's constants", checks["plan_bytes_per_weight_byte"], 1.08),
         ("int8 plan, bytes per quantised weight", engines["int8"]["bytes_per_weight"], 1.05),
     ]
     for what, value, limit in rows:

@@ -82,7 +82,7 @@ class Parting:
     Attributes:
         tokens: what the dynamic form chooses, and the static one.
         gaps: by how much each form's own choice leads the other's, in its logits; not finite where they are not.
-        ulp: from the greater of the two best logits to the next number of their dtype.
+        ulp: from either form's best logit down to the next number of its dtype, the lesser of the two.
     """
 
     row: int

@@ -26,7 +26,7 @@ class BuildFlags:
         workspace_bytes: the most device memory that a kernel may use for itself.
         timing_cache: file of measured kernel times; None is the user's own, by release and GPU; ``none`` keeps none.
         decode_gemv: decode multiplies by a vector, in fewer kernels (``engines/decode_gemv.py``): TensorRT-RTX's, since it was read from its plans.
-            None: where it was measured to be faster.
+            None: where it suits (``engines/decode_form.py``).
 
     Raises:
         EngineError: a level or a size that TensorRT does not have.
