@@ -53,7 +53,7 @@ def _unproven(graphs: Mapping[str, str], measured: Mapping[str, str], stages: Ma
             yield f"the report is of another {file}: validate again"
     for file in needed:
         if file not in measured or file.removesuffix(".onnx") not in stages:
-            yield f"not measured: the report left {file} out; validate without --stage"
+            yield f"not measured: {file} is not in the report; validate again, without --stage"
 
 
 def _other_plan(report: Mapping[str, Any], stage: str, folder: str, entries: Sequence[Mapping[str, Any]], stages: Mapping[str, Any]) -> str | None:

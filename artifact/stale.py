@@ -13,8 +13,8 @@ from artifact.manifest import Manifest
 
 DONE_BY = {"calibrate": "quantize", "smoothing": "quantize", "sensitivity": "quantize"}
 """Step → the command that does it, where it is no command itself."""
-NO_FLAGS = ("sha256", "text", "baseline")
-"""Recorded options that no command takes: a hash stands for what was given."""
+NO_FLAGS = ("sha256", "text", "baseline", "stages")
+"""Recorded options that are not given again: a hash stands for what was given, and a report on some stages proves nothing of the others."""
 
 
 @dataclass(frozen=True)
@@ -65,13 +65,11 @@ def command_of(artifact: Path, step_id: str, options: Mapping[str, Any]) -> str:
 
 
 def _flag(flag: str, value: Any) -> list[str]:
-    """``--max-batch 4``; ``--force`` where it is on; ``--stage fused --stage int8``, recorded as stages; nothing of another step's options."""
+    """``--max-batch 4``; ``--force`` where it is on; nothing of another step's options."""
     if value is None or value is False or isinstance(value, Mapping):
         return []
     if value is True:
         return [flag]
-    if isinstance(value, list | tuple):
-        return [word for one in value for word in (flag.removesuffix("s"), str(one))]
     return [flag, str(value)]
 
 

@@ -107,7 +107,7 @@ def _notes(model: EngineModel, backend: str, result: BuildResult) -> list[str]:
     rows = f"the profiles admit {admitted} rows: with 1, {measured} every {precision} weight out at each step"
     release = model.lowering["min_tensorrt"]
     attention = f"attention is in operators of TensorRT {release} (fuse --min-tensorrt), for which the audit has limits of its own"
-    gemv = "decode multiplies by a vector (--no-decode-gemv turns it off): one new token is decode's, and prefill takes two at least"
+    gemv = "decode multiplies by a vector, as is faster for small models (--no-decode-gemv turns it off): a prefill has two tokens at least"
     slow = f"built under the system's allocator, which takes half as long again: pip install {DISTRIBUTION}"
     said = {rows: admitted > model.options.max_batch, attention: model.lowered, gemv: model.options.flags.decode_gemv}
     return [note for note, holds in (said | {slow: result.compiler.get("allocator") == SYSTEM}).items() if holds]

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+from artifact.engine_names import whole_graph
 from artifact.errors import ValidationError
 from engines.device import Device
 from engines.runnable import why_not_here
 
 RECORDS = "engines/*/build.json"
-NOT_ASKED = "plans run on their GPU alone, with --device cuda; the plan's ONNX graph was checked instead"
+NOT_ASKED = "plans run on their GPU alone, with --device cuda"
 
 
 def engine_entries(artifact: Path) -> list[dict[str, Any]]:
@@ -41,13 +42,16 @@ def whole_engines(entries: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]
     return [sorted(parts, key=lambda entry: entry.get("part", 0)) for parts in engines.values()]
 
 
-def split_engines(artifact: Path, engines: list[dict[str, Any]], device: Device | str | None) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
+def split_engines(
+    artifact: Path, engines: list[dict[str, Any]], device: Device | str | None, stages: Collection[str] | None = None
+) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
     """The engines that can run here, and for each of the others the reason.
 
     Args:
         artifact: the folder.
         engines: of ``engine_entries``.
         device: this machine's GPU; the reason why there is none; None where plans are not to be run.
+        stages: graphs that are checked; None is all.
 
     Returns:
         The runnable ones by the entry of their first plan, with ``plans``: the entries of all its parts.
@@ -58,9 +62,16 @@ def split_engines(artifact: Path, engines: list[dict[str, Any]], device: Device 
         if isinstance(device, Device):
             reason = next((why for plan in plans if (why := why_not_here(artifact, plan, device))), None)
         else:
-            reason = f"{device}; the plan's ONNX graph was checked instead" if device else NOT_ASKED
+            reason = f"{device or NOT_ASKED}; {_graph_instead(engine['graph'], stages)}"
         if reason is None:
             runnable.append(engine)
         else:
             others.append({"stage": f"engine {engine['folder']}", "reason": reason})
     return runnable, others
+
+
+def _graph_instead(graph: str, stages: Collection[str] | None) -> str:
+    """What is said of a plan's graph in its place; ``graph`` is its file, or that of its first part."""
+    whole = whole_graph(graph)
+    asked = stages is None or whole.removesuffix(".onnx") in stages
+    return "the plan's ONNX graph was checked instead" if asked else f"nor was its graph {whole} asked for"

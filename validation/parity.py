@@ -77,7 +77,7 @@ def validate_artifact(
     measured_besides = besides.measure(step, oracle, checkpoint)
     measured, oracle.resumed = measure_stages(step, oracle, chosen)
     measured = _look_closer(step, oracle, measured, engines := engine_entries(step.artifact), manner)
-    runnable, not_run = split_engines(step.artifact, engines, device)
+    runnable, not_run = split_engines(step.artifact, engines, device, chosen)
     if isinstance(device, Device):
         measured += [measure_plan(oracle, engine, device, step.progress) for engine in runnable]
     report = {

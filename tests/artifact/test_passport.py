@@ -113,7 +113,7 @@ def test_what_the_report_left_out_is_no_verdict(artifact: Path, missing: str) ->
     hashes = {file: digest for file, digest in passport(artifact)["graphs"].items() if file != missing}
     parity = judged(artifact, hashes, {stage: True for stage in OWN if f"{stage}.onnx" != missing})
     assert parity["passed"] is None
-    assert parity["words"] == f"not measured: the report left {missing} out; validate without --stage"
+    assert parity["words"] == f"not measured: {missing} is not in the report; validate again, without --stage"
 
 
 def test_another_engines_failure_is_not_this_ones_and_its_own_is(artifact: Path) -> None:

@@ -157,7 +157,7 @@ def test_verify_says_how_a_stale_step_is_redone(artifact: Path) -> None:
                 "device": "cpu",
                 "baseline": "2c3d",
             },
-            "python cli.py validate ART --stage fused --stage int8 --device cpu",
+            "python cli.py validate ART --device cpu",
         ),
         ("validate", {"stages": [], "text": [], "device": "cuda", "streamed": True}, "python cli.py validate ART --device cuda --streamed"),
     ],

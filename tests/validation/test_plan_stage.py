@@ -24,6 +24,7 @@ from engines.plan import Plan
 from engines.profiles import make_profiles
 from exporter.checkpoints import Checkpoint
 from validation import tolerances
+from validation.engines import engine_entries, split_engines
 from validation.graph_runner import GraphRunner
 from validation.parity import validate_artifact
 from validation.plan_runner import PlanRunner
@@ -188,6 +189,12 @@ def test_without_a_gpu_the_reason_is_in_the_report(write_plan: Any, validate_on:
     write_plan()
     (other,) = validate_on("no NVIDIA driver here: libcuda.so.1")["not_run"]
     assert other == {"stage": STAGE, "reason": "no NVIDIA driver here: libcuda.so.1; the plan's ONNX graph was checked instead"}
+
+
+def test_a_graph_that_was_not_asked_for_stands_for_no_plan(write_plan: Any, artifact: Path) -> None:
+    write_plan()
+    _, (other,) = split_engines(artifact, engine_entries(artifact), None, ["traced"])
+    assert other["reason"] == "plans run on their GPU alone, with --device cuda; nor was its graph traced-engine.onnx asked for"
 
 
 @pytest.mark.parametrize(("precision", "kind"), [("fp16", "plan"), ("fp32", "plan-fp32"), ("int8", "plan-int8"), ("int4", "plan-int4")])
