@@ -62,7 +62,7 @@ def split_engines(
         if isinstance(device, Device):
             reason = next((why for plan in plans if (why := why_not_here(artifact, plan, device))), None)
         else:
-            reason = f"{device or NOT_ASKED}; {_graph_instead(engine['graph'], stages)}"
+            reason = f"{device or NOT_ASKED}; {_graph_instead(engine.get('graph', 'graph'), stages)}"
         if reason is None:
             runnable.append(engine)
         else:

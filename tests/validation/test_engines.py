@@ -33,7 +33,8 @@ ENTRY = {"folder": "a100-80gb-fp16", "file": "engines/a100-80gb-fp16/part-00.pla
 
 
 def test_plans_are_not_run_unless_they_are_asked_for(tmp_path: Path) -> None:
-    assert split_engines(tmp_path, [ENTRY], None) == ([], [{"stage": "engine a100-80gb-fp16", "reason": NOT_ASKED}])
+    reason = f"{NOT_ASKED}; the plan's ONNX graph was checked instead"
+    assert split_engines(tmp_path, [ENTRY], None) == ([], [{"stage": "engine a100-80gb-fp16", "reason": reason}])
 
 
 def test_plans_are_not_run_without_a_gpu_and_the_reason_is_the_machines(tmp_path: Path) -> None:
