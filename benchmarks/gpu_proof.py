@@ -85,20 +85,20 @@ def _prove_backend(proof: Proof, backend: str) -> Iterator[Ran]:
         return
     yield proof.cli(["validate", artifact, "--device", "cuda"])
     for precision in proof.precisions:
-        yield from _time(proof, artifact, _graph(built.report, precision))
+        yield from _time(proof, artifact, _graph(built.report[f"build-{precision}"]))
     if backend != TensorRTRTX.name or FORMED not in proof.precisions:
         return
-    usual = has_gemv(_graph(built.report, FORMED))
+    usual = has_gemv(_graph(built.report[f"build-{FORMED}"]))
     again = proof.cli(["build", artifact, "--precision", FORMED, *options, *BuildFlags(decode_gemv=not usual).asked()])
     yield again
     if again.report is not None:
         yield proof.cli(["validate", artifact, "--stage", STAGES[FORMED], "--device", "cuda"])
-        yield from _time(proof, artifact, _graph({f"build-{FORMED}": again.report}, FORMED))
+        yield from _time(proof, artifact, _graph(again.report))
 
 
-def _graph(report: Report, precision: str) -> str:
-    """The engine graph of a precision, by what its build reported; as a stage it asks for the plan that was built from it."""
-    return whole_graph(report[f"build-{precision}"]["engines"][0]["graph"]).removesuffix(".onnx")
+def _graph(build: Report) -> str:
+    """The engine graph that a build reported; as a stage it asks for the plan that was built from it."""
+    return whole_graph(build["engines"][0]["graph"]).removesuffix(".onnx")
 
 
 def _time(proof: Proof, artifact: str, stage: str) -> Iterator[Ran]:

@@ -20,6 +20,7 @@ import onnx_ir as ir
 from safetensors.numpy import load_file, save_file
 
 from artifact.config import LlamaConfig
+from artifact.engine_names import engine_graph, has_gemv
 from artifact.errors import EngineError
 from artifact.layout import tensor_shapes, weight_files
 from artifact.manifest import read_manifest
@@ -29,7 +30,6 @@ from benchmarks.shapes import ROOT
 from engines.backends.protocol import BuildRequest, BuildResult
 from engines.backends.tensorrt_rtx import TensorRTRTX
 from engines.decode_form import suits
-from engines.decode_gemv import has_gemv
 from engines.device_fit import load_of
 from engines.engine_graph import write_engine_graph
 from engines.graph_weights import weights_bytes
@@ -84,10 +84,11 @@ def main() -> None:
         config = LlamaConfig(**read_manifest(artifact)["model"]["config"])
         load = load_of(config, "fp16", "dynamic", max_batch=MAX_BATCH, max_length=MAX_LENGTH)
         gemv = suits(config, load, find_target("a100"), packed=True)
-        write_engine_graph(artifact / "fused.onnx", artifact / "fused-engine.onnx", decode_gemv=gemv)
-        weights = weights_bytes(ir.load(artifact / "fused-engine.onnx").graph)
+        ours = artifact / engine_graph("fused", gemv=gemv)
+        write_engine_graph(artifact / "fused.onnx", ours, decode_gemv=gemv)
+        weights = weights_bytes(ir.load(ours).graph)
         graphs = peer_graphs(artifact, config, options.exports or Path(scratch) / "exports", options.python)
-        rows = {"this toolkit": measure(artifact / "fused-engine.onnx", config, weights, Path(scratch))}
+        rows = {"this toolkit": measure(ours, config, weights, Path(scratch))}
         rows |= {name: measure(graph, config, weights, Path(scratch)) for name, graph in graphs}
     print_table(rows)
 
@@ -130,7 +131,7 @@ def write_checkpoint(artifact: Path, config: LlamaConfig, folder: Path) -> None:
 def measure(graph: Path, config: LlamaConfig, weights: int, scratch: Path) -> Row | str:
     """Build and read one plan; why it can't be built."""
     plan = scratch / "peer.plan"
-    profiles = make_profiles(config, "fp16", max_batch=MAX_BATCH, max_length=MAX_LENGTH, gemv=has_gemv(ir.load(graph).graph))
+    profiles = make_profiles(config, "fp16", max_batch=MAX_BATCH, max_length=MAX_LENGTH, gemv=has_gemv(graph.stem))
     before = children_cpu_s()
     try:
         built = TensorRTRTX().build(BuildRequest(graph, plan, find_target("a100"), tuple(profiles)), silent)

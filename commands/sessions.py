@@ -126,7 +126,7 @@ class Wanted:
     capacity: int | None = None
 
     def order(self, entry: Mapping[str, Any]) -> tuple[bool, bool, int]:
-        """Plans that hold it first; of them the usual form of decode, and the smallest.
+        """Plans that hold it first; of them those whose decode is GEMMs, and the smallest.
 
         Of those that don't the largest comes first, because its refusal says how far it reaches.
         """

@@ -10,8 +10,8 @@ from typing import Any
 import onnx_ir as ir
 
 from artifact.config import LlamaConfig
+from artifact.engine_names import has_gemv
 from engines.checks import Check, check, first
-from engines.decode_gemv import has_gemv
 from engines.form_limits import LAYER_TEXT, QUANTIZED_BITS, QUANTIZED_TYPES, FormLimits, form_limits, part_limits
 from engines.graph_weights import Weight, find_biases, find_weights, weights_bytes
 from engines.kernel_source import read_kernel_sources, source_bytes
@@ -65,7 +65,7 @@ def audit_plan(
     dtype = QUANTIZED_TYPES.get(precision)
     per_weight, worst = bytes_per_weight(programs, weights, quantized=dtype is not None)
     packed, integer = not any(APART in weight.name for weight in weights), any(weight.integer for weight in weights)
-    form = {"static": static, "packed": packed, "lowered": lowered, "integer": integer, "gemv": has_gemv(graph)}
+    form = {"static": static, "packed": packed, "lowered": lowered, "integer": integer, "gemv": has_gemv(graph_file.stem)}
     limits = form_limits(config, precision=precision, **form)
     limits = part_limits(limits, begins=reader.layers[:1] != [0], ends=not reader.gives_logits)
     checks = [*_weight_checks(plan, graph, weights, gated), *_kernel_checks(programs, launches, reader, config, gated=gated, limits=limits)]

@@ -71,7 +71,7 @@ def build_engine(step: StepContext, options: EngineOptions, write_parts: WritePa
         words = f"{DECODE_GEMV} was not tried with attention in operators of TensorRT {model.lowering['min_tensorrt']}"
         raise EngineError(words, hint=f"python cli.py fuse {step.artifact} --force, without --min-tensorrt")
     model = _settled(step, ir.load(require(step.artifact, f"{stage}.onnx")).graph, model, backend, folder)
-    whole = _engine_graph(step, stage, model.options)
+    whole = _engine_graph(step, stage, model)
     graphs = _part_graphs(step, whole, model, write_parts)
     _check_disk(step, model, graphs, folder)
     engines = [_build_part(step, model, backend, part, graph, plan_file(folder, part)) for part, graph in enumerate(graphs)]
@@ -179,8 +179,7 @@ def _entry(step: StepContext, plan_name: str, built: Mapping[str, Any]) -> dict[
 
 def _profiles(model: EngineModel, part: int) -> list[Profile]:
     bounds = {"max_batch": model.load.batch, "max_length": model.load.length}
-    layers, gemv = model.cut.layers[part], bool(model.options.flags.decode_gemv)
-    return make_profiles(model.config, model.dtype, model.kv_cache, **bounds, layers=layers, gemv=gemv)
+    return make_profiles(model.config, model.dtype, model.kv_cache, **bounds, layers=model.cut.layers[part], gemv=model.gemv)
 
 
 def _graph(file: Path, model: EngineModel, part: int) -> Graph:
@@ -188,17 +187,17 @@ def _graph(file: Path, model: EngineModel, part: int) -> Graph:
     graph, (first, last), precision = ir.load(file).graph, model.cut.layers[part], model.options.precision
     static = model.kv_cache == "static"
     packed = not _is_unpacked(graph)
-    return Graph(weights_bytes(graph), last - first + 1, precision, turned_bytes(graph), packed, static, bool(model.options.flags.decode_gemv))
+    return Graph(weights_bytes(graph), last - first + 1, precision, turned_bytes(graph), packed, static, model.gemv)
 
 
-def _engine_graph(step: StepContext, stage: str, options: EngineOptions) -> Path:
+def _engine_graph(step: StepContext, stage: str, model: EngineModel) -> Path:
     """Write the graph that is built, or cut; where decode has a second form in it, beside the one without, which any compiler takes."""
-    source = require(step.artifact, f"{stage}.onnx")
-    names = [engine_graph(stage, options.capacity, gemv=gemv) for gemv in (False, True)[: 1 + bool(options.flags.decode_gemv)]]
-    for gemv, name in enumerate(names):
+    source, capacity = require(step.artifact, f"{stage}.onnx"), model.options.capacity
+    for gemv in dict.fromkeys((False, model.gemv)):
+        name = engine_graph(stage, capacity, gemv=gemv)
         with step.write(name) as graph_file:
-            write_engine_graph(source, graph_file, capacity=options.capacity, decode_gemv=bool(gemv))
-    return step.artifact / names[-1]
+            write_engine_graph(source, graph_file, capacity=capacity, decode_gemv=gemv)
+    return step.artifact / name
 
 
 def _lowering(manifest: Manifest, stage: str) -> dict[str, Any]:

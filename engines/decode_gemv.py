@@ -54,11 +54,6 @@ def check_gemv(precision: str, parts: int | None, *, packed: bool) -> None:
         raise EngineError(f"{DECODE_GEMV} is for an engine in one plan, got --parts {parts}", hint=f"leave out --parts, or {DECODE_GEMV}")
 
 
-def has_gemv(graph: ir.Graph) -> bool:
-    """Whether a graph is an engine's whose decode multiplies by a vector."""
-    return any(str(node.name).endswith(SUFFIX) for node in graph)
-
-
 def products_bytes(config: LlamaConfig) -> int:
     """What a step of two rows holds at once where nothing is fused, in float32: a linear's products [B, 1, N, E], and its weight in both dtypes."""
     qkv = (config.num_attention_heads + 2 * config.num_key_value_heads) * config.head_dim * config.hidden_size

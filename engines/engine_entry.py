@@ -48,6 +48,11 @@ class EngineModel:
         return self.load.kv_cache
 
     @property
+    def gemv(self) -> bool:
+        """Whether decode multiplies by a vector: asked for, or settled."""
+        return bool(self.options.flags.decode_gemv)
+
+    @property
     def lowered(self) -> bool:
         """Whether attention is in operators of an older release."""
         return "Attention" in self.lowering["lowered"]
@@ -109,7 +114,7 @@ def _notes(model: EngineModel, backend: str, result: BuildResult) -> list[str]:
     attention = f"attention is in operators of TensorRT {release} (fuse --min-tensorrt), for which the audit has limits of its own"
     gemv = "decode multiplies by a vector, as is faster for small models (--no-decode-gemv turns it off): a prefill has two tokens at least"
     slow = f"built under the system's allocator, which takes half as long again: pip install {DISTRIBUTION}"
-    said = {rows: admitted > model.options.max_batch, attention: model.lowered, gemv: model.options.flags.decode_gemv}
+    said = {rows: admitted > model.options.max_batch, attention: model.lowered, gemv: model.gemv}
     return [note for note, holds in (said | {slow: result.compiler.get("allocator") == SYSTEM}).items() if holds]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from artifact.config import LlamaConfig
@@ -183,9 +183,8 @@ def _parts(question: Question, machine: Machine, gpus: int | None) -> tuple[Part
 
 def _plans(question: Question, cut: PartPlan, *, gemv: bool) -> tuple[BuildCost, ...]:
     config, precision = question.config, question.load.precision
-    sizes, static = weight_sizes(config, precision), question.load.kv_cache == "static"
-    graphs = [part_graph(sizes, part, precision, packed=question.packed, static=static, tied=config.tie_word_embeddings) for part in cut.layers]
-    return tuple(build_cost(replace(graph, gemv=gemv)) for graph in graphs)
+    sizes, form = weight_sizes(config, precision), {"packed": question.packed, "static": question.load.kv_cache == "static", "gemv": gemv}
+    return tuple(build_cost(part_graph(sizes, part, precision, **form, tied=config.tie_word_embeddings)) for part in cut.layers)
 
 
 def _lacks(steps: list[StepCost], machine: Machine) -> list[str]:

@@ -79,8 +79,8 @@ def plan_parts(
     layers, sizes = config.num_hidden_layers, weight_sizes(config, precision)
 
     def memory(part: Layers) -> int:
-        graph = part_graph(sizes, part, precision, packed=packed, static=static, tied=config.tie_word_embeddings)
-        return build_cost(replace(graph, weights_bytes=int(scale * graph.weights_bytes), gemv=gemv)).memory_bytes
+        graph = part_graph(sizes, part, precision, packed=packed, static=static, gemv=gemv, tied=config.tie_word_embeddings)
+        return build_cost(replace(graph, weights_bytes=int(scale * graph.weights_bytes))).memory_bytes
 
     if limits.parts is not None:
         if not 1 <= limits.parts <= layers:
@@ -118,10 +118,10 @@ def plan_usual(config: LlamaConfig, precision: str, limits: Limits, *, gemv: boo
     return plan_parts(config, precision, limits, **form), False
 
 
-def part_graph(sizes: WeightSizes, part: Layers, precision: str, *, packed: bool, static: bool, tied: bool) -> Graph:
+def part_graph(sizes: WeightSizes, part: Layers, precision: str, *, packed: bool, static: bool, tied: bool, gemv: bool = False) -> Graph:
     """What a part's build depends on; the whole is the part of all layers."""
     count = part[1] - part[0] + 1
-    return Graph(sizes.of_part(*part, tied=tied), count, precision, count * sizes.turned, packed, static)
+    return Graph(sizes.of_part(*part, tied=tied), count, precision, count * sizes.turned, packed, static, gemv)
 
 
 def split(sizes: WeightSizes, count: int, *, tied: bool) -> tuple[Layers, ...]:
